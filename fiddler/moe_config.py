@@ -1,0 +1,83 @@
+"""What config.json says about a model's experts, whatever the family calls it; it knows nothing of tensors."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fiddler.checkpoint_errors import ConfigError
+
+# A multimodal model keeps its language model's settings one level down.
+_TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+_HIDDEN_SIZES = ("hidden_size", "d_model")
+_ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation")
+
+
+@dataclass(frozen=True, slots=True)
+class MoeConfig:
+    """The settings that expert tensors must agree with; None where config.json does not say."""
+
+    path: Path
+    model_type: str
+    text_model_type: str
+    hidden_size: int
+    num_experts: int | None
+    intermediate_size: int | None
+    num_decoder_layers: int | None
+    activation: str
+
+
+def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
+    """Picks the experts' settings out of config.json.
+
+    Raises:
+        ConfigError: config.json lacks its model_type or hidden size.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        raise ConfigError(f"{path} names no model_type.")
+    text = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
+    # what the language model's own section leaves out, the top level may say
+    merged = config | text
+    hidden_size = _first_int(merged, _HIDDEN_SIZES)
+    if hidden_size is None:
+        raise ConfigError(f"{path} says no hidden_size.")
+    return MoeConfig(
+        path=path,
+        model_type=model_type,
+        text_model_type=str(merged["model_type"]),
+        hidden_size=hidden_size,
+        num_experts=_first_int(merged, _NUM_EXPERTS),
+        intermediate_size=_first_int(merged, ("moe_intermediate_size",)),
+        num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
+        activation=_activation(merged, model_type),
+    )
+
+
+def speaks_of_experts(config: dict[str, Any]) -> bool:
+    """Whether config.json, at any depth, gives a number of experts above one."""
+    return any(key in _NUM_EXPERTS and _counts_experts(value) for key, value in _settings(config))
+
+
+def _counts_experts(value: Any) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return any(type(number) is int and number > 1 for number in values)
+
+
+def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from _settings(value)
+
+
+def _activation(config: dict[str, Any], model_type: str) -> str:
+    """The experts' activation. Clamped ones get a name of their own, so that nobody computes the plain one instead."""
+    name = next((config[key] for key in _ACTIVATIONS if isinstance(config.get(key), str)), "silu")
+    clamped = any(config.get(key) is not None for key in ("swiglu_limit", "swiglu_alpha", "swiglu_limits"))
+    return f"clamped_{name}" if clamped or model_type == "gpt_oss" else name
+
+
+def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
+    return next((config[key] for key in keys if type(config.get(key)) is int and config[key] > 0), None)

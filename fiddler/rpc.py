@@ -1,0 +1,115 @@
+"""gRPC as both services use it: addresses, Unix sockets, options, and errors as statuses with google.rpc details."""
+
+import contextlib
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+_MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the terminating zero
+_STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+
+class Rejection(Exception):
+    """A call that is answered with a status. Raised where a message is checked, turned into a status in the handler."""
+
+    def __init__(self, code: grpc.StatusCode, message: str, *details: Message) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details
+
+    @property
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        """The google.rpc.Status, as gRPC's convention carries it."""
+        if not self.details:
+            return ()
+        status = status_pb2.Status(code=self.code.value[0], message=self.message)
+        for detail in self.details:
+            status.details.add().Pack(detail)
+        return ((_STATUS_DETAILS_KEY, status.SerializeToString()),)
+
+    def abort(self, context: grpc.ServicerContext) -> NoReturn:
+        """Ends a synchronous handler's call with this status."""
+        context.set_trailing_metadata(self.trailing_metadata)
+        context.abort(self.code, self.message)
+
+    async def abort_async(self, context: "grpc.aio.ServicerContext[object, object]") -> NoReturn:
+        """Ends an asynchronous handler's call with this status."""
+        await context.abort(self.code, self.message, self.trailing_metadata)
+
+
+def invalid_argument(field: str, problem: str) -> Rejection:
+    """A field of the request is wrong.
+
+    Args:
+        field: The field's path in the request, by its proto names, e.g. "sampling.top_p".
+        problem: What is wrong with it, e.g. "must be above 0 and at most 1, got 7".
+    """
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+    return Rejection(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"{field}: {problem}",
+        error_details_pb2.BadRequest(field_violations=[violation]),
+    )
+
+
+def check_address(address: str) -> str:
+    """Returns the address, or raises ValueError where it is neither HOST:PORT nor unix:PATH."""
+    if address.startswith("unix:"):
+        path = address.removeprefix("unix:")
+        if not path or path.endswith("/"):
+            raise ValueError(f"{address!r} names no socket; expected unix:PATH")
+        if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"socket path {path} is over {_MAX_SOCKET_PATH_BYTES} bytes, the most that Linux takes")
+        return address
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s]+):(\d{1,5})", address)
+    if not match or int(match[2]) > 65535:
+        raise ValueError(f"{address!r} is no address; expected HOST:PORT or unix:PATH")
+    return address
+
+
+def message_size_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Channel or server options that bound messages both ways. gRPC's own default is 4 MiB."""
+    return [
+        ("grpc.max_receive_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes),
+    ]
+
+
+def prepare_listen_address(address: str) -> None:
+    """Makes an address ready to be bound: the socket's directory, mode 0700 where it is made here, and no stale socket.
+
+    Raises:
+        OSError: The directory cannot be made, the path is there and no socket, or another server listens on it.
+    """
+    if not address.startswith("unix:"):
+        return
+    path = Path(address.removeprefix("unix:"))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(f"{path} is there and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()  # its server died without removing it
+        else:
+            raise FileExistsError(f"{path} is served by another process")
+
+
+def remove_listen_address(address: str) -> None:
+    """Removes the socket of a server that has stopped."""
+    if address.startswith("unix:"):
+        with contextlib.suppress(FileNotFoundError):
+            Path(address.removeprefix("unix:")).unlink()

@@ -1,0 +1,209 @@
+"""Which tensors a checkpoint directory holds, and at which bytes of which file.
+
+It reads safetensors headers itself, because the safetensors library hands out tensors but not byte ranges. It knows
+nothing of experts, and it never reads a tensor.
+"""
+
+import json
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from fiddler.checkpoint_errors import DirectoryError, FileFormatError, MissingTensorError
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# The format's own cap: a longer header is an attack or a damaged file.
+MAX_HEADER_BYTES = 100_000_000
+
+_LENGTH_BYTES = 8
+_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8,
+    "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a safetensors file; `begin` and `end` are bytes from the start of the file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes it takes in the file."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """One safetensors file: the bytes of its header, and its tensors in the order in which they lie in the file."""
+
+    path: Path
+    header: bytes
+    tensors: tuple[StoredTensor, ...]
+
+
+def read_files(directory: Path) -> tuple[StoredFile, ...]:
+    """Every safetensors file of the checkpoint, sorted by name.
+
+    A single `model.safetensors` wins over an index, as it does in transformers. Other safetensors files in the
+    directory are not the checkpoint's and stay unread.
+
+    Raises:
+        DirectoryError: there is no safetensors file, or one that the index names is missing.
+        FileFormatError: the index or a header is damaged.
+        MissingTensorError: the index lists a tensor that its shard lacks.
+    """
+    if (directory / SINGLE_FILE).is_file():
+        return (read_file(directory / SINGLE_FILE),)
+    index = directory / INDEX_FILE
+    if not index.is_file():
+        raise DirectoryError(_no_weights(directory))
+    file_of = _read_index(index)
+    files = []
+    for file_name in sorted(set(file_of.values())):
+        path = directory / file_name
+        if not path.is_file():
+            raise DirectoryError(f"{path} is missing, though {index} names it.")
+        files.append(read_file(path))
+    held = {(file.path.name, tensor.name) for file in files for tensor in file.tensors}
+    for name, file_name in file_of.items():
+        if (file_name, name) not in held:
+            raise MissingTensorError(f"{directory / file_name} lacks the tensor {name!r} that {index} says it holds.")
+    return tuple(files)
+
+
+def read_file(path: Path) -> StoredFile:
+    """The header of one safetensors file, checked against the file's length.
+
+    Raises:
+        FileFormatError: the header is not what the format prescribes, or the file is shorter or longer than it says.
+    """
+    try:
+        file_bytes = path.stat().st_size
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(_read_exactly(file.read(_LENGTH_BYTES), _LENGTH_BYTES, path), "little")
+            if header_bytes > MAX_HEADER_BYTES:
+                raise FileFormatError(
+                    f"{path} claims a header of {header_bytes} bytes, more than the {MAX_HEADER_BYTES} that the "
+                    "safetensors format allows."
+                )
+            header = _read_exactly(file.read(header_bytes), header_bytes, path)
+    except OSError as error:
+        raise DirectoryError(f"{path} cannot be read: {error.strerror}.") from error
+    data_begin = _LENGTH_BYTES + header_bytes
+    entries = _parse_header(header, path)
+    tensors = [_parse_tensor(path, name, entry, data_begin) for name, entry in entries.items()]
+    tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
+    _check_cover(path, tensors, data_begin, file_bytes)
+    return StoredFile(path, header, tuple(tensors))
+
+
+def _read_exactly(data: bytes, num_bytes: int, path: Path) -> bytes:
+    if len(data) < num_bytes:
+        raise FileFormatError(f"{path} is truncated: it ends within its header.")
+    return data
+
+
+def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(header.decode(), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path} has a damaged header: {_reason(error)}.") from error
+    if not isinstance(entries, dict):
+        raise FileFormatError(f"{path} has a damaged header: it is not a JSON object.")
+    entries.pop("__metadata__", None)
+    return entries
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return entries
+
+
+def _parse_tensor(path: Path, name: str, entry: Any, data_begin: int) -> StoredTensor:
+    """One header entry; its byte count must be what shape and dtype say."""
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise FileFormatError(f"{path} has a damaged header: the entry of the tensor {name!r} is malformed.")
+    # type() because JSON's true is an int to isinstance
+    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+        raise FileFormatError(f"{path} has a damaged header: the tensor {name!r} has a size that is no whole number.")
+    if dtype not in _BITS:
+        raise FileFormatError(f"{path} stores the tensor {name!r} in the unknown dtype {dtype!r}.")
+    needed_bits = prod(shape) * _BITS[dtype]
+    if (end - begin) * 8 != needed_bits:
+        raise FileFormatError(
+            f"{path} gives the tensor {name!r} {end - begin} bytes, but {dtype} of shape {shape} takes "
+            f"{needed_bits // 8}."
+        )
+    return StoredTensor(path, name, dtype, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _check_cover(path: Path, tensors: list[StoredTensor], data_begin: int, file_bytes: int) -> None:
+    """The format has no gaps, no overlaps and nothing after the last tensor."""
+    position = data_begin
+    for tensor in tensors:
+        if tensor.end > file_bytes:
+            raise FileFormatError(
+                f"{path} is truncated: the tensor {tensor.name!r} ends at byte {tensor.end} of a file of {file_bytes}."
+            )
+        if tensor.begin != position:
+            flaw = "overlaps the tensor before it" if tensor.begin < position else "leaves a gap before it"
+            raise FileFormatError(f"{path} has a damaged header: the tensor {tensor.name!r} {flaw}.")
+        position = tensor.end
+    if position != file_bytes:
+        raise FileFormatError(f"{path} has {file_bytes - position} bytes after its last tensor.")
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The file name of each tensor. Names with a folder in them are refused: they could lead out of the directory."""
+    content = read_json(index, FileFormatError)
+    file_of = content.get("weight_map")
+    if not isinstance(file_of, dict) or not file_of:
+        raise FileFormatError(f"{index} has no weight_map.")
+    for name, file_name in file_of.items():
+        if not isinstance(file_name, str) or "\0" in file_name or Path(file_name).name != file_name:
+            raise FileFormatError(
+                f"{index} places the tensor {name!r} in {file_name!r}, which is not a file name in the same directory."
+            )
+    return file_of
+
+
+def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
+    """The JSON object in a file; raises `error_class`, naming the file, when there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise error_class(f"{path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise error_class(f"{path} is not JSON: {_reason(error)}.") from error
+    if not isinstance(content, dict):
+        raise error_class(f"{path} is not a JSON object.")
+    return content
+
+
+def _reason(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def _no_weights(directory: Path) -> str:
+    others = sorted(path.name for path in directory.glob("*.safetensors"))
+    if others:
+        return f"{directory} holds {others[0]} but neither {SINGLE_FILE} nor {INDEX_FILE}."
+    binaries = sorted(path.name for path in directory.glob("*.bin"))
+    if binaries:
+        return f"{directory} holds no safetensors file, only {binaries[0]}: convert the checkpoint to safetensors."
+    return f"{directory} holds no safetensors file: neither {SINGLE_FILE} nor {INDEX_FILE}."

@@ -1,0 +1,136 @@
+"""Settings of a service: flags, then environment, then a TOML file, then defaults. What nobody declared is refused."""
+
+import os
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from fiddler import rpc
+
+DtypeName = Literal["auto", "bfloat16", "float32"]
+
+
+class ServiceSettings(BaseSettings):
+    """What both services are told. A subclass adds its own fields and its environment prefix."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        nested_model_default_partial_update=False,
+    )
+    program: ClassVar[str]
+
+    model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
+    listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
+    dtype: DtypeName = Field(
+        "auto",
+        description="what is computed in; auto: the checkpoint's own (float16 is run in float32, which holds it exactly)",
+    )
+    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on")
+    metrics_port: int = Field(ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=2**16, le=2**31 - 1, description="the largest gRPC message accepted, in bytes"
+    )
+    grace_seconds: float = Field(
+        5.0, ge=0, le=3600, description="how long calls under way may go on after SIGTERM, in seconds"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="how it is logged, on standard error; auto: console on a terminal, else JSON lines"
+    )
+    config: Path | None = Field(None, description="TOML file with any of these settings, by their names with underscores")
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        return rpc.check_address(value)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Leaves out dotenv and secret files, and puts the TOML file last."""
+        return init_settings, env_settings, _TomlFile(settings_cls)
+
+    @classmethod
+    def load(cls, arguments: Sequence[str] | None = None) -> Self:
+        """Reads the settings of this process.
+
+        Args:
+            arguments: The command line without the program's name; None takes sys.argv's.
+
+        Raises:
+            SystemExit: With status 2 and one line on standard error for each setting that is wrong or unknown; with
+                status 0 after --help.
+        """
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        try:
+            cls._refuse_unknown_environment()
+            _TomlFile.path = _config_path(arguments, cls._environment_prefix())
+            return cls(_cli_parse_args=arguments, _cli_prog_name=f"python -m {cls.program}")  # type: ignore[call-arg]
+        except ValidationError as error:
+            problems = [f"{_flag(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
+        except (SettingsError, ValueError) as error:
+            problems = [str(error.__cause__ or error)]
+        for problem in problems:
+            print(f"{cls.program}: {problem}", file=sys.stderr)
+        raise SystemExit(2)
+
+    @classmethod
+    def _environment_prefix(cls) -> str:
+        return str(cls.model_config.get("env_prefix", ""))
+
+    @classmethod
+    def _refuse_unknown_environment(cls) -> None:
+        prefix = cls._environment_prefix()
+        known = {(prefix + name).upper() for name in cls.model_fields}
+        unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+        if unknown:
+            raise ValueError(f"environment variable {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+
+
+class _TomlFile(PydanticBaseSettingsSource):
+    """The settings in the file that --config names. An unknown key reaches the model, which refuses it."""
+
+    path: ClassVar[Path | None] = None
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # __call__ reads the file whole
+
+    def __call__(self) -> dict[str, Any]:
+        if self.path is None:
+            return {}
+        try:
+            return tomllib.loads(self.path.read_text())
+        except OSError as error:
+            raise ValueError(f"--config: cannot read {self.path}: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"--config: {self.path} is not TOML: {error}") from None
+
+
+def _config_path(arguments: list[str], environment_prefix: str) -> Path | None:
+    """The file must be known before the settings that it is a source of are read."""
+    for position, argument in enumerate(arguments):
+        if argument == "--config" and position + 1 < len(arguments):
+            return Path(arguments[position + 1])
+        if argument.startswith("--config="):
+            return Path(argument.removeprefix("--config="))
+    name = os.environ.get(f"{environment_prefix}CONFIG")
+    return Path(name) if name else None
+
+
+def _flag(location: tuple[int | str, ...]) -> str:
+    return "--" + ".".join(str(part) for part in location).replace("_", "-")

@@ -1,0 +1,1 @@
+"""Stubs generated from protos/fiddler/v1 by `make protos`."""
