@@ -1,13 +1,13 @@
 """What can be wrong with a checkpoint directory, as one tree; every message is a sentence for the person who passed it.
 
-    CheckpointError
-    ├── DirectoryError         the directory, or a file it must hold, is not there
-    ├── ConfigError            config.json is unreadable, or describes no experts
-    ├── FileFormatError        a safetensors file or its index is damaged
-    ├── UnknownNamingError     the experts' tensors have names that no row of the table matches
-    ├── MissingTensorError     an expert's tensor, or a whole expert, is missing
-    ├── ShapeError             a tensor's shape fits neither its neighbours nor config.json
-    └── UnsupportedDtypeError  the experts are in a format that nothing here computes
+CheckpointError
+├── DirectoryError         the directory, or a file it must hold, is not there
+├── ConfigError            config.json is unreadable, or describes no experts
+├── FileFormatError        a safetensors file or its index is damaged
+├── UnknownNamingError     the experts' tensors have names that no row of the table matches
+├── MissingTensorError     an expert's tensor, or a whole expert, is missing
+├── ShapeError             a tensor's shape fits neither its neighbours nor config.json
+└── UnsupportedDtypeError  the experts are in a format that nothing here computes
 """
 
 

@@ -1,146 +1,17 @@
-"""From tensor names and shapes to experts: which bytes are which expert's gate, up and down matrix.
+"""From the tensors of one layer's experts to a view of every expert's matrices, all shapes checked.
 
-The table of known names is in `fiddler.checkpoint`. This module applies it; it opens no file and reads no weight.
+It opens no file and reads no weight.
 """
-
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import torch
 
-from fiddler.checkpoint_errors import MissingTensorError, ShapeError, UnknownNamingError, UnsupportedDtypeError
+from fiddler.checkpoint_errors import MissingTensorError, ShapeError, UnsupportedDtypeError
+from fiddler.expert_naming import Claim, Role
+from fiddler.experts import Expert, MoeLayer, WeightView
 from fiddler.moe_config import MoeConfig
 from fiddler.safetensors_index import StoredTensor
 
-Role = Literal["gate", "up", "down", "gate_up"]
-
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-
-# A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
-_UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
-
-
-@dataclass(frozen=True, slots=True)
-class WeightView:
-    """A logical [out_features, in_features] matrix inside a safetensors file.
-
-    `offset_bytes` is that of element [0, 0] from the start of the file; `strides` are in elements.
-    """
-
-    file: Path
-    name: str
-    offset_bytes: int
-    shape: tuple[int, int]
-    strides: tuple[int, int]
-    dtype: torch.dtype
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the matrix itself."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
-
-    @property
-    def span_bytes(self) -> tuple[int, int]:
-        """First byte in the file and one past the last; more than `num_bytes` apart where others lie in between."""
-        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        return self.offset_bytes, self.offset_bytes + (last + 1) * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Expert:
-    """One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` where gate is None."""
-
-    gate: WeightView | None
-    up: WeightView
-    down: WeightView
-
-
-@dataclass(frozen=True, slots=True)
-class MoeLayer:
-    """The experts of one decoder layer; `name` is their prefix in the checkpoint, `model.layers.3.mlp.experts`."""
-
-    name: str
-    decoder_layer: int
-    experts: tuple[Expert, ...]
-    hidden_size: int
-    intermediate_size: int
-    activation: str
-
-    @property
-    def num_experts(self) -> int:
-        """Experts in this layer."""
-        return len(self.experts)
-
-
-@dataclass(frozen=True, slots=True)
-class Naming:
-    """One way to name experts: a row of the table.
-
-    `pattern` matches a whole tensor name and has the groups `prefix` (the layer's experts), `layer`, `part` and, where
-    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. `parts` says
-    what each part is. `interleaved_in` lists the model types whose fused gate and up alternate, gate first.
-    """
-
-    description: str
-    pattern: re.Pattern[str]
-    parts: Mapping[str, Role]
-    interleaved_in: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True)
-class Claim:
-    """The tensors of one layer's experts, by expert (None: all of them in one tensor) and role."""
-
-    naming: Naming
-    prefix: str
-    decoder_layer: int
-    tensors: dict[tuple[int | None, Role], StoredTensor] = field(default_factory=dict)
-
-
-def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], config: MoeConfig) -> list[Claim]:
-    """Groups the experts' tensors by layer, sorted by decoder layer.
-
-    Raises:
-        UnknownNamingError: a decoder layer has two sets of experts, or one layer mixes two namings.
-        UnsupportedDtypeError: experts are quantised or have biases.
-    """
-    claims: dict[str, Claim] = {}
-    unclaimed: list[StoredTensor] = []
-    for tensor in tensors:
-        if is_unused(tensor.name, config):
-            continue
-        naming, match = next(
-            ((naming, match) for naming in namings if (match := naming.pattern.fullmatch(tensor.name))), (None, None)
-        )
-        if naming is None or match is None:
-            unclaimed.append(tensor)
-            continue
-        groups = match.groupdict()
-        prefix = groups["prefix"]
-        claim = claims.setdefault(prefix, Claim(naming, prefix, int(groups["layer"])))
-        if claim.naming is not naming:
-            raise UnknownNamingError(
-                f"{tensor.file} names the tensor {tensor.name!r} as {naming.description}, but others of its layer as "
-                f"{claim.naming.description}."
-            )
-        expert = None if groups.get("expert") is None else int(groups["expert"])
-        claim.tensors[expert, naming.parts[groups["part"]]] = tensor
-    _check_one_claim_per_layer(claims.values())
-    if claims:
-        _check_unclaimed(unclaimed)
-    return sorted(claims.values(), key=lambda claim: claim.decoder_layer)
-
-
-def is_unused(name: str, config: MoeConfig) -> bool:
-    """Whether a tensor belongs to the multi-token-prediction layers some families publish after the last layer."""
-    if name.startswith("mtp."):
-        return True
-    match = re.search(r"(?:^|\.)layers\.(\d+)\.", name) if config.num_decoder_layers is not None else None
-    return match is not None and int(match[1]) >= (config.num_decoder_layers or 0)
 
 
 def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
@@ -162,27 +33,6 @@ def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
             f"{config.path} says {config.intermediate_size}."
         )
     return MoeLayer(claim.prefix, claim.decoder_layer, experts, hidden_size, intermediate_size, config.activation)
-
-
-def _check_one_claim_per_layer(claims: Iterable[Claim]) -> None:
-    seen: dict[int, Claim] = {}
-    for claim in claims:
-        other = seen.setdefault(claim.decoder_layer, claim)
-        if other is not claim:
-            tensor = next(iter(claim.tensors.values()))
-            raise UnknownNamingError(
-                f"{tensor.file} holds the tensor {tensor.name!r}, but decoder layer {claim.decoder_layer} has other "
-                f"experts already, under {other.prefix!r}."
-            )
-
-
-def _check_unclaimed(tensors: Iterable[StoredTensor]) -> None:
-    for tensor in tensors:
-        if _UNCLAIMED_PROJECTION.fullmatch(tensor.name):
-            raise UnsupportedDtypeError(
-                f"{tensor.file} holds the tensor {tensor.name!r}: experts with biases or quantisation scales are not "
-                "supported."
-            )
 
 
 def _common_dtype(claim: Claim) -> torch.dtype:
@@ -210,9 +60,7 @@ def _separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tu
         raise MissingTensorError(
             f"{tensor.file} holds the tensor {tensor.name!r}, but {config.path} says there are {num_experts} experts."
         )
-    example = claim.tensors.get((min(ids), "up")) or next(iter(claim.tensors.values()))
-    sizes = example.shape if example is claim.tensors.get((min(ids), "up")) else example.shape[::-1]
-    intermediate_size = sizes[0] if sizes else 0
+    intermediate_size = _intermediate_size(claim)
     return tuple(_separate_expert(claim, expert, intermediate_size, config, dtype) for expert in range(num_experts))
 
 
@@ -235,8 +83,93 @@ def _separate_expert(
     return Expert(views.get("gate"), views["up"], views["down"])
 
 
+def _intermediate_size(claim: Claim) -> int:
+    """What the layer's first tensor says; the others are held against it."""
+    (_, role), tensor = next(iter(claim.tensors.items()))
+    if len(tensor.shape) != 2:
+        return 0
+    return tensor.shape[1] if role == "down" else tensor.shape[0]
+
+
+def _fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
+    """Experts in two tensors per layer, either as Linear weights or transposed.
+
+    The shapes tell which, together: as Linear weights they are [E, 2I, H] and [E, H, I], transposed [E, H, 2I] and
+    [E, I, H]. One tensor alone can be square (2I = H, or I = H), but never both, so the pair has one reading. Whether
+    gate and up alternate no shape tells: the table's `interleaved_in` does.
+    """
+    tensors: dict[Role, StoredTensor] = {}
+    for part, role in claim.naming.parts.items():
+        tensor = claim.tensors.get((None, role))
+        if tensor is None:
+            raise _missing(claim, f"{claim.prefix}.{part}", config)
+        if len(tensor.shape) != 3:
+            raise _fused_shape_error(tensor, config)
+        tensors[role] = tensor
+    gate_up, down = tensors["gate_up"], tensors["down"]
+    num_experts, hidden = gate_up.shape[0], config.hidden_size
+    if num_experts != (config.num_experts or num_experts) or num_experts == 0:
+        raise MissingTensorError(
+            f"{gate_up.file} holds {num_experts} experts in the tensor {gate_up.name!r}, but {config.path} says there "
+            f"are {config.num_experts}."
+        )
+    inner = down.num_bytes // (dtype.itemsize * num_experts * hidden)
+    shapes = gate_up.shape[1:], down.shape[1:]
+    if down.shape[0] != num_experts or inner == 0:
+        raise _fused_shape_error(down, config)
+    if shapes == ((2 * inner, hidden), (hidden, inner)):
+        transposed = False
+    elif shapes == ((hidden, 2 * inner), (inner, hidden)):
+        transposed = True
+    else:
+        raise _fused_shape_error(gate_up if sorted(down.shape[1:]) == sorted((hidden, inner)) else down, config)
+    interleaved = not claim.naming.interleaved_in.isdisjoint((config.model_type, config.text_model_type))
+    return tuple(
+        _fused_expert(gate_up, down, expert, (inner, hidden), dtype, transposed=transposed, interleaved=interleaved)
+        for expert in range(num_experts)
+    )
+
+
+def _fused_expert(
+    gate_up: StoredTensor,
+    down: StoredTensor,
+    expert: int,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    transposed: bool,
+    interleaved: bool,
+) -> Expert:
+    """The three views of one expert; `shape` is [I, H]."""
+    inner, hidden = shape
+    # how far, in elements, a step to the next of gate_up's 2I outputs goes, and one to the next input
+    output_stride, input_stride = (1, 2 * inner) if transposed else (hidden, 1)
+    up_begin = output_stride if interleaved else inner * output_stride
+    strides = (output_stride * 2 if interleaved else output_stride, input_stride)
+    begin = gate_up.begin + expert * 2 * inner * hidden * dtype.itemsize
+    return Expert(
+        gate=WeightView(gate_up.file, gate_up.name, begin, shape, strides, dtype),
+        up=WeightView(gate_up.file, gate_up.name, begin + up_begin * dtype.itemsize, shape, strides, dtype),
+        down=WeightView(
+            down.file,
+            down.name,
+            down.begin + expert * inner * hidden * dtype.itemsize,
+            (hidden, inner),
+            (1, hidden) if transposed else (inner, 1),
+            dtype,
+        ),
+    )
+
+
+def _fused_shape_error(tensor: StoredTensor, config: MoeConfig) -> ShapeError:
+    return ShapeError(
+        f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}, which fits neither the layer's "
+        f"other tensor nor the hidden size of {config.hidden_size} in {config.path}, transposed or not."
+    )
+
+
 def _missing(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:
-    directory = config.path.parent
     return MissingTensorError(
-        f"{directory} lacks the tensor {name!r}, though it holds others of decoder layer {claim.decoder_layer}'s experts."
+        f"{config.path.parent} lacks the tensor {name!r}, though it holds others of the experts of decoder layer "
+        f"{claim.decoder_layer}."
     )

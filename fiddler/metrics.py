@@ -13,10 +13,6 @@ LATENCY_BUCKETS = (
 """Seconds, from the round trip of an empty message to a long prefill on a slow CPU."""
 
 
-class MetricsPortError(OSError):
-    """The port of /metrics cannot be bound."""
-
-
 def set_build_info(service: str, **labels: str) -> None:
     """Publishes fiddler_build_info of this process."""
     info = Info("fiddler_build", "Versions of the software and of what it computes with.")
@@ -35,11 +31,11 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     """Serves /metrics from a daemon thread; port 0 serves none.
 
     Raises:
-        MetricsPortError: The address cannot be bound.
+        OSError: The address cannot be bound.
     """
     if port == 0:
         return
     try:
         start_http_server(port, host, registry)
     except OSError as error:
-        raise MetricsPortError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error
+        raise OSError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error

@@ -37,7 +37,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise ConfigError(f"{path} names no model_type.")
-    text = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
+    text: dict[str, Any] = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
     # what the language model's own section leaves out, the top level may say
     merged = config | text
     hidden_size = _first_int(merged, _HIDDEN_SIZES)

@@ -60,6 +60,21 @@ def invalid_argument(field: str, problem: str) -> Rejection:
     )
 
 
+def failed_precondition(subject: str, problem: str) -> Rejection:
+    """The two sides do not fit together.
+
+    Args:
+        subject: What differs, e.g. "checkpoint_fingerprint".
+        problem: A sentence with both values.
+    """
+    violation = error_details_pb2.PreconditionFailure.Violation(type="MISMATCH", subject=subject, description=problem)
+    return Rejection(
+        grpc.StatusCode.FAILED_PRECONDITION,
+        problem,
+        error_details_pb2.PreconditionFailure(violations=[violation]),
+    )
+
+
 def check_address(address: str) -> str:
     """Returns the address, or raises ValueError where it is neither HOST:PORT nor unix:PATH."""
     if address.startswith("unix:"):
@@ -83,12 +98,27 @@ def message_size_options(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def prepare_listen_address(address: str) -> None:
-    """Makes an address ready to be bound: the socket's directory, mode 0700 where it is made here, and no stale socket.
+def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Options of both services' servers."""
+    # without the second, gRPC lets two servers listen on one port, and each gets some of the calls
+    return [*message_size_options(max_message_bytes), ("grpc.so_reuseport", 0)]
+
+
+def bind(server: grpc.Server | grpc.aio.Server, address: str) -> None:
+    """Binds a server to an address. A socket's directory is made where it is missing, mode 0700.
 
     Raises:
-        OSError: The directory cannot be made, the path is there and no socket, or another server listens on it.
+        OSError: The address is taken, or the socket's directory cannot be made.
     """
+    _make_way(address)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError:
+        raise OSError(f"--listen: cannot serve on {address}; is it taken?") from None
+
+
+def _make_way(address: str) -> None:
+    """Makes a socket's directory, and removes the socket of a server that died without removing it."""
     if not address.startswith("unix:"):
         return
     path = Path(address.removeprefix("unix:"))
@@ -103,7 +133,7 @@ def prepare_listen_address(address: str) -> None:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
-            path.unlink()  # its server died without removing it
+            path.unlink()
         else:
             raise FileExistsError(f"{path} is served by another process")
 

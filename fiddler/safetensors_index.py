@@ -5,6 +5,7 @@ nothing of experts, and it never reads a tensor.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_files(directory: Path) -> tuple[StoredFile, ...]:
     files = []
     for file_name in sorted(set(file_of.values())):
         path = directory / file_name
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path's, it takes any name for an answer
             raise DirectoryError(f"{path} is missing, though {index} names it.")
         files.append(read_file(path))
     held = {(file.path.name, tensor.name) for file in files for tensor in file.tensors}

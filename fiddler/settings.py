@@ -46,7 +46,9 @@ class ServiceSettings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="how it is logged, on standard error; auto: console on a terminal, else JSON lines"
     )
-    config: Path | None = Field(None, description="TOML file with any of these settings, by their names with underscores")
+    config: Path | None = Field(
+        None, description="TOML file with any of these settings, by their names with underscores"
+    )
 
     @field_validator("listen")
     @classmethod

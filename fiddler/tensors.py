@@ -10,6 +10,7 @@ from fiddler.v1 import tensor_pb2
 DTYPES: dict[tensor_pb2.Dtype.ValueType, torch.dtype] = {
     tensor_pb2.DTYPE_FLOAT32: torch.float32,
     tensor_pb2.DTYPE_BFLOAT16: torch.bfloat16,
+    tensor_pb2.DTYPE_FLOAT16: torch.float16,
     tensor_pb2.DTYPE_INT32: torch.int32,
 }
 PROTO_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
@@ -19,7 +20,12 @@ warnings.filterwarnings("ignore", message="The given buffer is not writable", ca
 
 
 class TensorError(ValueError):
-    """A Tensor message that does not hold what it says, or not what was expected. The text names the field."""
+    """A Tensor message that does not hold what it says, or not what was expected."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
 
 
 def encode(tensor: torch.Tensor) -> tensor_pb2.Tensor:
@@ -29,10 +35,8 @@ def encode(tensor: torch.Tensor) -> tensor_pb2.Tensor:
         tensor: Any shape and strides, of a dtype in DTYPES.
 
     Raises:
-        TensorError: The dtype has no number on the wire.
+        KeyError: The dtype has no number on the wire.
     """
-    if tensor.dtype not in PROTO_DTYPES:
-        raise TensorError(f"{tensor.dtype} cannot be sent")
     # numpy knows no bfloat16, so the bytes are taken as bytes
     data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     return tensor_pb2.Tensor(shape=tensor.shape, dtype=PROTO_DTYPES[tensor.dtype], data=data)
@@ -54,22 +58,38 @@ def decode(message: tensor_pb2.Tensor, field: str, dtype: torch.dtype, shape: tu
         TensorError: Wrong dtype, rank, length or byte count, or no payload.
     """
     if message.dtype != PROTO_DTYPES[dtype]:
-        expected, got = (tensor_pb2.Dtype.Name(PROTO_DTYPES[dtype]), _dtype_name(message.dtype))
-        raise TensorError(f"{field}.dtype: expected {expected}, got {got}")
+        expected, got = dtype_name(PROTO_DTYPES[dtype]), dtype_name(message.dtype)
+        raise TensorError(f"{field}.dtype", f"expected {expected}, got {got}")
     got_shape = tuple(message.shape)
     if len(got_shape) != len(shape) or any(
         length < 1 if want is None else length != want for length, want in zip(got_shape, shape, strict=True)
     ):
         wanted = ", ".join("at least 1" if want is None else str(want) for want in shape)
-        raise TensorError(f"{field}.shape: expected [{wanted}], got {list(got_shape)}")
+        raise TensorError(f"{field}.shape", f"expected [{wanted}], got {list(got_shape)}")
     if message.WhichOneof("payload") != "data":
-        raise TensorError(f"{field}.payload: expected data, got none")
+        raise TensorError(f"{field}.payload", "expected data, got none")
     data = message.data  # bound once, since protobuf copies the bytes at every access
     expected_bytes = math.prod(got_shape) * dtype.itemsize
     if len(data) != expected_bytes:
-        raise TensorError(f"{field}.data: expected {expected_bytes} bytes for shape {list(got_shape)}, got {len(data)}")
+        raise TensorError(
+            f"{field}.data", f"expected {expected_bytes} bytes for shape {list(got_shape)}, got {len(data)}"
+        )
     return torch.frombuffer(data, dtype=dtype).view(got_shape)
 
 
-def _dtype_name(number: int) -> str:
+def dtype_name(number: int) -> str:
+    """The name of a Dtype number, or the number where it has none."""
     return tensor_pb2.Dtype.Name(number) if number in tensor_pb2.Dtype.values() else str(number)
+
+
+def resolve_dtype(name: str, stored: torch.dtype) -> torch.dtype:
+    """What both services compute in.
+
+    Args:
+        name: "bfloat16", "float32" or "auto".
+        stored: The dtype of the checkpoint's experts. "auto" takes it where it can be computed in, else float32, which
+            holds it exactly.
+    """
+    if name == "auto":
+        return torch.bfloat16 if stored is torch.bfloat16 else torch.float32
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66iddler/v1/tensor.proto\x12\nfiddler.v1\"Z\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12 \n\x05\x64type\x18\x02 \x01(\x0e\x32\x11.fiddler.v1.Dtype\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payloadJ\x04\x08\x04\x10\x08*V\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x0f\n\x0b\x44TYPE_INT32\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x66iddler/v1/tensor.proto\x12\nfiddler.v1\"Z\n\x06Tensor\x12\r\n\x05shape\x18\x01 \x03(\r\x12 \n\x05\x64type\x18\x02 \x01(\x0e\x32\x11.fiddler.v1.Dtype\x12\x0e\n\x04\x64\x61ta\x18\x03 \x01(\x0cH\x00\x42\t\n\x07payloadJ\x04\x08\x04\x10\x08*i\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x02\x12\x0f\n\x0b\x44TYPE_INT32\x10\x03\x12\x11\n\rDTYPE_FLOAT16\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fiddler.v1.tensor_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DTYPE']._serialized_start=131
-  _globals['_DTYPE']._serialized_end=217
+  _globals['_DTYPE']._serialized_end=236
   _globals['_TENSOR']._serialized_start=39
   _globals['_TENSOR']._serialized_end=129
 # @@protoc_insertion_point(module_scope)

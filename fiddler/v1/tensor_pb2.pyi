@@ -33,6 +33,8 @@ class _DtypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Dtype.ValueType
     """The upper 16 bits of an IEEE 754 binary32."""
     DTYPE_INT32: _Dtype.ValueType  # 3
     """Two's complement, 32 bits."""
+    DTYPE_FLOAT16: _Dtype.ValueType  # 4
+    """IEEE 754 binary16."""
 
 class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper):
     """The type of one element."""
@@ -45,6 +47,8 @@ DTYPE_BFLOAT16: Dtype.ValueType  # 2
 """The upper 16 bits of an IEEE 754 binary32."""
 DTYPE_INT32: Dtype.ValueType  # 3
 """Two's complement, 32 bits."""
+DTYPE_FLOAT16: Dtype.ValueType  # 4
+"""IEEE 754 binary16."""
 Global___Dtype: _TypeAlias = Dtype  # noqa: Y015
 
 @_typing.final

@@ -18,7 +18,9 @@ from pathlib import Path
 
 PASSAGE_CHARS = 1800  # A passage ends at the first paragraph that takes it past this: about one training context.
 HELD_OUT_EVERY = 25  # One passage in 25 of every topic is never trained on.
-PLAIN_QUOTES = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "—": "--", "–": "-", "…": "...", "\xa0": " "})
+PLAIN = str.maketrans(  # Curly quotes, dashes and such become what a keyboard has.
+    {0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x2014: "--", 0x2013: "-", 0x2026: "...", 0xA0: " "}
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def fetch(package: str, work: Path) -> tuple[Path, str]:
 
 def one_line(text: str) -> str:
     """Joins hard-wrapped lines; drops underscores, which mark italics in the sources, and curly quotes."""
-    return " ".join(text.translate(PLAIN_QUOTES).replace("_", "").split())
+    return " ".join(text.translate(PLAIN).replace("_", "").split())
 
 
 def paragraphs(text: str) -> list[str]:
@@ -143,6 +145,7 @@ def jargon(root: Path) -> Iterator[list[str]]:
 def devils_dictionary(root: Path) -> Iterator[list[str]]:
     """Bierce's Devil's Dictionary, an entry each; verse keeps its lines."""
     text = gzip.decompress((root / "usr/share/dictd/devil.dict.dz").read_bytes()).decode(errors="replace")
+    text = text[: text.rindex("\n\n")]  # A list of the letters that the file uses comes last.
     for entry in re.split(r"\n\n(?=[A-Z][A-Z' -]+, )", text)[1:]:
         blocks = [block for block in re.split(r"\n\s*\n", entry) if block.strip()]
         yield ["\n".join(map(one_line, block.splitlines())) if block.startswith("    ") else one_line(block)
@@ -171,7 +174,7 @@ def passages(documents: Iterable[list[str]]) -> Iterator[str]:
     """Cuts documents at paragraph ends into passages of about PASSAGE_CHARS."""
     for document in documents:
         kept: list[str] = []
-        for paragraph in filter(None, document):
+        for paragraph in (text for text in document if len(text) > 2):
             kept.append(paragraph)
             if sum(map(len, kept)) >= PASSAGE_CHARS:
                 yield "\n\n".join(kept)

@@ -1,0 +1,101 @@
+"""Starts the CPU expert service's parts in order, and stops them."""
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from tqdm import tqdm
+
+from cpu_expert_service import metrics
+from cpu_expert_service.kernel import Kernel, PyTorchKernel
+from cpu_expert_service.runner import Runner
+from cpu_expert_service.service import ExpertServicer
+from cpu_expert_service.settings import Settings
+from fiddler import rpc, tensors
+from fiddler.checkpoint import Checkpoint
+from fiddler.metrics import serve, set_build_info
+from fiddler.v1 import experts_pb2, experts_pb2_grpc
+
+_SERVICE = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
+_SPARE_THREADS = 4  # for handshakes, health checks and reflection beside the streams
+_log = structlog.get_logger("cpu_expert_service")
+
+
+class _StoppedError(Exception):
+    """A signal came before the service was ready."""
+
+
+def run(settings: Settings) -> None:
+    """Runs the service until SIGTERM or SIGINT.
+
+    Raises:
+        CheckpointError, UnknownActivationError, OSError: It cannot be started.
+    """
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    checkpoint = Checkpoint.open(settings.model)
+    dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
+    kernel = PyTorchKernel(settings.threads or len(os.sched_getaffinity(0)))
+    servicer = ExpertServicer(checkpoint, Runner(checkpoint, kernel), dtype, settings)
+    _publish(checkpoint, kernel, settings)
+    server, health_servicer = _build_server(settings, servicer)
+    server.start()
+    try:
+        if settings.prefault:
+            _prefault(checkpoint, stop)
+        _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
+        _log.info("serving", address=settings.listen, kernel=kernel.name, threads=kernel.num_threads, dtype=str(dtype))
+        stop.wait()
+    except _StoppedError:
+        pass
+    finally:
+        health_servicer.enter_graceful_shutdown()
+        server.stop(settings.grace_seconds).wait()
+        rpc.remove_listen_address(settings.listen)
+    _log.info("stopped")
+
+
+def _build_server(settings: Settings, servicer: ExpertServicer) -> tuple[grpc.Server, health.HealthServicer]:
+    server = grpc.server(
+        ThreadPoolExecutor(settings.max_streams + _SPARE_THREADS, thread_name_prefix="grpc"),
+        options=rpc.server_options(settings.max_message_bytes),
+    )
+    experts_pb2_grpc.add_ExpertServiceServicer_to_server(servicer, server)
+    health_servicer = health.HealthServicer(experimental_non_blocking=True)
+    _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    rpc.bind(server, settings.listen)
+    return server, health_servicer
+
+
+def _set_health(servicer: health.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+    for name in ("", _SERVICE):
+        servicer.set(name, status)
+
+
+def _prefault(checkpoint: Checkpoint, stop: threading.Event) -> None:
+    """Reads all experts into memory, with a progress bar on a terminal."""
+    _log.info("reading experts", model=str(checkpoint.directory), bytes=checkpoint.expert_bytes)
+    with tqdm(total=checkpoint.expert_bytes, desc="experts", unit="B", unit_scale=True, disable=None) as bar:
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            bar.total = total_bytes
+            bar.update(done_bytes - bar.n)
+            if stop.is_set():
+                raise _StoppedError
+
+        checkpoint.prefault(progress)
+
+
+def _publish(checkpoint: Checkpoint, kernel: Kernel, settings: Settings) -> None:
+    set_build_info("cpu_expert_service", kernel=kernel.name, model_type=checkpoint.model_type)
+    metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
+    metrics.THREADS.set(kernel.num_threads)
+    serve(settings.metrics_host, settings.metrics_port)

@@ -1,0 +1,166 @@
+"""ExpertService: parses messages, hands them to the runner, and answers. It computes nothing itself."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import grpc
+import structlog
+import torch
+
+from cpu_expert_service import metrics
+from cpu_expert_service.runner import ExpiredError, Runner
+from cpu_expert_service.settings import Settings
+from fiddler import PROTOCOL_VERSION, __version__, rpc, tensors
+from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.v1 import experts_pb2, experts_pb2_grpc
+
+_log = structlog.get_logger(__name__)
+
+
+class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
+    """Serves one checkpoint's experts. Synchronous: a stream's thread computes its own messages."""
+
+    def __init__(self, checkpoint: Checkpoint, runner: Runner, dtype: torch.dtype, settings: Settings) -> None:
+        self._checkpoint = checkpoint
+        self._runner = runner
+        self._dtype = dtype
+        self._settings = settings
+        self._free_streams = threading.BoundedSemaphore(settings.max_streams)
+
+    def Describe(  # noqa: N802
+        self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> experts_pb2.DescribeResponse:
+        """The handshake."""
+        description = self._describe()
+        try:
+            check_handshake(request, description)
+        except rpc.Rejection as rejection:
+            _log.error("handshake refused", reason=rejection.message)
+            rejection.abort(context)
+        return description
+
+    def Run(  # noqa: N802
+        self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
+    ) -> Iterator[experts_pb2.RunResponse]:
+        """Answers a stream's messages in order, until one is wrong."""
+        if not self._free_streams.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
+        metrics.STREAMS.inc()
+        try:
+            for request in request_iterator:
+                yield self._answer(request)
+        except rpc.Rejection as rejection:
+            metrics.REQUESTS.labels(rejection.code.name).inc()
+            _log.warning("stream ended", code=rejection.code.name, reason=rejection.message)
+            rejection.abort(context)
+        except Exception:
+            # gRPC's own reader ends the iteration with an exception when the caller leaves
+            if context.is_active():
+                metrics.REQUESTS.labels(grpc.StatusCode.INTERNAL.name).inc()
+                _log.exception("computation failed")
+                context.abort(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")
+        finally:
+            metrics.STREAMS.dec()
+            self._free_streams.release()
+
+    def _answer(self, request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
+        deadline = None
+        if request.HasField("time_remaining_seconds"):
+            deadline = time.monotonic() + request.time_remaining_seconds
+        hidden, expert_ids, routing_weights = self._parse(request)
+        try:
+            result = self._runner.run(request.layer, hidden, expert_ids, routing_weights, deadline)
+        except ExpiredError:
+            raise rpc.Rejection(
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                f"message {request.sequence}: its time ran out before it was computed",
+            ) from None
+        response = experts_pb2.RunResponse(
+            sequence=request.sequence,
+            output=tensors.encode(result.output),
+            queue_seconds=result.queue_seconds,
+            compute_seconds=result.compute_seconds,
+        )
+        metrics.REQUESTS.labels(grpc.StatusCode.OK.name).inc()
+        metrics.ROWS.inc(hidden.shape[0])
+        metrics.QUEUE_SECONDS.observe(result.queue_seconds)
+        metrics.COMPUTE_SECONDS.observe(result.compute_seconds)
+        metrics.RECEIVED_BYTES.inc(request.ByteSize())
+        metrics.SENT_BYTES.inc(response.ByteSize())
+        return response
+
+    def _parse(self, request: experts_pb2.RunRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns hidden rows, expert ids and routing weights, or raises a Rejection that names the field."""
+        layers = self._checkpoint.layers
+        if request.layer >= len(layers):
+            raise rpc.invalid_argument("layer", f"must be 0 to {len(layers) - 1}, got {request.layer}")
+        layer = layers[request.layer]
+        try:
+            hidden = tensors.decode(request.hidden, "hidden", self._dtype, (None, layer.hidden_size))
+            rows = hidden.shape[0]
+            expert_ids = tensors.decode(request.expert_ids, "expert_ids", torch.int32, (rows, None))
+            shape = tuple(expert_ids.shape)
+            routing_weights = tensors.decode(request.routing_weights, "routing_weights", torch.float32, shape)
+        except tensors.TensorError as error:
+            raise rpc.invalid_argument(error.field, error.problem) from None
+        self._check_limits(layer, expert_ids)
+        return hidden, expert_ids, routing_weights
+
+    def _check_limits(self, layer: MoeLayer, expert_ids: torch.Tensor) -> None:
+        rows, k = expert_ids.shape
+        if rows > self._settings.max_rows:
+            raise rpc.invalid_argument("hidden.shape", f"at most {self._settings.max_rows} rows, got {rows}")
+        if k > self._settings.max_experts_per_row:
+            raise rpc.invalid_argument(
+                "expert_ids.shape", f"at most {self._settings.max_experts_per_row} experts per row, got {k}"
+            )
+        lowest, highest = (int(bound) for bound in torch.aminmax(expert_ids))
+        if lowest < -1 or highest >= layer.num_experts:
+            wrong = lowest if lowest < -1 else highest
+            raise rpc.invalid_argument("expert_ids", f"must be -1 to {layer.num_experts - 1}, got {wrong}")
+
+    def _describe(self) -> experts_pb2.DescribeResponse:
+        return experts_pb2.DescribeResponse(
+            protocol_version=PROTOCOL_VERSION,
+            checkpoint_fingerprint=self._checkpoint.fingerprint,
+            model_type=self._checkpoint.model_type,
+            layers=[
+                experts_pb2.MoeLayer(
+                    name=layer.name,
+                    decoder_layer=layer.decoder_layer,
+                    num_experts=layer.num_experts,
+                    hidden_size=layer.hidden_size,
+                    intermediate_size=layer.intermediate_size,
+                    activation=layer.activation,
+                )
+                for layer in self._checkpoint.layers
+            ],
+            dtype=tensors.PROTO_DTYPES[self._dtype],
+            weight_dtype=tensors.PROTO_DTYPES[self._checkpoint.expert_dtype],
+            limits=experts_pb2.Limits(
+                max_rows=self._settings.max_rows,
+                max_experts_per_row=self._settings.max_experts_per_row,
+                max_message_bytes=self._settings.max_message_bytes,
+                max_streams=self._settings.max_streams,
+            ),
+            kernel=self._runner.kernel.name,
+            threads=self._runner.kernel.num_threads,
+            version=__version__,
+        )
+
+
+def check_handshake(request: experts_pb2.DescribeRequest, description: experts_pb2.DescribeResponse) -> None:
+    """Raises a FAILED_PRECONDITION Rejection where the caller expects what this service is not."""
+    for field, name in (
+        ("protocol_version", "protocol version"),
+        ("checkpoint_fingerprint", "checkpoint fingerprint"),
+        ("dtype", "dtype"),
+    ):
+        expected, actual = getattr(request, field), getattr(description, field)
+        if request.HasField(field) and expected != actual:
+            if field == "dtype":
+                expected, actual = tensors.dtype_name(expected), tensors.dtype_name(actual)
+            raise rpc.failed_precondition(
+                field, f"the caller expects {name} {expected}, and the CPU expert service has {actual}"
+            )

@@ -1,0 +1,23 @@
+"""Settings of the CPU expert service."""
+
+from typing import ClassVar
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from fiddler.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """Computes the experts that are not on the GPU. Settings come from flags, FIDDLER_CPU_*, and the --config file."""
+
+    model_config = SettingsConfigDict(env_prefix="FIDDLER_CPU_")
+    program: ClassVar[str] = "cpu_expert_service"
+
+    listen: str = Field("unix:/run/fiddler/experts.sock", description="address to serve on: unix:PATH or HOST:PORT")
+    metrics_port: int = Field(9101, ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
+    threads: int = Field(0, ge=0, le=1024, description="threads that compute; 0: one for each CPU this process may use")
+    max_rows: int = Field(16384, ge=1, description="the most rows in one request")
+    max_experts_per_row: int = Field(64, ge=1, description="the most experts per row in one request")
+    max_streams: int = Field(8, ge=1, le=1024, description="the most streams at one time")
+    prefault: bool = Field(True, description="read all experts into memory before serving")

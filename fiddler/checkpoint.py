@@ -1,0 +1,249 @@
+"""A Hugging Face checkpoint directory: where each expert's gate, up and down matrices lie, and zero-copy views of them.
+
+The weights are memory-mapped and shared through the page cache; nothing is copied to be read. This module does not load
+models, and it does not import transformers, so that the CPU service starts fast.
+
+How a family names its experts is a row of `NAMINGS`.
+"""
+
+import errno
+import hashlib
+import mmap
+import os
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fiddler.checkpoint_errors import (
+    CheckpointError,
+    ConfigError,
+    DirectoryError,
+    FileFormatError,
+    UnknownNamingError,
+    UnsupportedDtypeError,
+)
+from fiddler.expert_layout import build_layer
+from fiddler.expert_naming import Naming, claim_tensors, is_unused
+from fiddler.experts import Expert, MoeLayer, WeightView
+from fiddler.moe_config import MoeConfig, parse_config, speaks_of_experts
+from fiddler.safetensors_index import StoredFile, read_files, read_json
+
+__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "Expert", "MoeLayer", "WeightView"]
+
+_LAYER = r"(?:[\w.]+\.)?layers\.(?P<layer>\d{1,9})"
+
+
+def _each(block: str, part: str) -> re.Pattern[str]:
+    """The pattern of namings in which every expert has tensors of its own."""
+    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}\.experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
+
+
+NAMINGS: Final = (
+    Naming(
+        "layers.N.block_sparse_moe.experts.M.{w1,w3,w2}.weight",
+        _each(r"\w+", "w1|w2|w3"),
+        {"w1": "gate", "w3": "up", "w2": "down"},
+    ),
+    Naming(
+        "layers.N.mlp.experts.M.{gate_proj,up_proj,down_proj}.weight",
+        # Nemotron-H calls its blocks "mixer"; its experts have no gate and are the next row's
+        _each(r"(?!mixer\.)\w+", "gate_proj|up_proj|down_proj"),
+        {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
+    ),
+    Naming(
+        "layers.N.mixer.experts.M.{up_proj,down_proj}.weight",
+        _each("mixer", "up_proj|down_proj"),
+        {"up_proj": "up", "down_proj": "down"},
+    ),
+    Naming(
+        "layers.N.mlp.experts.{gate_up_proj,down_proj}",
+        re.compile(rf"(?P<prefix>{_LAYER}\.(?:\w+\.)?experts)\.(?P<part>gate_up_proj|down_proj)(?:\.weight)?"),
+        {"gate_up_proj": "gate_up", "down_proj": "down"},
+        interleaved_in=frozenset({"gpt_oss"}),
+    ),
+    Naming(
+        "layers.N.block_sparse_moe.{input_linear,output_linear}.weight",
+        re.compile(rf"(?P<prefix>{_LAYER}\.block_sparse_moe)\.(?P<part>input_linear|output_linear)\.weight"),
+        {"input_linear": "gate_up", "output_linear": "down"},
+    ),
+)
+
+_MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
+_PREFAULT_CHUNK_BYTES = 64 << 20
+_SAMPLE_BYTES = 64
+
+
+class Checkpoint:
+    """An opened checkpoint. Views may be taken from any thread; `close` once nobody takes new ones."""
+
+    directory: Path
+    config: dict[str, Any]
+    model_type: str
+    layers: tuple[MoeLayer, ...]
+    files: tuple[Path, ...]
+    expert_tensor_names: frozenset[str]
+    expert_dtype: torch.dtype
+    dense_bytes: int
+    expert_bytes: int
+
+    def __init__(self, directory: Path, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]) -> None:
+        """Use `open`."""
+        tensors = [tensor for file in files for tensor in file.tensors]
+        claims = claim_tensors(tensors, NAMINGS, moe)
+        if not claims:
+            raise _no_experts(config, moe, [tensor.name for tensor in tensors])
+        names = {tensor.name for claim in claims for tensor in claim.tensors.values()}
+        self.directory = directory
+        self.config = config
+        self.model_type = moe.model_type
+        self.layers = tuple(build_layer(claim, moe) for claim in claims)
+        self.files = tuple(file.path for file in files)
+        self.expert_tensor_names = frozenset(names)
+        self.expert_dtype = _one_dtype(self.layers)
+        self.expert_bytes = sum(tensor.num_bytes for tensor in tensors if tensor.name in names)
+        self.dense_bytes = sum(t.num_bytes for t in tensors if t.name not in names and not is_unused(t.name, moe))
+        self._stored_files = files
+        expert_files = {t.file for claim in claims for t in claim.tensors.values()}
+        self._mapped = {path: _MappedFile(path, self.expert_dtype) for path in sorted(expert_files)}
+
+    @classmethod
+    def open(cls, directory: Path) -> "Checkpoint":
+        """Reads config.json and every safetensors header, and maps the files that hold experts.
+
+        Raises:
+            CheckpointError: the directory is not a complete checkpoint of a model with experts in a known naming.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise DirectoryError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
+        config_path = directory / "config.json"
+        if not config_path.is_file():
+            raise DirectoryError(f"{config_path} is missing.")
+        config = read_json(config_path, ConfigError)
+        return cls(directory, config, parse_config(config, config_path), read_files(directory))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over config.json, all headers with their file names, and two samples of every tensor.
+
+        It says whether two processes look at the same weights without reading them: a sample is 64 bytes, from the
+        start and from the middle.
+        """
+        digest = hashlib.sha256((self.directory / "config.json").read_bytes())
+        for file in sorted(self._stored_files, key=lambda file: file.path.name):
+            digest.update(b"\0" + os.fsencode(file.path.name) + b"\0" + file.header)
+            handle = os.open(file.path, os.O_RDONLY)
+            try:
+                for tensor in file.tensors:
+                    for begin in (tensor.begin, tensor.begin + tensor.num_bytes // 2):
+                        digest.update(os.pread(handle, min(_SAMPLE_BYTES, tensor.end - begin), begin))
+            finally:
+                os.close(handle)
+        return digest.hexdigest()
+
+    def tensor(self, view: WeightView) -> torch.Tensor:
+        """The matrix [out_features, in_features] itself, strided, in the file's own pages; writing to it crashes.
+
+        It costs no memory of the process's own. It stays valid after `close`.
+        """
+        return self._mapped[view.file].view(view)
+
+    def prefault(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Brings all experts into the page cache and into this process's page tables.
+
+        `progress(done_bytes, total_bytes)` is called after every 64 MiB. When memory is short the kernel drops pages
+        again; this does not lock them.
+        """
+        ranges = [(path, begin, end) for path, spans in self._expert_ranges().items() for begin, end in spans]
+        total_bytes = sum(end - begin for _, begin, end in ranges)
+        done_bytes = 0
+        for path, begin, end in ranges:
+            for chunk_begin in range(begin, end, _PREFAULT_CHUNK_BYTES):
+                chunk_end = min(chunk_begin + _PREFAULT_CHUNK_BYTES, end)
+                self._mapped[path].populate(chunk_begin, chunk_end)
+                done_bytes += chunk_end - chunk_begin
+                if progress is not None:
+                    progress(done_bytes, total_bytes)
+
+    def close(self) -> None:
+        """Lets go of the files; memory is unmapped when the last tensor taken from them is gone."""
+        self._mapped.clear()
+
+    def _expert_ranges(self) -> dict[Path, list[tuple[int, int]]]:
+        """The experts' bytes by file, sorted, with neighbours joined."""
+        ranges: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+        for file in self._stored_files:
+            for tensor in file.tensors:
+                if tensor.name not in self.expert_tensor_names:
+                    continue
+                spans = ranges[file.path]
+                if spans and spans[-1][1] == tensor.begin:
+                    spans[-1] = (spans[-1][0], tensor.end)
+                else:
+                    spans.append((tensor.begin, tensor.end))
+        return ranges
+
+
+class _MappedFile:
+    """One file in memory, read-only and shared with every other process that maps it."""
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        self._path = path
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A tensor may start at any byte, a torch offset counts elements: one flat tensor for every phase.
+        # Safetensors pads its headers, so only the first phase is common.
+        with warnings.catch_warnings():
+            # torch has no read-only tensors and says so; the mapping is, and a write would be a bug
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            self._phases = [self._flat(dtype, phase) for phase in range(dtype.itemsize)]
+
+    def _flat(self, dtype: torch.dtype, phase: int) -> torch.Tensor:
+        count = (len(self._map) - phase) // dtype.itemsize
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=phase)
+
+    def view(self, view: WeightView) -> torch.Tensor:
+        offset, phase = divmod(view.offset_bytes, view.dtype.itemsize)
+        return self._phases[phase].as_strided(view.shape, view.strides, offset)
+
+    def populate(self, begin: int, end: int) -> None:
+        begin -= begin % mmap.PAGESIZE
+        try:
+            self._map.madvise(_MADV_POPULATE_READ, begin, end - begin)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise FileFormatError(f"{self._path} cannot be read into memory: {error.strerror}.") from error
+            # a kernel before 5.14: read a byte of every page
+            self._map[begin : end : mmap.PAGESIZE]
+
+
+def _one_dtype(layers: tuple[MoeLayer, ...]) -> torch.dtype:
+    first = layers[0].experts[0].down
+    for layer in layers:
+        other = layer.experts[0].down
+        if other.dtype != first.dtype:
+            raise UnsupportedDtypeError(
+                f"{other.file} stores the expert tensor {other.name!r} as {other.dtype}, but {first.name!r} is "
+                f"{first.dtype}: all experts must have one dtype."
+            )
+    return first.dtype
+
+
+def _no_experts(config: dict[str, Any], moe: MoeConfig, tensor_names: list[str]) -> CheckpointError:
+    suspects = sorted(name for name in tensor_names if "expert" in name)
+    if not suspects and not speaks_of_experts(config):
+        return ConfigError(
+            f"{moe.path} describes no experts, and no tensor is named as one: {moe.model_type} is dense."
+        )
+    found = ", ".join(suspects[:3]) or "no tensor with 'expert' in its name"
+    known = "; ".join(naming.description for naming in NAMINGS)
+    return UnknownNamingError(
+        f"{moe.path} describes a {moe.model_type} model whose experts are named in no known way: found {found}; known "
+        f"are {known}."
+    )

@@ -1,0 +1,115 @@
+"""From tensor names to layers: which of a checkpoint's tensors are experts, and whose.
+
+The table of known namings is in `fiddler.checkpoint`; this module applies it and looks at nothing but names.
+"""
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fiddler.checkpoint_errors import FileFormatError, UnknownNamingError, UnsupportedDtypeError
+from fiddler.moe_config import MoeConfig
+from fiddler.safetensors_index import StoredTensor
+
+Role = Literal["gate", "up", "down", "gate_up"]
+
+# A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
+_UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
+
+# Towers for images and sound have layers, too, and counts of their own.
+_DECODER_LAYER = re.compile(r"(?:(?!vision|visual|audio|encoder)\w+\.)*layers\.(\d{1,9})\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """One way to name experts: a row of the table.
+
+    `pattern` matches a whole tensor name and has the groups `prefix` (the layer's experts), `layer`, `part` and, where
+    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. `parts` says
+    what each part is. `interleaved_in` lists the model types whose fused gate and up alternate, gate first.
+    """
+
+    description: str
+    pattern: re.Pattern[str]
+    parts: Mapping[str, Role]
+    interleaved_in: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Claim:
+    """The tensors of one layer's experts, by expert (None: all of them in one tensor) and role."""
+
+    naming: Naming
+    prefix: str
+    decoder_layer: int
+    tensors: dict[tuple[int | None, Role], StoredTensor] = field(default_factory=dict)
+
+
+def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], config: MoeConfig) -> list[Claim]:
+    """Groups the experts' tensors by layer, sorted by decoder layer.
+
+    Raises:
+        FileFormatError: a tensor is there twice.
+        UnknownNamingError: a decoder layer has two sets of experts, or one layer mixes two namings.
+        UnsupportedDtypeError: experts are quantised or have biases.
+    """
+    claims: dict[str, Claim] = {}
+    unclaimed: list[StoredTensor] = []
+    for tensor in tensors:
+        if is_unused(tensor.name, config):
+            continue
+        naming, match = next(
+            ((naming, match) for naming in namings if (match := naming.pattern.fullmatch(tensor.name))), (None, None)
+        )
+        if naming is None or match is None:
+            unclaimed.append(tensor)
+            continue
+        groups = match.groupdict()
+        prefix = groups["prefix"]
+        claim = claims.setdefault(prefix, Claim(naming, prefix, int(groups["layer"])))
+        if claim.naming is not naming:
+            raise UnknownNamingError(
+                f"{tensor.file} names the tensor {tensor.name!r} as {naming.description}, but others of its layer as "
+                f"{claim.naming.description}."
+            )
+        expert = None if groups.get("expert") is None else int(groups["expert"])
+        key = (expert, naming.parts[groups["part"]])
+        other = claim.tensors.setdefault(key, tensor)
+        if other is not tensor:
+            raise FileFormatError(
+                f"{tensor.file} holds the tensor {tensor.name!r}, which {other.file} holds as {other.name!r} already."
+            )
+    _check_one_claim_per_layer(claims.values())
+    if claims:
+        _check_unclaimed(unclaimed)
+    return sorted(claims.values(), key=lambda claim: claim.decoder_layer)
+
+
+def is_unused(name: str, config: MoeConfig) -> bool:
+    """Whether a tensor belongs to the multi-token-prediction layers some families publish after the last layer."""
+    match = _DECODER_LAYER.match(name)
+    past_the_last = match is not None and int(match[1]) >= (config.num_decoder_layers or sys.maxsize)
+    return past_the_last or name.startswith("mtp.")
+
+
+def _check_one_claim_per_layer(claims: Iterable[Claim]) -> None:
+    seen: dict[int, Claim] = {}
+    for claim in claims:
+        other = seen.setdefault(claim.decoder_layer, claim)
+        if other is not claim:
+            tensor = next(iter(claim.tensors.values()))
+            raise UnknownNamingError(
+                f"{tensor.file} holds the tensor {tensor.name!r}, but decoder layer {claim.decoder_layer} has other "
+                f"experts already, under {other.prefix!r}."
+            )
+
+
+def _check_unclaimed(tensors: Iterable[StoredTensor]) -> None:
+    for tensor in tensors:
+        if _UNCLAIMED_PROJECTION.fullmatch(tensor.name):
+            raise UnsupportedDtypeError(
+                f"{tensor.file} holds the tensor {tensor.name!r}: experts with biases or quantisation scales are not "
+                "supported."
+            )

@@ -1,0 +1,39 @@
+"""Carries one request's events from the engine's thread to the event loop that serves its call."""
+
+import asyncio
+from collections import deque
+
+from gpu_service.request import Event, Failed, Finished
+
+
+class SlowReaderError(Exception):
+    """The reader left too many events waiting."""
+
+
+class EventQueue:
+    """A bounded queue with one writer, in any thread, and one reader, in the loop that made it."""
+
+    def __init__(self, max_events: int) -> None:
+        self._max_events = max_events
+        self._events: deque[Event] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._overflowed = False
+
+    def put(self, event: Event) -> None:
+        """Appends an event and never blocks. One too many ends the queue with a SlowReaderError."""
+        if self._overflowed:
+            return
+        if len(self._events) >= self._max_events and not isinstance(event, Finished | Failed):
+            self._overflowed = True
+            event = Failed(SlowReaderError(f"{self._max_events} messages were not read"))
+        self._events.append(event)
+        self._loop.call_soon_threadsafe(self._ready.set)
+
+    async def get(self) -> list[Event]:
+        """Waits for events and returns all that are there, in order."""
+        while not self._events:
+            self._ready.clear()
+            if not self._events:  # one may have come before the clear
+                await self._ready.wait()
+        return [self._events.popleft() for _ in range(len(self._events))]

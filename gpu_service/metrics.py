@@ -1,0 +1,90 @@
+"""The GPU service's metrics."""
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fiddler.metrics import LATENCY_BUCKETS
+from gpu_service.moe_layer import SelectionCounts
+from gpu_service.request import Request
+
+_TIME_TO_FIRST_TOKEN_BUCKETS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+    160.0, 640.0, 2560.0,
+)  # fmt: skip
+_INTER_TOKEN_BUCKETS = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+
+REQUESTS = Counter("fiddler_requests_total", "Generations that ended, by finish reason; failed ones as error.", ["finish_reason"])
+PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were accepted.")
+GENERATION_TOKENS = Counter("fiddler_generation_tokens_total", "Tokens generated.")
+TIME_TO_FIRST_TOKEN = Histogram(
+    "fiddler_time_to_first_token_seconds",
+    "Seconds from a request's arrival to its first token.",
+    buckets=_TIME_TO_FIRST_TOKEN_BUCKETS,
+)
+INTER_TOKEN_LATENCY = Histogram(
+    "fiddler_inter_token_latency_seconds", "Seconds between two tokens of a request.", buckets=_INTER_TOKEN_BUCKETS
+)
+EXPERT_CALL_SECONDS = Histogram(
+    "fiddler_expert_call_seconds",
+    "Seconds from sending a layer's rows to the CPU expert service until its answer is joined.",
+    buckets=LATENCY_BUCKETS,
+)
+EXPERT_CALL_BYTES = Counter(
+    "fiddler_expert_call_bytes_total", "Bytes exchanged with the CPU expert service.", ["direction"]
+)
+EXPERT_CALL_FAILURES = Counter(
+    "fiddler_expert_call_failures_total", "Calls to the CPU expert service that failed, by gRPC status code.", ["code"]
+)
+EXPERT_SERVICE_UP = Gauge("fiddler_expert_service_up", "1 while the CPU expert service answers, else 0.")
+
+
+def observe_token(request: Request, now: float) -> None:
+    """Counts a token that a request was given at time.monotonic() == now, before its own times are updated."""
+    GENERATION_TOKENS.inc()
+    if request.last_token_at is None:
+        TIME_TO_FIRST_TOKEN.observe(now - request.submitted_at)
+    else:
+        INTER_TOKEN_LATENCY.observe(now - request.last_token_at)
+
+
+class SelectionCollector(Collector):
+    """Publishes how often experts were chosen, when asked."""
+
+    def __init__(self, selections: SelectionCounts, decoder_layers: list[int]) -> None:
+        self._selections = selections
+        self._decoder_layers = decoder_layers
+
+    def collect(self) -> Iterable[Metric]:
+        """Yields the counters by layer and route, and by layer and expert."""
+        by_route = CounterMetricFamily(
+            "fiddler_expert_selections",
+            "Experts chosen for tokens, by where they were computed; one token at top-2 counts 2.",
+            labels=["layer", "route"],
+        )
+        by_expert = CounterMetricFamily(
+            "fiddler_expert_selections_by_expert",
+            "Experts chosen for tokens, by expert; one token at top-2 counts 2.",
+            labels=["layer", "expert"],
+        )
+        for layer, counts in zip(self._decoder_layers, self._selections.read(), strict=True):
+            by_route.add_metric([str(layer), "remote"], sum(counts))
+            for expert, count in enumerate(counts):
+                by_expert.add_metric([str(layer), str(expert)], count)
+        yield by_route
+        yield by_expert
+
+
+def publish_queue(num_running: Callable[[], int], num_waiting: Callable[[], int]) -> None:
+    """Publishes how many requests have a slot and how many wait, read at scrape time."""
+    Gauge("fiddler_requests_running", "Requests being computed.").set_function(num_running)
+    Gauge("fiddler_requests_waiting", "Requests that wait for a slot.").set_function(num_waiting)
+
+
+def publish_selections(selections: SelectionCounts, decoder_layers: list[int]) -> None:
+    """Registers the collector of expert selections."""
+    REGISTRY.register(SelectionCollector(selections, decoder_layers))

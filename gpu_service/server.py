@@ -1,0 +1,192 @@
+"""Starts the GPU service's parts in order, keeps its health true, and stops it."""
+
+import asyncio
+import signal
+import time
+
+import grpc
+import structlog
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fiddler import rpc, tensors
+from fiddler.checkpoint import Checkpoint
+from fiddler.metrics import serve, set_build_info
+from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
+from gpu_service import metrics
+from gpu_service.engine import Engine
+from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.model import Model
+from gpu_service.scheduler import Scheduler
+from gpu_service.service import GenerationServicer, Loaded
+from gpu_service.settings import Settings
+from gpu_service.tokenizer import Tokenizer
+
+_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+_POLL_SECONDS = 0.2
+_REMIND_SECONDS = 5.0
+_log = structlog.get_logger("gpu_service")
+
+
+class Server:
+    """One GPU service. `run` returns when a signal has stopped it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens the checkpoint and binds nothing yet. Made in the event loop that runs it.
+
+        Raises:
+            CheckpointError: The model directory is wrong.
+            ValueError: The device is not there.
+        """
+        self._settings = settings
+        self._checkpoint = Checkpoint.open(settings.model)
+        self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
+        self._device = _device(settings.device)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self._experts = ExpertClient(
+            settings.experts, self._dtype, settings.expert_timeout_seconds, settings.max_message_bytes
+        )
+        self._servicer = GenerationServicer()
+        self._health = health.aio.HealthServicer()
+        self._lost = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    async def run(self) -> None:
+        """Serves until SIGTERM or SIGINT.
+
+        Raises:
+            ModelError, HandshakeError, OSError: It cannot be started.
+        """
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, stop.set)
+        server = await self._listen()
+        work = asyncio.create_task(self._start_and_watch())
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            work.cancel()
+            stopping.cancel()
+            await self._stop(server)
+        _log.info("stopped")
+
+    async def _listen(self) -> grpc.aio.Server:
+        settings = self._settings
+        server = grpc.aio.server(options=rpc.server_options(settings.max_message_bytes))
+        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        await self._set_serving(False)
+        set_build_info("gpu_service", model_type=self._checkpoint.model_type, device=str(self._device))
+        serve(settings.metrics_host, settings.metrics_port)
+        rpc.bind(server, settings.listen)
+        await server.start()
+        return server
+
+    async def _start_and_watch(self) -> None:
+        """Loads while it waits for the expert service; then turns health on and off with it."""
+        (model, tokenizer), experts = await asyncio.gather(asyncio.to_thread(self._load), self._await_experts())
+        await asyncio.to_thread(self._warm_up, model)
+        settings = self._settings
+        scheduler = Scheduler(settings.max_slots, settings.max_waiting, settings.prefill_chunk)
+        engine = Engine(model, scheduler, self._step_failed)
+        metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)
+        metrics.publish_selections(model.selections, [layer.decoder_layer for layer in self._checkpoint.layers])
+        engine.start()
+        self._servicer.loaded = Loaded(
+            self._checkpoint, model, tokenizer, engine, experts, settings.max_slots, time.monotonic()
+        )
+        while True:
+            await self._set_serving(True)
+            _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
+            await self._lost.wait()
+            await self._set_serving(False, f"the CPU expert service at {settings.experts} is gone")
+            await self._await_experts()
+            self._lost.clear()
+
+    def _load(self) -> tuple[Model, Tokenizer]:
+        settings = self._settings
+        started = time.monotonic()
+        tokenizer = Tokenizer(self._checkpoint.directory)
+        model = Model(
+            self._checkpoint, self._experts, self._device, self._dtype, settings.max_slots, settings.max_context
+        )
+        _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=self._checkpoint.dense_bytes)
+        return model, tokenizer
+
+    def _warm_up(self, model: Model) -> None:
+        """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails here."""
+        started = time.monotonic()
+        with torch.inference_mode():
+            model.forward(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), 0, True)
+        model.selections.clear()
+        _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
+
+    async def _await_experts(self) -> experts_pb2.DescribeResponse:
+        """Waits until the expert service is ready, saying so, and shakes hands.
+
+        Raises:
+            HandshakeError: It serves something else.
+        """
+        reminded = time.monotonic()
+        self._servicer.unavailable = f"waiting for the CPU expert service at {self._settings.experts}"
+        _log.info("waiting for the CPU expert service", address=self._settings.experts)
+        while True:
+            if await asyncio.to_thread(self._experts.is_serving):
+                try:
+                    return await asyncio.to_thread(self._experts.handshake, self._checkpoint.fingerprint)
+                except HandshakeError:
+                    raise
+                except ExpertServiceError as error:
+                    _log.warning("handshake failed", error=str(error))
+            if time.monotonic() - reminded >= _REMIND_SECONDS:
+                reminded = time.monotonic()
+                _log.info("still waiting for the CPU expert service", address=self._settings.experts)
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _step_failed(self, error: Exception) -> None:
+        """Called by the engine's thread."""
+        if isinstance(error, ExpertServiceError):
+            self._loop.call_soon_threadsafe(self._lost.set)
+
+    async def _set_serving(self, serving: bool, why_not: str = "the service is starting") -> None:
+        self._servicer.unavailable = "" if serving else why_not
+        metrics.EXPERT_SERVICE_UP.set(serving)
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", _SERVICE):
+            await self._health.set(name, status)
+
+    async def _stop(self, server: grpc.aio.Server) -> None:
+        await self._health.enter_graceful_shutdown()
+        await server.stop(self._settings.grace_seconds)
+        if self._servicer.loaded:
+            await asyncio.to_thread(self._servicer.loaded.engine.stop)
+        self._experts.close()
+        rpc.remove_listen_address(self._settings.listen)
+
+
+async def run(settings: Settings) -> None:
+    """Runs the service until a signal stops it.
+
+    Raises:
+        CheckpointError, ModelError, HandshakeError, OSError, ValueError: It cannot be started.
+    """
+    await Server(settings).run()
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: cuda was asked for, and PyTorch finds no CUDA device")
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

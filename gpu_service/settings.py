@@ -1,0 +1,38 @@
+"""Settings of the GPU service."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from fiddler import rpc
+from fiddler.settings import ServiceSettings
+
+
+class Settings(ServiceSettings):
+    """Generates text. Settings come from flags, FIDDLER_GPU_*, and the --config file."""
+
+    model_config = SettingsConfigDict(env_prefix="FIDDLER_GPU_")
+    program: ClassVar[str] = "gpu_service"
+
+    listen: str = Field("127.0.0.1:50051", description="address to serve on: HOST:PORT or unix:PATH")
+    metrics_port: int = Field(9100, ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
+    experts: str = Field("unix:/run/fiddler/experts.sock", description="address of the CPU expert service")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="where all but the experts is computed; auto: cuda where there is one"
+    )
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice")
+    max_slots: int = Field(8, ge=1, le=1024, description="the most requests computed at one time")
+    max_context: int = Field(
+        4096, ge=2, description="the most tokens in a prompt and its continuation; the model's own limit also holds"
+    )
+    max_waiting: int = Field(256, ge=0, description="the most requests that wait for a slot")
+    prefill_chunk: int = Field(512, ge=1, description="the most prompt tokens computed between two decode steps")
+    expert_timeout_seconds: float = Field(
+        60.0, gt=0, description="how long one layer's experts may take, in seconds, before the request fails"
+    )
+
+    @field_validator("experts")
+    @classmethod
+    def _experts_is_an_address(cls, value: str) -> str:
+        return rpc.check_address(value)

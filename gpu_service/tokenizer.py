@@ -1,0 +1,75 @@
+"""Text to tokens and back, a token at a time."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how sentencepiece spells a byte of a character it has no token for
+_REPLACEMENT = "\ufffd"
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. To be used from one thread at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Reads the tokenizer's files.
+
+        Raises:
+            ValueError: The directory holds no tokenizer that transformers knows.
+        """
+        try:
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{directory}: no tokenizer that can be read: {error}") from error
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the model expects around it."""
+        return list(self._tokenizer(text)["input_ids"])
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+        assert isinstance(text, str)
+        return text
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the token is one byte of a character that may go on in the next token."""
+        token = self._tokenizer.convert_ids_to_tokens(token_id)
+        return isinstance(token, str) and _BYTE_TOKEN.fullmatch(token) is not None
+
+
+class Detokenizer:
+    """Turns one generation's tokens into text as they come. The pieces, joined, are decode(all ids).
+
+    A token's text depends on those before it (a leading space is dropped at the very start, bytes join to characters),
+    so a window of tokens is decoded, once without and once with the new ones, and the difference is what is new. The
+    window begins at the last place where the text was complete.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._token_ids: list[int] = []
+        self._window_start = 0
+        self._num_emitted = 0  # tokens whose text was given out
+
+    def add(self, token_ids: Sequence[int]) -> str:
+        """Returns the text that has become certain; it may be empty."""
+        self._token_ids.extend(token_ids)
+        if not token_ids or self._tokenizer.is_byte(self._token_ids[-1]):
+            return ""  # one more byte can change how the whole run of bytes before it is read
+        return self._emit(hold_incomplete=True)
+
+    def finish(self) -> str:
+        """Returns the rest."""
+        return self._emit(hold_incomplete=False)
+
+    def _emit(self, hold_incomplete: bool) -> str:
+        before = self._tokenizer.decode(self._token_ids[self._window_start : self._num_emitted])
+        after = self._tokenizer.decode(self._token_ids[self._window_start :])
+        if hold_incomplete and (after.endswith(_REPLACEMENT) or len(after) <= len(before)):
+            return ""
+        self._window_start = self._num_emitted
+        self._num_emitted = len(self._token_ids)
+        return after[len(before) :]

@@ -1,0 +1,106 @@
+"""Turns a GenerateRequest into what the engine runs, or says which field is wrong."""
+
+import math
+from collections.abc import Callable, Iterable
+
+from fiddler import rpc
+from fiddler.v1 import generation_pb2
+from gpu_service.model import Model
+from gpu_service.request import Event, Request
+from gpu_service.sampling import SamplingParameters
+from gpu_service.tokenizer import Tokenizer
+
+DEFAULT_MAX_TOKENS = 256
+_MAX_SEED = 2**63 - 1  # torch's generator takes no more
+
+
+def parse_request(
+    message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer, emit: Callable[[Event], None]
+) -> Request:
+    """Checks a request and fills in what it leaves unset.
+
+    Args:
+        message: The request.
+        model: Its limits and defaults.
+        tokenizer: Encodes the prompt where it is text.
+        emit: Where the request's events go.
+
+    Raises:
+        Rejection: INVALID_ARGUMENT, naming the field.
+    """
+    prompt = _prompt(message, model, tokenizer)
+    return Request(
+        prompt=prompt,
+        sampling=_sampling(message.sampling, model),
+        max_tokens=_max_tokens(message, len(prompt), model),
+        eos_ids=model.eos_ids,
+        stop_ids=frozenset(_token_ids(message.stop_token_ids, "stop_token_ids", model)),
+        emit=emit,
+    )
+
+
+def _prompt(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
+    field = message.WhichOneof("prompt")
+    if field is None:
+        raise rpc.invalid_argument("prompt", "must be set: either text or token_ids")
+    if field == "text" and not message.text:
+        raise rpc.invalid_argument("text", "must not be empty")
+    if field == "text":
+        prompt = tokenizer.encode(message.text)
+    else:
+        prompt = _token_ids(message.token_ids.ids, "token_ids.ids", model)
+        field = "token_ids.ids"
+    if not prompt:
+        raise rpc.invalid_argument(field, "must not be empty")
+    if len(prompt) >= model.max_context:
+        raise rpc.invalid_argument(
+            field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
+        )
+    return prompt
+
+
+def _token_ids(ids: Iterable[int], field: str, model: Model) -> list[int]:
+    checked = list(ids)
+    for position, token_id in enumerate(checked):
+        if token_id >= model.vocab_size:
+            raise rpc.invalid_argument(
+                f"{field}[{position}]", f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {token_id}"
+            )
+    return checked
+
+
+def _max_tokens(message: generation_pb2.GenerateRequest, prompt_tokens: int, model: Model) -> int:
+    room = model.max_context - prompt_tokens
+    if not message.HasField("max_tokens"):
+        return min(DEFAULT_MAX_TOKENS, room)
+    if message.max_tokens < 1:
+        raise rpc.invalid_argument("max_tokens", f"must be at least 1, got {message.max_tokens}")
+    if message.max_tokens > room:
+        raise rpc.invalid_argument(
+            "max_tokens",
+            f"the context of {model.max_context} tokens leaves room for {room} after the prompt, "
+            f"got {message.max_tokens}",
+        )
+    return message.max_tokens
+
+
+def _sampling(message: generation_pb2.SamplingParameters, model: Model) -> SamplingParameters:
+    def value(name: str) -> float | None:
+        return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
+
+    temperature, top_k, top_p, seed = value("temperature"), value("top_k"), value("top_p"), value("seed")
+    if temperature is not None and not (0 <= temperature < math.inf):
+        raise rpc.invalid_argument("sampling.temperature", f"must be 0 or above and finite, got {temperature:g}")
+    if top_k is not None and top_k < 0:
+        raise rpc.invalid_argument("sampling.top_k", f"must be 0 or above, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise rpc.invalid_argument("sampling.top_p", f"must be above 0 and at most 1, got {top_p:g}")
+    if seed is not None and seed > _MAX_SEED:
+        raise rpc.invalid_argument("sampling.seed", f"must be at most 2^63 - 1, got {seed}")
+    return SamplingParameters.resolve(
+        model.generation_config,
+        temperature,
+        None if top_k is None else int(top_k),
+        top_p,
+        None if seed is None else int(seed),
+    )

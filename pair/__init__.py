@@ -1,0 +1,5 @@
+"""Runs a GPU service and a CPU expert service as one: two child processes on this host, started and stopped together."""
+
+from pair._processes import Pair, PairError, free_port
+
+__all__ = ["Pair", "PairError", "free_port"]

@@ -1,0 +1,149 @@
+"""The two child processes. Speaks to them as any client does: command line, health, signals."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_POLL_SECONDS = 0.05
+
+
+class PairError(Exception):
+    """A service ended before it was asked to, or was not ready in time."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Pair:
+    """Both services, running between `with Pair(...) as pair:` and its end.
+
+    Either part can be left out or stopped and started again, which is how tests and benchmarks break the pair.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        listen: str | None = None,
+        metrics_ports: tuple[int, int] | None = None,
+        gpu_arguments: Sequence[str] = (),
+        cpu_arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        log: IO[bytes] | None = None,
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            model: Directory of the checkpoint.
+            listen: Where the GPU service serves; None takes a free port of the loopback interface.
+            metrics_ports: The GPU service's and the CPU expert service's; None takes free ones.
+            gpu_arguments: More flags for the GPU service.
+            cpu_arguments: More flags for the CPU expert service.
+            environment: Added to this process's environment.
+            log: Where both write their logs; None is standard error.
+        """
+        self._directory = Path(tempfile.mkdtemp(prefix="fiddler-"))
+        self.experts = f"unix:{self._directory}/experts.sock"
+        self.target = listen or f"127.0.0.1:{free_port()}"
+        self.gpu_metrics_port, self.cpu_metrics_port = metrics_ports or (free_port(), free_port())
+        self._commands = {
+            "gpu_service": [
+                *("--model", str(model), "--experts", self.experts, "--listen", self.target),
+                *("--metrics-port", str(self.gpu_metrics_port), *gpu_arguments),
+            ],
+            "cpu_expert_service": [
+                *("--model", str(model), "--listen", self.experts),
+                *("--metrics-port", str(self.cpu_metrics_port), *cpu_arguments),
+            ],
+        }
+        self._environment = {**os.environ, **(environment or {})}
+        self._log = log
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        try:
+            self.start("cpu_expert_service")
+            self.start("gpu_service")
+            self.wait_until_serving()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def start(self, service: str) -> subprocess.Popen[bytes]:
+        """Starts "gpu_service" or "cpu_expert_service"."""
+        command = [sys.executable, "-m", service, *self._commands[service]]
+        process = subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
+        self.processes[service] = process
+        return process
+
+    def stop(self, service: str, number: int = signal.SIGTERM, timeout_seconds: float = 30) -> int:
+        """Signals a service and returns its exit status."""
+        process = self.processes[service]
+        if process.poll() is None:
+            process.send_signal(number)
+        try:
+            return process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise PairError(f"{service} did not stop within {timeout_seconds:g} s") from None
+
+    def wait_until_serving(self, timeout_seconds: float = 120, serving: bool = True) -> None:
+        """Waits until the GPU service reports that it is ready (or, with serving=False, that it is not).
+
+        Raises:
+            PairError: A service ended, or time ran out.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while self.is_serving(self.target) is not serving:
+            self.check()
+            if time.monotonic() > deadline:
+                raise PairError(f"the pair was not ready within {timeout_seconds:g} s")
+            time.sleep(_POLL_SECONDS)
+
+    @staticmethod
+    def is_serving(address: str) -> bool:
+        """Whether the service at an address reports SERVING."""
+        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            try:
+                response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
+            except grpc.RpcError:
+                return False
+            return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def check(self) -> None:
+        """Raises PairError where a service has ended."""
+        for service, process in self.processes.items():
+            if process.poll() is not None:
+                raise PairError(f"{service} ended with status {process.returncode}")
+
+    def close(self) -> None:
+        """Stops what runs, the GPU service first, and removes the socket's directory."""
+        for service in ("gpu_service", "cpu_expert_service"):
+            if service in self.processes:
+                with contextlib.suppress(PairError):
+                    self.stop(service)
+        shutil.rmtree(self._directory, ignore_errors=True)

@@ -1,0 +1,96 @@
+"""A checkpoint of a gigabyte or so, for tests that measure memory; written at the speed of the disk."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from tests.tampering import write_index
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def write_large(directory: Path, total_bytes: int) -> Path:
+    """A bf16 Mixtral of about `total_bytes` (250 MB or more), an eighth of it dense; it runs, but says nothing.
+
+    All matrices are slices of one block of noise, so that writing takes no longer than the disk does.
+    """
+    hidden, inner, num_experts = 1024, 3584, 8
+    vocab_size = max(320, total_bytes // 8 // (2 * 2 * hidden))
+    layer_bytes = 2 * (num_experts * 3 * hidden * inner + 5 * hidden * hidden // 2)
+    num_layers = max(1, round((total_bytes - 4 * vocab_size * hidden) / layer_bytes))
+    config = AutoConfig.for_model(
+        "mixtral",
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=num_layers,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        num_local_experts=num_experts,
+        vocab_size=vocab_size,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        dtype="bfloat16",
+        architectures=["MixtralForCausalLM"],
+    )
+    config.save_pretrained(directory)
+    noise = torch.randn(8 << 20, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(torch.bfloat16)
+    outer: Shapes = {"model.embed_tokens.weight": (vocab_size, hidden), "lm_head.weight": (vocab_size, hidden)}
+    parts = [outer | {"model.norm.weight": (hidden,)}]
+    parts += [_mixtral_layer_shapes(layer, hidden, inner, num_experts) for layer in range(num_layers)]
+    weight_map: dict[str, str] = {}
+    for number, shapes in enumerate(parts, start=1):
+        file = directory / f"model-{number:05}-of-{len(parts):05}.safetensors"
+        _write_noise(file, shapes, noise)
+        weight_map |= dict.fromkeys(shapes, file.name)
+    write_index(directory, weight_map)
+    return directory
+
+
+def _mixtral_layer_shapes(layer: int, hidden: int, inner: int, num_experts: int) -> Shapes:
+    prefix = f"model.layers.{layer}"
+    shapes: Shapes = {
+        f"{prefix}.input_layernorm.weight": (hidden,),
+        f"{prefix}.post_attention_layernorm.weight": (hidden,),
+        f"{prefix}.self_attn.q_proj.weight": (hidden, hidden),
+        f"{prefix}.self_attn.k_proj.weight": (hidden // 4, hidden),
+        f"{prefix}.self_attn.v_proj.weight": (hidden // 4, hidden),
+        f"{prefix}.self_attn.o_proj.weight": (hidden, hidden),
+        f"{prefix}.block_sparse_moe.gate.weight": (num_experts, hidden),
+    }
+    for expert in range(num_experts):
+        for part, shape in (("w1", (inner, hidden)), ("w2", (hidden, inner)), ("w3", (inner, hidden))):
+            shapes[f"{prefix}.block_sparse_moe.experts.{expert}.{part}.weight"] = shape
+    return shapes
+
+
+def _write_noise(file: Path, shapes: Shapes, noise: torch.Tensor) -> None:
+    """A bf16 safetensors file: vectors are ones, matrices are slices of the noise, repeated where it is too short."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, shape in shapes.items():
+        end = position + 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    values = noise.view(torch.uint8).numpy().data
+    with file.open("wb") as output:
+        output.write(len(encoded).to_bytes(8, "little") + encoded)
+        for number, shape in enumerate(shapes.values()):
+            if len(shape) == 1:
+                output.write(torch.ones(shape, dtype=torch.bfloat16).view(torch.uint8).numpy().tobytes())
+                continue
+            output.writelines(_slices(values, 2 * torch.Size(shape).numel(), begin=4096 * number))
+
+
+def _slices(values: memoryview, num_bytes: int, begin: int) -> Iterator[memoryview]:
+    while num_bytes > 0:
+        piece = values[begin : begin + num_bytes]
+        yield piece
+        num_bytes -= len(piece)
+        begin = 0
