@@ -75,7 +75,7 @@ def _build_server(settings: Settings, servicer: ExpertServicer) -> tuple[grpc.Se
     return server, health_servicer
 
 
-def _set_health(servicer: health.HealthServicer, status: health_pb2.HealthCheckResponse.ServingStatus.ValueType) -> None:
+def _set_health(servicer: health.HealthServicer, status: int) -> None:
     for name in ("", _SERVICE):
         servicer.set(name, status)
 

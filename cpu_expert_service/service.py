@@ -35,9 +35,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         description = self._describe()
         try:
             check_handshake(request, description)
-        except rpc.Rejection as rejection:
-            _log.error("handshake refused", reason=rejection.message)
-            rejection.abort(context)
+        except rpc.StatusError as error:
+            _log.error("handshake refused", reason=error.message)
+            error.abort(context)
         return description
 
     def Run(  # noqa: N802
@@ -50,10 +50,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         try:
             for request in request_iterator:
                 yield self._answer(request)
-        except rpc.Rejection as rejection:
-            metrics.REQUESTS.labels(rejection.code.name).inc()
-            _log.warning("stream ended", code=rejection.code.name, reason=rejection.message)
-            rejection.abort(context)
+        except rpc.StatusError as error:
+            metrics.REQUESTS.labels(error.code.name).inc()
+            _log.warning("stream ended", code=error.code.name, reason=error.message)
+            error.abort(context)
         except Exception:
             # gRPC's own reader ends the iteration with an exception when the caller leaves
             if context.is_active():
@@ -72,7 +72,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         try:
             result = self._runner.run(request.layer, hidden, expert_ids, routing_weights, deadline)
         except ExpiredError:
-            raise rpc.Rejection(
+            raise rpc.StatusError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 f"message {request.sequence}: its time ran out before it was computed",
             ) from None
@@ -91,7 +91,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         return response
 
     def _parse(self, request: experts_pb2.RunRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns hidden rows, expert ids and routing weights, or raises a Rejection that names the field."""
+        """Returns hidden rows, expert ids and routing weights, or raises a StatusError that names the field."""
         layers = self._checkpoint.layers
         if request.layer >= len(layers):
             raise rpc.invalid_argument("layer", f"must be 0 to {len(layers) - 1}, got {request.layer}")
@@ -151,16 +151,12 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
 
 
 def check_handshake(request: experts_pb2.DescribeRequest, description: experts_pb2.DescribeResponse) -> None:
-    """Raises a FAILED_PRECONDITION Rejection where the caller expects what this service is not."""
-    for field, name in (
-        ("protocol_version", "protocol version"),
-        ("checkpoint_fingerprint", "checkpoint fingerprint"),
-        ("dtype", "dtype"),
-    ):
-        expected, actual = getattr(request, field), getattr(description, field)
-        if request.HasField(field) and expected != actual:
-            if field == "dtype":
+    """Raises a FAILED_PRECONDITION StatusError where the caller expects what this service is not."""
+    for field, expected in request.ListFields():
+        actual = getattr(description, field.name)
+        if expected != actual:
+            if field.enum_type is not None:
                 expected, actual = tensors.dtype_name(expected), tensors.dtype_name(actual)
             raise rpc.failed_precondition(
-                field, f"the caller expects {name} {expected}, and the CPU expert service has {actual}"
+                field.name, f"{field.name}: the caller expects {expected}, and the CPU expert service has {actual}"
             )

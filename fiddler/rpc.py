@@ -6,17 +6,18 @@ import re
 import socket
 import stat
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 _MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the terminating zero
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 
-class Rejection(Exception):
+class StatusError(Exception):
     """A call that is answered with a status. Raised where a message is checked, turned into a status in the handler."""
 
     def __init__(self, code: grpc.StatusCode, message: str, *details: Message) -> None:
@@ -40,12 +41,12 @@ class Rejection(Exception):
         context.set_trailing_metadata(self.trailing_metadata)
         context.abort(self.code, self.message)
 
-    async def abort_async(self, context: "grpc.aio.ServicerContext[object, object]") -> NoReturn:
+    async def abort_async(self, context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
         """Ends an asynchronous handler's call with this status."""
         await context.abort(self.code, self.message, self.trailing_metadata)
 
 
-def invalid_argument(field: str, problem: str) -> Rejection:
+def invalid_argument(field: str, problem: str) -> StatusError:
     """A field of the request is wrong.
 
     Args:
@@ -53,14 +54,14 @@ def invalid_argument(field: str, problem: str) -> Rejection:
         problem: What is wrong with it, e.g. "must be above 0 and at most 1, got 7".
     """
     violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
-    return Rejection(
+    return StatusError(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"{field}: {problem}",
         error_details_pb2.BadRequest(field_violations=[violation]),
     )
 
 
-def failed_precondition(subject: str, problem: str) -> Rejection:
+def failed_precondition(subject: str, problem: str) -> StatusError:
     """The two sides do not fit together.
 
     Args:
@@ -68,11 +69,21 @@ def failed_precondition(subject: str, problem: str) -> Rejection:
         problem: A sentence with both values.
     """
     violation = error_details_pb2.PreconditionFailure.Violation(type="MISMATCH", subject=subject, description=problem)
-    return Rejection(
+    return StatusError(
         grpc.StatusCode.FAILED_PRECONDITION,
         problem,
         error_details_pb2.PreconditionFailure(violations=[violation]),
     )
+
+
+def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
+    """Whether the server of a channel answers grpc.health.v1 and is ready."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    try:
+        response = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
+    except grpc.RpcError:
+        return False
+    return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
 def check_address(address: str) -> str:

@@ -32,7 +32,7 @@ class ServiceSettings(BaseSettings):
     listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
     dtype: DtypeName = Field(
         "auto",
-        description="what is computed in; auto: the checkpoint's own (float16 is run in float32, which holds it exactly)",
+        description="what is computed in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
     )
     metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on")
     metrics_port: int = Field(ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
@@ -82,7 +82,7 @@ class ServiceSettings(BaseSettings):
         try:
             cls._refuse_unknown_environment()
             _TomlFile.path = _config_path(arguments, cls._environment_prefix())
-            return cls(_cli_parse_args=arguments, _cli_prog_name=f"python -m {cls.program}")  # type: ignore[call-arg]
+            return cls(_cli_parse_args=arguments, _cli_prog_name=f"python -m {cls.program}")
         except ValidationError as error:
             problems = [f"{_flag(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
         except (SettingsError, ValueError) as error:

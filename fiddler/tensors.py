@@ -79,7 +79,8 @@ def decode(message: tensor_pb2.Tensor, field: str, dtype: torch.dtype, shape: tu
 
 def dtype_name(number: int) -> str:
     """The name of a Dtype number, or the number where it has none."""
-    return tensor_pb2.Dtype.Name(number) if number in tensor_pb2.Dtype.values() else str(number)
+    value = tensor_pb2.Dtype.DESCRIPTOR.values_by_number.get(number)
+    return value.name if value else str(number)
 
 
 def resolve_dtype(name: str, stored: torch.dtype) -> torch.dtype:

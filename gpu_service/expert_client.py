@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import grpc
 import structlog
 import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fiddler import PROTOCOL_VERSION, rpc, tensors
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
@@ -62,7 +61,7 @@ class _Stream:
 
     def __init__(self, stub: experts_pb2_grpc.ExpertServiceStub) -> None:
         self._outbox: queue.SimpleQueue[experts_pb2.RunRequest | None] = queue.SimpleQueue()
-        messages: Iterator[experts_pb2.RunRequest] = iter(self._outbox.get, None)  # type: ignore[arg-type]
+        messages: Iterator[experts_pb2.RunRequest] = iter(self._outbox.get, None)
         self._call = stub.Run(messages)
 
     def send(self, request: experts_pb2.RunRequest) -> None:
@@ -107,18 +106,13 @@ class ExpertClient:
         self._timeout_seconds = timeout_seconds
         self._channel = grpc.insecure_channel(address, options=_channel_options(max_message_bytes))
         self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
-        self._health = health_pb2_grpc.HealthStub(self._channel)
         self._stream: _Stream | None = None
         self._sequence = itertools.count(1)
         self._pending: list[_Call] = []
 
     def is_serving(self, timeout_seconds: float = 2.0) -> bool:
         """Whether the service answers and is ready."""
-        try:
-            response = self._health.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
-        except grpc.RpcError:
-            return False
-        return response.status == health_pb2.HealthCheckResponse.SERVING
+        return rpc.is_serving(self._channel, timeout_seconds)
 
     def handshake(self, fingerprint: str) -> experts_pb2.DescribeResponse:
         """Makes sure that both services run the same checkpoint in the same dtype.

@@ -18,7 +18,9 @@ _INTER_TOKEN_BUCKETS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
 
-REQUESTS = Counter("fiddler_requests_total", "Generations that ended, by finish reason; failed ones as error.", ["finish_reason"])
+REQUESTS = Counter(
+    "fiddler_requests_total", "Generations that ended, by finish reason; failed ones as error.", ["finish_reason"]
+)
 PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were accepted.")
 GENERATION_TOKENS = Counter("fiddler_generation_tokens_total", "Tokens generated.")
 TIME_TO_FIRST_TOKEN = Histogram(

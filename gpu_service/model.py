@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -47,7 +47,7 @@ class Model:
         config = _read_config(checkpoint.directory)
         self._module = _load(checkpoint, config, dtype).to(device)
         self._module.requires_grad_(False)
-        self.generation_config: GenerationConfig = self._module.generation_config or GenerationConfig()
+        self.generation_config = cast("GenerationConfig", self._module.generation_config)
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
@@ -114,26 +114,31 @@ class Model:
             match = _LAYER_NUMBER.search(name)
             index = by_decoder_layer.get(int(match[1])) if match else None
             if index is None:
-                raise ModelError(f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none")
+                raise ModelError(
+                    f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"
+                )
             module.connect(index, checkpoint.layers[index].num_experts, remote, self.selections, staging)
             connected.add(index)
         for index, layer in enumerate(checkpoint.layers):
             if index not in connected:
-                raise ModelError(f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses")
+                raise ModelError(
+                    f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses"
+                )
 
 
 def _read_config(directory: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{directory / 'config.json'}: transformers {transformers.__version__} has no such model: {error}") from error
+        known = f"transformers {transformers.__version__}"
+        raise ModelError(f"{directory / 'config.json'}: {known} has no such model: {error}") from error
 
 
 def _load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     classes = _experts_classes(checkpoint, config)
     with _quiet(), _replaced(classes):
         try:
-            module, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 checkpoint.directory,
                 config=config,
                 dtype=dtype,
@@ -144,18 +149,19 @@ def _load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{checkpoint.directory}: {error}") from error
+    module, report = loaded
     _check_report(checkpoint, module, report)
-    return module.eval()  # type: ignore[no-any-return]
+    return cast("nn.Module", module.eval())
 
 
 def _experts_classes(checkpoint: Checkpoint, config: Any) -> set[type[nn.Module]]:
     """The classes of the model's experts, found by transformers' experts interface on a model without memory."""
     try:
         with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except ValueError as error:
-        raise ModelError(f"{checkpoint.directory}: {config.model_type} is no model that generates text: {error}") from error
-    classes = {type(module) for module in skeleton.modules() if hasattr(module, "is_transposed") and hasattr(module, "has_gate")}
+        raise ModelError(f"{checkpoint.directory}: {config.model_type} does not generate text: {error}") from error
+    classes = {type(module) for module in skeleton.modules() if hasattr(module, "_apply_gate")}
     if not classes:
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
@@ -184,10 +190,10 @@ def _replaced(classes: set[type[nn.Module]]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """transformers reports the experts as unexpected, which is what is wanted here; _check_report judges instead."""
+    """Transformers reports the experts as unexpected, which is what is wanted here; _check_report judges instead."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
-    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -1,8 +1,9 @@
-"""Chooses the next token of each request. Logits processors are transformers'; random numbers are each request's own."""
+"""Chooses each request's next token. Logits processors are transformers'; random numbers are the request's own."""
 
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import (
@@ -68,7 +69,8 @@ class Sampler:
 
     def draw(self, logits: torch.Tensor) -> torch.Tensor:
         """[1, vocab] float32 -> [1] int64."""
-        scores = self._processors(torch.empty(1, 0, dtype=torch.int64), logits)
+        none = torch.empty(1, 0, dtype=torch.int64)  # these processors look at no token
+        scores = self._processors(cast("torch.LongTensor", none), cast("torch.FloatTensor", logits))
         return torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=self._generator)[0]
 
 
@@ -83,4 +85,4 @@ def sample(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
     for row, sampler in enumerate(samplers):
         if not sampler.greedy:
             tokens[row : row + 1] = sampler.draw(logits[row : row + 1])
-    return tokens.tolist()  # type: ignore[no-any-return]  # the step's one wait for the device
+    return tokens.tolist()  # the step's one wait for the device

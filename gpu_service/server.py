@@ -120,7 +120,7 @@ class Server:
         return model, tokenizer
 
     def _warm_up(self, model: Model) -> None:
-        """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails here."""
+        """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
         started = time.monotonic()
         with torch.inference_mode():
             model.forward(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), 0, True)

@@ -63,9 +63,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         events = EventQueue(_MAX_UNREAD_EVENTS)
         try:
             generation = parse_request(request, loaded.model, loaded.tokenizer, events.put)
-        except rpc.Rejection as rejection:
+        except rpc.StatusError as error:
             metrics.REQUESTS.labels("error").inc()
-            await rejection.abort_async(context)
+            await error.abort_async(context)
         metrics.PROMPT_TOKENS.inc(len(generation.prompt))
         loaded.engine.submit(generation)
         finish_reason = FinishReason.CANCELLED.value
@@ -74,9 +74,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                 if response.HasField("complete"):
                     finish_reason = _reason_name(response.complete.finish_reason)
                 yield response
-        except rpc.Rejection as rejection:
+        except rpc.StatusError as error:
             finish_reason = "error"
-            await rejection.abort_async(context)
+            await error.abort_async(context)
         except asyncio.CancelledError:
             if (context.time_remaining() or 1) <= 0:
                 finish_reason = FinishReason.DEADLINE.value
@@ -158,9 +158,7 @@ def _complete(generation: Request, end: Finished) -> generation_pb2.Complete:
     return generation_pb2.Complete(
         index=0,
         finish_reason=_FINISH_REASONS[end.reason],
-        usage=generation_pb2.Usage(
-            prompt_tokens=len(generation.prompt), completion_tokens=end.completion_tokens
-        ),
+        usage=generation_pb2.Usage(prompt_tokens=len(generation.prompt), completion_tokens=end.completion_tokens),
         timings=generation_pb2.Timings(
             queue_seconds=end.queue_seconds,
             prefill_seconds=end.prefill_seconds,
@@ -169,13 +167,13 @@ def _complete(generation: Request, end: Finished) -> generation_pb2.Complete:
     )
 
 
-def _status(error: Exception) -> rpc.Rejection:
+def _status(error: Exception) -> rpc.StatusError:
     """The status that a failed generation ends with."""
     if isinstance(error, QueueFullError | SlowReaderError):
-        return rpc.Rejection(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        return rpc.StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
     if isinstance(error, ExpertServiceError | EngineStoppedError):
-        return rpc.Rejection(grpc.StatusCode.UNAVAILABLE, str(error))
-    return rpc.Rejection(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")
+        return rpc.StatusError(grpc.StatusCode.UNAVAILABLE, str(error))
+    return rpc.StatusError(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")
 
 
 def _reason_name(number: generation_pb2.FinishReason.ValueType) -> str:

@@ -114,4 +114,3 @@ def attention_mask(positions: torch.Tensor, length: int, window: int | None = No
     queries = positions[:, None, :, None]
     mask = keys <= queries
     return mask if window is None else mask & (keys > queries - window)
-

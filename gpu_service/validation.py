@@ -26,7 +26,7 @@ def parse_request(
         emit: Where the request's events go.
 
     Raises:
-        Rejection: INVALID_ARGUMENT, naming the field.
+        StatusError: INVALID_ARGUMENT, naming the field.
     """
     prompt = _prompt(message, model, tokenizer)
     return Request(
@@ -40,16 +40,14 @@ def parse_request(
 
 
 def _prompt(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
-    field = message.WhichOneof("prompt")
-    if field is None:
+    kind = message.WhichOneof("prompt")
+    if kind is None:
         raise rpc.invalid_argument("prompt", "must be set: either text or token_ids")
-    if field == "text" and not message.text:
-        raise rpc.invalid_argument("text", "must not be empty")
-    if field == "text":
-        prompt = tokenizer.encode(message.text)
+    field = "text" if kind == "text" else "token_ids.ids"
+    if kind == "text":
+        prompt = tokenizer.encode(message.text) if message.text else []
     else:
-        prompt = _token_ids(message.token_ids.ids, "token_ids.ids", model)
-        field = "token_ids.ids"
+        prompt = _token_ids(message.token_ids.ids, field, model)
     if not prompt:
         raise rpc.invalid_argument(field, "must not be empty")
     if len(prompt) >= model.max_context:

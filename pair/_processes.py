@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import IO, Self
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from fiddler import rpc
 
 _POLL_SECONDS = 0.05
 
@@ -128,11 +129,7 @@ class Pair:
     def is_serving(address: str) -> bool:
         """Whether the service at an address reports SERVING."""
         with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-            try:
-                response = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
-            except grpc.RpcError:
-                return False
-            return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
+            return rpc.is_serving(channel, timeout_seconds=2)
 
     def check(self) -> None:
         """Raises PairError where a service has ended."""
