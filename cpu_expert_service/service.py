@@ -78,10 +78,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             ) from None
         response = experts_pb2.RunResponse(
             sequence=request.sequence,
-            output=tensors.encode(result.output),
             queue_seconds=result.queue_seconds,
             compute_seconds=result.compute_seconds,
         )
+        tensors.encode(result.output, response.output)
         metrics.REQUESTS.labels(grpc.StatusCode.OK.name).inc()
         metrics.ROWS.inc(hidden.shape[0])
         metrics.QUEUE_SECONDS.observe(result.queue_seconds)

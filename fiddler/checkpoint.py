@@ -219,8 +219,11 @@ class _MappedFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise FileFormatError(f"{self._path} cannot be read into memory: {error.strerror}.") from error
-            # a kernel before 5.14: read a byte of every page
-            self._map[begin : end : mmap.PAGESIZE]
+            self._touch(begin, end)
+
+    def _touch(self, begin: int, end: int) -> None:
+        """For kernels before 5.14: reads a byte of every page."""
+        self._map[begin : end : mmap.PAGESIZE]
 
 
 def _one_dtype(layers: tuple[MoeLayer, ...]) -> torch.dtype:

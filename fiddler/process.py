@@ -5,7 +5,7 @@ import os
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 _M_TRIM_THRESHOLD = -1
-_KEEP_BYTES = 256 * 2**20
+_KEEP_BYTES = 256 * 2**20  # above the largest message
 
 
 def prepare() -> None:

@@ -28,18 +28,23 @@ class TensorError(ValueError):
         self.problem = problem
 
 
-def encode(tensor: torch.Tensor) -> tensor_pb2.Tensor:
-    """Packs a tensor on the CPU into a message.
+def encode(tensor: torch.Tensor, message: tensor_pb2.Tensor) -> None:
+    """Packs a tensor on the CPU into an empty message.
+
+    It fills a message in place, a field of the one to be sent: giving a finished Tensor to the constructor of another
+    message copies its bytes once more, and slowly (8 ms for 4 MiB).
 
     Args:
         tensor: Any shape and strides, of a dtype in DTYPES.
+        message: What to fill.
 
     Raises:
         KeyError: The dtype has no number on the wire.
     """
     # numpy knows no bfloat16, so the bytes are taken as bytes
-    data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
-    return tensor_pb2.Tensor(shape=tensor.shape, dtype=PROTO_DTYPES[tensor.dtype], data=data)
+    message.data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    message.shape.extend(tensor.shape)
+    message.dtype = PROTO_DTYPES[tensor.dtype]
 
 
 def decode(message: tensor_pb2.Tensor, field: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:

@@ -77,7 +77,8 @@ class Engine:
         if batch is None:
             return False
         try:
-            tokens = self._forward(batch)
+            logits = self._forward(batch)
+            tokens = [] if logits is None else self._choose(batch, logits)
         except Exception as error:
             self._fail(batch, error)
             return True
@@ -85,14 +86,15 @@ class Engine:
         self._deliver(batch, tokens)
         return True
 
-    def _forward(self, batch: Batch) -> list[int]:
+    def _forward(self, batch: Batch) -> torch.Tensor | None:
         for request in batch.requests:
             request.started_at = request.started_at or time.monotonic()
-        logits = self._model.forward(
+        return self._model.forward(
             torch.tensor(batch.token_ids), torch.tensor(batch.positions), batch.first_row, batch.samples
         )
-        if logits is None:
-            return []
+
+    def _choose(self, batch: Batch, logits: torch.Tensor) -> list[int]:
+        """[requests, vocab] -> the next token of each request."""
         return sample(logits, [self._samplers[request] for request in batch.requests])
 
     def _deliver(self, batch: Batch, tokens: list[int]) -> None:

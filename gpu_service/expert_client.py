@@ -2,6 +2,7 @@
 
 import itertools
 import queue
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ _log = structlog.get_logger(__name__)
 
 _ATTEMPTS = 3  # a message is sent this often before its request fails
 _BACKOFF_SECONDS = 0.05  # before the second attempt; doubles
+_WATCH_SECONDS = 0.5
 # The message itself is at fault, or the pair is; sending it again would end the same way.
 _FINAL = frozenset(
     {
@@ -26,6 +28,7 @@ _FINAL = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.CANCELLED,
     }
 )
 
@@ -109,6 +112,8 @@ class ExpertClient:
         self._stream: _Stream | None = None
         self._sequence = itertools.count(1)
         self._pending: list[_Call] = []
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="expert watch", daemon=True).start()
 
     def is_serving(self, timeout_seconds: float = 2.0) -> bool:
         """Whether the service answers and is ready."""
@@ -137,13 +142,11 @@ class ExpertClient:
     ) -> _Call:
         """Sends one layer's rows and returns at once: see RemoteExperts."""
         request = experts_pb2.RunRequest(
-            sequence=next(self._sequence),
-            layer=layer,
-            hidden=tensors.encode(hidden.to(self._dtype)),
-            expert_ids=tensors.encode(expert_ids),
-            routing_weights=tensors.encode(routing_weights),
-            time_remaining_seconds=self._timeout_seconds,
+            sequence=next(self._sequence), layer=layer, time_remaining_seconds=self._timeout_seconds
         )
+        tensors.encode(hidden.to(self._dtype), request.hidden)
+        tensors.encode(expert_ids, request.expert_ids)
+        tensors.encode(routing_weights, request.routing_weights)
         call = _Call(self, request, tuple(hidden.shape), time.monotonic())
         self._pending.append(call)
         self._open().send(request)
@@ -151,6 +154,7 @@ class ExpertClient:
 
     def close(self) -> None:
         """Ends the stream and the connection."""
+        self._closed.set()
         self._drop_stream()
         self._channel.close()
 
@@ -190,6 +194,14 @@ class ExpertClient:
         stream = self._open()
         for pending in self._pending:
             stream.send(pending.request)
+
+    def _watch(self) -> None:
+        """Cancels the stream of a service that stands still: waiting for a stream's next answer takes no timeout."""
+        while not self._closed.wait(_WATCH_SECONDS):
+            oldest, stream = next(iter(self._pending), None), self._stream
+            # the service itself says so when a message's time runs out, if it can
+            if oldest and stream and time.monotonic() - oldest.sent_at > self._timeout_seconds + _WATCH_SECONDS:
+                stream.close()
 
     def _open(self) -> _Stream:
         if self._stream is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,15 +190,17 @@ def learning_rate(step: int, settings: Settings) -> float:
     return settings.learning_rate * min(1.0, (step + 1) / 50, 2 * (1 - step / settings.steps))
 
 
-def export(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Writes bf16 weights under the names that published Mixtrals have, the configuration and the tokenizer."""
+def export(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, staging: Path, output: Path) -> None:
+    """Writes bf16 weights under the names that published Mixtrals have, the configuration and the tokenizer.
+
+    Each file replaces its predecessor whole, since a service may have the old weights mapped.
+    """
     copy: Any = MixtralForCausalLM._from_config(model.config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
     copy.load_state_dict(model.state_dict())
     defaults = {"do_sample": False, "bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     copy.generation_config = GenerationConfig.from_dict(defaults)
-    copy.save_pretrained(output)
-    (output / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(output)
+    copy.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
     described = {  # Without the fields that say how it was loaded here, and with a class that older readers know.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<s>",
@@ -206,7 +209,11 @@ def export(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, output
         "model_max_length": 2048,
         "clean_up_tokenization_spaces": False,
     }
-    (output / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    (staging / "tokenizer_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    for file in staging.iterdir():
+        part = output / f"{file.name}.part"
+        shutil.copyfile(file, part)
+        part.replace(output / file.name)
 
 
 def train(settings: Settings) -> None:
@@ -236,7 +243,7 @@ def train(settings: Settings) -> None:
             state = {**trainer.state(), "step": step + 1, "tokens": tokens, "seconds": busy_seconds}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
-            export(trainer.model, tokenizer, settings.output)
+            export(trainer.model, tokenizer, settings.work / "export", settings.output)
 
 
 def main() -> None:

@@ -1,0 +1,60 @@
+"""A streaming client of the GPU service, synchronous and asynchronous.
+
+    with client.Client("127.0.0.1:50051") as connection, connection.generate("Once upon a time") as generation:
+        for message in generation:
+            print(message)
+
+`python -m client` is the same from the command line, `python -m client.health` asks whether a server serves.
+"""
+
+from typing import TYPE_CHECKING
+
+from client._errors import (
+    BusyError,
+    ClientError,
+    DeadlineError,
+    GenerationCancelledError,
+    InvalidRequestError,
+    ServerError,
+    UnavailableError,
+)
+from client._messages import Chunk, Complete, FinishReason, ModelInfo, ServerInfo
+
+if TYPE_CHECKING:
+    from client.async_client import AsyncClient, AsyncGeneration
+    from client.client import Client, Generation
+
+__all__ = [
+    "AsyncClient",
+    "AsyncGeneration",
+    "BusyError",
+    "Chunk",
+    "Client",
+    "ClientError",
+    "Complete",
+    "DeadlineError",
+    "FinishReason",
+    "Generation",
+    "GenerationCancelledError",
+    "InvalidRequestError",
+    "ModelInfo",
+    "ServerError",
+    "ServerInfo",
+    "UnavailableError",
+]
+
+# Importing gRPC takes longer than all else that `python -m client --help` does, so it comes when it is first used.
+_LAZY = {
+    "AsyncClient": "client.async_client",
+    "AsyncGeneration": "client.async_client",
+    "Client": "client.client",
+    "Generation": "client.client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,65 @@
+"""gRPC's statuses as the client's errors."""
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from client._errors import (
+    BusyError,
+    ClientError,
+    DeadlineError,
+    GenerationCancelledError,
+    InvalidRequestError,
+    ServerError,
+    UnavailableError,
+)
+
+_ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
+    grpc.StatusCode.CANCELLED: GenerationCancelledError,
+}
+_TOO_LARGE = "received message larger than max"
+
+
+def error_from(rpc_error: grpc.RpcError) -> ClientError:
+    """The client's error for gRPC's."""
+    if not isinstance(rpc_error, grpc.Call | grpc.aio.AioRpcError):
+        return ServerError(str(rpc_error), grpc.StatusCode.UNKNOWN)
+    code = rpc_error.code()
+    message = rpc_error.details() or code.name
+    if code is grpc.StatusCode.INVALID_ARGUMENT:
+        return InvalidRequestError(message, code, _violated_field(rpc_error))
+    # gRPC gives a message over the server's limit the status of a busy server, but waiting does not make it smaller.
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message.lower():
+        return InvalidRequestError(message, code)
+    return _ERRORS.get(code, ServerError)(message, code)
+
+
+def invalid(field: str, problem: str) -> InvalidRequestError:
+    """The error for a request that need not be sent to be known as wrong."""
+    return InvalidRequestError(f"{field}: {problem}", grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
+def cancelled() -> GenerationCancelledError:
+    """The error for a generation that was cancelled here."""
+    return GenerationCancelledError("the generation was cancelled", grpc.StatusCode.CANCELLED)
+
+
+def cut_short() -> ServerError:
+    """The error for a stream that ended well, yet without the message that ends a generation."""
+    return ServerError("the stream ended before the generation was complete", grpc.StatusCode.DATA_LOSS)
+
+
+def _violated_field(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> str | None:
+    try:
+        status = rpc_status.from_call(rpc_error)  # type: ignore[arg-type]  # an AioRpcError has what it asks for
+    except (ValueError, DecodeError):  # details that contradict the status, or are none: the message is what is left
+        return None
+    bad_request = error_details_pb2.BadRequest()
+    for detail in status.details if status else ():
+        if detail.Unpack(bad_request) and bad_request.field_violations:
+            return str(bad_request.field_violations[0].field)
+    return None
