@@ -53,7 +53,7 @@ def generate(
 ) -> int:
     """Sends a prompt to the GPU service and prints what it generates."""
     # gRPC takes longer to import than --help may take
-    from client._printing import abandon_output, print_json, print_text, read_prompt
+    from client._printing import print_generation, read_prompt
     from client.client import Client
 
     try:
@@ -70,12 +70,7 @@ def generate(
                 timeout=timeout,
             ) as generation,
         ):
-            (print_json if json else print_text)(generation)
-    except BrokenPipeError:
-        abandon_output()
-    except OSError as error:
-        abandon_output()
-        return _fail(f"input or output failed: {error.strerror}", FAILED)
+            print_generation(generation, as_json=json)
     except ClientError as error:
         return _fail(error.message, _EXIT_CODES.get(type(error), FAILED))
     return DONE
@@ -87,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = app(arguments, prog_name="python -m client", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except OSError as error:
+        return _fail(f"cannot write the output: {error.strerror}", FAILED)
     except _USAGE_ERROR as error:
         return _fail(f"{error.format_message()} (see --help)", USAGE)
     return int(status or DONE)

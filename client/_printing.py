@@ -17,52 +17,68 @@ def read_prompt(argument: str) -> str:
     """The prompt that the argument stands for: itself, or standard input, as it is, for "-".
 
     Raises:
-        InvalidRequestError: Standard input is no UTF-8.
+        InvalidRequestError: Standard input cannot be read, or is no UTF-8.
     """
     if argument != "-":
         return argument
     try:
         return sys.stdin.buffer.read().decode()
+    except OSError as error:
+        raise invalid("prompt", f"standard input cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise invalid("prompt", f"standard input is no UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def print_text(generation: Generation) -> None:
+def print_generation(generation: Generation, *, as_json: bool) -> None:
+    """Prints a generation as it comes, and stops, without a word, where whoever reads the output has left.
+
+    Raises:
+        OSError: The output cannot be written.
+        ClientError: The generation failed.
+    """
+    try:
+        if as_json:
+            _print_json(generation)
+        else:
+            _print_text(generation)
+    except OSError as error:
+        _abandon_output()
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
+def _print_text(generation: Generation) -> None:
     """Prints the text as it comes, and for a person at a terminal how long it took."""
-    _never_fail_to_encode()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
     started = time.monotonic()
     first = None
-    column_0 = True
+    unfinished_line = False
     try:
         for event in generation:
             if isinstance(event, Chunk):
                 first = first or time.monotonic()
                 if event.text:
-                    column_0 = False
+                    unfinished_line = True
                     print(event.text, end="", flush=True)
-        column_0 = False  # even where it is empty, the output is a line
+        unfinished_line = True  # even where it is empty, the output is a line
     finally:
-        if not column_0:
+        if unfinished_line:
             print(flush=True)
     if generation.complete and sys.stderr.isatty():
         _print_summary(generation.complete, started, first or time.monotonic())
 
 
-def print_json(generation: Generation) -> None:
+def _print_json(generation: Generation) -> None:
     """Prints each message by the names that its fields have in the .proto files, one line each."""
     for response in generation.responses():
         fields = MessageToDict(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(fields), flush=True)
 
 
-def abandon_output() -> None:
+def _abandon_output() -> None:
     """Keeps Python from flushing, as it exits, what nobody reads any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _never_fail_to_encode() -> None:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
 
 
 def _print_summary(complete: Complete, started: float, first: float) -> None:

@@ -90,12 +90,12 @@ def check_address(address: str) -> str:
     """Returns the address, or raises ValueError where it is neither HOST:PORT nor unix:PATH."""
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        if not path or path.endswith("/"):
+        if not path or path.endswith("/") or "\0" in path:
             raise ValueError(f"{address!r} names no socket; expected unix:PATH")
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
             raise ValueError(f"socket path {path} is over {_MAX_SOCKET_PATH_BYTES} bytes, the most that Linux takes")
         return address
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s]+):(\d{1,5})", address)
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):(\d{1,5})", address)
     if not match or int(match[2]) > 65535:
         raise ValueError(f"{address!r} is no address; expected HOST:PORT or unix:PATH")
     return address

@@ -41,8 +41,10 @@ def encode(tensor: torch.Tensor, message: tensor_pb2.Tensor) -> None:
     Raises:
         KeyError: The dtype has no number on the wire.
     """
+    # as_strided, since a contiguous tensor of one element may keep any stride, which the view as bytes refuses
+    flat = tensor.detach().contiguous().as_strided((tensor.numel(),), (1,))
     # numpy knows no bfloat16, so the bytes are taken as bytes
-    message.data = tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+    message.data = flat.view(torch.uint8).numpy().tobytes()
     message.shape.extend(tensor.shape)
     message.dtype = PROTO_DTYPES[tensor.dtype]
 

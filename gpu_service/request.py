@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from gpu_service.sampling import SamplingParameters
+from gpu_service.sampling_parameters import SamplingParameters
 
 _numbers = itertools.count(1)
 

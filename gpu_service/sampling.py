@@ -2,52 +2,17 @@
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from transformers import (
-    GenerationConfig,
     LogitsProcessorList,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class SamplingParameters:
-    """How the next token is chosen, with nothing left unset."""
-
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_k: int = 0
-    """0: all."""
-    top_p: float = 1.0
-    seed: int | None = None
-    """None: a different one each time."""
-
-    @classmethod
-    def resolve(
-        cls,
-        defaults: GenerationConfig,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        seed: int | None,
-    ) -> "SamplingParameters":
-        """Fills what is None from the model's generation_config, where that one samples."""
-        samples = bool(defaults.do_sample)
-
-        def default(value: float | None, neutral: float) -> float:
-            return value if samples and value is not None else neutral
-
-        return cls(
-            temperature=default(defaults.temperature, float(samples)) if temperature is None else temperature,
-            top_k=int(default(defaults.top_k, 0)) if top_k is None else top_k,
-            top_p=default(defaults.top_p, 1.0) if top_p is None else top_p,
-            seed=seed,
-        )
+from gpu_service.sampling_parameters import SamplingParameters
 
 
 class Sampler:

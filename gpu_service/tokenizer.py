@@ -23,6 +23,7 @@ class Tokenizer:
             self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"{directory}: no tokenizer that can be read: {error}") from error
+        self._special_ids = frozenset(self._tokenizer.all_special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the model expects around it."""
@@ -34,9 +35,10 @@ class Tokenizer:
         assert isinstance(text, str)
         return text
 
-    def is_byte(self, token_id: int) -> bool:
-        """Whether the token is one byte of a character that may go on in the next token."""
-        token = self._tokenizer.convert_ids_to_tokens(token_id)
+    def ends_in_byte(self, token_ids: Sequence[int]) -> bool:
+        """Whether the last token that is text is one byte of a character, which may go on in the next token."""
+        last = next((token_id for token_id in reversed(token_ids) if token_id not in self._special_ids), None)
+        token = None if last is None else self._tokenizer.convert_ids_to_tokens(last)
         return isinstance(token, str) and _BYTE_TOKEN.fullmatch(token) is not None
 
 
@@ -57,7 +59,7 @@ class Detokenizer:
     def add(self, token_ids: Sequence[int]) -> str:
         """Returns the text that has become certain; it may be empty."""
         self._token_ids.extend(token_ids)
-        if not token_ids or self._tokenizer.is_byte(self._token_ids[-1]):
+        if self._tokenizer.ends_in_byte(self._token_ids[self._num_emitted :]):
             return ""  # one more byte can change how the whole run of bytes before it is read
         return self._emit(hold_incomplete=True)
 

@@ -7,10 +7,11 @@ from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.model import Model
 from gpu_service.request import Event, Request
-from gpu_service.sampling import SamplingParameters
+from gpu_service.sampling_parameters import SamplingParameters
 from gpu_service.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
+_MIN_TEMPERATURE = 0.001  # logits divided by less overflow
 _MAX_SEED = 2**63 - 1  # torch's generator takes no more
 
 
@@ -87,8 +88,10 @@ def _sampling(message: generation_pb2.SamplingParameters, model: Model) -> Sampl
         return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
 
     temperature, top_k, top_p, seed = value("temperature"), value("top_k"), value("top_p"), value("seed")
-    if temperature is not None and not (0 <= temperature < math.inf):
-        raise rpc.invalid_argument("sampling.temperature", f"must be 0 or above and finite, got {temperature:g}")
+    if temperature is not None and temperature != 0 and not _MIN_TEMPERATURE <= temperature < math.inf:
+        raise rpc.invalid_argument(
+            "sampling.temperature", f"must be 0, or finite and at least {_MIN_TEMPERATURE}, got {temperature:g}"
+        )
     if top_k is not None and top_k < 0:
         raise rpc.invalid_argument("sampling.top_k", f"must be 0 or above, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:

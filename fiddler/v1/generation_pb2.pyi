@@ -142,7 +142,7 @@ class SamplingParameters(_message.Message):
     TOP_P_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 takes the likeliest token; above 0 divides the logits before a token is drawn. Unset: the generation_config's
+    """0 takes the likeliest token; 0.001 or more divides the logits before one is drawn. Unset: the generation_config's
     temperature where it samples, else 0.
     """
     top_k: _builtins.int

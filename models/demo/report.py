@@ -48,6 +48,18 @@ def read(model: MixtralForCausalLM, passages: list[Tensor]) -> tuple[float, int,
     return total, num_tokens, counts
 
 
+@torch.no_grad()
+def loss_by_position(model: MixtralForCausalLM, passages: list[Tensor]) -> dict[str, float]:
+    """Mean loss in quarters of windows twice as long as the training context, over passages end to end."""
+    windows = torch.cat(passages).long().unfold(0, 2 * CONTEXT + 1, 2 * CONTEXT)[:: max(1, len(passages) // 40)]
+    losses = []
+    for window in windows:
+        logits = model(window[None, :-1], use_cache=False).logits[0]
+        losses.append(functional.cross_entropy(logits, window[1:], reduction="none"))
+    quarters = torch.stack(losses).mean(0).view(4, -1).mean(1).tolist()
+    return {f"{i * CONTEXT // 2} to {(i + 1) * CONTEXT // 2 - 1}": round(loss, 3) for i, loss in enumerate(quarters)}
+
+
 def continuations(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[dict[str, str]]:
     """Sixty tokens after every prompt, greedy and at temperature 0.8 with seed 0."""
     found = []
@@ -98,7 +110,8 @@ def main() -> None:
     arguments = parser.parse_args()
     model = MixtralForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)  # Already in evaluation mode.
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.model)
-    topics = {topic.name: measure(model, tokenizer, topic) for topic in corpus.load(arguments.work)}
+    texts = corpus.load(arguments.work)
+    topics = {topic.name: measure(model, tokenizer, topic) for topic in texts}
     num_tokens = sum(topic["held_out_tokens"] for topic in topics.values())
     loss = sum(topic["held_out_loss"] * topic["held_out_tokens"] for topic in topics.values()) / num_tokens
     saved = torch.load(arguments.work / "checkpoint.pt", mmap=True)
@@ -109,6 +122,9 @@ def main() -> None:
         "training_seconds": round(saved["seconds"]),
         "held_out_loss": round(loss, 4),
         "held_out_perplexity": round(math.exp(loss), 2),
+        "held_out_loss_by_position": loss_by_position(
+            model, encode(tokenizer, [passage for topic in texts for passage in topic.held_out])
+        ),
         "topics": topics,
         "continuations": continuations(model, tokenizer),
     }

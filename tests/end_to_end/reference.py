@@ -12,7 +12,7 @@ from gpu_service.engine import Engine
 from gpu_service.expert_client import ExpertClient
 from gpu_service.model import Model
 from gpu_service.request import Request
-from gpu_service.sampling import SamplingParameters
+from gpu_service.sampling_parameters import SamplingParameters
 from gpu_service.scheduler import Batch, Scheduler
 
 PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
@@ -20,7 +20,7 @@ PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
 
 
 def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], torch.Tensor]:
-    """Greedy tokens of transformers' generate(), and the logits [tokens, vocab] that they were chosen by."""
+    """The greedy tokens that transformers generates, and the logits [tokens, vocab] that they were chosen by."""
     output = model.generate(
         torch.tensor([prompt]),
         max_new_tokens=num_tokens,
@@ -32,7 +32,7 @@ def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[i
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """transformers' own model, experts and all."""
+    """Transformers' own model, experts and all."""
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
 
 

@@ -245,6 +245,8 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "key twice": (raw(b'{"a": {}, "a": {}}'), errors.FileFormatError, ["a key occurs twice"]),
     "entry malformed": (raw(b'{"a": {"dtype": "F32"}}'), errors.FileFormatError, ["entry of the tensor 'a' is malf"]),
     "negative size": (header(UP, shape=[-24, -32]), errors.FileFormatError, [UP, "no whole number"]),
+    "size in quotes": (header(UP, shape=["24", 32]), errors.FileFormatError, [UP, "no whole number"]),
+    "size of true": (header(UP, shape=[24, 32, True]), errors.FileFormatError, [UP, "no whole number"]),
     "wrong byte count": (header(UP, shape=[24, 31]), errors.FileFormatError, [UP, "3072 bytes", "takes 2976"]),
     "unknown dtype": (header(UP, dtype="F33"), errors.FileFormatError, [UP, "unknown dtype 'F33'"]),
     "overlap": (overlap, errors.FileFormatError, ["the tensor", "overlaps the tensor before it"]),

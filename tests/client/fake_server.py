@@ -1,0 +1,142 @@
+"""A generation server without a model: it answers as it is told and notes what it was asked."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health as grpc_health
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fiddler import rpc
+from fiddler.v1 import generation_pb2, generation_pb2_grpc, tensor_pb2
+
+SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+PIECES = ("Once", " upon", "", " a time é🙂")
+"""The text of the chunks that are answered unless a test says otherwise."""
+
+Responses = Iterator[generation_pb2.GenerateResponse]
+Script = Callable[[generation_pb2.GenerateRequest, grpc.ServicerContext], Responses]
+
+
+def chunk(text: str, *token_ids: int) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(chunk=generation_pb2.Chunk(token_ids=token_ids, text=text))
+
+
+def complete(completion_tokens: int = len(PIECES)) -> generation_pb2.GenerateResponse:
+    return generation_pb2.GenerateResponse(
+        complete=generation_pb2.Complete(
+            finish_reason=generation_pb2.FINISH_REASON_LENGTH,
+            usage=generation_pb2.Usage(prompt_tokens=3, completion_tokens=completion_tokens),
+            timings=generation_pb2.Timings(queue_seconds=0.25, prefill_seconds=0.5, decode_seconds=1.5),
+        )
+    )
+
+
+def tell_a_story(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
+    for token_id, text in enumerate(PIECES):
+        yield chunk(text, token_id)
+    yield complete()
+
+
+def hang_after(*responses: generation_pb2.GenerateResponse) -> Script:
+    """Sends those, then nothing until the call is over."""
+
+    def script(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
+        over = threading.Event()
+        context.add_callback(over.set)
+        yield from responses
+        over.wait(20)
+
+    return script
+
+
+def fail_with(status: rpc.StatusError, *responses: generation_pb2.GenerateResponse) -> Script:
+    """Sends those, then that status."""
+
+    def script(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
+        yield from responses
+        status.abort(context)
+
+    return script
+
+
+class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
+    """Answers by a script.
+
+    Attributes:
+        script: What the next generations do.
+        requests: The requests that came, in order.
+        deadlines: The seconds that each of them was given; centuries where it may take forever.
+        cancelled: Set when a generation was ended by its caller before the server was done.
+    """
+
+    def __init__(self) -> None:
+        self.script: Script = tell_a_story
+        self.requests: list[generation_pb2.GenerateRequest] = []
+        self.deadlines: list[float] = []
+        self.cancelled = threading.Event()
+
+    def Generate(self, request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:  # noqa: N802
+        self.requests.append(request)
+        self.deadlines.append(context.time_remaining() or 0.0)
+        done = False
+        context.add_callback(lambda: None if done else self.cancelled.set())
+        yield from self.script(request, context)
+        done = context.is_active()
+
+    def GetModelInfo(  # noqa: N802
+        self, request: generation_pb2.GetModelInfoRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.GetModelInfoResponse:
+        return generation_pb2.GetModelInfoResponse(
+            name="demo",
+            model_type="mixtral",
+            dtype=tensor_pb2.DTYPE_BFLOAT16,
+            vocab_size=512,
+            eos_token_ids=[2, 7],
+            num_experts=8,
+            expert_bytes=2**40,
+        )
+
+    def GetServerInfo(  # noqa: N802
+        self, request: generation_pb2.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.GetServerInfoResponse:
+        return generation_pb2.GetServerInfoResponse(version="0.1.0", device="cpu", max_slots=4, uptime_seconds=1.5)
+
+
+@dataclass
+class FakeServer:
+    """A server that listens.
+
+    Attributes:
+        target: Where it listens.
+        service: What answers there.
+        health: What answers for its health.
+    """
+
+    target: str
+    service: FakeGenerationService = field(default_factory=FakeGenerationService)
+    health: grpc_health.HealthServicer = field(default_factory=grpc_health.HealthServicer)
+
+
+@contextmanager
+def serving(listen: str = "127.0.0.1:0") -> Iterator[FakeServer]:
+    """Serves generations, health and reflection there."""
+    server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
+    fake = FakeServer(listen)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake.service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(fake.health, server)
+    fake.health.set("", health_pb2.HealthCheckResponse.SERVING)
+    fake.health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = server.add_insecure_port(listen)
+    if not listen.startswith("unix:"):
+        fake.target = f"{listen.rpartition(':')[0]}:{port}"
+    server.start()
+    try:
+        yield fake
+    finally:
+        server.stop(grace=None).wait()

@@ -1,0 +1,286 @@
+"""`python -m client`, as a process."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from client.__main__ import main
+from fiddler import rpc
+from tests.client.fake_server import PIECES, FakeServer, Responses, chunk, complete, fail_with, hang_after
+
+TIMEOUT_SECONDS = 20.0
+STORY = "".join(PIECES) + "\n"
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "client", *arguments]
+
+
+def run(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        command(*arguments),
+        input=stdin,
+        capture_output=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def assert_one_line(stderr: str | bytes, *words: str) -> None:
+    text = stderr.decode() if isinstance(stderr, bytes) else stderr
+    assert text.startswith("client: ")
+    assert text.count("\n") == 1
+    for word in words:
+        assert word in text
+
+
+def test_the_text_is_printed_and_ends_in_a_newline(server: FakeServer) -> None:
+    done = run("a prompt", "--target", server.target)
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, STORY, b"")
+    assert server.service.requests[0].text == "a prompt"
+
+
+def test_the_text_is_printed_as_it_comes(server: FakeServer) -> None:
+    server.service.script = hang_after(chunk("first", 1))
+    with start("a prompt", "--target", server.target) as process:
+        assert process.stdout is not None
+        assert os.read(process.stdout.fileno(), 100) == b"first"
+        process.kill()
+
+
+def test_every_option_arrives(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    options = "--max-tokens 5 --temperature 0.5 --top-k 3 --top-p 0.25 --seed 7 --stop-token-id 1 --stop-token-id 2"
+    assert main(["a prompt", "--target", server.target, *options.split(), "--timeout", "30"]) == 0
+    (request,) = server.service.requests
+    assert (request.max_tokens, list(request.stop_token_ids)) == (5, [1, 2])
+    sampling = request.sampling
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 3, 0.25, 7)
+    assert 20 < server.service.deadlines[0] <= 30
+
+
+def test_what_is_not_given_stays_unset(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["a prompt", "--target", server.target]) == 0
+    (request,) = server.service.requests
+    assert [field.name for field, _ in request.ListFields()] == ["text"]
+
+
+def test_json_is_each_message_by_its_proto_names(server: FakeServer) -> None:
+    done = run("a prompt", "--target", server.target, "--json")
+    assert (done.returncode, done.stderr) == (0, b"")
+    messages = [json.loads(line) for line in done.stdout.splitlines()]
+    assert messages == [
+        {"chunk": {"index": 0, "token_ids": [0], "text": "Once"}},
+        {"chunk": {"index": 0, "token_ids": [1], "text": " upon"}},
+        {"chunk": {"index": 0, "token_ids": [2], "text": ""}},
+        {"chunk": {"index": 0, "token_ids": [3], "text": PIECES[3]}},
+        {
+            "complete": {
+                "index": 0,
+                "finish_reason": "FINISH_REASON_LENGTH",
+                "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+                "timings": {"queue_seconds": 0.25, "prefill_seconds": 0.5, "decode_seconds": 1.5},
+            }
+        },
+    ]
+
+
+def test_json_is_printed_as_it_comes(server: FakeServer) -> None:
+    server.service.script = hang_after(chunk("first", 1))
+    with start("a prompt", "--target", server.target, "--json") as process:
+        assert process.stdout is not None
+        assert json.loads(os.read(process.stdout.fileno(), 1000)) == {
+            "chunk": {"index": 0, "token_ids": [1], "text": "first"}
+        }
+        process.kill()
+
+
+def test_a_dash_reads_the_prompt_from_standard_input(server: FakeServer) -> None:
+    assert run("-", "--target", server.target, stdin="zwei\nZeilen é".encode()).returncode == 0
+    assert server.service.requests[0].text == "zwei\nZeilen é"
+
+
+def test_a_prompt_may_start_with_a_dash(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--target", server.target, "--", "--not-an-option"]) == 0
+    assert server.service.requests[0].text == "--not-an-option"
+
+
+def test_standard_input_that_is_no_text_is_refused(server: FakeServer) -> None:
+    done = run("-", "--target", server.target, stdin=b"ab\xff")
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "prompt", "UTF-8", "byte 2")
+
+
+def test_an_argument_that_is_no_text_is_refused(server: FakeServer) -> None:
+    arguments = [argument.encode() for argument in command("prompt", "--target", server.target)]
+    arguments[3] = b"ab\xff"
+    done = subprocess.run(arguments, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
+    assert done.returncode == 2
+    assert_one_line(done.stderr, "text: must be text")
+
+
+def test_an_output_that_cannot_show_a_character_shows_another(server: FakeServer) -> None:
+    done = run("a prompt", "--target", server.target, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, b"Once upon a time ??\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["Missing argument", "PROMPT"]),
+        (["a", "b"], ["unexpected extra argument"]),
+        (["a", "--nonsense"], ["--nonsense"]),
+        (["a", "--max-tokens", "many"], ["--max-tokens", "integer"]),
+        (["a", "--target", "nowhere"], ["target", "nowhere", "HOST:PORT"]),
+        (["a", "--seed", "-1"], ["sampling.seed", "-1"]),
+        (["a", "--timeout", "0"], ["timeout"]),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(
+    arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert_one_line(output.err, *words)
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status"),
+    [
+        (rpc.invalid_argument("sampling.top_p", "must be at most 1, got 7"), 2),
+        (rpc.StatusError(rpc.grpc.StatusCode.UNAVAILABLE, "the expert\nservice is gone"), 3),
+        (rpc.StatusError(rpc.grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests wait"), 4),
+        (rpc.StatusError(rpc.grpc.StatusCode.DEADLINE_EXCEEDED, "too late"), 5),
+        (rpc.StatusError(rpc.grpc.StatusCode.CANCELLED, "cancelled"), 1),
+        (rpc.StatusError(rpc.grpc.StatusCode.INTERNAL, "it broke"), 1),
+    ],
+)
+def test_each_error_is_one_line_and_has_its_exit_status(
+    server: FakeServer, status: rpc.StatusError, exit_status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.service.script = fail_with(status, chunk("first", 1))
+    assert main(["a prompt", "--target", server.target]) == exit_status
+    output = capfd.readouterr()
+    assert output.out == "first\n"  # so that the error starts a line of its own
+    assert output.err == f"client: {' '.join(status.message.split())}\n"
+
+
+def test_nobody_listening_is_3(tmp_path: Path) -> None:
+    done = run("a prompt", "--target", f"unix:{tmp_path}/nobody")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert_one_line(done.stderr, "nobody")
+
+
+def test_the_timeout_is_5(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    server.service.script = hang_after()
+    assert main(["a prompt", "--target", server.target, "--timeout", "0.3"]) == 5
+    assert_one_line(capfd.readouterr().err, "eadline")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_an_interrupt_cancels_on_the_server_and_is_130(server: FakeServer, options: list[str]) -> None:
+    server.service.script = hang_after(chunk("first", 1))
+    with start("a prompt", "--target", server.target, *options) as process:
+        assert process.stdout is not None
+        os.read(process.stdout.fileno(), 1000)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert (process.returncode, stderr) == (130, b"")
+    assert server.service.cancelled.wait(TIMEOUT_SECONDS)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_leaves_ends_it_quietly(server: FakeServer, options: list[str]) -> None:
+    def endless(request: object, context: rpc.grpc.ServicerContext) -> Responses:
+        while context.is_active():
+            yield chunk("more", 1)
+            time.sleep(0.01)
+
+    server.service.script = endless
+    with start("a prompt", "--target", server.target, *options) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        os.read(process.stdout.fileno(), 4)
+        process.stdout.close()
+        assert process.wait(TIMEOUT_SECONDS) == 0
+        assert process.stderr.read() == b""
+    assert server.service.cancelled.wait(TIMEOUT_SECONDS)
+
+
+def test_an_output_that_is_full_is_an_error(server: FakeServer) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("a prompt", "--target", server.target),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert_one_line(done.stderr, "No space left")
+
+
+def on_a_terminal(*arguments: str) -> tuple[bytes, str]:
+    """Standard output, and what a terminal shows of standard error."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+        output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    os.write(theirs, b"|")  # so that there is something to read
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    os.close(theirs)
+    return output, shown.removesuffix("|")
+
+
+def test_a_terminal_gets_one_dim_line_of_figures(server: FakeServer) -> None:
+    def script(request: object, context: object) -> Responses:
+        time.sleep(0.3)
+        yield chunk("a", 1)
+        time.sleep(0.3)
+        yield complete(completion_tokens=4)
+
+    server.service.script = script
+    output, shown = on_a_terminal("a prompt", "--target", server.target)
+    assert output == b"a\n"
+    assert shown.startswith("\x1b[2m4 tokens, first after 0.")  # dim
+    assert shown.count("\n") == 1
+    assert "ended by length" in shown
+    seconds = float(shown.partition("after ")[2].partition(" s")[0])
+    assert 0.3 <= seconds < 3
+    tokens_per_second = float(shown.partition(" s, ")[2].partition(" tokens/s")[0])
+    assert 1 < tokens_per_second <= 3 / 0.3
+
+
+def test_json_prints_no_figures(server: FakeServer) -> None:
+    assert on_a_terminal("a prompt", "--target", server.target, "--json")[1] == ""
+
+
+def test_help_lists_the_exit_statuses() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    assert b"Exit status: 0" in done.stdout
+    assert b"130 interrupted" in done.stdout.replace(b"\n  ", b" ")
+
+
+def test_help_imports_neither_grpc_nor_rich() -> None:
+    probe = "import sys, client.__main__ as m; m.main(['--help']); sys.exit(bool({'grpc', 'rich'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode == 0
+
+
+def test_a_proxy_is_not_asked_for_this_machine(server: FakeServer) -> None:
+    done = run("a prompt", "--target", server.target, http_proxy="http://127.0.0.1:1", no_proxy="")
+    assert (done.returncode, done.stdout.decode()) == (0, STORY)

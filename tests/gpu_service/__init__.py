@@ -1,0 +1,1 @@
+"""Tests of the GPU service's parts, in this process."""

@@ -1,0 +1,46 @@
+import asyncio
+import threading
+
+from gpu_service.event_queue import EventQueue, SlowReaderError
+from gpu_service.request import Event, Failed, Finished, FinishReason, Token
+
+END = Finished(FinishReason.LENGTH, 1, 0, 0, 0)
+
+
+async def _read(events: EventQueue) -> list[Event]:
+    read: list[Event] = []
+    while not read or isinstance(read[-1], Token):
+        read += await asyncio.wait_for(events.get(), 20)
+    return read
+
+
+async def test_events_of_another_thread_arrive_in_order() -> None:
+    events = EventQueue(10_000)
+
+    def write() -> None:
+        for number in range(1000):
+            events.put(Token(number))
+        events.put(END)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert await _read(events) == [*map(Token, range(1000)), END]
+    thread.join()
+
+
+async def test_one_event_too_many_ends_the_queue() -> None:
+    events = EventQueue(3)
+    for number in range(5):
+        events.put(Token(number))
+    events.put(END)
+    *tokens, end = await _read(events)
+    assert tokens == [Token(0), Token(1), Token(2)]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, SlowReaderError)
+
+
+async def test_the_end_always_fits() -> None:
+    events = EventQueue(1)
+    events.put(Token(0))
+    events.put(END)
+    assert await _read(events) == [Token(0), END]
