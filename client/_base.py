@@ -11,7 +11,7 @@ from fiddler.v1 import generation_pb2
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
-DEFAULT_KEEPALIVE_SECONDS = 300.0
+DEFAULT_KEEPALIVE_SECONDS = 330.0
 
 
 class CallOptions(TypedDict):
@@ -26,8 +26,8 @@ class ConnectionOptions(TypedDict, total=False):
 
     Attributes:
         max_message_bytes: The largest message, in bytes, that is sent or taken. 64 MiB unless said.
-        keepalive_seconds: How often a connection that has calls but no traffic is tried, every 300 seconds unless said.
-            Servers hang up on less than that unless they were told to bear it.
+        keepalive_seconds: How often a connection that has calls but no traffic is tried, every 330 seconds unless said.
+            A server hangs up on less than 300 unless it was told to bear it.
         wait_for_ready: Whether a call waits, within its timeout, for a server that cannot be reached, rather than raise
             UnavailableError. It does not unless said.
     """

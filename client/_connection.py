@@ -41,7 +41,7 @@ def channel_options(target: str, max_message_bytes: int, keepalive_seconds: floa
     """The options of gRPC for a channel to that target.
 
     A long prefill is silence. Pings in it find a host that is gone, and keep routers on the way from forgetting the
-    connection; a server that was told nothing else takes those that come 5 minutes apart, and hangs up on faster ones.
+    connection; a server that was told nothing else bears one in 5 minutes, and hangs up on more.
     """
     options = [
         *rpc.message_size_options(max_message_bytes),

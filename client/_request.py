@@ -11,6 +11,7 @@ from fiddler.v1 import generation_pb2
 
 _EXPECTED = {
     FieldDescriptor.TYPE_STRING: "text",
+    FieldDescriptor.TYPE_DOUBLE: "a number",
     FieldDescriptor.TYPE_FLOAT: "a number",
     FieldDescriptor.TYPE_INT32: f"an integer from {-(2**31)} to {2**31 - 1}",
     FieldDescriptor.TYPE_UINT32: f"an integer from 0 to {2**32 - 1}",
@@ -71,7 +72,7 @@ def _set(message: Message, path: str, value: object) -> None:
         else:
             setattr(message, name, value)
     except (TypeError, ValueError) as error:
-        expected = _EXPECTED[field.type]
+        expected = _EXPECTED.get(field.type, f"a value for {name}")
         many = "a list, each item " if field.is_repeated else ""
         problem = f"must be {many}{expected}, got {reprlib.repr(value)}"
         raise invalid(path, problem) from error

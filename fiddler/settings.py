@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from fiddler import rpc
@@ -24,6 +25,7 @@ class ServiceSettings(BaseSettings):
         cli_avoid_json=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
+        cli_exit_on_error=False,  # so that a wrong flag is told in one line, as every other mistake is
         nested_model_default_partial_update=False,
     )
     program: ClassVar[str]
@@ -84,9 +86,11 @@ class ServiceSettings(BaseSettings):
             _TomlFile.path = _config_path(arguments, cls._environment_prefix())
             return cls(_cli_parse_args=arguments, _cli_prog_name=f"python -m {cls.program}")
         except ValidationError as error:
-            problems = [f"{_flag(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
+            problems = [f"{_flag(problem['loc'])}: {_message(problem)}" for problem in error.errors()]
         except (SettingsError, ValueError) as error:
-            problems = [str(error.__cause__ or error)]
+            problems = [str(error.__cause__ or error).removeprefix("error parsing CLI: ")]
+        finally:
+            _TomlFile.path = None
         for problem in problems:
             print(f"{cls.program}: {problem}", file=sys.stderr)
         raise SystemExit(2)
@@ -105,7 +109,7 @@ class ServiceSettings(BaseSettings):
 
 
 class _TomlFile(PydanticBaseSettingsSource):
-    """The settings in the file that --config names. An unknown key reaches the model, which refuses it."""
+    """The settings in the file that --config names."""
 
     path: ClassVar[Path | None] = None
 
@@ -116,16 +120,22 @@ class _TomlFile(PydanticBaseSettingsSource):
         if self.path is None:
             return {}
         try:
-            return tomllib.loads(self.path.read_text())
+            content = tomllib.loads(self.path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"--config: cannot read {self.path}: {error.strerror}") from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"--config: {self.path} is not TOML: {error}") from None
+        known = self.settings_cls.model_fields.keys() - {"config"}
+        unknown = sorted(content.keys() - known)
+        if unknown:
+            raise ValueError(f"--config: {self.path}: {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+        return content
 
 
 def _config_path(arguments: list[str], environment_prefix: str) -> Path | None:
-    """The file must be known before the settings that it is a source of are read."""
-    for position, argument in enumerate(arguments):
+    """The file must be known before the settings that it is a source of are read. Of two flags the last one counts."""
+    for position in reversed(range(len(arguments))):
+        argument = arguments[position]
         if argument == "--config" and position + 1 < len(arguments):
             return Path(arguments[position + 1])
         if argument.startswith("--config="):
@@ -136,3 +146,7 @@ def _config_path(arguments: list[str], environment_prefix: str) -> Path | None:
 
 def _flag(location: tuple[int | str, ...]) -> str:
     return "--" + ".".join(str(part) for part in location).replace("_", "-")
+
+
+def _message(problem: ErrorDetails) -> str:
+    return problem["msg"].removeprefix("Value error, ")

@@ -9,6 +9,7 @@ import structlog
 import torch
 
 from gpu_service import metrics
+from gpu_service.expert_client import ExpertServiceError
 from gpu_service.model import Model
 from gpu_service.request import Event, Failed, FinishReason, Request, Token
 from gpu_service.sampling import Sampler, sample
@@ -123,7 +124,8 @@ class Engine:
         request.emit(event)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
-        _log.error("step failed", requests=len(batch.requests), error=str(error), exc_info=error)
+        expected = isinstance(error, ExpertServiceError)  # the message says it all
+        _log.error("step failed", requests=len(batch.requests), error=str(error), exc_info=None if expected else error)
         self._on_failure(error)
         for request in batch.requests:
             self._finish(request, Failed(error))

@@ -146,6 +146,7 @@ def _load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # _check_report tells them, with both shapes
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{checkpoint.directory}: {error}") from error
@@ -206,7 +207,8 @@ def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, A
     if report["missing_keys"]:
         raise ModelError(f"{where}: the checkpoint lacks {_names(report['missing_keys'])}")
     if report["mismatched_keys"]:
-        raise ModelError(f"{where}: wrong shape: {_names(report['mismatched_keys'])}")
+        wrong = [f"{name} is {list(stored)}, not {list(due)}" for name, stored, due in report["mismatched_keys"]]
+        raise ModelError(f"{where}: wrong shape: {_names(wrong)}")
     experts = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, MoeLayer))
     left_over = {
         key

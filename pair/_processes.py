@@ -112,17 +112,24 @@ class Pair:
             process.wait()
             raise PairError(f"{service} did not stop within {timeout_seconds:g} s") from None
 
-    def wait_until_serving(self, timeout_seconds: float = 120, serving: bool = True) -> None:
-        """Waits until the GPU service reports that it is ready (or, with serving=False, that it is not).
+    def wait_until_serving(
+        self, address: str | None = None, timeout_seconds: float = 120, serving: bool = True
+    ) -> None:
+        """Waits until a service reports that it is ready (or, with serving=False, that it is not).
+
+        Args:
+            address: The service's; None for the GPU service, which is ready when both are.
+            timeout_seconds: How long to wait.
+            serving: What to wait for.
 
         Raises:
             PairError: A service ended, or time ran out.
         """
         deadline = time.monotonic() + timeout_seconds
-        while self.is_serving(self.target) is not serving:
+        while self.is_serving(address or self.target) is not serving:
             self.check()
             if time.monotonic() > deadline:
-                raise PairError(f"the pair was not ready within {timeout_seconds:g} s")
+                raise PairError(f"{address or self.target} was not as expected within {timeout_seconds:g} s")
             time.sleep(_POLL_SECONDS)
 
     @staticmethod

@@ -66,9 +66,9 @@ def continuations(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[dict[s
     for prompt in PROMPTS:
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         texts = {"prompt": prompt}
-        for name, options in (("greedy", {"do_sample": False}), ("sampled", {"do_sample": True, "temperature": 0.8})):
+        for name, options in (("greedy", {}), ("sampled", {"do_sample": True, "temperature": 0.8, "top_k": 0})):
             torch.manual_seed(0)
-            output = model.generate(**inputs, max_new_tokens=60, top_k=0, **options)
+            output = model.generate(**inputs, max_new_tokens=60, **options)
             texts[name] = str(tokenizer.decode(output[0], skip_special_tokens=True))
         found.append(texts)
     return found
@@ -76,13 +76,14 @@ def continuations(model: Any, tokenizer: PreTrainedTokenizerFast) -> list[dict[s
 
 def measure(model: MixtralForCausalLM, tokenizer: PreTrainedTokenizerFast, topic: corpus.Topic) -> dict[str, Any]:
     """One topic's sizes, losses on held-out and on trained passages, and expert shares by layer."""
-    held_out = encode(tokenizer, topic.held_out)
-    total, num_tokens, counts = read(model, held_out)
-    seen_total, seen_tokens, _ = read(model, encode(tokenizer, topic.train[:: max(1, len(topic.train) // 40)]))
+    trained_on = encode(tokenizer, topic.train)
+    total, num_tokens, counts = read(model, encode(tokenizer, topic.held_out))
+    seen_total, seen_tokens, _ = read(model, trained_on[:: max(1, len(trained_on) // 40)])
     return {
         "packages": topic.packages,
         "train_passages": len(topic.train),
         "train_chars": sum(map(len, topic.train)),
+        "train_tokens": sum(map(len, trained_on)),
         "held_out_passages": len(topic.held_out),
         "held_out_tokens": num_tokens,
         "held_out_loss": round(total / num_tokens, 4),

@@ -102,7 +102,7 @@ def build_model(vocab_size: int) -> MixtralForCausalLM:
 
 def encode(tokenizer: PreTrainedTokenizerFast, passages: list[str]) -> list[Tensor]:
     """Every passage as token ids between <s> and </s>."""
-    return [torch.tensor([*ids, EOS], dtype=torch.int32) for ids in tokenizer(passages)["input_ids"]]
+    return [torch.tensor([*ids, EOS], dtype=torch.int32) for ids in tokenizer(passages, verbose=False)["input_ids"]]
 
 
 def batches(passages: list[Tensor], rows: int, start: int) -> Iterator[Tensor]:

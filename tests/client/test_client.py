@@ -97,7 +97,7 @@ def test_every_argument_arrives(server: FakeServer) -> None:
         stop_token_ids=[7, 8],
     )
     (seconds,) = server.service.deadlines
-    assert 5 < seconds <= 9
+    assert 5 < seconds < 9.5
 
 
 def test_an_empty_list_is_a_prompt_of_ids(server: FakeServer) -> None:
@@ -334,6 +334,13 @@ def test_messages_over_grpcs_own_limit_arrive(server: FakeServer) -> None:
     server.service.script = lambda request, context: iter([chunk(text), complete()])
     with Client(server.target) as client:
         assert client.generate("a prompt").text() == text
+
+
+def test_silence_is_pinged(server: FakeServer) -> None:
+    server.service.script = hang_after()
+    refused = pytest.raises(UnavailableError, match=r"(?i)too many pings")  # that is, it pinged, and went on pinging
+    with Client(server.target, keepalive_seconds=0.5) as client, refused:
+        client.generate("a prompt", timeout=TIMEOUT_SECONDS).text()
 
 
 def test_threads_share_a_client(server: FakeServer) -> None:

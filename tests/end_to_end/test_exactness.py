@@ -88,6 +88,7 @@ def test_one_expert_scaled_by_a_hundredth_is_noticed(family: Path, expected: Exp
     pair = start(scaled)
     try:
         pair.start("cpu_expert_service")
+        pair.wait_until_serving(pair.experts)
         engine = reference.RecordingEngine(scaled, pair.experts)
         with pytest.raises(AssertionError):
             _assert_equal(engine.generate(reference.PROMPTS, NUM_TOKENS), expected)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiddler import tensors
@@ -34,6 +34,7 @@ def bits(tensor: torch.Tensor) -> list[int]:
     return list(tensor.contiguous().view(-1).view(torch.uint8).tolist())
 
 
+@settings(deadline=None)
 @given(any_tensor())
 def test_every_bit_survives(tensor: torch.Tensor) -> None:
     message = encode(tensor)
@@ -43,6 +44,7 @@ def test_every_bit_survives(tensor: torch.Tensor) -> None:
     assert bits(decoded) == bits(tensor)
 
 
+@settings(deadline=None)
 @given(any_tensor(), st.randoms(use_true_random=False))
 def test_strides_do_not_matter(tensor: torch.Tensor, random: st.DataObject) -> None:
     order = random.sample(range(tensor.ndim), tensor.ndim)  # type: ignore[attr-defined]

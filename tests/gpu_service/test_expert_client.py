@@ -157,7 +157,7 @@ def test_an_answer_of_another_shape_is_refused(service: _Service, client: Expert
         return response
 
     service.script = [wrong]
-    with pytest.raises(ExpertServiceError, match="output.shape"):
+    with pytest.raises(ExpertServiceError, match=r"output\.shape"):
         client.submit(0, ROWS, IDS, WEIGHTS).join()
 
 

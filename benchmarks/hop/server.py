@@ -1,0 +1,136 @@
+"""The server's process: the real ExpertServicer with a kernel that computes nothing. Started by children.py.
+
+The real service's method is served beside the ones that are only compared with it.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.hop.variants import Variant
+
+_variant = Variant.from_json(sys.argv[1])
+if _variant.cores:
+    os.sched_setaffinity(0, {_variant.cores[1]})
+if _variant.prepared:
+    from fiddler import process
+
+    process.prepare()
+
+# ruff: noqa: E402 - grpc is imported after the process is prepared
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+
+from benchmarks.hop import wire
+from benchmarks.hop.messages import MAX_MESSAGE_BYTES, NoKernel
+from benchmarks.hop.shared import SharedRows
+from cpu_expert_service.runner import Runner
+from cpu_expert_service.service import ExpertServicer
+from cpu_expert_service.settings import Settings
+from fiddler import rpc, tensors
+from fiddler.checkpoint import Checkpoint
+from fiddler.v1 import experts_pb2, experts_pb2_grpc
+
+_Requests = Iterator[experts_pb2.RunRequest]
+_Answers = Iterator[experts_pb2.RunResponse]
+
+
+class _Handlers:
+    """What each transport's method does."""
+
+    def __init__(self, directory: Path) -> None:
+        settings = Settings(model=directory, metrics_port=0)
+        checkpoint = Checkpoint.open(directory)
+        dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
+        self._runner = Runner(checkpoint, NoKernel())
+        self.servicer = ExpertServicer(checkpoint, self._runner, dtype, settings)
+        self._shared = SharedRows(directory / "rows")
+
+    def unary(self, request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
+        return next(self.servicer.Run(iter((request,)), context))
+
+    async def aio(
+        self, requests: AsyncIterator[experts_pb2.RunRequest], context: Any
+    ) -> AsyncIterator[experts_pb2.RunResponse]:
+        async for request in requests:
+            yield self.unary(request, context)
+
+    @staticmethod
+    def bare(requests: _Requests, context: grpc.ServicerContext) -> _Answers:
+        for request in requests:
+            response = experts_pb2.RunResponse(sequence=request.sequence)
+            response.output.data = request.hidden.data
+            yield response
+
+    def shared(self, requests: _Requests, context: grpc.ServicerContext) -> _Answers:
+        for request in requests:
+            num_rows = request.expert_ids.shape[0]
+            shape = (num_rows, None)
+            expert_ids = tensors.decode(request.expert_ids, "expert_ids", tensors.DTYPES[3], shape)
+            weights = tensors.decode(request.routing_weights, "routing_weights", tensors.DTYPES[1], shape)
+            result = self._runner.run(request.layer, self._shared.rows[:num_rows], expert_ids, weights)
+            self._shared.answers[:num_rows] = result.output
+            yield experts_pb2.RunResponse(sequence=request.sequence, compute_seconds=result.compute_seconds)
+
+    def generic(self) -> grpc.GenericRpcHandler:
+        """The methods that the service does not have."""
+        coders = {
+            "request_deserializer": experts_pb2.RunRequest.FromString,
+            "response_serializer": experts_pb2.RunResponse.SerializeToString,
+        }
+        streams = {"bare": self.bare, "aio": self.aio, "shared": self.shared}
+        methods = {name: grpc.stream_stream_rpc_method_handler(handle, **coders) for name, handle in streams.items()}
+        methods["unary"] = grpc.unary_unary_rpc_method_handler(self.unary, **coders)
+        return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
+
+
+def _serve(handlers: _Handlers, address: str) -> None:
+    server = grpc.server(ThreadPoolExecutor(12), options=rpc.server_options(MAX_MESSAGE_BYTES))
+    experts_pb2_grpc.add_ExpertServiceServicer_to_server(handlers.servicer, server)
+    server.add_generic_rpc_handlers((handlers.generic(),))
+    rpc.bind(server, address)
+    server.start()
+    print("ready", flush=True)
+    server.wait_for_termination()
+
+
+async def _serve_aio(handlers: _Handlers, address: str) -> None:
+    server = grpc.aio.server(options=rpc.server_options(MAX_MESSAGE_BYTES))
+    server.add_generic_rpc_handlers((handlers.generic(),))
+    rpc.bind(server, address)
+    await server.start()
+    print("ready", flush=True)
+    await server.wait_for_termination()
+
+
+def _serve_raw(path: str) -> None:
+    buffer = wire.new_buffer()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        print("ready", flush=True)
+        connection, _ = listener.accept()
+        with connection:
+            while size := wire.receive(connection, buffer):
+                connection.sendall(buffer[:size])
+
+
+def main() -> None:
+    """Serves until it is killed."""
+    directory = Path(sys.argv[2])
+    path = directory / f"{_variant.name}.sock"
+    if _variant.transport == "raw":
+        _serve_raw(str(path))
+    elif _variant.transport == "aio":
+        asyncio.run(_serve_aio(_Handlers(directory), f"unix:{path}"))
+    else:
+        _serve(_Handlers(directory), f"unix:{path}")
+
+
+if __name__ == "__main__":
+    main()

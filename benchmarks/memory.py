@@ -1,0 +1,91 @@
+"""`python -m benchmarks.memory`: resident memory of both services with a gigabyte of weights, against its bounds.
+
+memory.SERVICE.CHECKPOINT.MOMENT.KIND  bytes of KIND (total, anon, file), MOMENT being serving or generated
+memory.gpu_service.bound               dense bytes x 1.25 + 600 MB, which the total must not exceed
+memory.gpu_service.over_bound          total over that bound
+memory.cpu_expert_service.anon_growth  anonymous bytes more than with a tiny checkpoint: no copy of the weights
+memory.cpu_expert_service.over_experts those over the bytes of the experts' weights
+
+The checkpoint is the one that the tests write, so that the module comes from there.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.results import Report, report
+from client import Client
+from fiddler.checkpoint import Checkpoint
+from pair import Pair
+from tests import checkpoints
+from tests.large_checkpoint import write_large
+
+_LARGE_BYTES = 10**9
+_DENSE_FACTOR = 1.25
+_FIXED_BYTES = 600 * 10**6
+_KINDS = {"total": "VmRSS", "anon": "RssAnon", "file": "RssFile"}
+_SERVICES = ("gpu_service", "cpu_expert_service")
+
+_Resident = dict[tuple[str, str, str], int]
+"""By service, moment and kind: bytes."""
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    with report(__doc__, ("--runs", 3)) as (out, arguments), tempfile.TemporaryDirectory() as parent:
+        directories = {"tiny": Path(parent) / "tiny", "large": Path(parent) / "large"}
+        checkpoints.write("mixtral", directories["tiny"], dtype=torch.bfloat16)
+        write_large(directories["large"], _LARGE_BYTES)
+        for directory in directories.values():
+            checkpoints.write_tokenizer(directory)
+        runs = [{name: _measure(path) for name, path in directories.items()} for _ in range(arguments.runs)]
+        _report(out, runs, Checkpoint.open(directories["large"]))
+
+
+def _measure(model: Path) -> _Resident:
+    """Starts a pair and looks at it twice: when it serves, and after one generation."""
+    resident: _Resident = {}
+    with tempfile.TemporaryFile() as log, Pair(model, log=log, gpu_arguments=["--device", "cpu"]) as pair:
+        _read(pair, "serving", resident)
+        with Client(pair.target) as client, client.generate("one two three", max_tokens=8) as generation:
+            for _ in generation:
+                pass
+        _read(pair, "generated", resident)
+    return resident
+
+
+def _read(pair: Pair, moment: str, resident: _Resident) -> None:
+    for service in _SERVICES:
+        lines = Path(f"/proc/{pair.processes[service].pid}/status").read_text().splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        for kind, key in _KINDS.items():
+            resident[service, moment, kind] = 1024 * int(status[key].split()[0])
+
+
+def _report(out: Report, runs: list[dict[str, _Resident]], large: Checkpoint) -> None:
+    out.samples("memory.checkpoint.dense", [large.dense_bytes], "bytes")
+    out.samples("memory.checkpoint.experts", [large.expert_bytes], "bytes")
+    for checkpoint in ("tiny", "large"):
+        for service, moment, kind in runs[0][checkpoint]:
+            values = [run[checkpoint][service, moment, kind] for run in runs]
+            out.samples(f"memory.{service}.{checkpoint}.{moment}.{kind}", values, "bytes")
+
+    def derived(name: str, value: Callable[[dict[str, _Resident]], float], unit: str) -> None:
+        out.samples(f"memory.{name}", [value(run) for run in runs], unit)
+
+    bound = int(large.dense_bytes * _DENSE_FACTOR) + _FIXED_BYTES
+    out.samples("memory.gpu_service.bound", [bound], "bytes")
+    derived("gpu_service.over_bound", lambda run: run["large"]["gpu_service", "generated", "total"] / bound, "ratio")
+    derived("cpu_expert_service.anon_growth", _anon_growth, "bytes")
+    derived("cpu_expert_service.over_experts", lambda run: _anon_growth(run) / large.expert_bytes, "ratio")
+
+
+def _anon_growth(run: dict[str, _Resident]) -> int:
+    key = ("cpu_expert_service", "generated", "anon")
+    return run["large"][key] - run["tiny"][key]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""How every benchmark says what it measured: one JSON object per line, the machine first."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+Field = str | int | float
+_DIGITS = 5
+
+
+class Report:
+    """Where results go: standard output, and a file where one was asked for."""
+
+    def __init__(self, file: IO[str] | None) -> None:
+        """Writes the line that describes the machine."""
+        self._file = file
+        self._write({"name": "machine", **_machine()})
+
+    def samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
+        """One result: its value is the samples' median.
+
+        Args:
+            name: BENCHMARK.CASE.QUANTITY.
+            values: At least one sample.
+            unit: What they are counted in: "ms", "s", "bytes", or "ratio".
+            more: What else to say about it, e.g. a bound.
+        """
+        ordered = sorted(values)
+        median = statistics.median(ordered)
+        spread = {
+            "median": median,
+            "min": ordered[0],
+            "max": ordered[-1],
+            "p10": _quantile(ordered, 0.1),
+            "p90": _quantile(ordered, 0.9),
+        }
+        rounded = {key: _significant(value) for key, value in spread.items()}
+        self._write(
+            {"name": name, "value": rounded["median"], "unit": unit, "n": len(ordered), **rounded, **more},
+        )
+
+    def _write(self, result: dict[str, Field]) -> None:
+        line = json.dumps(result)
+        print(line, flush=True)
+        if self._file:
+            print(line, file=self._file, flush=True)
+
+
+@contextmanager
+def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple[Report, argparse.Namespace]]:
+    """Reads a benchmark's command line and opens its report.
+
+    Args:
+        description: What --help says.
+        options: Flags besides --out, each with its default.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="also write the results to this file")
+    for flag, default in options:
+        parser.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
+    arguments = parser.parse_args()
+    if arguments.out is None:
+        yield Report(None), arguments
+        return
+    # an interrupted run leaves the results of the last whole one
+    unfinished = arguments.out.with_suffix(".partial")
+    with unfinished.open("w") as file:
+        yield Report(file), arguments
+    unfinished.replace(arguments.out)
+
+
+def _machine() -> dict[str, Field]:
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "grpcio", "protobuf")},
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def _significant(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,1 @@
+"""The CPU expert service, part by part and as a process."""

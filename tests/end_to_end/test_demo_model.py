@@ -1,0 +1,89 @@
+"""models/demo through a real pair: token-exact in float32, and no less exact than transformers in bfloat16."""
+
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from client import Client
+from fiddler.checkpoint import Checkpoint
+from gpu_service.expert_client import ExpertClient
+from gpu_service.model import Model
+from gpu_service.tokenizer import Tokenizer
+from pair import Pair
+from tests.end_to_end import reference
+from tests.end_to_end.conftest import DEMO, start
+
+NUM_TOKENS = 48
+PROMPTS = (
+    "It was a fine morning in the country, and",
+    "She was not at all surprised to hear that",
+    "And the LORD said unto Moses,",
+    "In the beginning",
+    "He had been a long time in the house when",
+    "The king of the land gave his daughter",
+    "A word that is used to",
+    "My dear sister,",
+    "They walked along the road until",
+    "Nothing could be more certain than that the young man would, before the end of the week, come",
+)
+BF16_ERROR_RATIO = 1.25
+"""How much larger our error against float32 may be than that of transformers in bfloat16."""
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with start(DEMO) as running:
+        yield running
+
+
+def test_ten_prompts_give_the_tokens_of_transformers_in_float32(pair: Pair) -> None:
+    model, tokenizer = reference.load(DEMO), Tokenizer(DEMO)
+    with Client(pair.target) as client:
+        for prompt in PROMPTS:
+            expected, _ = reference.generate(model, tokenizer.encode(prompt), NUM_TOKENS)
+            generation = client.generate(prompt, max_tokens=NUM_TOKENS, temperature=0)
+            assert [token for message in generation for token in getattr(message, "token_ids", ())] == expected, prompt
+
+
+def test_in_bfloat16_logits_err_no_more_than_those_of_transformers() -> None:
+    """Teacher-forced on the float32 model's own continuations, since bfloat16 generations drift apart by themselves."""
+    exact, rounded, tokenizer = reference.load(DEMO), reference.load(DEMO, torch.bfloat16), Tokenizer(DEMO)
+    texts = []
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
+        texts.append(ids + reference.generate(exact, ids, NUM_TOKENS)[0])
+    texts.sort(key=len, reverse=True)
+    with torch.inference_mode():
+        truth = [exact(torch.tensor([ids])).logits[0] for ids in texts]
+        theirs = [rounded(torch.tensor([ids])).logits[0].float() for ids in texts]
+        ours = _teacher_forced(texts)
+    our_error, their_error = (
+        torch.cat([(logits - true).flatten() for logits, true in zip(side, truth, strict=True)]).square().mean().sqrt()
+        for side in (ours, theirs)
+    )
+    assert 0 < our_error <= BF16_ERROR_RATIO * their_error
+
+
+def _teacher_forced(texts: list[list[int]]) -> list[torch.Tensor]:
+    """Logits [tokens, vocab] of our bfloat16 pair at every position of texts that run as one ragged batch."""
+    with tempfile.TemporaryFile() as log:
+        pair = Pair(DEMO, cpu_arguments=("--dtype", "bfloat16"), log=log)
+        try:
+            pair.start("cpu_expert_service")
+            pair.wait_until_serving(pair.experts)
+            client = ExpertClient(pair.experts, torch.bfloat16, 60, 2**26)
+            model = Model(Checkpoint.open(DEMO), client, torch.device("cpu"), torch.bfloat16, len(texts), 512)
+            logits: list[list[torch.Tensor]] = [[] for _ in texts]
+            for position in range(len(texts[0])):
+                running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows
+                token_ids = torch.tensor([[ids[position]] for ids in running])
+                step = model.forward(token_ids, torch.full_like(token_ids, position), 0, True)
+                assert step is not None
+                for row, values in enumerate(step):
+                    logits[row].append(values)
+            client.close()
+        finally:
+            pair.close()
+    return [torch.stack(rows) for rows in logits]
