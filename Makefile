@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench protos clean
+.PHONY: help setup demo test interop lint format bench protos clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,10 @@ demo: $(STAMP) ## Start both services on models/demo and watch it write
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
+
+interop: $(STAMP) ## Let clients of other makes call the pair; needs node, and npm's registry once
+	cd tests/interop/node && npm ci --silent
+	$(BIN)/python -m pytest tests/interop
 
 lint: $(STAMP) ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

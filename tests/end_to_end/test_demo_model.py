@@ -13,7 +13,7 @@ from gpu_service.model import Model
 from gpu_service.tokenizer import Tokenizer
 from pair import Pair
 from tests.end_to_end import reference
-from tests.end_to_end.conftest import DEMO, start
+from tests.pairs import DEMO, start
 
 NUM_TOKENS = 48
 PROMPTS = (

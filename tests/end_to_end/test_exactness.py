@@ -12,7 +12,7 @@ from client import Client, Complete
 from pair import Pair
 from tests import checkpoints
 from tests.end_to_end import reference
-from tests.end_to_end.conftest import start, write_tiny
+from tests.pairs import start, write_tiny
 
 NUM_TOKENS = 64
 LOGITS_TOLERANCE = 1e-4

@@ -12,7 +12,7 @@ import pytest
 from client import Client, UnavailableError
 from pair import Pair, free_port
 from tests import checkpoints
-from tests.end_to_end.conftest import start
+from tests.pairs import start
 from tests.tampering import edit_config, edit_tensors
 
 

@@ -1,12 +1,9 @@
-from collections.abc import Iterator
-
 import pytest
 
-from tests.client.fake_server import FakeServer, serving
+from pair import Pair
 
 
 @pytest.fixture
-def served() -> Iterator[FakeServer]:
+def served(pair: Pair) -> Pair:
     """A server of generations, with health and reflection."""
-    with serving() as fake:
-        yield fake
+    return pair

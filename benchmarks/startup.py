@@ -1,0 +1,137 @@
+"""`python -m benchmarks.startup`: seconds until both services serve models/demo, and where they go.
+
+startup.pair.serving             from starting the first process until both have said that they serve
+startup.SERVICE.STAGE            by the services' own log: see _STAGES
+startup.SERVICE.import.PACKAGE   a package's own modules, without those that they import; measured apart, profiled
+startup.checkpoint.STEP          opening the checkpoint and computing its fingerprint, alone
+
+The page cache is warm from the second run on; the first is not counted.
+"""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Report, report
+from fiddler import process
+
+_MODEL = Path(__file__).parents[1] / "models" / "demo"
+_PROFILED_RUNS = 3
+_NAMED_SECONDS = 0.02  # packages that take less are reported together
+_IMPORTS = {
+    "cpu_expert_service": "cpu_expert_service.server",
+    # transformers imports a family's module, and its tokenizers, as the model is loaded
+    "gpu_service": "gpu_service.server, transformers.models.mixtral.modeling_mixtral, transformers.models.auto",
+}
+_IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
+
+Events = dict[tuple[str, str], dict[str, Any]]
+"""By service and event: the log line, with "at" in seconds since the epoch."""
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    process.prepare()
+    with report(__doc__, ("--runs", 5)) as (out, arguments):
+        runs = [_stages(*_start()) for _ in range(1 + arguments.runs)][1:]
+        for name in runs[0]:
+            out.samples(f"startup.{name}", [run[name] for run in runs], "s")
+        for service, modules in _IMPORTS.items():
+            _report_imports(out, service, [_profile_imports(modules) for _ in range(_PROFILED_RUNS)])
+        _report_checkpoint(out)
+
+
+def _start() -> tuple[float, Events]:
+    """Starts a pair and stops it again; returns when it was started and what it logged."""
+    from pair import Pair
+
+    with tempfile.TemporaryFile() as log:
+        started = time.time()
+        with Pair(_MODEL, log=log, gpu_arguments=["--device", "cpu"]):
+            pass
+        log.seek(0)
+        lines = [json.loads(line) for line in log if line.startswith(b"{")]
+    for line in lines:
+        line["at"] = datetime.fromisoformat(line["timestamp"]).timestamp()
+    return started, {(line["logger"], line["event"]): line for line in lines}
+
+
+def _stages(started: float, events: Events) -> dict[str, float]:
+    """Seconds by stage. The services start together, so that their stages overlap."""
+
+    def at(service: str, event: str) -> float:
+        return float(events[service, event]["at"]) - started
+
+    cpu_opened = at("cpu_expert_service", "reading experts")
+    cpu_serving = at("cpu_expert_service", "serving")
+    gpu_opened = at("gpu_service", "waiting for the CPU expert service")
+    loaded = at("gpu_service", "loaded")
+    load_seconds = float(events["gpu_service", "loaded"]["seconds"])
+    warm = at("gpu_service", "warm")
+    warm_seconds = float(events["gpu_service", "warm"]["seconds"])
+    gpu_serving = at("gpu_service", "serving")
+    return {
+        "pair.serving": max(cpu_serving, gpu_serving),
+        # imports of Python's, grpc's, torch's modules; opening the checkpoint; binding
+        "cpu_expert_service.until_bound": cpu_opened,
+        "cpu_expert_service.prefault": cpu_serving - cpu_opened,
+        "cpu_expert_service.serving": cpu_serving,
+        "gpu_service.until_bound": gpu_opened,
+        "gpu_service.load": load_seconds,
+        # what is left of waiting for the other service once the model is loaded
+        "gpu_service.handshake": max(0.0, warm - warm_seconds - loaded),
+        "gpu_service.warm_up": warm_seconds,
+        "gpu_service.serving": gpu_serving,
+    }
+
+
+def _profile_imports(modules: str) -> Counter[str]:
+    """Seconds that each top-level package's own modules took to import, in a fresh process."""
+    code = f"from fiddler import process; process.prepare(); import {modules}"
+    command = [sys.executable, "-X", "importtime", "-c", code]
+    finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    seconds: Counter[str] = Counter()
+    for line in finished.stderr.splitlines():
+        if match := _IMPORT_LINE.match(line):
+            package = match[2].split(".")[0]
+            seconds["python" if package in sys.stdlib_module_names else package] += int(match[1]) / 1e6
+    return seconds
+
+
+def _report_imports(out: Report, service: str, runs: list[Counter[str]]) -> None:
+    out.samples(f"startup.{service}.imports", [run.total() for run in runs], "s")
+    medians = {package: statistics.median(run[package] for run in runs) for package in runs[0]}
+    named = [package for package in sorted(medians, key=lambda name: -medians[name]) if medians[package] > _NAMED_SECONDS]
+    for package in named:
+        out.samples(f"startup.{service}.import.{package}", [run[package] for run in runs], "s")
+    others = [run.total() - sum(run[package] for package in named) for run in runs]
+    out.samples(f"startup.{service}.import.others", others, "s")
+
+
+def _report_checkpoint(out: Report) -> None:
+    from fiddler.checkpoint import Checkpoint
+
+    steps: dict[str, Callable[[], object]] = {
+        "open": lambda: Checkpoint.open(_MODEL).close(),
+        "open_and_fingerprint": lambda: Checkpoint.open(_MODEL).fingerprint,
+    }
+    for name, step in steps.items():
+        samples = []
+        for _ in range(20):
+            started = time.perf_counter()
+            step()
+            samples.append(time.perf_counter() - started)
+        out.samples(f"startup.checkpoint.{name}", samples, "s")
+
+
+if __name__ == "__main__":
+    main()

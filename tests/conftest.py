@@ -1,0 +1,22 @@
+"""What tests in several folders share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pair import Pair
+from tests.pairs import start, write_tiny
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mixtral."""
+    return write_tiny(tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.fixture(scope="session")
+def pair(tiny: Path) -> Iterator[Pair]:
+    """A pair that serves the tiny Mixtral in float32 for all tests; a test that breaks something starts its own."""
+    with start(tiny) as running:
+        yield running

@@ -1,0 +1,94 @@
+"""`python -m cpu_expert_service` as a user starts it."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+START_SECONDS = 120
+"""How long a service may take to start; two seconds where nothing else runs."""
+
+MODULE = ("-m", "cpu_expert_service")
+
+SERVING: int = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING: int = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def health(channel: grpc.Channel, service: str = "") -> int | None:
+    """What a server reports; None where nobody answers."""
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    try:
+        return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)
+    except grpc.RpcError:
+        return None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended."""
+
+    status: int
+    errors: str
+
+
+class Process:
+    """One service on a socket; its /metrics are off unless arguments say otherwise."""
+
+    def __init__(self, model: Path, listen: str, *arguments: str, program: tuple[str, ...] = MODULE) -> None:
+        self.address = listen
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, *program, "--model", str(model), "--listen", listen),
+                *("--metrics-port", "0", "--dtype", "float32", *arguments),
+            ],
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def outcome(self) -> Outcome:
+        """Waits for the end."""
+        _, errors = self._process.communicate(timeout=START_SECONDS)
+        return Outcome(self._process.returncode, errors)
+
+    def wait_until_serving(self) -> None:
+        self.wait_for_health(SERVING)
+
+    def wait_for_health(self, status: int) -> None:
+        """Waits until it reports a status."""
+        deadline = time.monotonic() + START_SECONDS
+        with grpc.insecure_channel(self.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            while (now := health(channel)) != status:
+                assert self.is_running, self.outcome()
+                assert time.monotonic() < deadline, f"it reports {now}"
+                time.sleep(0.05)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        self._process.communicate()
+
+
+@contextmanager
+def start(model: Path, listen: str, *arguments: str, program: tuple[str, ...] = MODULE) -> Iterator[Process]:
+    """A process that does not outlive the test."""
+    process = Process(model, listen, *arguments, program=program)
+    try:
+        yield process
+    finally:
+        process.kill()

@@ -1,0 +1,21 @@
+"""Pairs of real processes on small checkpoints."""
+
+from pathlib import Path
+
+from pair import Pair
+from tests import checkpoints
+
+DEMO = Path(__file__).parents[1] / "models" / "demo"
+_FLOAT32 = ("--dtype", "float32")
+
+
+def write_tiny(directory: Path, family: str = "mixtral") -> Path:
+    """A tiny float32 checkpoint with a tokenizer that never ends by itself, so that lengths are the test's choice."""
+    checkpoints.write(family, directory, eos_token_id=None)
+    checkpoints.write_tokenizer(directory)
+    return directory
+
+
+def start(model: Path, *arguments: str) -> Pair:
+    """A pair on the CPU in float32, not started yet; more arguments go to the GPU service."""
+    return Pair(model, gpu_arguments=("--device", "cpu", *_FLOAT32, *arguments), cpu_arguments=_FLOAT32)
