@@ -22,7 +22,7 @@ def remove_experts(directory: Path) -> None:
 
 
 def rename_experts(directory: Path) -> None:
-    edit_tensors(directory, lambda tensors: {name.replace("gate_proj", "alpha"): t for name, t in tensors.items()})
+    edit_tensors(directory, lambda tensors: {name.replace(".experts.", ".experts.e"): t for name, t in tensors.items()})
 
 
 def lose_a_shard(directory: Path) -> None:
@@ -49,10 +49,10 @@ def change_a_dtype(directory: Path) -> None:
 
 # what is done to the directory, and what the line must name
 DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
-    "missing directory": (lambda directory: shutil.rmtree(directory), ("", "does not exist")),
+    "missing directory": (lambda directory: shutil.rmtree(directory), ("does not exist",)),
     "no config.json": (lambda directory: (directory / "config.json").unlink(), ("config.json", "missing")),
     "no experts": (remove_experts, ("config.json", "no experts")),
-    "unknown naming": (rename_experts, ("config.json", "alpha")),
+    "unknown naming": (rename_experts, ("config.json", "mlp.experts.e0.down_proj.weight")),
     "missing shard": (lose_a_shard, (SHARD,)),
     "truncated file": (truncate, (SINGLE_FILE,)),
     "corrupt header": (lambda directory: write_raw(directory / SINGLE_FILE, b"{not json"), (SINGLE_FILE,)),
