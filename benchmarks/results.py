@@ -71,9 +71,12 @@ def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple
         return
     # an interrupted run leaves the results of the last whole one
     unfinished = arguments.out.with_suffix(".partial")
-    with unfinished.open("w") as file:
-        yield Report(file), arguments
-    unfinished.replace(arguments.out)
+    try:
+        with unfinished.open("w") as file:
+            yield Report(file), arguments
+        unfinished.replace(arguments.out)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _machine() -> dict[str, Field]:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -94,12 +94,12 @@ def _stages(started: float, events: Events) -> dict[str, float]:
     }
 
 
-def _profile_imports(modules: str) -> Counter[str]:
+def _profile_imports(modules: str) -> dict[str, float]:
     """Seconds that each top-level package's own modules took to import, in a fresh process."""
     code = f"from fiddler import process; process.prepare(); import {modules}"
     command = [sys.executable, "-X", "importtime", "-c", code]
     finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     for line in finished.stderr.splitlines():
         if match := _IMPORT_LINE.match(line):
             package = match[2].split(".")[0]
@@ -107,13 +107,14 @@ def _profile_imports(modules: str) -> Counter[str]:
     return seconds
 
 
-def _report_imports(out: Report, service: str, runs: list[Counter[str]]) -> None:
-    out.samples(f"startup.{service}.imports", [run.total() for run in runs], "s")
+def _report_imports(out: Report, service: str, runs: list[dict[str, float]]) -> None:
+    out.samples(f"startup.{service}.imports", [sum(run.values()) for run in runs], "s")
     medians = {package: statistics.median(run[package] for run in runs) for package in runs[0]}
-    named = [package for package in sorted(medians, key=lambda name: -medians[name]) if medians[package] > _NAMED_SECONDS]
+    slowest = sorted(medians, key=lambda package: -medians[package])
+    named = [package for package in slowest if medians[package] > _NAMED_SECONDS]
     for package in named:
         out.samples(f"startup.{service}.import.{package}", [run[package] for run in runs], "s")
-    others = [run.total() - sum(run[package] for package in named) for run in runs]
+    others = [sum(run.values()) - sum(run[package] for package in named) for run in runs]
     out.samples(f"startup.{service}.import.others", others, "s")
 
 

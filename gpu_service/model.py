@@ -84,7 +84,7 @@ class Model:
         Returns:
             [requests, vocab] float32: the logits after each request's last token; None where nobody wants them.
         """
-        self.cache.begin(first_row, positions)
+        self.cache.begin(first_row, positions, self.device)
         positions = positions.to(self.device)
         output = self._module(
             input_ids=token_ids.to(self.device),

@@ -117,18 +117,17 @@ class MoeLayer(nn.Module):
         assert self._remote is not None, "connect() comes before forward()"
         assert self._counts is not None
         assert self._staging is not None
-        expert_ids = top_k_index.to(torch.int32)
-        counts = torch.bincount(top_k_index.reshape(-1), minlength=self._num_experts)
-        rows, ids, weights, host_counts = self._staging.to_host(
+        rows, ids, weights = self._staging.to_host(
             rows=hidden.reshape(-1, hidden.shape[-1]),
-            ids=expert_ids,
+            ids=top_k_index.to(torch.int32),
             weights=top_k_weights.to(torch.float32),
-            counts=counts,
         )
-        plan = planner.plan(host_counts.tolist())
+        # on the CPU, since counting on a GPU waits for it once more
+        counts = torch.bincount(ids.reshape(-1), minlength=self._num_experts)
+        plan = planner.plan(counts.tolist())
         # The slowest side first. What the plan keeps on the GPU is computed between submit and join.
         pending = self._remote.submit(self._layer, rows, ids, weights)
-        self._counts.add(self._layer, host_counts)
+        self._counts.add(self._layer, counts)
         assert not plan.resident, "no expert is on the GPU"
         assert not plan.streamed, "no expert can be copied to the GPU"
         return pending.join().to(hidden.device).view(hidden.shape)

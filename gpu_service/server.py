@@ -26,6 +26,7 @@ from gpu_service.tokenizer import Tokenizer
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 _POLL_SECONDS = 0.2
 _REMIND_SECONDS = 5.0
+_MESSAGE_OVERHEAD_BYTES = 1024
 _log = structlog.get_logger("gpu_service")
 
 
@@ -93,7 +94,8 @@ class Server:
         (model, tokenizer), experts = await asyncio.gather(asyncio.to_thread(self._load), self._await_experts())
         await asyncio.to_thread(self._warm_up, model)
         settings = self._settings
-        scheduler = Scheduler(settings.max_slots, settings.max_waiting, settings.prefill_chunk)
+        chunk = min(settings.prefill_chunk, _max_rows(experts, settings))
+        scheduler = Scheduler(settings.max_slots, settings.max_waiting, chunk)
         engine = Engine(model, scheduler, self._step_failed)
         metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)
         metrics.publish_selections(model.selections, [layer.decoder_layer for layer in self._checkpoint.layers])
@@ -177,6 +179,21 @@ async def run(settings: Settings) -> None:
         CheckpointError, ModelError, HandshakeError, OSError, ValueError: It cannot be started.
     """
     await Server(settings).run()
+
+
+def _max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
+    """The most rows that one message to the expert service may hold.
+
+    Raises:
+        ValueError: A decode step, one row for each slot, may not fit.
+    """
+    limit = min(settings.max_message_bytes, experts.limits.max_message_bytes)
+    row_bytes = max(layer.hidden_size for layer in experts.layers) * tensors.DTYPES[experts.dtype].itemsize
+    row_bytes += experts.limits.max_experts_per_row * 8  # an id and a weight for each
+    rows = min(experts.limits.max_rows, (limit - _MESSAGE_OVERHEAD_BYTES) // row_bytes)
+    if rows < settings.max_slots:
+        raise ValueError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
+    return rows
 
 
 def _device(name: str) -> torch.device:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import grpc
+import structlog
 import torch
 import transformers
 
@@ -21,6 +22,8 @@ from gpu_service.request import Failed, Finished, FinishReason, Request, Token
 from gpu_service.scheduler import QueueFullError
 from gpu_service.tokenizer import Detokenizer, Tokenizer
 from gpu_service.validation import parse_request
+
+_log = structlog.get_logger(__name__)
 
 _MAX_UNREAD_EVENTS = 4096
 _FINISH_REASONS = {
@@ -59,7 +62,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams one generation."""
-        loaded = await self._available(context)
+        loaded = await self._loaded(context)
+        if self.unavailable:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, self.unavailable)
         events = EventQueue(_MAX_UNREAD_EVENTS)
         try:
             generation = parse_request(request, loaded.model, loaded.tokenizer, events.put)
@@ -78,18 +83,26 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             finish_reason = "error"
             await error.abort_async(context)
         except asyncio.CancelledError:
-            if (context.time_remaining() or 1) <= 0:
+            remaining = context.time_remaining()
+            if remaining is not None and remaining <= 0:
                 finish_reason = FinishReason.DEADLINE.value
             raise
         finally:
             metrics.REQUESTS.labels(finish_reason).inc()
             loaded.engine.cancel(generation)
+            _log.info(
+                "request ended",
+                request=generation.number,
+                finish_reason=finish_reason,
+                prompt_tokens=len(generation.prompt),
+                completion_tokens=len(generation.output),
+            )
 
     async def GetModelInfo(  # noqa: N802
         self, request: generation_pb2.GetModelInfoRequest, context: Context
     ) -> generation_pb2.GetModelInfoResponse:
         """Tells about the model."""
-        loaded = await self._available(context)
+        loaded = await self._loaded(context)
         checkpoint, model = loaded.checkpoint, loaded.model
         return generation_pb2.GetModelInfoResponse(
             name=checkpoint.directory.resolve().name,
@@ -111,7 +124,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GetServerInfoRequest, context: Context
     ) -> generation_pb2.GetServerInfoResponse:
         """Tells about the server."""
-        loaded = await self._available(context)
+        loaded = await self._loaded(context)
         return generation_pb2.GetServerInfoResponse(
             version=__version__,
             torch_version=torch.__version__,
@@ -124,8 +137,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             uptime_seconds=time.monotonic() - loaded.ready_at,
         )
 
-    async def _available(self, context: Context) -> Loaded:
-        if self.loaded is None or self.unavailable:
+    async def _loaded(self, context: Context) -> Loaded:
+        if self.loaded is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self.unavailable)
         return self.loaded
 

@@ -27,7 +27,11 @@ class Settings(ServiceSettings):
         4096, ge=2, description="the most tokens in a prompt and its continuation; the model's own limit also holds"
     )
     max_waiting: int = Field(256, ge=0, description="the most requests that wait for a slot")
-    prefill_chunk: int = Field(512, ge=1, description="the most prompt tokens computed between two decode steps")
+    prefill_chunk: int = Field(
+        512,
+        ge=1,
+        description="the most prompt tokens computed between two decode steps; fewer where a message holds fewer",
+    )
     expert_timeout_seconds: float = Field(
         60.0, gt=0, description="how long one layer's experts may take, in seconds, before the request fails"
     )

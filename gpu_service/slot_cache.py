@@ -28,19 +28,21 @@ class SlotCache:
         self._start = 0
         self._length = 0
 
-    def begin(self, first_row: int, positions: torch.Tensor) -> None:
+    def begin(self, first_row: int, positions: torch.Tensor, device: torch.device | None = None) -> None:
         """Says what the next forward is about.
 
         Args:
             first_row: The row of the batch's first request.
             positions: [requests, tokens] int64 on the CPU: ascending runs. More than one token only for one request.
+            device: Where the keys and values will come from; None is the CPU.
         """
         requests, tokens = positions.shape
         if requests > 1 and tokens > 1:
             raise ValueError(f"a batch of {requests} requests has one token each, got {tokens}")
         self._rows = slice(first_row, first_row + requests)
-        self._row_index = torch.arange(first_row, first_row + requests)
-        self._positions = positions[:, 0]
+        # moved once here rather than in every layer
+        self._row_index = torch.arange(first_row, first_row + requests, device=device)
+        self._positions = positions[:, 0].to(device)
         self._start = int(positions[0, 0])
         self._length = int(positions.max()) + 1
         if self._length > self.max_length or self._rows.stop > self.num_slots:

@@ -12,6 +12,26 @@ import typer
 from pair._processes import Pair, PairError
 
 
+class _EndedError(Exception):
+    """A signal came."""
+
+
+class _Launched(Pair):
+    """A pair that a signal ends at its next check, since anywhere else a child may be born but not yet recorded."""
+
+    _ended = False
+
+    def end_soon(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler."""
+        self._ended = True
+
+    def check(self) -> None:
+        """See Pair.check."""
+        if self._ended:
+            raise _EndedError
+        super().check()
+
+
 def main(
     model: Annotated[Path, typer.Option(help="Directory of a Hugging Face checkpoint.")],
     listen: Annotated[str, typer.Option(help="Where the GPU service serves.")] = "127.0.0.1:50051",
@@ -21,15 +41,17 @@ def main(
     cpu_metrics_port: Annotated[int, typer.Option(help="/metrics of the CPU expert service.")] = 9101,
 ) -> None:
     """Runs both services on this host until Ctrl-C. For all their settings, start them one by one."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    pair = _Launched(
+        model,
+        listen=listen,
+        metrics_ports=(gpu_metrics_port, cpu_metrics_port),
+        gpu_arguments=("--device", device, "--dtype", dtype),
+        cpu_arguments=("--dtype", dtype),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pair.end_soon)
     try:
-        with Pair(
-            model,
-            listen=listen,
-            metrics_ports=(gpu_metrics_port, cpu_metrics_port),
-            gpu_arguments=("--device", device, "--dtype", dtype),
-            cpu_arguments=("--dtype", dtype),
-        ) as pair:
+        with pair:
             print(f'pair: serving on {pair.target}; try: python -m client "Once upon a time"', file=sys.stderr)
             while True:
                 pair.check()
@@ -37,12 +59,8 @@ def main(
     except PairError as error:
         print(f"pair: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    except KeyboardInterrupt:
+    except _EndedError:
         pass
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """What tests in several folders share."""
 
+from fiddler import process
+
+process.prepare()  # as in the services: otherwise this process's OpenMP threads take the cores from theirs
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+import torch
 
 from benchmarks.hop import wire
 from benchmarks.hop.messages import MAX_MESSAGE_BYTES, NoKernel
@@ -71,19 +72,19 @@ class _Handlers:
         for request in requests:
             num_rows = request.expert_ids.shape[0]
             shape = (num_rows, None)
-            expert_ids = tensors.decode(request.expert_ids, "expert_ids", tensors.DTYPES[3], shape)
-            weights = tensors.decode(request.routing_weights, "routing_weights", tensors.DTYPES[1], shape)
+            expert_ids = tensors.decode(request.expert_ids, "expert_ids", torch.int32, shape)
+            weights = tensors.decode(request.routing_weights, "routing_weights", torch.float32, shape)
             result = self._runner.run(request.layer, self._shared.rows[:num_rows], expert_ids, weights)
             self._shared.answers[:num_rows] = result.output
             yield experts_pb2.RunResponse(sequence=request.sequence, compute_seconds=result.compute_seconds)
 
     def generic(self) -> grpc.GenericRpcHandler:
         """The methods that the service does not have."""
-        coders = {
+        coders: dict[str, Any] = {
             "request_deserializer": experts_pb2.RunRequest.FromString,
             "response_serializer": experts_pb2.RunResponse.SerializeToString,
         }
-        streams = {"bare": self.bare, "aio": self.aio, "shared": self.shared}
+        streams: dict[str, Any] = {"bare": self.bare, "aio": self.aio, "shared": self.shared}
         methods = {name: grpc.stream_stream_rpc_method_handler(handle, **coders) for name, handle in streams.items()}
         methods["unary"] = grpc.unary_unary_rpc_method_handler(self.unary, **coders)
         return grpc.method_handlers_generic_handler(wire.SERVICE, methods)

@@ -18,7 +18,7 @@ from fiddler import rpc, tensors
 from fiddler.v1 import experts_pb2
 from gpu_service.expert_client import ExpertClient
 
-_CODERS = {
+_CODERS: dict[str, Any] = {
     "request_serializer": experts_pb2.RunRequest.SerializeToString,
     "response_deserializer": experts_pb2.RunResponse.FromString,
 }

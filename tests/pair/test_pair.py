@@ -1,0 +1,170 @@
+"""Both services start together and end together, and nothing is left behind."""
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from client import Client, Complete
+from pair import Pair, PairError, free_port
+from tests.pairs import start
+
+WAIT_SECONDS = 120
+
+
+def test_a_pair_serves_until_its_block_ends(tiny: Path) -> None:
+    with start(tiny) as pair:
+        processes = dict(pair.processes)
+        assert sorted(processes) == ["cpu_expert_service", "gpu_service"]
+        assert pair.is_serving(pair.target)
+        assert pair.is_serving(pair.experts)
+        socket = Path(pair.experts.removeprefix("unix:"))
+        assert socket.is_socket()
+        with Client(pair.target) as client:
+            *_, complete = client.generate([3, 4, 5], max_tokens=3, temperature=0)
+        assert isinstance(complete, Complete)
+        assert complete.completion_tokens == 3
+        pair.check()
+    assert {name: process.returncode for name, process in processes.items()} == dict.fromkeys(processes, 0)
+    assert not socket.parent.exists()
+
+
+def test_a_service_that_ends_is_noticed_and_can_be_started_again(tiny: Path) -> None:
+    pair = start(tiny)
+    try:
+        pair.start("cpu_expert_service")
+        pair.wait_until_serving(pair.experts)
+        assert pair.stop("cpu_expert_service", signal.SIGKILL) == -signal.SIGKILL
+        with pytest.raises(PairError, match=r"^cpu_expert_service ended with status -9$"):
+            pair.check()
+        with pytest.raises(PairError, match="ended with status -9"):
+            pair.wait_until_serving(pair.experts)
+        pair.start("cpu_expert_service")
+        pair.wait_until_serving(pair.experts)
+        assert pair.stop("cpu_expert_service") == 0
+    finally:
+        pair.close()
+
+
+def test_a_pair_that_cannot_start_ends_its_other_half(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "nothing", gpu_arguments=("--device", "cpu"))
+    with pytest.raises(PairError, match=r"_service ended with status 1$"), pair:
+        pytest.fail("it started")
+    assert all(process.returncode is not None for process in pair.processes.values())
+    assert not Path(pair.experts.removeprefix("unix:")).parent.exists()
+
+
+def _arguments(model: Path) -> list[str]:
+    return [
+        *("--model", str(model), "--device", "cpu", "--dtype", "float32"),
+        *("--listen", f"127.0.0.1:{free_port()}"),
+        *("--gpu-metrics-port", str(free_port()), "--cpu-metrics-port", str(free_port())),
+    ]
+
+
+class Launcher:
+    """`python -m pair` in a process group of its own, as in a terminal."""
+
+    def __init__(self, program: tuple[str, ...], model: Path, log: Path) -> None:
+        self.log = log
+        # a file, since a pipe would stay open as long as a service that was left behind
+        with log.open("wb") as stderr:
+            command = [sys.executable, *program, *_arguments(model)]
+            self.process = subprocess.Popen(command, stderr=stderr, start_new_session=True)
+
+    def wait_until_serving(self) -> None:
+        deadline = time.monotonic() + WAIT_SECONDS
+        while "pair: serving on 127.0.0.1:" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def wait(self) -> int:
+        return self.process.wait(WAIT_SECONDS)
+
+    def close(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+Launch = Callable[..., Launcher]
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Launch]:
+    launchers: list[Launcher] = []
+
+    def start_one(model: Path, *program: str) -> Launcher:
+        launchers.append(Launcher(program or ("-m", "pair"), model, tmp_path / "log"))
+        return launchers[-1]
+
+    yield start_one
+    for launcher in launchers:
+        launcher.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "to_the_group"),
+    [(signal.SIGTERM, False), (signal.SIGINT, True)],
+    ids=["as a supervisor stops it", "as Ctrl-C stops it"],
+)
+def test_a_signal_ends_the_launcher_and_both_services(
+    launch: Launch, tiny: Path, number: signal.Signals, to_the_group: bool
+) -> None:
+    launcher = launch(tiny)
+    launcher.wait_until_serving()
+    services = psutil.Process(launcher.process.pid).children(recursive=True)
+    assert len(services) == 2
+    if to_the_group:
+        os.killpg(launcher.process.pid, number)
+    else:
+        launcher.process.send_signal(number)
+    assert launcher.wait() == 0
+    assert not any(service.is_running() for service in services)
+    assert "Traceback" not in launcher.log.read_text()
+
+
+INTERRUPTED = """
+import os, runpy, signal, subprocess, sys
+
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print("born", self.pid, file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+subprocess.Popen = Popen
+runpy.run_module("pair", run_name="__main__")
+"""
+"""The launcher, with a signal at the worst moment: a service is born, and nobody has written down which."""
+
+
+def test_a_signal_during_the_start_leaves_no_service_behind(launch: Launch, tiny: Path) -> None:
+    launcher = launch(tiny, "-c", INTERRUPTED)
+    assert launcher.wait() == 0
+    lines = launcher.log.read_text().splitlines()
+    born = [int(line.removeprefix("born ")) for line in lines if line.startswith("born ")]
+    assert born
+    assert not any(psutil.pid_exists(pid) for pid in born)
+
+
+def test_a_missing_model_is_told_by_the_launcher_and_the_service(launch: Launch, tmp_path: Path) -> None:
+    launcher = launch(tmp_path / "nothing")
+    assert launcher.wait() == 1
+    log = launcher.log.read_text()
+    assert f"_service: {tmp_path}/nothing does not exist.\n" in log
+    assert re.fullmatch("pair: (cpu_expert|gpu)_service ended with status 1", log.splitlines()[-1])
+    assert "Traceback" not in log
+
+
+def test_free_ports_are_free() -> None:
+    assert all(1024 <= free_port() <= 65535 for _ in range(10))
