@@ -1,4 +1,4 @@
-"""What computes experts. A kernel sees one layer's weights and rows; it knows nothing of messages or queues."""
+"""What computes experts, and PyTorch's way of it. A kernel sees one layer's weights and rows, no messages or queues."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,23 +8,14 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+
 Activation = Callable[[torch.Tensor], torch.Tensor]
+_Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
 
 
 class UnknownActivationError(ValueError):
     """No kernel computes the model's activation."""
-
-
-@dataclass(frozen=True, slots=True)
-class ExpertWeights:
-    """One expert's matrices, views of the checkpoint's memory map."""
-
-    gate: torch.Tensor | None
-    """[intermediate, hidden]; None where the expert is not gated."""
-    up: torch.Tensor
-    """[intermediate, hidden]"""
-    down: torch.Tensor
-    """[hidden, intermediate]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +33,16 @@ class Assignments:
 
 
 class Kernel(Protocol):
-    """Computes one layer. Not safe to be called from two threads at a time."""
+    """Computes layers. Not safe to be called from two threads at a time, whichever the layers."""
 
     name: str
     num_threads: int
 
-    def run(
-        self,
-        experts: Sequence[ExpertWeights],
-        activation: Activation,
-        hidden: torch.Tensor,
-        assignments: Assignments,
-    ) -> torch.Tensor:
-        """Sums routing weight x expert(row) over each row's experts.
+    def prepare(self, layer: LayerWeights) -> LayerFunction:
+        """Whatever can be done once for a layer, before its first message.
 
-        Args:
-            experts: The layer's experts, by id.
-            activation: The function between an expert's projections.
-            hidden: [rows, hidden] in bfloat16 or float32.
-            assignments: Which rows go where.
-
-        Returns:
-            [rows, hidden] in hidden's dtype, summed in float32; 0 where a row has no expert here.
+        Raises:
+            UnknownActivationError: This kernel does not have the layer's activation.
         """
         ...
 
@@ -77,35 +56,67 @@ class PyTorchKernel:
         torch.set_num_threads(num_threads)
         self.num_threads = num_threads
 
-    def run(
-        self,
-        experts: Sequence[ExpertWeights],
-        activation: Activation,
-        hidden: torch.Tensor,
-        assignments: Assignments,
-    ) -> torch.Tensor:
-        """See Kernel.run."""
-        total = torch.zeros(hidden.shape, dtype=torch.float32)
-        starts = assignments.starts
-        for position, expert in enumerate(assignments.experts):
-            part = slice(starts[position], starts[position + 1])
-            rows = assignments.rows[part]
-            output = _expert_forward(experts[expert], activation, hidden.index_select(0, rows))
-            total.index_add_(0, rows, output.to(torch.float32) * assignments.weights[part, None])
-        return total.to(hidden.dtype)
+    def prepare(self, layer: LayerWeights) -> LayerFunction:
+        """See Kernel.prepare."""
+        combine = _combination(layer)
+
+        def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+            total = torch.zeros(hidden.shape, dtype=torch.float32)
+            assignments = assign(expert_ids, routing_weights)
+            starts = assignments.starts
+            for position, expert in enumerate(assignments.experts):
+                part = slice(starts[position], starts[position + 1])
+                rows = assignments.rows[part]
+                output = _expert_forward(layer.experts[expert], combine, hidden.index_select(0, rows))
+                total.index_add_(0, rows, output.to(torch.float32) * assignments.weights[part, None])
+            return total.to(hidden.dtype)
+
+        return compute
 
 
-def _expert_forward(expert: ExpertWeights, activation: Activation, rows: torch.Tensor) -> torch.Tensor:
+def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignments:
+    """Groups rows by expert.
+
+    Args:
+        expert_ids: [rows, k] int32; -1 is left out.
+        routing_weights: [rows, k] float32.
+    """
+    k = expert_ids.shape[1]
+    flat = expert_ids.reshape(-1)
+    order = torch.argsort(flat, stable=True)
+    order = order[int((flat < 0).sum()) :]
+    experts, counts = torch.unique_consecutive(flat[order], return_counts=True)
+    starts = [0, *counts.cumsum(0).tolist()]
+    return Assignments(experts.tolist(), starts, order // k, routing_weights.reshape(-1)[order])
+
+
+def _expert_forward(expert: ExpertWeights, combine: _Combination, rows: torch.Tensor) -> torch.Tensor:
     """[rows, hidden] -> [rows, hidden]. Rows and weights of different dtypes meet in float32."""
 
-    def project(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        if rows.dtype == weight.dtype:
-            return functional.linear(rows, weight)
-        return functional.linear(rows.to(torch.float32), weight.to(torch.float32)).to(rows.dtype)
+    def project(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if rows.dtype == weight.dtype and (bias is None or bias.dtype == rows.dtype):
+            return functional.linear(rows, weight, bias)
+        bias = None if bias is None else bias.to(torch.float32)
+        return functional.linear(rows.to(torch.float32), weight.to(torch.float32), bias).to(rows.dtype)
 
-    inner = project(rows, expert.up)
-    inner = activation(inner) if expert.gate is None else activation(project(rows, expert.gate)) * inner
-    return project(inner, expert.down)
+    up = project(rows, expert.up, expert.up_bias)
+    gate = None if expert.gate is None else project(rows, expert.gate, expert.gate_bias)
+    return project(combine(gate, up), expert.down, expert.down_bias)
+
+
+def _combination(layer: LayerWeights) -> _Combination:
+    """What comes between the projections: of (gate or None, up)."""
+    if layer.activation == "clamped_swiglu":
+        return partial(_clamped_swiglu, alpha=layer.alpha, limit=layer.limit)
+    activation = activation_function(layer.activation)
+    return lambda gate, up: activation(up) if gate is None else activation(gate) * up
+
+
+def _clamped_swiglu(gate: torch.Tensor | None, up: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """gpt-oss's activation."""
+    assert gate is not None
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (up + 1) * (gate * torch.sigmoid(alpha * gate))
 
 
 def _relu_squared(values: torch.Tensor) -> torch.Tensor:

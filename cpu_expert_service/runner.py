@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cpu_expert_service.kernel import Activation, Assignments, ExpertWeights, Kernel, activation_function
-from fiddler.checkpoint import Checkpoint
+from cpu_expert_service.kernel import Kernel
+from cpu_expert_service.layer import ExpertWeights, LayerWeights
+from fiddler.checkpoint import Checkpoint, MoeLayer
 
 
 class ExpiredError(Exception):
@@ -22,12 +23,6 @@ class Result:
     """[rows, hidden] in the dtype of the hidden rows."""
     queue_seconds: float
     compute_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    experts: tuple[ExpertWeights, ...]
-    activation: Activation
 
 
 class Runner:
@@ -45,20 +40,7 @@ class Runner:
         """
         self.kernel = kernel
         self._lock = threading.Lock()
-        self._layers = tuple(
-            _Layer(
-                tuple(
-                    ExpertWeights(
-                        gate=checkpoint.tensor(expert.gate) if expert.gate else None,
-                        up=checkpoint.tensor(expert.up),
-                        down=checkpoint.tensor(expert.down),
-                    )
-                    for expert in layer.experts
-                ),
-                activation_function(layer.activation),
-            )
-            for layer in checkpoint.layers
-        )
+        self._layers = tuple(kernel.prepare(layer_weights(checkpoint, layer)) for layer in checkpoint.layers)
 
     def run(
         self,
@@ -85,22 +67,18 @@ class Runner:
             started = time.monotonic()
             if deadline is not None and started >= deadline:
                 raise ExpiredError
-            weights = self._layers[layer]
-            output = self.kernel.run(weights.experts, weights.activation, hidden, assign(expert_ids, routing_weights))
+            output = self._layers[layer](hidden, expert_ids, routing_weights)
             return Result(output, started - arrived, time.monotonic() - started)
 
 
-def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignments:
-    """Groups rows by expert.
-
-    Args:
-        expert_ids: [rows, k] int32; -1 is left out.
-        routing_weights: [rows, k] float32.
-    """
-    k = expert_ids.shape[1]
-    flat = expert_ids.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    order = order[int((flat < 0).sum()) :]
-    experts, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    starts = [0, *counts.cumsum(0).tolist()]
-    return Assignments(experts.tolist(), starts, order // k, routing_weights.reshape(-1)[order])
+def layer_weights(checkpoint: Checkpoint, layer: MoeLayer) -> LayerWeights:
+    """Views of a layer's matrices where they lie."""
+    experts = tuple(
+        ExpertWeights(
+            gate=checkpoint.tensor(expert.gate) if expert.gate else None,
+            up=checkpoint.tensor(expert.up),
+            down=checkpoint.tensor(expert.down),
+        )
+        for expert in layer.experts
+    )
+    return LayerWeights(experts, layer.activation)

@@ -1,0 +1,94 @@
+// The C interface that native.py binds. Strides count elements; every pointer is borrowed for the call alone, except
+// the weights that a layer names.
+#pragma once
+
+#include <cstdint>
+
+enum fiddler_dtype : int32_t { FIDDLER_FLOAT32 = 0, FIDDLER_BFLOAT16 = 1, FIDDLER_FLOAT16 = 2 };
+
+enum fiddler_activation : int32_t {
+  FIDDLER_SILU = 0,
+  FIDDLER_GELU_ERF = 1,
+  FIDDLER_GELU_TANH = 2,
+  FIDDLER_RELU = 3,
+  FIDDLER_RELU_SQUARED = 4,
+  FIDDLER_CLAMPED_SWIGLU = 5,  // gpt-oss: min(gate, limit) * sigmoid(alpha * gate) * (clamp(up) + 1)
+};
+
+enum fiddler_tier : int32_t {
+  FIDDLER_SCALAR = 0,
+  FIDDLER_AVX2 = 1,
+  FIDDLER_AVX512 = 2,
+  FIDDLER_AVX512_BF16 = 3,
+  FIDDLER_AMX_BF16 = 4,
+  FIDDLER_NUM_TIERS = 5,
+};
+
+enum fiddler_status : int32_t {
+  FIDDLER_OK = 0,
+  FIDDLER_NULL_POINTER = 1,
+  FIDDLER_BAD_SIZE = 2,
+  FIDDLER_BAD_DTYPE = 3,
+  FIDDLER_BAD_EXPERT_ID = 4,
+  FIDDLER_BAD_TIER = 5,
+  FIDDLER_MISALIGNED = 6,
+  FIDDLER_BUSY = 7,
+  FIDDLER_NO_MEMORY = 8,
+};
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// One projection of all of a layer's experts, logically [out, in].
+struct fiddler_projection {
+  const void* const* weights;  // [num_experts]: the address of element [0, 0]; any alignment
+  const float* const* biases;  // [num_experts], or null
+  int64_t out_stride;
+  int64_t in_stride;
+};
+
+struct fiddler_layer {
+  int64_t num_experts;
+  int64_t hidden_size;
+  int64_t intermediate_size;
+  int32_t weight_dtype;
+  int32_t activation;
+  float alpha;
+  float limit;
+  fiddler_projection gate;  // weights is null where the experts are not gated
+  fiddler_projection up;
+  fiddler_projection down;
+};
+
+struct fiddler_message {
+  int64_t rows;
+  int64_t experts_per_row;
+  const void* hidden;            // [rows, hidden_size]
+  const int32_t* expert_ids;     // [rows, experts_per_row]; -1: computed elsewhere
+  const float* routing_weights;  // [rows, experts_per_row]
+  void* output;                  // [rows, hidden_size]
+  int32_t hidden_dtype;          // float32 or bfloat16
+  int32_t output_dtype;
+};
+
+struct fiddler_pool;
+
+// One worker for each CPU, pinned to it; `nodes` are their NUMA nodes, numbered from 0. Null where threads are refused.
+fiddler_pool* fiddler_pool_create(const int32_t* cpus, const int32_t* nodes, int32_t count, int32_t spin_microseconds);
+void fiddler_pool_destroy(fiddler_pool* pool);
+
+// Whether this CPU and its operating system can run a tier.
+int32_t fiddler_has_tier(int32_t tier);
+
+// output[r] = sum over r's experts of routing weight x expert(hidden[r]), summed in float32.
+int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer, const fiddler_message* message);
+
+// Reads [data, data + bytes) once, split over the pool's threads and each thread's share over `streams`.
+// Returns a checksum, so that nothing is optimised away.
+uint64_t fiddler_read(fiddler_pool* pool, const void* data, int64_t bytes, int32_t streams);
+
+// Copies `count` ranges, each by the threads of its node, so that first touch places it there.
+int32_t fiddler_copy(fiddler_pool* pool, void* const* to, const void* const* from, const int64_t* bytes,
+                     const int32_t* nodes, int64_t count);
+}
+#pragma GCC visibility pop

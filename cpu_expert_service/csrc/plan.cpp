@@ -1,0 +1,133 @@
+#include "plan.h"
+
+#include <algorithm>
+
+namespace fiddler {
+
+namespace {
+
+constexpr int64_t tasks_per_thread = 24;        // enough that the last ones end close together
+constexpr double min_task_cost = 48.0 * 1024;   // in weights read; below, taking a task costs as much as computing it
+constexpr double tiny_job_cost = 192.0 * 1024;  // in weights read; about what waking another thread costs
+constexpr double rows_per_read = 10;            // hidden rows whose multiplications take as long as reading the weight
+
+double cost_per_weight(int64_t rows) { return std::max(1.0, static_cast<double>(rows) / rows_per_read); }
+
+// Outputs in a task: whole panels where rows are many, and no more than Scratch holds.
+int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels) {
+  const double cost = std::max(total_cost / static_cast<double>(tasks_per_thread * num_threads), min_task_cost);
+  const auto outputs = static_cast<int64_t>(cost / cost_per_output);
+  const int64_t multiple = panels ? panel_outputs : 4;
+  return std::clamp(outputs / multiple * multiple, multiple, max_chunk_outputs);
+}
+
+void cut(int64_t expert, int64_t outputs, int64_t step, int num_nodes, TaskList& tasks, int node) {
+  const int64_t end = node_begin(outputs, node + 1, num_nodes);
+  for (int64_t begin = node_begin(outputs, node, num_nodes); begin < end; begin += step) {
+    tasks.add(node, {expert, begin, std::min(begin + step, end)});
+  }
+}
+
+double inner_cost_per_output(const Job& job, int64_t rows) {
+  return static_cast<double>(job.hidden_size * (job.gated ? 2 : 1)) * cost_per_weight(rows);
+}
+
+double inner_cost(const Job& job) {
+  double total = 0;
+  for (int64_t e = 0; e < job.num_experts; ++e) {
+    total += inner_cost_per_output(job, job.experts[e].count) * static_cast<double>(job.intermediate_size);
+  }
+  return total;
+}
+
+}  // namespace
+
+int64_t node_begin(int64_t outputs, int node, int num_nodes) {
+  if (node == num_nodes) return outputs;
+  return outputs * node / num_nodes / panel_outputs * panel_outputs;
+}
+
+bool Grouping::group(const fiddler_message& message, int64_t num_experts) {
+  const int64_t count = message.rows * message.experts_per_row;
+  next_.assign(static_cast<size_t>(num_experts) + 1, 0);
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t expert = message.expert_ids[i];
+    if (expert < -1 || expert >= num_experts) return false;
+    if (expert >= 0) ++next_[static_cast<size_t>(expert)];
+  }
+  experts.clear();
+  starts.assign(1, 0);
+  for (int64_t e = 0; e < num_experts; ++e) {
+    const int64_t rows_of_expert = next_[static_cast<size_t>(e)];
+    next_[static_cast<size_t>(e)] = starts.back();
+    if (rows_of_expert == 0) continue;
+    experts.push_back(static_cast<int32_t>(e));
+    starts.push_back(starts.back() + rows_of_expert);
+  }
+  rows.resize(static_cast<size_t>(starts.back()));
+  weights.resize(rows.size());
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t expert = message.expert_ids[i];
+    if (expert < 0) continue;
+    const auto position = static_cast<size_t>(next_[static_cast<size_t>(expert)]++);
+    rows[position] = static_cast<int32_t>(i / message.experts_per_row);
+    weights[position] = message.routing_weights[i];
+  }
+  return true;
+}
+
+void TaskList::clear(int num_nodes) {
+  num_nodes_ = num_nodes;
+  tasks_.clear();
+  queues_.resize(static_cast<size_t>(num_nodes));
+  for (Queue& queue : queues_) {
+    queue.next.store(0, std::memory_order_relaxed);
+    queue.end = 0;
+  }
+}
+
+void TaskList::add(int node, Task task) {
+  tasks_.push_back(task);
+  ++queues_[static_cast<size_t>(node)].end;
+}
+
+void TaskList::close() {
+  int64_t begin = 0;
+  for (Queue& queue : queues_) {
+    queue.next.store(begin, std::memory_order_relaxed);
+    begin = queue.end += begin;
+  }
+}
+
+void plan_inner(const Job& job, int num_threads, int num_nodes, TaskList& tasks) {
+  tasks.clear(num_nodes);
+  const double total = inner_cost(job);
+  for (int node = 0; node < num_nodes; ++node) {
+    for (int64_t e = 0; e < job.num_experts; ++e) {
+      const int64_t rows = job.experts[e].count;
+      const bool panels = rows >= min_panel_rows;
+      const int64_t step = outputs_per_task(inner_cost_per_output(job, rows), total, num_threads, panels);
+      cut(e, job.intermediate_size, step, num_nodes, tasks, node);
+    }
+  }
+  tasks.close();
+}
+
+void plan_outer(const Job& job, int num_threads, int num_nodes, TaskList& tasks) {
+  tasks.clear(num_nodes);
+  double cost = 0;
+  bool panels = false;
+  for (int64_t e = 0; e < job.num_experts; ++e) {
+    cost += static_cast<double>(job.intermediate_size) * cost_per_weight(job.experts[e].count);
+    panels |= job.experts[e].count >= min_panel_rows;
+  }
+  cost = std::max(cost, 1.0);
+  const double total = cost * static_cast<double>(job.hidden_size);
+  const int64_t step = outputs_per_task(cost, total, num_threads, panels);
+  for (int node = 0; node < num_nodes; ++node) cut(-1, job.hidden_size, step, num_nodes, tasks, node);
+  tasks.close();
+}
+
+bool is_tiny(const Job& job) { return inner_cost(job) * 1.5 < tiny_job_cost; }
+
+}  // namespace fiddler

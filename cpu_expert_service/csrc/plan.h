@@ -1,0 +1,77 @@
+// Who computes what: a message's rows grouped by expert, and the work cut into tasks that threads take as they finish.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "job.h"
+
+namespace fiddler {
+
+// Rows by expert: those of expert experts[i] are assignments [starts[i], starts[i + 1]).
+struct Grouping {
+  std::vector<int32_t> experts;
+  std::vector<int64_t> starts;
+  std::vector<int32_t> rows;
+  std::vector<float> weights;
+
+  // False where an expert id is out of range.
+  bool group(const fiddler_message& message, int64_t num_experts);
+
+ private:
+  std::vector<int64_t> next_;
+};
+
+// Outputs [begin, end) of one expert's projections, or of all experts' where expert is -1.
+struct Task {
+  int64_t expert;
+  int64_t begin;
+  int64_t end;
+};
+
+// Each node's tasks lie together, so that its threads take them first and help the others after.
+class TaskList {
+ public:
+  void clear(int num_nodes);
+  void add(int node, Task task);
+  void close();  // no more are added
+
+  // Calls body(task) until none is left.
+  template <class Body>
+  void take(int node, Body body) {
+    for (int i = 0; i < num_nodes_; ++i) {
+      const int from = (node + i) % num_nodes_;
+      Queue& queue = queues_[static_cast<size_t>(from)];
+      for (;;) {
+        const int64_t index = queue.next.fetch_add(1, std::memory_order_relaxed);
+        if (index >= queue.end) break;
+        body(tasks_[static_cast<size_t>(index)]);
+      }
+    }
+  }
+
+  int64_t size() const { return static_cast<int64_t>(tasks_.size()); }
+
+ private:
+  struct alignas(64) Queue {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+    Queue() = default;
+    Queue(const Queue&) : Queue() {}
+  };
+  int num_nodes_ = 0;
+  std::vector<Task> tasks_;
+  std::vector<Queue> queues_;
+};
+
+// Cuts the projections of all experts that have rows. A node computes the part of each matrix that lies in its memory.
+void plan_inner(const Job& job, int num_threads, int num_nodes, TaskList& tasks);
+void plan_outer(const Job& job, int num_threads, int num_nodes, TaskList& tasks);
+
+// Whether the whole job is too small to be worth waking other threads.
+bool is_tiny(const Job& job);
+
+// Where node's part of `outputs` begins; native.py places the weights by the same rule.
+int64_t node_begin(int64_t outputs, int node, int num_nodes);
+
+}  // namespace fiddler

@@ -1,0 +1,192 @@
+// fiddler_run: checks a message, lays it out as a Job, and lets the pool compute it in two passes.
+
+#include <new>
+#include <vector>
+
+#include "plan.h"
+#include "pool.h"
+#include "tiers.h"
+
+namespace fiddler {
+namespace {
+
+constexpr int64_t min_rows_to_share = 65536;  // values of hidden rows that one thread converts alone
+
+int64_t element_bytes(int32_t dtype) { return dtype == FIDDLER_FLOAT32 ? 4 : 2; }
+
+// A buffer that only grows, aligned to cache lines, and not initialised.
+class Buffer {
+ public:
+  ~Buffer() { ::operator delete[](data_, std::align_val_t{64}); }
+  Buffer() = default;
+  Buffer(const Buffer&) : Buffer() {}
+
+  unsigned char* reserve(int64_t bytes) {
+    if (bytes > capacity_) {
+      ::operator delete[](data_, std::align_val_t{64});
+      data_ = nullptr;
+      capacity_ = 0;
+      data_ = static_cast<unsigned char*>(::operator new[](static_cast<size_t>(bytes), std::align_val_t{64}));
+      capacity_ = bytes;
+    }
+    return data_;
+  }
+
+ private:
+  unsigned char* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
+// What lives from one message to the next, so that nothing is allocated in between. Each calling thread has its own.
+struct Workspace {
+  Grouping grouping;
+  std::vector<ExpertRows> experts;
+  std::vector<const void*> hidden_rows;
+  std::vector<void*> inner_rows;
+  Buffer hidden, inner, sums;
+  TaskList inner_tasks, outer_tasks;
+};
+
+Scratch& scratch() {
+  thread_local Buffer buffer;
+  return *reinterpret_cast<Scratch*>(buffer.reserve(sizeof(Scratch)));
+}
+
+Matrix matrix_of(const fiddler_projection& projection, int32_t expert) {
+  return {static_cast<const unsigned char*>(projection.weights[expert]),
+          projection.biases ? projection.biases[expert] : nullptr, projection.out_stride, projection.in_stride};
+}
+
+bool is_regular(const fiddler_layer& layer) {
+  const bool rows = layer.up.in_stride == 1 && layer.down.in_stride == 1;
+  const bool gate_rows = !layer.gate.weights || layer.gate.in_stride == 1;
+  return rows && gate_rows && layer.hidden_size % 2 == 0 && layer.intermediate_size % 2 == 0;
+}
+
+void lay_out(const fiddler_layer& layer, const fiddler_message& message, const Ops& ops, Workspace& space, Job& job) {
+  const Grouping& grouping = space.grouping;
+  const size_t num_assignments = grouping.rows.size();
+  const int64_t operand_bytes = element_bytes(ops.operand);
+  space.experts.resize(grouping.experts.size());
+  for (size_t i = 0; i < grouping.experts.size(); ++i) {
+    const int32_t e = grouping.experts[i];
+    space.experts[i] = {layer.gate.weights ? matrix_of(layer.gate, e) : Matrix{}, matrix_of(layer.up, e),
+                        matrix_of(layer.down, e), grouping.starts[i], grouping.starts[i + 1] - grouping.starts[i]};
+  }
+  const bool converts = ops.operand != message.hidden_dtype;
+  const auto* hidden = static_cast<const unsigned char*>(message.hidden);
+  if (converts) hidden = space.hidden.reserve(message.rows * layer.hidden_size * operand_bytes);
+  // rows that start a cache line further on each time do not all compete for the same lines of a cache
+  const int64_t inner_pitch = (layer.intermediate_size * operand_bytes + 63) / 64 * 64 + 64;
+  unsigned char* inner = space.inner.reserve(inner_pitch * static_cast<int64_t>(num_assignments) + 64);
+  space.hidden_rows.resize(num_assignments);
+  space.inner_rows.resize(num_assignments);
+  for (size_t a = 0; a < num_assignments; ++a) {
+    space.hidden_rows[a] = hidden + grouping.rows[a] * layer.hidden_size * operand_bytes;
+    space.inner_rows[a] = inner + static_cast<int64_t>(a) * inner_pitch;
+  }
+  const bool sums_are_output = message.output_dtype == FIDDLER_FLOAT32;
+  void* sums = message.output;
+  if (!sums_are_output) sums = space.sums.reserve(message.rows * layer.hidden_size * 4);
+  job = Job{message.rows, layer.hidden_size, layer.intermediate_size, layer.gate.weights != nullptr, layer.activation,
+            layer.alpha, layer.limit, space.experts.data(), static_cast<int64_t>(space.experts.size()),
+            grouping.rows.data(), grouping.weights.data(), space.hidden_rows.data(), space.inner_rows.data(),
+            static_cast<float*>(sums), sums_are_output ? nullptr : message.output, message.output_dtype};
+}
+
+// [begin, end) of bfloat16 values to float32: the only conversion there is, since others are computed in float32.
+void widen(const void* from, float* to, int64_t begin, int64_t end) {
+  const auto* stored = static_cast<const Bf16*>(from);
+  for (int64_t i = begin; i < end; ++i) to[i] = to_float(stored + i);
+}
+
+void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops, Workspace& space, const Job& job) {
+  const int64_t values = message.rows * job.hidden_size;
+  const bool converts = ops.operand != message.hidden_dtype;
+  auto* widened = converts ? reinterpret_cast<float*>(space.hidden.reserve(0)) : nullptr;
+  const bool tiny = is_tiny(job);
+  const bool shares_conversion = converts && values >= min_rows_to_share && !tiny;
+  if (converts && !shares_conversion) widen(message.hidden, widened, 0, values);
+  const int threads = tiny ? 1 : pool.size();
+  plan_inner(job, threads, pool.num_nodes(), space.inner_tasks);
+  plan_outer(job, threads, pool.num_nodes(), space.outer_tasks);
+  Barrier converted(threads), between(threads);
+  const auto work = [&](int index) {
+    Scratch& memory = scratch();
+    if (shares_conversion) {
+      widen(message.hidden, widened, values * index / threads, values * (index + 1) / threads);
+      converted.wait();
+    }
+    const int node = pool.node(index);
+    space.inner_tasks.take(node, [&](const Task& task) {
+      ops.inner(job, job.experts[task.expert], task.begin, task.end, memory);
+    });
+    between.wait();
+    space.outer_tasks.take(node, [&](const Task& task) { ops.outer(job, task.begin, task.end, memory); });
+  };
+  if (tiny) {
+    work(0);
+  } else {
+    pool.run(work);
+  }
+}
+
+bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0; }
+
+bool is_null(const fiddler_projection& projection, int64_t num_experts) {
+  if (!projection.weights) return true;
+  for (int64_t e = 0; e < num_experts; ++e) {
+    if (!projection.weights[e] || (projection.biases && !projection.biases[e])) return true;
+  }
+  return false;
+}
+
+int32_t check(int32_t tier, const fiddler_layer* layer, const fiddler_message* message) {
+  if (!layer || !message) return FIDDLER_NULL_POINTER;
+  if (layer->num_experts < 1 || layer->hidden_size < 1 || layer->intermediate_size < 1) return FIDDLER_BAD_SIZE;
+  if (message->rows < 0 || message->experts_per_row < 0) return FIDDLER_BAD_SIZE;
+  if (is_null(layer->up, layer->num_experts) || is_null(layer->down, layer->num_experts)) return FIDDLER_NULL_POINTER;
+  if (layer->gate.weights && is_null(layer->gate, layer->num_experts)) return FIDDLER_NULL_POINTER;
+  if (layer->activation < 0 || layer->activation > FIDDLER_CLAMPED_SWIGLU) return FIDDLER_BAD_DTYPE;
+  if (layer->activation == FIDDLER_CLAMPED_SWIGLU && !layer->gate.weights) return FIDDLER_NULL_POINTER;
+  for (int32_t dtype : {message->hidden_dtype, message->output_dtype}) {
+    if (dtype != FIDDLER_FLOAT32 && dtype != FIDDLER_BFLOAT16) return FIDDLER_BAD_DTYPE;
+  }
+  if (!has_tier(tier)) return FIDDLER_BAD_TIER;
+  if (message->rows == 0) return FIDDLER_OK;
+  if (!message->hidden || !message->output) return FIDDLER_NULL_POINTER;
+  if (message->experts_per_row > 0 && (!message->expert_ids || !message->routing_weights)) return FIDDLER_NULL_POINTER;
+  const bool aligned = is_aligned(message->hidden, element_bytes(message->hidden_dtype)) &&
+                       is_aligned(message->output, element_bytes(message->output_dtype)) &&
+                       is_aligned(message->expert_ids, 4) && is_aligned(message->routing_weights, 4);
+  return aligned ? FIDDLER_OK : FIDDLER_MISALIGNED;
+}
+
+}  // namespace
+}  // namespace fiddler
+
+extern "C" int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer,
+                               const fiddler_message* message) {
+  using namespace fiddler;
+  if (!pool) return FIDDLER_NULL_POINTER;
+  if (const int32_t status = check(tier, layer, message)) return status;
+  const Ops* ops = ops_for(tier, layer->weight_dtype, message->hidden_dtype, is_regular(*layer));
+  if (!ops) return FIDDLER_BAD_DTYPE;
+  if (message->rows == 0) return FIDDLER_OK;
+  if (!pool->enter()) return FIDDLER_BUSY;
+  int32_t status = FIDDLER_OK;
+  try {
+    thread_local Workspace space;
+    if (space.grouping.group(*message, layer->num_experts)) {
+      Job job;
+      lay_out(*layer, *message, *ops, space, job);
+      compute(*pool, *message, *ops, space, job);
+    } else {
+      status = FIDDLER_BAD_EXPERT_ID;
+    }
+  } catch (const std::bad_alloc&) {
+    status = FIDDLER_NO_MEMORY;
+  }
+  pool->leave();
+  return status;
+}

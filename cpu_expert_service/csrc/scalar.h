@@ -1,0 +1,61 @@
+// The specification that every other tier is held against: plain loops, any strides, sums in double.
+#pragma once
+
+#include "activation.h"
+#include "job.h"
+
+namespace fiddler {
+namespace {
+
+template <class Stored>
+float dot(const Matrix& matrix, int64_t output, const float* x, int64_t length) {
+  double sum = matrix.bias ? static_cast<double>(matrix.bias[output]) : 0.0;
+  for (int64_t i = 0; i < length; ++i) {
+    const int64_t element = output * matrix.out_stride + i * matrix.in_stride;
+    const auto* weight = reinterpret_cast<const Stored*>(matrix.weights + element * int64_t{sizeof(Stored)});
+    sum += static_cast<double>(to_float(weight)) * static_cast<double>(x[i]);
+  }
+  return static_cast<float>(sum);
+}
+
+template <class Stored>
+void scalar_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64_t end, Scratch&) {
+  for (int64_t a = expert.first; a < expert.first + expert.count; ++a) {
+    const auto* x = static_cast<const float*>(job.hidden_rows[a]);
+    auto* inner = static_cast<float*>(job.inner_rows[a]);
+    for (int64_t n = begin; n < end; ++n) {
+      const float gate = job.gated ? dot<Stored>(expert.gate, n, x, job.hidden_size) : 0.0f;
+      const float up = dot<Stored>(expert.up, n, x, job.hidden_size);
+      activate<ExactMath>(job, job.gated ? &gate : nullptr, &up, 1, inner + n);
+    }
+  }
+}
+
+template <class Stored>
+void scalar_outer(const Job& job, int64_t begin, int64_t end, Scratch&) {
+  for (int64_t r = 0; r < job.rows; ++r) {
+    for (int64_t n = begin; n < end; ++n) job.sums[r * job.hidden_size + n] = 0.0f;
+  }
+  for (int64_t e = 0; e < job.num_experts; ++e) {
+    const ExpertRows& expert = job.experts[e];
+    for (int64_t a = expert.first; a < expert.first + expert.count; ++a) {
+      const auto* inner = static_cast<const float*>(job.inner_rows[a]);
+      float* sums = job.sums + job.row[a] * job.hidden_size;
+      for (int64_t n = begin; n < end; ++n) {
+        sums[n] += job.weight[a] * dot<Stored>(expert.down, n, inner, job.intermediate_size);
+      }
+    }
+  }
+  if (!job.output) return;
+  for (int64_t r = 0; r < job.rows; ++r) {
+    for (int64_t n = begin; n < end; ++n) {
+      from_float(job.sums[r * job.hidden_size + n], static_cast<Bf16*>(job.output) + r * job.hidden_size + n);
+    }
+  }
+}
+
+template <class Stored>
+constexpr Ops scalar_ops = {FIDDLER_FLOAT32, false, scalar_inner<Stored>, scalar_outer<Stored>};
+
+}  // namespace
+}  // namespace fiddler

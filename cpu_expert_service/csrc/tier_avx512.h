@@ -1,0 +1,60 @@
+// AVX-512F: weights are widened to float32, sums are fused multiply-adds of float32.
+#pragma once
+
+#include <immintrin.h>
+
+#include "formats.h"
+
+namespace fiddler {
+namespace {
+
+struct Avx512 {
+  using Vector = __m512;
+  using Operand = float;
+  static constexpr int width = 16;          // float32 lanes of a vector
+  static constexpr int pair = 1;            // consecutive inputs that share a lane
+  static constexpr int accumulators = 24;   // vectors of sums that registers hold beside their operands
+  static constexpr int panel_vectors = 4;   // of outputs in a packed panel
+  static constexpr int panel_inputs = 256;  // of a panel that is packed at a time
+
+  static Vector zero() { return _mm512_setzero_ps(); }
+  static Vector load(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, Vector value) { _mm512_storeu_ps(to, value); }
+
+  static Vector load_weights(const Bf16* from) {
+    const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
+  }
+  static Vector load_weights(const Fp16* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static Vector load_weights(const Fp32* from) { return _mm512_loadu_ps(reinterpret_cast<const float*>(from)); }
+
+  static Vector load_operand(const float* from) { return _mm512_loadu_ps(from); }
+  static Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
+  static Vector dot(Vector sum, Vector weights, Vector x) { return _mm512_fmadd_ps(weights, x, sum); }
+  static float sum(Vector value) { return _mm512_reduce_add_ps(value); }
+
+  // Swaps the upper lanes of one row with the lower lanes of another, by 8, 4, 2 and 1.
+  static void transpose(Vector (&rows)[16]) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#pragma GCC unroll 4
+    for (int distance = 8; distance; distance /= 2) {
+      const __mmask16 upper = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(distance));
+      // the second source's lanes are numbered from 16
+      const __m512i to_low = _mm512_mask_add_epi32(lane, upper, lane, _mm512_set1_epi32(16 - distance));
+      const __m512i moved = _mm512_add_epi32(lane, _mm512_set1_epi32(distance));
+      const __m512i to_high = _mm512_mask_add_epi32(moved, upper, lane, _mm512_set1_epi32(16));
+#pragma GCC unroll 16
+      for (int row = 0; row < 16; ++row) {
+        if (row & distance) continue;
+        const Vector low = rows[row], high = rows[row + distance];
+        rows[row] = _mm512_permutex2var_ps(low, to_low, high);
+        rows[row + distance] = _mm512_permutex2var_ps(low, to_high, high);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace fiddler

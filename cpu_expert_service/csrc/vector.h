@@ -1,0 +1,103 @@
+// What a vector tier computes: projections by rows, panels or columns, and what lies between and after them.
+#pragma once
+
+#include "activation.h"
+#include "columns.h"
+#include "panels.h"
+
+namespace fiddler {
+namespace {
+
+// One or two projections [begin, end) of the same hidden rows, into block.results[m * block.pitch + output - begin].
+template <class T, class Stored>
+void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+             const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
+  if (T::pair > 1 || matrices[0].in_stride == 1) {
+    if (count < min_panel_rows) {
+      return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length);
+    }
+    for (int i = 0; i < num_matrices; ++i) {
+      for (int64_t n = begin; n < end; n += panel_width<T>) {
+        const int64_t last = n + panel_width<T> < end ? n + panel_width<T> : end;
+        project_panel<T, Stored>(matrices[i], n, last, x, count, length, blocks[i].results + (n - begin), scratch);
+      }
+    }
+  } else if constexpr (T::pair == 1) {
+    for (int i = 0; i < num_matrices; ++i) {
+      project_columns<T, Stored>(matrices[i], begin, end, x, count, length, blocks[i].results, blocks[i].pitch);
+    }
+  }
+}
+
+inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* values) {
+  if (!matrix.bias) return;
+  for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
+}
+
+// Few rows are computed over wide blocks of outputs, many rows over as many outputs as a panel has.
+inline int64_t outputs_at_a_time(int64_t count) { return count < min_panel_rows ? max_chunk_outputs : panel_outputs; }
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Calls body(first assignment, assignments, first output, last output) over blocks that fit in Scratch.
+template <class Body>
+void for_each_block(const ExpertRows& expert, int64_t begin, int64_t end, Body body) {
+  const int64_t last = expert.first + expert.count;
+  for (int64_t a = expert.first; a < last; a += max_block_rows) {
+    const int64_t count = smaller(last - a, max_block_rows);
+    const int64_t width = outputs_at_a_time(count);
+    for (int64_t n = begin; n < end; n += width) body(a, count, n, smaller(n + width, end), width);
+  }
+}
+
+template <class T, class Stored>
+void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64_t end, Scratch& scratch) {
+  for_each_block(expert, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+    const Matrix matrices[2] = {expert.up, expert.gate};
+    const Block blocks[2] = {{scratch.up, pitch}, {scratch.gate, pitch}};
+    const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.hidden_rows + a);
+    project<T, Stored>(matrices, blocks, job.gated ? 2 : 1, n, last, x, count, job.hidden_size, scratch);
+    for (int64_t m = 0; m < count; ++m) {
+      float* up = scratch.up + m * pitch;
+      float* gate = job.gated ? scratch.gate + m * pitch : nullptr;
+      add_bias(expert.up, n, last - n, up);
+      if (gate) add_bias(expert.gate, n, last - n, gate);
+      activate<FastMath>(job, gate, up, last - n, static_cast<typename T::Operand*>(job.inner_rows[a + m]) + n);
+    }
+  });
+}
+
+template <class T, class Stored>
+void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) {
+  for (int64_t r = 0; r < job.rows; ++r) {
+    std::memset(job.sums + r * job.hidden_size + begin, 0, static_cast<size_t>(end - begin) * sizeof(float));
+  }
+  for (int64_t e = 0; e < job.num_experts; ++e) {
+    const ExpertRows& expert = job.experts[e];
+    for_each_block(expert, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+      const Block block = {scratch.up, pitch};
+      const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.inner_rows + a);
+      project<T, Stored>(&expert.down, &block, 1, n, last, x, count, job.intermediate_size, scratch);
+      for (int64_t m = 0; m < count; ++m) {
+        float* values = scratch.up + m * pitch;
+        add_bias(expert.down, n, last - n, values);
+        float* sums = job.sums + job.row[a + m] * job.hidden_size + n;
+        const float weight = job.weight[a + m];
+        for (int64_t i = 0; i < last - n; ++i) sums[i] += weight * values[i];
+      }
+    });
+  }
+  if (!job.output) return;
+  for (int64_t r = 0; r < job.rows; ++r) {
+    const float* sums = job.sums + r * job.hidden_size;
+    auto* output = static_cast<Bf16*>(job.output) + r * job.hidden_size;
+    for (int64_t n = begin; n < end; ++n) from_float(sums[n], output + n);
+  }
+}
+
+template <class T, class Stored>
+constexpr Ops vector_ops = {T::pair == 1 ? FIDDLER_FLOAT32 : FIDDLER_BFLOAT16, T::pair > 1, vector_inner<T, Stored>,
+                            vector_outer<T, Stored>};
+
+}  // namespace
+}  // namespace fiddler
