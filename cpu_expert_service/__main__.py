@@ -14,6 +14,8 @@ def main() -> int:
     settings = Settings.load()
     # imported here, so that --help and a wrong flag need not wait for torch
     from cpu_expert_service import server
+    from cpu_expert_service.choice import KernelError
+    from cpu_expert_service.cpus import CpuListError
     from cpu_expert_service.kernel import UnknownActivationError
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
@@ -21,7 +23,7 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         server.run(settings)
-    except (CheckpointError, UnknownActivationError, OSError) as error:
+    except (CheckpointError, UnknownActivationError, KernelError, CpuListError, OSError) as error:
         print(f"cpu_expert_service: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,3 +17,16 @@ SENT_BYTES = Counter("fiddler_expert_sent_bytes_total", "Bytes of responses sent
 STREAMS = Gauge("fiddler_expert_streams", "Streams that are open.")
 WEIGHT_BYTES = Gauge("fiddler_expert_weight_bytes", "Bytes of expert weights that are served, as stored.")
 THREADS = Gauge("fiddler_expert_threads", "Threads that compute one message.")
+KERNEL_SECONDS = Gauge(
+    "fiddler_expert_kernel_seconds",
+    "Seconds that a kernel took at start-up for one expert, by how many rows the expert had.",
+    ["kernel", "rows"],
+)
+KERNEL_READ_BANDWIDTH = Gauge(
+    "fiddler_expert_kernel_read_bytes_per_second",
+    "Bytes of weights per second that the kernel got through at start-up, with one row in one expert at a time.",
+)
+MEMORY_READ_BANDWIDTH = Gauge(
+    "fiddler_expert_memory_read_bytes_per_second",
+    "Bytes per second that the same threads read from the same weights at start-up, computing nothing: the limit.",
+)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from cpu_expert_service.kernel import UnknownActivationError
 from cpu_expert_service.layer import LayerFunction, LayerWeights
 from cpu_expert_service.native import TIERS, Layer, Message, NativeError, Pool, Projection, available_tiers, check, load
 
@@ -51,7 +52,8 @@ class NativeKernel:
             output_dtype: bfloat16 or float32; None for that of the hidden rows.
 
         Raises:
-            NativeError: The activation, a dtype or a shape is none that is computed; it says which.
+            NativeError: A dtype or a shape is none that is computed; it says which.
+            UnknownActivationError: It does not have the activation.
         """
         described, borrowed = _describe(layer)
         return _bind(self.pool, TIERS.index(self.name), described, borrowed, output_dtype)
@@ -101,7 +103,9 @@ def _refusal(name: str, expected: str, got: torch.Tensor) -> NativeError:
 def _describe(layer: LayerWeights) -> tuple[Layer, list[Any]]:
     """The layer as C++ sees it, and what must live as long; the first of that is the number of experts."""
     if layer.activation not in _ACTIVATIONS:
-        raise NativeError(f"activation: {layer.activation!r} is none of {', '.join(_ACTIVATIONS)}")
+        raise UnknownActivationError(
+            f"activation {layer.activation!r} is not supported; known: {', '.join(_ACTIVATIONS)}"
+        )
     if not layer.experts:
         raise NativeError("experts: there are none")
     up = layer.experts[0].up

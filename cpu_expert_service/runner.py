@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cpu_expert_service.choice import calibrate
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.layer import ExpertWeights, LayerWeights
 from fiddler.checkpoint import Checkpoint, MoeLayer
@@ -40,7 +41,13 @@ class Runner:
         """
         self.kernel = kernel
         self._lock = threading.Lock()
-        self._layers = tuple(kernel.prepare(layer_weights(checkpoint, layer)) for layer in checkpoint.layers)
+        self._weights = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
+        self._layers = tuple(kernel.prepare(weights) for weights in self._weights)
+
+    def calibrate(self, dtype: torch.dtype) -> None:
+        """Lets the kernel measure itself on these weights, before the first message."""
+        with self._lock:
+            calibrate(self.kernel, self._weights, dtype)
 
     def run(
         self,

@@ -1,6 +1,5 @@
 """Starts the CPU expert service's parts in order, and stops them."""
 
-import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,9 @@ from grpc_reflection.v1alpha import reflection
 from tqdm import tqdm
 
 from cpu_expert_service import metrics
-from cpu_expert_service.kernel import Kernel, PyTorchKernel
+from cpu_expert_service.choice import build_kernel
+from cpu_expert_service.cpus import read_topology
+from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
@@ -34,21 +35,23 @@ def run(settings: Settings) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
     Raises:
-        CheckpointError, UnknownActivationError, OSError: It cannot be started.
+        CheckpointError, UnknownActivationError, KernelError, CpuListError, OSError: It cannot be started.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     checkpoint = Checkpoint.open(settings.model)
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
-    kernel = PyTorchKernel(settings.threads or len(os.sched_getaffinity(0)))
-    servicer = ExpertServicer(checkpoint, Runner(checkpoint, kernel), dtype, settings)
+    kernel = build_kernel(settings, read_topology())
+    runner = Runner(checkpoint, kernel)
+    servicer = ExpertServicer(checkpoint, runner, dtype, settings)
     _publish(checkpoint, kernel, settings)
     server, health_servicer = _build_server(settings, servicer)
     server.start()
     try:
         if settings.prefault:
             _prefault(checkpoint, stop)
+            runner.calibrate(dtype)
         _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving", address=settings.listen, kernel=kernel.name, threads=kernel.num_threads, dtype=str(dtype))
         stop.wait()

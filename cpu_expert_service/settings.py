@@ -1,11 +1,13 @@
 """Settings of the CPU expert service."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from fiddler.settings import ServiceSettings
+
+KernelName = Literal["auto", "pytorch", "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 
 
 class Settings(ServiceSettings):
@@ -16,7 +18,14 @@ class Settings(ServiceSettings):
 
     listen: str = Field("unix:/run/fiddler/experts.sock", description="address to serve on: unix:PATH or HOST:PORT")
     metrics_port: int = Field(9101, ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
-    threads: int = Field(0, ge=0, le=1024, description="threads that compute; 0: one for each CPU this process may use")
+    threads: int = Field(
+        0, ge=0, le=1024, description="threads that compute; 0: one for each CPU that this process may use and pays for"
+    )
+    cpus: str = Field("", description="CPUs to pin threads to, such as 0-3,8; empty: any that this process may use")
+    kernel: KernelName = Field("auto", description="what computes experts; auto: whatever is fastest on this machine")
+    weights: Literal["mmap", "ram"] = Field(
+        "mmap", description="mmap: experts are read where the page cache holds them; ram: from copies in huge pages"
+    )
     max_rows: int = Field(16384, ge=1, description="the most rows in one request")
     max_experts_per_row: int = Field(64, ge=1, description="the most experts per row in one request")
     max_streams: int = Field(8, ge=1, le=1024, description="the most streams at one time")

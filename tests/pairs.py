@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from cpu_expert_service.native import NativeUnavailableError, available_tiers
 from pair import Pair
 from tests import checkpoints
 
@@ -19,3 +20,12 @@ def write_tiny(directory: Path, family: str = "mixtral") -> Path:
 def start(model: Path, *arguments: str) -> Pair:
     """A pair on the CPU in float32, not started yet; more arguments go to the GPU service."""
     return Pair(model, gpu_arguments=("--device", "cpu", *_FLOAT32, *arguments), cpu_arguments=_FLOAT32)
+
+
+def best_kernel() -> str:
+    """What `--kernel auto` comes to on this machine."""
+    try:
+        tier = available_tiers()[-1]
+    except NativeUnavailableError:
+        return "pytorch"
+    return "pytorch" if tier == "scalar" else tier

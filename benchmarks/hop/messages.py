@@ -1,14 +1,13 @@
 """What is sent: a decode step's message and a prefill chunk's, and the checkpoint that they are for."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from cpu_expert_service.kernel import Activation, Assignments, ExpertWeights
+from cpu_expert_service.layer import LayerFunction, LayerWeights
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
 
@@ -56,15 +55,9 @@ class NoKernel:
     name = "none"
     num_threads = 1
 
-    def run(
-        self,
-        experts: Sequence[ExpertWeights],
-        activation: Activation,
-        hidden: torch.Tensor,
-        assignments: Assignments,
-    ) -> torch.Tensor:
-        """See Kernel.run."""
-        return hidden
+    def prepare(self, layer: LayerWeights) -> LayerFunction:
+        """See Kernel.prepare."""
+        return lambda hidden, expert_ids, routing_weights: hidden
 
 
 def write_checkpoint(directory: Path) -> None:

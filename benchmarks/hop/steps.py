@@ -8,7 +8,8 @@ from unittest import mock
 import torch
 
 from benchmarks.hop.messages import NUM_ROWS, Message, NoKernel
-from cpu_expert_service.runner import Runner, assign
+from cpu_expert_service.kernel import assign
+from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
 from fiddler import tensors

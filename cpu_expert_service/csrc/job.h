@@ -49,7 +49,7 @@ struct Scratch {
   alignas(64) float gate[block_floats];
   alignas(64) float up[block_floats];
   alignas(64) float panel[panel_floats];
-  alignas(64) float rows[panel_floats];
+  alignas(64) float carried[panel_floats];  // sums between two segments of a weight row
 };
 
 constexpr int64_t max_block_rows = 256;   // of hidden rows that are computed against one packed panel

@@ -27,14 +27,27 @@ typename T::Vector load_partial_operand(const typename T::Operand* from, int64_t
   return T::load_operand(buffer);
 }
 
-// sums[r][m] = weights[r] . x[m]
+// The inputs of a row that are taken at a time: as many as keep the hidden rows' part in the first-level cache, since
+// every weight row reads it again.
+struct Segment {
+  int64_t first;
+  int64_t last;
+  bool is_first;
+  bool is_last;
+};
+
+// results[r][m * pitch] = weights[r] . x[m]; between segments sums wait in `carried` [R][count] vectors.
 template <class T, int R, int M, class Stored>
-void dot_block(const Stored* const* weights, const typename T::Operand* const* x, int64_t length, float (*sums)[M]) {
+void dot_block(const Stored* const* weights, const typename T::Operand* const* x, const Segment& segment,
+               float* carried, int64_t count, float* const* results, int64_t pitch) {
   typename T::Vector total[R][M];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int m = 0; m < M; ++m) total[r][m] = T::zero();
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      total[r][m] = segment.is_first ? T::zero() : T::load(carried + (r * count + m) * T::width);
+    }
   }
-  const int64_t whole = length - length % step<T>;
   const auto add = [&](auto&& weights_at, auto&& operand_at) {
     typename T::Vector operand[M];
 #pragma GCC unroll 8
@@ -46,19 +59,28 @@ void dot_block(const Stored* const* weights, const typename T::Operand* const* x
       for (int m = 0; m < M; ++m) total[r][m] = T::dot(total[r][m], loaded, operand[m]);
     }
   };
-  for (int64_t i = 0; i < whole; i += step<T>) {
+  const int64_t whole = segment.last - (segment.last - segment.first) % step<T>;
+  for (int64_t i = segment.first; i < whole; i += step<T>) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) __builtin_prefetch(reinterpret_cast<const char*>(weights[r] + i) + prefetch_bytes);
     add([i](const Stored* w) { return T::load_weights(w + i); },
         [i](const typename T::Operand* v) { return T::load_operand(v + i); });
   }
-  if (whole < length) {
-    const int64_t rest = length - whole;
+  if (whole < segment.last) {
+    const int64_t rest = segment.last - whole;
     add([=](const Stored* w) { return load_partial_weights<T>(w + whole, rest); },
         [=](const typename T::Operand* v) { return load_partial_operand<T>(v + whole, rest); });
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-    for (int m = 0; m < M; ++m) sums[r][m] = T::sum(total[r][m]);
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      if (segment.is_last) {
+        results[r][m * pitch] = T::sum(total[r][m]);
+      } else {
+        T::store(carried + (r * count + m) * T::width, total[r][m]);
+      }
+    }
   }
 }
 
@@ -68,66 +90,84 @@ struct Block {
   int64_t pitch;
 };
 
-// R weight rows, of `outputs[r]` in matrix r % num_matrices, against `count` hidden rows in groups of up to M.
 template <class T, int R, int M, class Stored>
-void dot_group(const Stored* const* weights, float* const* results, int64_t pitch,
-               const typename T::Operand* const* x, int64_t count, int64_t length) {
-  if (count >= M) {
-    float sums[R][M];
-    dot_block<T, R, M>(weights, x, length, sums);
-    for (int r = 0; r < R; ++r) {
-      for (int m = 0; m < M; ++m) results[r][m * pitch] = sums[r][m];
-    }
+void dot_some(const Stored* const* weights, const typename T::Operand* const* x, int64_t some, const Segment& segment,
+              float* carried, int64_t count, float* const* results, int64_t pitch) {
+  if (some >= M) {
+    dot_block<T, R, M>(weights, x, segment, carried, count, results, pitch);
   } else if constexpr (M > 1) {
-    dot_group<T, R, M - 1>(weights, results, pitch, x, count, length);
+    dot_some<T, R, M - 1>(weights, x, some, segment, carried, count, results, pitch);
   }
 }
 
-// Outputs [begin, end) of one or two matrices, read as R streams.
+// What rows of weights are multiplied with.
+template <class T>
+struct Inputs {
+  const typename T::Operand* const* rows;
+  int64_t count;
+  int64_t length;
+};
+
+// One segment of outputs [begin, end) of one or two matrices, read as R streams; hidden rows in groups of up to M.
 template <class T, int R, int M, class Stored>
-void stream_rows(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
-                 const typename T::Operand* const* x, int64_t count, int64_t length) {
+void stream_segment(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+                    const Inputs<T>& x, const Segment& segment, float* carried) {
   const int64_t parts = R / num_matrices;
   const int64_t part = (end - begin) / parts;
-  const int64_t groups = (count + M - 1) / M;
-  for (int64_t n = 0; n < part; ++n) {
+  const int64_t pitch = blocks[0].pitch;
+  const int64_t groups = (x.count + M - 1) / M;
+  for (int64_t n = 0; n < part; ++n, carried += R * x.count * T::width) {
     const Stored* weights[R];
-    float* results[R];
     for (int r = 0; r < R; ++r) {
-      const int64_t offset = r / num_matrices * part + n;
       const Matrix& matrix = matrices[r % num_matrices];
-      weights[r] = reinterpret_cast<const Stored*>(matrix.weights) + (begin + offset) * matrix.out_stride;
-      results[r] = blocks[r % num_matrices].results + offset;
+      const int64_t output = begin + r / num_matrices * part + n;
+      weights[r] = reinterpret_cast<const Stored*>(matrix.weights) + output * matrix.out_stride;
     }
-    const int64_t pitch = blocks[0].pitch;
     for (int64_t group = 0; group < groups; ++group) {
-      const int64_t first = count * group / groups, last = count * (group + 1) / groups;
-      float* shifted[R];
-      for (int r = 0; r < R; ++r) shifted[r] = results[r] + first * pitch;
-      dot_group<T, R, M>(weights, shifted, pitch, x + first, last - first, length);
+      const int64_t first = x.count * group / groups, last = x.count * (group + 1) / groups;
+      float* results[R];
+      for (int r = 0; r < R; ++r) {
+        results[r] = blocks[r % num_matrices].results + first * pitch + r / num_matrices * part + n;
+      }
+      dot_some<T, R, M>(weights, x.rows + first, last - first, segment, carried + first * T::width, x.count, results,
+                        pitch);
     }
   }
   if constexpr (R > 1) {
-    const int64_t done = begin + part * parts;
-    if (done == end) return;
+    const int64_t done = part * parts;
+    if (begin + done == end) return;
     Block rest[2];
-    for (int i = 0; i < num_matrices; ++i) rest[i] = {blocks[i].results + (done - begin), blocks[i].pitch};
+    for (int i = 0; i < num_matrices; ++i) rest[i] = {blocks[i].results + done, pitch};
     if (num_matrices == 2) {
-      stream_rows<T, 2, M, Stored>(matrices, rest, 2, done, end, x, count, length);
+      stream_segment<T, 2, M, Stored>(matrices, rest, 2, begin + done, end, x, segment, carried);
     } else {
-      stream_rows<T, 1, M, Stored>(matrices, rest, 1, done, end, x, count, length);
+      stream_segment<T, 1, M, Stored>(matrices, rest, 1, begin + done, end, x, segment, carried);
     }
   }
+}
+
+template <class T>
+int64_t segment_length(const Inputs<T>& x) {
+  constexpr int64_t cached = 24 * 1024 / sizeof(typename T::Operand);  // half of the smallest first-level cache
+  if (x.count * x.length <= cached) return x.length;
+  const int64_t segments = (x.count * x.length + cached - 1) / cached;
+  const int64_t even = (x.length + segments - 1) / segments;
+  return (even + step<T> - 1) / step<T> * step<T>;
 }
 
 template <class T, class Stored>
 void project_rows(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
-                  const typename T::Operand* const* x, int64_t count, int64_t length) {
-  constexpr int wide = T::accumulators / 4;  // hidden rows that leave registers for four weight rows
-  if (count <= wide) {
-    stream_rows<T, 4, wide, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length);
-  } else {
-    stream_rows<T, 2, T::accumulators / 3, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length);
+                  const Inputs<T>& x, float* carried) {
+  constexpr int wide = T::accumulators / 4;  // hidden rows whose sums leave registers for four weight rows
+  const int64_t length = segment_length(x);
+  for (int64_t first = 0; first < x.length; first += length) {
+    const bool is_last = first + length >= x.length;
+    const Segment segment = {first, is_last ? x.length : first + length, first == 0, is_last};
+    if (x.count <= wide) {
+      stream_segment<T, 4, wide, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
+    } else {
+      stream_segment<T, 2, T::accumulators / 3, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
+    }
   }
 }
 

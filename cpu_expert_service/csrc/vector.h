@@ -14,7 +14,8 @@ void project(const Matrix* matrices, const Block* blocks, int num_matrices, int6
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
   if (T::pair > 1 || matrices[0].in_stride == 1) {
     if (count < min_panel_rows) {
-      return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length);
+      return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, Inputs<T>{x, count, length},
+                                     scratch.carried);
     }
     for (int i = 0; i < num_matrices; ++i) {
       for (int64_t n = begin; n < end; n += panel_width<T>) {
@@ -34,8 +35,8 @@ inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* 
   for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
 }
 
-// Few rows are computed over wide blocks of outputs, many rows over as many outputs as a panel has.
-inline int64_t outputs_at_a_time(int64_t count) { return count < min_panel_rows ? max_chunk_outputs : panel_outputs; }
+// One or two rows are computed over wide blocks of outputs, more over as many outputs as a panel has.
+inline int64_t outputs_at_a_time(int64_t count) { return count <= 2 ? max_chunk_outputs : panel_outputs; }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import torch
 from prometheus_client import REGISTRY
 
-from cpu_expert_service.kernel import Activation, Assignments, PyTorchKernel
+from cpu_expert_service.kernel import PyTorchKernel
+from cpu_expert_service.layer import LayerFunction, LayerWeights
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
@@ -30,12 +30,17 @@ class MoodyKernel(PyTorchKernel):
     failure: Exception | None = None
     gate: threading.Event | None = None
 
-    def run(self, experts: Any, activation: Activation, hidden: torch.Tensor, assignments: Assignments) -> torch.Tensor:
-        if self.gate:
-            assert self.gate.wait(20)
-        if self.failure:
-            raise self.failure
-        return super().run(experts, activation, hidden, assignments)
+    def prepare(self, layer: LayerWeights) -> LayerFunction:
+        compute = super().prepare(layer)
+
+        def moodily(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+            if self.gate:
+                assert self.gate.wait(20)
+            if self.failure:
+                raise self.failure
+            return compute(hidden, expert_ids, routing_weights)
+
+        return moodily
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Every kernel against a loop in float64 that anyone can check."""
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,13 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.activations import ACT2FN
 
-from cpu_expert_service.kernel import (
-    Assignments,
-    ExpertWeights,
-    PyTorchKernel,
-    UnknownActivationError,
-    activation_function,
-)
+from cpu_expert_service.kernel import Kernel, PyTorchKernel, UnknownActivationError, activation_function
+from cpu_expert_service.layer import ExpertWeights, LayerWeights
 
 ERROR = {torch.float32: 1e-6, torch.bfloat16: 0.015}
 """Largest distance from the exact result by the dtype of the rows, relative to the experts' outputs.
@@ -45,18 +39,9 @@ class Problem:
     expert_ids: list[list[int]]
     routing_weights: torch.Tensor
 
-    def assignments(self) -> Assignments:
-        rows = defaultdict(list)
-        for row, ids in enumerate(self.expert_ids):
-            for column, expert in enumerate(ids):
-                if expert >= 0:
-                    rows[expert].append((row, column))
-        experts = sorted(rows)
-        starts = [sum(len(rows[expert]) for expert in experts[:count]) for count in range(len(experts) + 1)]
-        flat = [place for expert in experts for place in rows[expert]]
-        weights = [float(self.routing_weights[row, column]) for row, column in flat]
-        rows_of_all = torch.tensor([row for row, _ in flat], dtype=torch.int64)
-        return Assignments(experts, starts, rows_of_all, torch.tensor(weights))
+    def run(self, kernel: Kernel) -> torch.Tensor:
+        compute = kernel.prepare(LayerWeights(tuple(self.experts), self.activation))
+        return compute(self.hidden, torch.tensor(self.expert_ids, dtype=torch.int32), self.routing_weights)
 
     def solve(self) -> tuple[torch.Tensor, float]:
         """The exact result, and the norm of what was added up."""
@@ -123,8 +108,7 @@ def test_the_result_is_that_of_a_plain_loop(kernel: PyTorchKernel, dtype: torch.
     @given(problems(dtype))
     def check(problem: Problem) -> None:
         before = problem.hidden.clone()
-        activation = activation_function(problem.activation)
-        output = kernel.run(problem.experts, activation, problem.hidden, problem.assignments())
+        output = problem.run(kernel)
         exact, norm = problem.solve()
         assert output.dtype == dtype
         assert float((output.double() - exact).norm()) <= ERROR[dtype] * norm
@@ -143,9 +127,8 @@ def test_partial_sums_are_added_in_float32(kernel: PyTorchKernel) -> None:
     hidden = torch.ones(1, size, dtype=torch.bfloat16)
     weights = torch.full((count,), 1 / 128)
     weights[0] = 1
-    assignments = Assignments(range(count), range(count + 1), torch.zeros(count, dtype=torch.int64), weights)
-    output = kernel.run(experts, activation_function("relu"), hidden, assignments)
-    assert torch.equal(output, torch.full_like(hidden, 2))
+    problem = Problem(experts, "relu", hidden, [list(range(count))], weights[None])
+    assert torch.equal(problem.run(kernel), torch.full_like(hidden, 2))
 
 
 def test_a_kernel_takes_its_number_of_threads() -> None:

@@ -19,6 +19,7 @@ from pair import free_port
 from tests.cpu_expert_service import processes
 from tests.cpu_expert_service.processes import NOT_SERVING, SERVING, Process
 from tests.cpu_expert_service.streams import ask, stream
+from tests.pairs import best_kernel
 
 SERVICE = "fiddler.v1.ExpertService"
 
@@ -93,7 +94,12 @@ def test_reflection_describes_the_contract(running: Running) -> None:
 def test_metrics_tell_what_runs_and_what_was_done(running: Running) -> None:
     before = running.metrics()
     build = next(line for line in before.splitlines() if line.startswith("fiddler_build_info{"))
-    for label in ('service="cpu_expert_service"', f'version="{__version__}"', 'kernel="pytorch"', "deepseek_v2"):
+    for label in (
+        'service="cpu_expert_service"',
+        f'version="{__version__}"',
+        f'kernel="{best_kernel()}"',
+        "deepseek_v2",
+    ):
         assert label in build
     # two layers of eight experts of three [32, 64] matrices in float32
     assert f"fiddler_expert_weight_bytes {float(2 * 8 * 3 * 32 * 64 * 4)}" in before

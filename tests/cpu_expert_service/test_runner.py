@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from cpu_expert_service.kernel import Activation, Assignments, ExpertWeights, PyTorchKernel, UnknownActivationError
-from cpu_expert_service.runner import ExpiredError, Result, Runner, assign
+from cpu_expert_service.kernel import PyTorchKernel, UnknownActivationError, activation_function, assign
+from cpu_expert_service.layer import LayerFunction, LayerWeights
+from cpu_expert_service.runner import ExpiredError, Result, Runner
 from fiddler.checkpoint import Checkpoint
 from tests.tampering import SINGLE_FILE, edit_config
 
@@ -56,13 +57,11 @@ class WatchedKernel:
         self.most_at_a_time = 0
         self._now = 0
 
-    def run(
-        self,
-        experts: Sequence[ExpertWeights],
-        activation: Activation,
-        hidden: torch.Tensor,
-        assignments: Assignments,
-    ) -> torch.Tensor:
+    def prepare(self, layer: LayerWeights) -> LayerFunction:
+        activation_function(layer.activation)
+        return self.compute
+
+    def compute(self, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
         self.calls += 1
         self._now += 1
         self.most_at_a_time = max(self.most_at_a_time, self._now)

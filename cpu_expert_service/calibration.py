@@ -1,0 +1,89 @@
+"""How fast memory is read and experts are computed here, measured in a fraction of a second at start-up.
+
+It measures what it is given; what follows from the figures is choice.py's.
+"""
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+from cpu_expert_service.native import Pool
+
+STREAMS = (1, 2, 4, 8, 16)
+_READ_BYTES = 48 * 2**20  # at a time; more than caches hold when experts take turns
+_READ_ROUNDS = 2
+_REPEATS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """One kernel at one number of rows per expert."""
+
+    kernel: str
+    rows: int
+    seconds: float
+
+
+def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
+    """The fastest of several ways to read weights once, by all threads: the limit of any kernel at one row.
+
+    Experts take turns, since a cache that still holds one would answer in place of memory.
+    """
+    spans = itertools.cycle(
+        (matrix.data_ptr(), matrix.numel() * matrix.itemsize)
+        for layer in layers
+        for expert in layer.experts
+        for matrix in (expert.up, expert.down)
+        if matrix.is_contiguous()
+    )
+    best = 0.0
+    for streams in STREAMS * _READ_ROUNDS:
+        done_bytes, began = 0, time.perf_counter()
+        for address, span_bytes in spans:
+            pool.read(address, span_bytes, streams)
+            done_bytes += span_bytes
+            if done_bytes >= _READ_BYTES:
+                break
+        if done_bytes:
+            best = max(best, done_bytes / (time.perf_counter() - began))
+    return best
+
+
+def num_bytes(expert: ExpertWeights) -> int:
+    """Bytes of an expert's matrices."""
+    matrices = (expert.gate, expert.up, expert.down)
+    return sum(matrix.numel() * matrix.itemsize for matrix in matrices if matrix is not None)
+
+
+def time_kernel(
+    name: str, compute: LayerFunction, layer: LayerWeights, rows: int, dtype: torch.dtype, seconds: float
+) -> Timing:
+    """The median time of `rows` rows that all go to one expert, each time another, within about `seconds`."""
+    hidden = torch.randn(rows, layer.experts[0].up.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
+    weights = torch.ones(rows, 1)
+    samples: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(samples) < _REPEATS or time.perf_counter() < end:
+        expert = len(samples) % len(layer.experts)
+        ids = torch.full((rows, 1), expert, dtype=torch.int32)
+        began = time.perf_counter()
+        compute(hidden, ids, weights)
+        samples.append(time.perf_counter() - began)
+        if time.perf_counter() > end + seconds * 4:
+            break
+    return Timing(name, rows, statistics.median(samples))
+
+
+def crossing(rows: Sequence[int], first: Callable[[int], float], second: Callable[[int], float]) -> int | None:
+    """The fewest rows from which on the second is faster at all that were measured; None where it never is."""
+    found = None
+    for count in sorted(rows, reverse=True):
+        if second(count) >= first(count):
+            break
+        found = count
+    return found

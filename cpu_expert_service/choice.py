@@ -1,0 +1,134 @@
+"""Which kernel computes: what a user forces, else the best that this machine has, corrected by measurement."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+import torch
+
+from cpu_expert_service import calibration, metrics
+from cpu_expert_service.cpus import Topology, choose_cpus, number_nodes
+from cpu_expert_service.kernel import Kernel, PyTorchKernel
+from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
+from cpu_expert_service.native_kernel import NativeKernel
+from cpu_expert_service.settings import Settings
+
+_log = structlog.get_logger("cpu_expert_service")
+_CALIBRATED_ROWS = (32, 128, 512)
+_CALIBRATED_INTERMEDIATE = 256  # of an expert's, so that 512 rows of the largest take a few milliseconds
+_SECONDS_PER_TIMING = 0.02
+
+
+class KernelError(Exception):
+    """A kernel that was asked for by name cannot run here."""
+
+
+def build_kernel(settings: Settings, topology: Topology) -> Kernel:
+    """The kernel that the settings ask for.
+
+    Raises:
+        KernelError: It was asked for by name, and this machine does not have it.
+        CpuListError: The settings name CPUs that may not be used.
+    """
+    cpus = choose_cpus(topology, settings.cpus, settings.threads)
+    if settings.kernel == "pytorch":
+        return PyTorchKernel(len(cpus))
+    try:
+        tiers = available_tiers()
+        if settings.kernel not in ("auto", *tiers):
+            raise KernelError(f"--kernel {settings.kernel}: this CPU has {', '.join(tiers)}")
+        if settings.kernel == "auto" and tiers[-1] == "scalar":
+            _log.warning("PyTorch computes experts: the native kernels have no code for this CPU's vectors")
+            return PyTorchKernel(len(cpus))
+        pool = Pool(cpus, number_nodes(topology, cpus))
+    except NativeUnavailableError as error:
+        if settings.kernel != "auto":
+            raise KernelError(f"--kernel {settings.kernel}: {error}") from error
+        _log.warning("PyTorch computes experts, slower", reason=str(error))
+        return PyTorchKernel(len(cpus))
+    if settings.kernel == "auto":
+        return AutoKernel(NativeKernel(pool, tiers[-1]), PyTorchKernel(len(cpus)))
+    return NativeKernel(pool, settings.kernel)
+
+
+class AutoKernel:
+    """The native kernel, and PyTorch's for messages so large that calibration found it faster."""
+
+    def __init__(self, native: NativeKernel, pytorch: PyTorchKernel) -> None:
+        self.name = native.name
+        self.num_threads = native.num_threads
+        self.native = native
+        self.pytorch_from_rows: int | None = None
+        """Rows per expert from which on PyTorch computes; None: never."""
+        self._pytorch = pytorch
+
+    def prepare(self, layer: LayerWeights) -> LayerFunction:
+        """See Kernel.prepare."""
+        native, pytorch = self.native.prepare(layer), self._pytorch.prepare(layer)
+        num_experts = len(layer.experts)
+
+        def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+            least = self.pytorch_from_rows
+            # as many rows per expert as if they were spread evenly: counting them takes longer than it is worth
+            if least is not None and expert_ids.numel() >= least * num_experts:
+                return pytorch(hidden, expert_ids, routing_weights)
+            return native(hidden, expert_ids, routing_weights)
+
+        return compute
+
+    def close(self) -> None:
+        """Ends the native kernel's threads."""
+        self.native.close()
+
+    def calibrate(self, layer: LayerWeights, dtype: torch.dtype) -> list[calibration.Timing]:
+        """Finds from how many rows on PyTorch is faster, on a part of an expert."""
+        part = replace(layer, experts=tuple(_part(expert) for expert in layer.experts[:2]))
+        kernels = {"pytorch": self._pytorch.prepare(part), self.name: self.native.prepare(part)}
+        timings = [
+            calibration.time_kernel(name, compute, part, rows, dtype, _SECONDS_PER_TIMING)
+            for rows in _CALIBRATED_ROWS
+            for name, compute in kernels.items()
+        ]
+        seconds = {(timing.kernel, timing.rows): timing.seconds for timing in timings}
+        self.pytorch_from_rows = calibration.crossing(
+            _CALIBRATED_ROWS, lambda rows: seconds[self.name, rows], lambda rows: seconds["pytorch", rows]
+        )
+        return timings
+
+
+def _part(expert: ExpertWeights) -> ExpertWeights:
+    def first(tensor: torch.Tensor | None) -> torch.Tensor | None:
+        return None if tensor is None else tensor[:_CALIBRATED_INTERMEDIATE]
+
+    return replace(
+        expert,
+        gate=first(expert.gate),
+        up=expert.up[:_CALIBRATED_INTERMEDIATE],
+        down=expert.down[:, :_CALIBRATED_INTERMEDIATE],
+        gate_bias=first(expert.gate_bias),
+        up_bias=first(expert.up_bias),
+    )
+
+
+def calibrate(kernel: Kernel, layers: Sequence[LayerWeights], dtype: torch.dtype) -> None:
+    """Measures, tells the log and the metrics, and lets an AutoKernel choose. Weights should be in memory by now."""
+    native = kernel.native if isinstance(kernel, AutoKernel) else kernel
+    if not isinstance(native, NativeKernel):
+        return
+    layer = layers[len(layers) // 2]
+    timings = kernel.calibrate(layer, dtype) if isinstance(kernel, AutoKernel) else []
+    memory = calibration.read_bytes_per_second(native.pool, layers)
+    one = calibration.time_kernel(native.name, native.prepare(layer), layer, 1, dtype, _SECONDS_PER_TIMING * 2)
+    achieved = calibration.num_bytes(layer.experts[0]) / one.seconds
+    for timing in (one, *timings):
+        metrics.KERNEL_SECONDS.labels(timing.kernel, timing.rows).set(timing.seconds)
+    metrics.KERNEL_READ_BANDWIDTH.set(achieved)
+    metrics.MEMORY_READ_BANDWIDTH.set(memory)
+    _log.info(
+        "calibrated",
+        kernel=native.name,
+        read_gb_per_second=round(achieved / 1e9, 1),
+        limit_gb_per_second=round(memory / 1e9, 1),
+        pytorch_from_rows_per_expert=getattr(kernel, "pytorch_from_rows", None),
+    )

@@ -1,0 +1,128 @@
+"""Which CPUs compute: what this process may use, how much of it the container pays for, and which memory is near.
+
+Decisions are made on a described topology, so that they can be tested on machines that are not at hand.
+"""
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+_SYSTEM = Path("/sys/devices/system")
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class CpuListError(ValueError):
+    """A list of CPUs that cannot be read, or that names a CPU which this process may not use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    """The CPUs that this process may use."""
+
+    nodes: Mapping[int, int]
+    """NUMA node by CPU."""
+    siblings: Mapping[int, int]
+    """By CPU: how many CPUs with lower numbers share its core."""
+    quota: float
+    """CPUs' worth of time that the container may take; infinite where nothing limits it."""
+
+
+def read_topology(system: Path = _SYSTEM, cgroups: Path = _CGROUPS) -> Topology:
+    """This machine's, as this process is let see it."""
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    nodes = dict.fromkeys(allowed, 0)
+    for path in system.glob("node/node[0-9]*/cpulist"):
+        for cpu in parse_cpu_list(path.read_text()):
+            if cpu in nodes:
+                nodes[cpu] = int(path.parent.name.removeprefix("node"))
+    siblings = {cpu: _sibling_rank(system, cpu) for cpu in allowed}
+    return Topology(nodes, siblings, read_quota(cgroups))
+
+
+def _sibling_rank(system: Path, cpu: int) -> int:
+    try:
+        text = (system / f"cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return 0
+    return sum(other < cpu for other in parse_cpu_list(text))
+
+
+def read_quota(cgroups: Path) -> float:
+    """CPUs' worth of time from cpu.max (cgroup v2) or cpu.cfs_quota_us (v1), as a container sees its own."""
+    try:
+        quota, period = (cgroups / "cpu.max").read_text().split()
+        return math.inf if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        quota_us = int((cgroups / "cpu/cpu.cfs_quota_us").read_text())
+        period_us = int((cgroups / "cpu/cpu.cfs_period_us").read_text())
+    except (OSError, ValueError):
+        return math.inf
+    return quota_us / period_us if quota_us > 0 else math.inf
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """CPU numbers from Linux's own notation: "0-3,8".
+
+    Raises:
+        CpuListError: It is not one.
+    """
+    cpus: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, dash, last = part.partition("-")
+        try:
+            cpus.update(range(int(first), int(last if dash else first) + 1))
+        except ValueError:
+            raise CpuListError(f"{text.strip()!r} is not a list of CPUs such as 0-3,8") from None
+    return sorted(cpus)
+
+
+def choose_cpus(topology: Topology, cpus: str = "", threads: int = 0) -> list[int]:
+    """The CPUs to pin threads to.
+
+    Whole cores come before their siblings, and nodes take turns, so that fewer threads than CPUs still read from every
+    node's memory. A quota counts only where nobody says how many threads: it is rounded down, since a thread too many
+    is stopped in the middle of a layer, and all others wait for it.
+
+    Args:
+        topology: What there is.
+        cpus: The list to choose from, "0-3,8"; empty for all.
+        threads: How many; 0 for one for each CPU, within the quota.
+
+    Raises:
+        CpuListError: The list is none, or names a CPU that may not be used.
+    """
+    candidates = parse_cpu_list(cpus) or sorted(topology.nodes)
+    for cpu in candidates:
+        if cpu not in topology.nodes:
+            raise CpuListError(f"CPU {cpu} is none that this process may use: {format_cpu_list(topology.nodes)}")
+    count = threads or max(1, min(len(candidates), math.floor(min(topology.quota, len(candidates)))))
+    turns: dict[tuple[int, int], int] = defaultdict(int)
+    keys = {}
+    for cpu in candidates:
+        place = topology.siblings[cpu], topology.nodes[cpu]
+        keys[cpu] = (place[0], turns[place], place[1])
+        turns[place] += 1
+    return sorted(sorted(candidates, key=lambda cpu: keys[cpu])[:count])
+
+
+def number_nodes(topology: Topology, cpus: Iterable[int]) -> list[int]:
+    """For each CPU, its node, numbered from 0 among the nodes that are used."""
+    used = [topology.nodes[cpu] for cpu in cpus]
+    numbers = {node: number for number, node in enumerate(sorted(set(used)))}
+    return [numbers[node] for node in used]
+
+
+def format_cpu_list(cpus: Iterable[int]) -> str:
+    """The inverse of parse_cpu_list."""
+    parts: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if parts and parts[-1][1] == cpu - 1:
+            parts[-1][1] = cpu
+        else:
+            parts.append([cpu, cpu])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
