@@ -1,7 +1,7 @@
-#include "tier_avx512bf16.h"
+#include "tier_amx.h"
 #include "vector.h"
 
 namespace fiddler {
 extern const Ops bf16_amx;
-const Ops bf16_amx = vector_ops<Avx512Bf16, Bf16>;
+const Ops bf16_amx = vector_ops<AmxBf16, Bf16>;
 }  // namespace fiddler

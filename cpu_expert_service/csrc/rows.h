@@ -34,12 +34,15 @@ struct Segment {
   int64_t last;
   bool is_first;
   bool is_last;
+
+  // What is read after this: the same row further on where rows are read whole, else the next row's same segment.
+  int64_t prefetch_distance(int64_t row_bytes) const { return is_first && is_last ? prefetch_bytes : row_bytes; }
 };
 
 // results[r][m * pitch] = weights[r] . x[m]; between segments sums wait in `carried` [R][count] vectors.
 template <class T, int R, int M, class Stored>
 void dot_block(const Stored* const* weights, const typename T::Operand* const* x, const Segment& segment,
-               float* carried, int64_t count, float* const* results, int64_t pitch) {
+               int64_t ahead, float* carried, int64_t count, float* const* results, int64_t pitch) {
   typename T::Vector total[R][M];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -62,7 +65,7 @@ void dot_block(const Stored* const* weights, const typename T::Operand* const* x
   const int64_t whole = segment.last - (segment.last - segment.first) % step<T>;
   for (int64_t i = segment.first; i < whole; i += step<T>) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) __builtin_prefetch(reinterpret_cast<const char*>(weights[r] + i) + prefetch_bytes);
+    for (int r = 0; r < R; ++r) __builtin_prefetch(reinterpret_cast<const char*>(weights[r] + i) + ahead);
     add([i](const Stored* w) { return T::load_weights(w + i); },
         [i](const typename T::Operand* v) { return T::load_operand(v + i); });
   }
@@ -92,11 +95,11 @@ struct Block {
 
 template <class T, int R, int M, class Stored>
 void dot_some(const Stored* const* weights, const typename T::Operand* const* x, int64_t some, const Segment& segment,
-              float* carried, int64_t count, float* const* results, int64_t pitch) {
+              int64_t ahead, float* carried, int64_t count, float* const* results, int64_t pitch) {
   if (some >= M) {
-    dot_block<T, R, M>(weights, x, segment, carried, count, results, pitch);
+    dot_block<T, R, M>(weights, x, segment, ahead, carried, count, results, pitch);
   } else if constexpr (M > 1) {
-    dot_some<T, R, M - 1>(weights, x, some, segment, carried, count, results, pitch);
+    dot_some<T, R, M - 1>(weights, x, some, segment, ahead, carried, count, results, pitch);
   }
 }
 
@@ -116,6 +119,7 @@ void stream_segment(const Matrix* matrices, const Block* blocks, int num_matrice
   const int64_t part = (end - begin) / parts;
   const int64_t pitch = blocks[0].pitch;
   const int64_t groups = (x.count + M - 1) / M;
+  const int64_t ahead = segment.prefetch_distance(matrices[0].out_stride * int64_t{sizeof(Stored)});
   for (int64_t n = 0; n < part; ++n, carried += R * x.count * T::width) {
     const Stored* weights[R];
     for (int r = 0; r < R; ++r) {
@@ -129,8 +133,8 @@ void stream_segment(const Matrix* matrices, const Block* blocks, int num_matrice
       for (int r = 0; r < R; ++r) {
         results[r] = blocks[r % num_matrices].results + first * pitch + r / num_matrices * part + n;
       }
-      dot_some<T, R, M>(weights, x.rows + first, last - first, segment, carried + first * T::width, x.count, results,
-                        pitch);
+      dot_some<T, R, M>(weights, x.rows + first, last - first, segment, ahead, carried + first * T::width, x.count,
+                        results, pitch);
     }
   }
   if constexpr (R > 1) {

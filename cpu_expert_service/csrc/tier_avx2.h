@@ -15,6 +15,7 @@ struct Avx2 {
   static constexpr int pair = 1;
   static constexpr int accumulators = 12;
   static constexpr int panel_vectors = 2;
+  static constexpr bool has_tiles = false;  // panels are multiplied by dot
   static constexpr int panel_inputs = 256;
 
   static Vector zero() { return _mm256_setzero_ps(); }

@@ -15,6 +15,7 @@ struct Avx512 {
   static constexpr int pair = 1;            // consecutive inputs that share a lane
   static constexpr int accumulators = 24;   // vectors of sums that registers hold beside their operands
   static constexpr int panel_vectors = 4;   // of outputs in a packed panel
+  static constexpr bool has_tiles = false;  // panels are multiplied by dot
   static constexpr int panel_inputs = 256;  // of a panel that is packed at a time
 
   static Vector zero() { return _mm512_setzero_ps(); }
