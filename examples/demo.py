@@ -64,7 +64,7 @@ def _stream(pair: Pair, arguments: argparse.Namespace) -> None:
 def _print_summary(complete: Complete, first_token_seconds: float) -> None:
     print("\n")
     print(f"  tokens                {complete.completion_tokens} (prompt {complete.prompt_tokens})")
-    print(f"  finish reason         {complete.finish_reason.value}")
+    print(f"  finish reason         {complete.finish_reason.name.lower()}")
     print(f"  time to first token   {first_token_seconds * 1000:.0f} ms")
     if complete.decode_seconds > 0:
         print(f"  tokens per second     {(complete.completion_tokens - 1) / complete.decode_seconds:.1f}")

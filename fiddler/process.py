@@ -19,6 +19,6 @@ def prepare() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # glibc would return the memory of every large message to the kernel, and fault it in again for the next
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES)
+    # the second without the first, which an older glibc may refuse, would make things worse
+    if hasattr(libc, "mallopt") and libc.mallopt(_M_MMAP_THRESHOLD, _KEEP_BYTES):
         libc.mallopt(_M_TRIM_THRESHOLD, _KEEP_BYTES)

@@ -16,6 +16,8 @@ from fiddler.v1 import experts_pb2, experts_pb2_grpc
 from gpu_service import metrics
 
 _log = structlog.get_logger(__name__)
+_SENT_BYTES = metrics.EXPERT_CALL_BYTES.labels("sent")
+_RECEIVED_BYTES = metrics.EXPERT_CALL_BYTES.labels("received")
 
 _ATTEMPTS = 3  # a message is sent this often before its request fails
 _BACKOFF_SECONDS = 0.05  # before the second attempt; doubles
@@ -144,7 +146,7 @@ class ExpertClient:
         request = experts_pb2.RunRequest(
             sequence=next(self._sequence), layer=layer, time_remaining_seconds=self._timeout_seconds
         )
-        tensors.encode(hidden.to(self._dtype), request.hidden)
+        tensors.encode(hidden if hidden.dtype is self._dtype else hidden.to(self._dtype), request.hidden)
         tensors.encode(expert_ids, request.expert_ids)
         tensors.encode(routing_weights, request.routing_weights)
         call = _Call(self, request, tuple(hidden.shape), time.monotonic())
@@ -167,8 +169,8 @@ class ExpertClient:
                 self._failed(call, error, attempt)
         self._pending.remove(call)
         metrics.EXPERT_CALL_SECONDS.observe(time.monotonic() - call.sent_at)
-        metrics.EXPERT_CALL_BYTES.labels("sent").inc(call.request.ByteSize())
-        metrics.EXPERT_CALL_BYTES.labels("received").inc(response.ByteSize())
+        _SENT_BYTES.inc(call.request.ByteSize())
+        _RECEIVED_BYTES.inc(response.ByteSize())
         try:
             return tensors.decode(response.output, "output", self._dtype, call.shape)
         except tensors.TensorError as error:

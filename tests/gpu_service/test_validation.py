@@ -51,7 +51,7 @@ def _ids(*ids: int) -> TokenIds:
         ({"text": "xxx", "max_tokens": 14}, "max_tokens", "leaves room for 13 after the prompt, got 14"),
     ]
     + [
-        ({"text": "x", "sampling": SamplingParameters(**{name: value})}, f"sampling.{name}", text)
+        ({"text": "x", "sampling": SamplingParameters(**cast("Any", {name: value}))}, f"sampling.{name}", text)
         for name, value, text in [
             ("temperature", -0.5, "got -0.5"),
             ("temperature", 1e-9, "got 1e-09"),
@@ -79,7 +79,8 @@ def test_what_is_unset_has_its_default() -> None:
     assert request.prompt == [47, 48, 49]
     assert request.sampling == sampling_parameters.SamplingParameters()
     assert request.max_tokens == 13, "256, or the room that is left"
-    assert (request.eos_ids, request.stop_ids) == ({2}, frozenset())
+    assert request.eos_ids == frozenset({2})
+    assert request.stop_ids == frozenset()
 
 
 def test_what_is_set_is_kept() -> None:
@@ -90,5 +91,6 @@ def test_what_is_set_is_kept() -> None:
         sampling=SamplingParameters(temperature=0.5, top_k=3, top_p=1, seed=2**63 - 1),
     )
     assert request.prompt == [4, 5]
-    assert (request.max_tokens, request.stop_ids) == (14, {8, 9})
+    assert request.max_tokens == 14
+    assert request.stop_ids == frozenset({8, 9})
     assert request.sampling == sampling_parameters.SamplingParameters(0.5, 3, 1.0, 2**63 - 1)
