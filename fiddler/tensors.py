@@ -1,5 +1,6 @@
 """torch tensors to and from fiddler.v1.Tensor. Bytes are copied once each way."""
 
+import ctypes
 import math
 import warnings
 
