@@ -28,6 +28,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self._dtype = dtype
         self._settings = settings
         self._free_streams = threading.BoundedSemaphore(settings.max_streams)
+        self._idle: set[grpc.ServicerContext] = set()
+        self._idle_lock = threading.Lock()
+        self._stopping = False
 
     def Describe(  # noqa: N802
         self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -49,7 +52,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
         metrics.STREAMS.inc()
         try:
-            for request in request_iterator:
+            while (request := self._next(request_iterator, context)) is not None:
                 response = self._answer(request)
                 yield response
                 _count(request, response)  # once it is on its way
@@ -66,6 +69,27 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         finally:
             metrics.STREAMS.dec()
             self._free_streams.release()
+
+    def end_idle_streams(self) -> None:
+        """Ends the streams that wait for a message, and each other one after its answer."""
+        with self._idle_lock:
+            self._stopping = True
+            for context in self._idle:
+                context.cancel()
+
+    def _next(
+        self, requests: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
+    ) -> experts_pb2.RunRequest | None:
+        """The stream's next message; None at its end."""
+        with self._idle_lock:
+            if self._stopping:
+                return None
+            self._idle.add(context)
+        try:
+            return next(requests, None)
+        finally:
+            with self._idle_lock:
+                self._idle.discard(context)
 
     def _answer(self, request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
         deadline = None

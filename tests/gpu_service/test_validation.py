@@ -19,10 +19,12 @@ class _Model:
 
 
 class _Tokenizer:
-    """One token for each character, and none for a space."""
+    """One token for each character, none for a space, and one for ~ that the model does not know."""
+
+    longest_token = 2
 
     def encode(self, text: str) -> list[int]:
-        return [ord(character) % 50 for character in text if character != " "]
+        return [99 if character == "~" else ord(character) % 50 for character in text if character != " "]
 
 
 def _parse(**fields: Any) -> Request:
@@ -45,6 +47,8 @@ def _ids(*ids: int) -> TokenIds:
         ({"text": "x" * 16}, "text", "at most 15 tokens"),
         ({"token_ids": _ids(*[1] * 16)}, "token_ids.ids", "at most 15 tokens"),
         ({"token_ids": _ids(1, 50)}, "token_ids.ids[1]", "must be 0 to 49, the vocabulary, got 50"),
+        ({"text": "x~"}, "text[1]", "must be 0 to 49, the vocabulary, got 99"),
+        ({"text": "x" * 33}, "text", "33 characters are more than the context of 16 tokens holds"),
         ({"text": "x", "stop_token_ids": [99]}, "stop_token_ids[0]", "got 99"),
         ({"text": "x", "max_tokens": -1}, "max_tokens", "must be at least 1, got -1"),
         ({"text": "x", "max_tokens": 0}, "max_tokens", "must be at least 1, got 0"),
