@@ -1,5 +1,7 @@
 # Every target works on a fresh clone: each one first makes .venv from constraints.txt.
-PYTHON ?= python3.11
+# the first Python on PATH that is new enough
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -16,7 +18,7 @@ help: ## Say what the targets do
 setup: $(STAMP) ## Make .venv with everything in it
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not on PATH; set PYTHON= to a Python 3.11 or later"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later is on PATH; set PYTHON= to one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip install --quiet torch

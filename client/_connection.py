@@ -1,6 +1,5 @@
 """What both clients and the health check ask of a connection: an address, gRPC's options, and a timeout."""
 
-import re
 from numbers import Real
 
 from client._statuses import invalid
@@ -8,8 +7,6 @@ from fiddler import rpc
 
 MAX_TIMEOUT_SECONDS = 1e9
 """gRPC takes a deadline centuries ahead for one that has passed; three decades are as good as none."""
-
-_LOOPBACK = re.compile(r"(127\.[0-9.]+|localhost|\[::1\]):[0-9]+")
 
 
 def checked_target(target: str) -> str:
@@ -43,12 +40,9 @@ def channel_options(target: str, max_message_bytes: int, keepalive_seconds: floa
     A long prefill is silence. Pings in it find a host that is gone, and keep routers on the way from forgetting the
     connection; a server that was told nothing else bears one in 5 minutes, and hangs up on more.
     """
-    options = [
-        *rpc.message_size_options(max_message_bytes),
+    return [
+        *rpc.channel_options(target, max_message_bytes),
         ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),  # gRPC's default gives up pinging after two
     ]
-    if _LOOPBACK.fullmatch(target):
-        options.append(("grpc.enable_http_proxy", 0))  # $http_proxy cannot reach this machine's own loopback
-    return options

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -81,13 +82,18 @@ def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignmen
         expert_ids: [rows, k] int32; -1 is left out.
         routing_weights: [rows, k] float32.
     """
-    k = expert_ids.shape[1]
-    flat = expert_ids.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    order = order[int((flat < 0).sum()) :]
-    experts, counts = torch.unique_consecutive(flat[order], return_counts=True)
-    starts = [0, *counts.cumsum(0).tolist()]
-    return Assignments(experts.tolist(), starts, order // k, routing_weights.reshape(-1)[order])
+    # numpy, whose operations cost a third of torch's on a handful of numbers
+    flat = expert_ids.numpy().reshape(-1)
+    order = flat.argsort(kind="stable")
+    order = order[np.searchsorted(flat, 0, sorter=order) :]
+    experts, starts = np.unique(flat[order], return_index=True)
+    weights = routing_weights.numpy().reshape(-1)[order]
+    return Assignments(
+        experts.tolist(),
+        [*starts.tolist(), len(order)],
+        torch.from_numpy(order // expert_ids.shape[1]),
+        torch.from_numpy(weights),
+    )
 
 
 def _expert_forward(expert: ExpertWeights, combine: _Combination, rows: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
-from fiddler import rpc, tensors
+from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
@@ -47,6 +47,7 @@ def run(settings: Settings) -> None:
     servicer = ExpertServicer(checkpoint, runner, dtype, settings)
     _publish(checkpoint, kernel, settings)
     server, health_servicer = _build_server(settings, servicer)
+    listener = listen.bind(server, settings.listen)
     server.start()
     try:
         if settings.prefault:
@@ -59,8 +60,9 @@ def run(settings: Settings) -> None:
         pass
     finally:
         health_servicer.enter_graceful_shutdown()
+        listener.remove()
+        servicer.end_idle_streams()
         server.stop(settings.grace_seconds).wait()
-        rpc.remove_listen_address(settings.listen)
     _log.info("stopped")
 
 
@@ -74,7 +76,6 @@ def _build_server(settings: Settings, servicer: ExpertServicer) -> tuple[grpc.Se
     _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    rpc.bind(server, settings.listen)
     return server, health_servicer
 
 

@@ -16,6 +16,7 @@ from fiddler.checkpoint import Checkpoint, MoeLayer
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _log = structlog.get_logger(__name__)
+_ANSWERED = metrics.REQUESTS.labels(grpc.StatusCode.OK.name)
 
 
 class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
@@ -27,6 +28,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self._dtype = dtype
         self._settings = settings
         self._free_streams = threading.BoundedSemaphore(settings.max_streams)
+        self._idle: set[grpc.ServicerContext] = set()
+        self._idle_lock = threading.Lock()
+        self._stopping = False
 
     def Describe(  # noqa: N802
         self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -48,8 +52,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
         metrics.STREAMS.inc()
         try:
-            for request in request_iterator:
-                yield self._answer(request)
+            while (request := self._next(request_iterator, context)) is not None:
+                response = self._answer(request)
+                yield response
+                _count(request, response)  # once it is on its way
         except rpc.StatusError as error:
             metrics.REQUESTS.labels(error.code.name).inc()
             _log.warning("stream ended", code=error.code.name, reason=error.message)
@@ -63,6 +69,27 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         finally:
             metrics.STREAMS.dec()
             self._free_streams.release()
+
+    def end_idle_streams(self) -> None:
+        """Ends the streams that wait for a message, and each other one after its answer."""
+        with self._idle_lock:
+            self._stopping = True
+            for context in self._idle:
+                context.cancel()
+
+    def _next(
+        self, requests: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
+    ) -> experts_pb2.RunRequest | None:
+        """The stream's next message; None at its end."""
+        with self._idle_lock:
+            if self._stopping:
+                return None
+            self._idle.add(context)
+        try:
+            return next(requests, None)
+        finally:
+            with self._idle_lock:
+                self._idle.discard(context)
 
     def _answer(self, request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
         deadline = None
@@ -82,12 +109,6 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             compute_seconds=result.compute_seconds,
         )
         tensors.encode(result.output, response.output)
-        metrics.REQUESTS.labels(grpc.StatusCode.OK.name).inc()
-        metrics.ROWS.inc(hidden.shape[0])
-        metrics.QUEUE_SECONDS.observe(result.queue_seconds)
-        metrics.COMPUTE_SECONDS.observe(result.compute_seconds)
-        metrics.RECEIVED_BYTES.inc(request.ByteSize())
-        metrics.SENT_BYTES.inc(response.ByteSize())
         return response
 
     def _parse(self, request: experts_pb2.RunRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -115,7 +136,8 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             raise rpc.invalid_argument(
                 "expert_ids.shape", f"at most {self._settings.max_experts_per_row} experts per row, got {k}"
             )
-        lowest, highest = (int(bound) for bound in torch.aminmax(expert_ids))
+        ids = expert_ids.numpy()
+        lowest, highest = int(ids.min()), int(ids.max())
         if lowest < -1 or highest >= layer.num_experts:
             wrong = lowest if lowest < -1 else highest
             raise rpc.invalid_argument("expert_ids", f"must be -1 to {layer.num_experts - 1}, got {wrong}")
@@ -148,6 +170,15 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             threads=self._runner.kernel.num_threads,
             version=__version__,
         )
+
+
+def _count(request: experts_pb2.RunRequest, response: experts_pb2.RunResponse) -> None:
+    _ANSWERED.inc()
+    metrics.ROWS.inc(request.hidden.shape[0])
+    metrics.QUEUE_SECONDS.observe(response.queue_seconds)
+    metrics.COMPUTE_SECONDS.observe(response.compute_seconds)
+    metrics.RECEIVED_BYTES.inc(request.ByteSize())
+    metrics.SENT_BYTES.inc(response.ByteSize())
 
 
 def check_handshake(request: experts_pb2.DescribeRequest, description: experts_pb2.DescribeResponse) -> None:

@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--prompt", default=PROMPT, help="what to continue")
     parser.add_argument("--max-tokens", type=int, default=100, help="the most tokens to generate")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 always takes the likeliest token")
+    parser.add_argument("--temperature", type=float, default=0.5, help="0 always takes the likeliest token")
     parser.add_argument("--seed", type=int, default=7, help="the seed of the random numbers")
     arguments = parser.parse_args()
     with tempfile.NamedTemporaryFile(prefix="fiddler-demo-", suffix=".log", delete=False) as log:
@@ -64,7 +64,7 @@ def _stream(pair: Pair, arguments: argparse.Namespace) -> None:
 def _print_summary(complete: Complete, first_token_seconds: float) -> None:
     print("\n")
     print(f"  tokens                {complete.completion_tokens} (prompt {complete.prompt_tokens})")
-    print(f"  finish reason         {complete.finish_reason.value}")
+    print(f"  finish reason         {complete.finish_reason.name.lower()}")
     print(f"  time to first token   {first_token_seconds * 1000:.0f} ms")
     if complete.decode_seconds > 0:
         print(f"  tokens per second     {(complete.completion_tokens - 1) / complete.decode_seconds:.1f}")

@@ -1,11 +1,7 @@
-"""gRPC as both services use it: addresses, Unix sockets, options, and errors as statuses with google.rpc details."""
+"""gRPC as both services use it: addresses, options, health, and errors as statuses with google.rpc details."""
 
-import contextlib
 import os
 import re
-import socket
-import stat
-from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
@@ -13,7 +9,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_MAX_SOCKET_PATH_BYTES = 107  # sockaddr_un holds 108 with the terminating zero
+_MAX_SOCKET_PATH_BYTES = 96  # sockaddr_un holds 108 with the terminating zero, and listen.py binds a longer name
+_LOOPBACK = re.compile(r"(127\.[0-9.]+|localhost|\[::1\]):[0-9]+")
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -93,12 +90,20 @@ def check_address(address: str) -> str:
         if not path or path.endswith("/") or "\0" in path:
             raise ValueError(f"{address!r} names no socket; expected unix:PATH")
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
-            raise ValueError(f"socket path {path} is over {_MAX_SOCKET_PATH_BYTES} bytes, the most that Linux takes")
+            raise ValueError(f"socket path {path} is over {_MAX_SOCKET_PATH_BYTES} bytes")
         return address
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):(\d{1,5})", address)
-    if not match or int(match[2]) > 65535:
+    if not match or not 1 <= int(match[2]) <= 65535:
         raise ValueError(f"{address!r} is no address; expected HOST:PORT or unix:PATH")
     return address
+
+
+def channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:
+    """Options of every channel."""
+    options = message_size_options(max_message_bytes)
+    if _LOOPBACK.fullmatch(address):
+        options.append(("grpc.enable_http_proxy", 0))  # $http_proxy cannot reach this machine's own loopback
+    return options
 
 
 def message_size_options(max_message_bytes: int) -> list[tuple[str, int]]:
@@ -113,44 +118,3 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Options of both services' servers."""
     # without the second, gRPC lets two servers listen on one port, and each gets some of the calls
     return [*message_size_options(max_message_bytes), ("grpc.so_reuseport", 0)]
-
-
-def bind(server: grpc.Server | grpc.aio.Server, address: str) -> None:
-    """Binds a server to an address. A socket's directory is made where it is missing, mode 0700.
-
-    Raises:
-        OSError: The address is taken, or the socket's directory cannot be made.
-    """
-    _make_way(address)
-    try:
-        server.add_insecure_port(address)
-    except RuntimeError:
-        raise OSError(f"--listen: cannot serve on {address}; is it taken?") from None
-
-
-def _make_way(address: str) -> None:
-    """Makes a socket's directory, and removes the socket of a server that died without removing it."""
-    if not address.startswith("unix:"):
-        return
-    path = Path(address.removeprefix("unix:"))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise FileExistsError(f"{path} is there and is no socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise FileExistsError(f"{path} is served by another process")
-
-
-def remove_listen_address(address: str) -> None:
-    """Removes the socket of a server that has stopped."""
-    if address.startswith("unix:"):
-        with contextlib.suppress(FileNotFoundError):
-            Path(address.removeprefix("unix:")).unlink()

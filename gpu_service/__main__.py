@@ -17,13 +17,14 @@ def main() -> int:
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
     from gpu_service import server
-    from gpu_service.expert_client import HandshakeError
-    from gpu_service.model import ModelError
+    from gpu_service.engine import EngineStoppedError
+    from gpu_service.expert_client import ExpertServiceError
+    from gpu_service.model_loading import ModelError
 
     logs.configure(settings.log_level, settings.log_format)
     try:
         asyncio.run(server.run(settings))
-    except (CheckpointError, ModelError, HandshakeError, OSError, ValueError) as error:
+    except (CheckpointError, ModelError, ExpertServiceError, EngineStoppedError, OSError, ValueError) as error:
         print(f"gpu_service: {error}", file=sys.stderr)
         return 1
     return 0

@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 
 
 class EngineStoppedError(Exception):
-    """The engine takes no more requests."""
+    """The engine computes no more."""
 
 
 class Engine:
@@ -31,7 +31,8 @@ class Engine:
         Args:
             model: Computes logits.
             scheduler: Says what is computed next.
-            on_failure: Called, from the engine's thread, with what made a whole step fail.
+            on_failure: Called, from the engine's thread, with what made a whole step fail; with an EngineStoppedError
+                where the engine cannot go on.
         """
         self._model = model
         self._scheduler = scheduler
@@ -96,7 +97,8 @@ class Engine:
 
     def _choose(self, batch: Batch, logits: torch.Tensor) -> list[int]:
         """[requests, vocab] -> the next token of each request."""
-        return sample(logits, [self._samplers[request] for request in batch.requests])
+        samplers = [self._samplers[request] for request in batch.requests]
+        return sample(logits, samplers, [(request.prompt, request.output) for request in batch.requests])
 
     def _deliver(self, batch: Batch, tokens: list[int]) -> None:
         now = time.monotonic()
@@ -110,11 +112,15 @@ class Engine:
 
     def _add(self, request: Request) -> None:
         try:
+            sampler = Sampler(request.sampling, self._model.device)
             self._scheduler.add(request)
         except QueueFullError as error:
             request.emit(Failed(error))
-            return
-        self._samplers[request] = Sampler(request.sampling, self._model.device)
+        except ValueError as error:
+            _log.error("request refused", error=str(error))
+            request.emit(Failed(error))
+        else:
+            self._samplers[request] = sampler
 
     def _finish(self, request: Request, event: Event) -> None:
         if self._samplers.pop(request, None) is None:
@@ -129,14 +135,23 @@ class Engine:
         self._on_failure(error)
         for request in batch.requests:
             self._finish(request, Failed(error))
+        if isinstance(error, torch.AcceleratorError):
+            raise error  # after a fault on the device, all that it computes fails
 
     def _loop(self) -> None:
-        with torch.inference_mode():
-            while not self._stopped.is_set():
-                self._read_inbox(block=self._scheduler.num_running + self._scheduler.num_waiting == 0)
-                self.step()
-            for request in self._scheduler.requests:
-                self._finish(request, Failed(EngineStoppedError("the service is stopping")))
+        reason = EngineStoppedError("the service is stopping")
+        try:
+            with torch.inference_mode():
+                while not self._stopped.is_set():
+                    self._read_inbox(block=self._scheduler.num_running + self._scheduler.num_waiting == 0)
+                    self.step()
+        except Exception as error:
+            _log.exception("the engine failed")
+            reason = EngineStoppedError(f"the engine failed: {error}")
+            self._on_failure(reason)
+        for request in list(self._samplers):
+            self._samplers.pop(request)
+            request.emit(Failed(reason))
 
     def _read_inbox(self, block: bool) -> None:
         while block or not self._inbox.empty():

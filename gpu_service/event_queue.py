@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from gpu_service.request import Event, Failed, Finished
 
@@ -13,8 +14,15 @@ class SlowReaderError(Exception):
 class EventQueue:
     """A bounded queue with one writer, in any thread, and one reader, in the loop that made it."""
 
-    def __init__(self, max_events: int) -> None:
+    def __init__(self, max_events: int, on_overflow: Callable[[], None]) -> None:
+        """An empty queue.
+
+        Args:
+            max_events: How many may wait to be read.
+            on_overflow: Called once, from the writer's thread, when one more comes.
+        """
         self._max_events = max_events
+        self._on_overflow = on_overflow
         self._events: deque[Event] = deque()
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
@@ -27,6 +35,7 @@ class EventQueue:
         if len(self._events) >= self._max_events and not isinstance(event, Finished | Failed):
             self._overflowed = True
             event = Failed(SlowReaderError(f"{self._max_events} messages were not read"))
+            self._on_overflow()
         self._events.append(event)
         self._loop.call_soon_threadsafe(self._ready.set)
 

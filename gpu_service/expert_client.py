@@ -1,5 +1,6 @@
 """The GPU service's side of ExpertService: one stream, one layer at a time in flight or several, replies in order."""
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -16,10 +17,13 @@ from fiddler.v1 import experts_pb2, experts_pb2_grpc
 from gpu_service import metrics
 
 _log = structlog.get_logger(__name__)
+_SENT_BYTES = metrics.EXPERT_CALL_BYTES.labels("sent")
+_RECEIVED_BYTES = metrics.EXPERT_CALL_BYTES.labels("received")
 
 _ATTEMPTS = 3  # a message is sent this often before its request fails
 _BACKOFF_SECONDS = 0.05  # before the second attempt; doubles
 _WATCH_SECONDS = 0.5
+_HANDSHAKE_SECONDS = 10.0
 # The message itself is at fault, or the pair is; sending it again would end the same way.
 _FINAL = frozenset(
     {
@@ -28,7 +32,6 @@ _FINAL = frozenset(
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.INTERNAL,
         grpc.StatusCode.UNIMPLEMENTED,
-        grpc.StatusCode.CANCELLED,
     }
 )
 
@@ -66,6 +69,7 @@ class _Stream:
         self._outbox: queue.SimpleQueue[experts_pb2.RunRequest | None] = queue.SimpleQueue()
         messages: Iterator[experts_pb2.RunRequest] = iter(self._outbox.get, None)
         self._call = stub.Run(messages)
+        self.overdue = False
 
     def send(self, request: experts_pb2.RunRequest) -> None:
         self._outbox.put(request)
@@ -107,8 +111,9 @@ class ExpertClient:
         self.address = address
         self._dtype = dtype
         self._timeout_seconds = timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=_channel_options(max_message_bytes))
+        self._channel = grpc.insecure_channel(address, options=_channel_options(address, max_message_bytes))
         self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
+        self._fingerprint: str | None = None
         self._stream: _Stream | None = None
         self._sequence = itertools.count(1)
         self._pending: list[_Call] = []
@@ -126,16 +131,13 @@ class ExpertClient:
             HandshakeError: They do not.
             ExpertServiceError: The service did not answer.
         """
-        request = experts_pb2.DescribeRequest(
-            protocol_version=PROTOCOL_VERSION,
-            checkpoint_fingerprint=fingerprint,
-            dtype=tensors.PROTO_DTYPES[self._dtype],
-        )
         try:
-            return self._stub.Describe(request, timeout=10)
+            description = self._describe(fingerprint)
         except grpc.RpcError as error:
             kind = HandshakeError if error.code() is grpc.StatusCode.FAILED_PRECONDITION else ExpertServiceError
             raise kind(f"{self.address}: {error.code().name}: {error.details()}") from None
+        self._fingerprint = fingerprint
+        return description
 
     def submit(
         self, layer: int, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
@@ -144,18 +146,27 @@ class ExpertClient:
         request = experts_pb2.RunRequest(
             sequence=next(self._sequence), layer=layer, time_remaining_seconds=self._timeout_seconds
         )
-        tensors.encode(hidden.to(self._dtype), request.hidden)
+        tensors.encode(hidden if hidden.dtype is self._dtype else hidden.to(self._dtype), request.hidden)
         tensors.encode(expert_ids, request.expert_ids)
         tensors.encode(routing_weights, request.routing_weights)
         call = _Call(self, request, tuple(hidden.shape), time.monotonic())
         self._pending.append(call)
-        self._open().send(request)
+        if self._stream is not None:
+            self._stream.send(request)
+        else:
+            with contextlib.suppress(grpc.RpcError):  # join() tries again, and tells
+                self._open()
         return call
+
+    def abort(self) -> None:
+        """Ends the stream for good: who waits for an answer gets an ExpertServiceError. For any thread."""
+        self._closed.set()
+        if stream := self._stream:
+            stream.close()
 
     def close(self) -> None:
         """Ends the stream and the connection."""
-        self._closed.set()
-        self._drop_stream()
+        self.abort()
         self._channel.close()
 
     def _join(self, call: _Call) -> torch.Tensor:
@@ -167,8 +178,8 @@ class ExpertClient:
                 self._failed(call, error, attempt)
         self._pending.remove(call)
         metrics.EXPERT_CALL_SECONDS.observe(time.monotonic() - call.sent_at)
-        metrics.EXPERT_CALL_BYTES.labels("sent").inc(call.request.ByteSize())
-        metrics.EXPERT_CALL_BYTES.labels("received").inc(response.ByteSize())
+        _SENT_BYTES.inc(call.request.ByteSize())
+        _RECEIVED_BYTES.inc(response.ByteSize())
         try:
             return tensors.decode(response.output, "output", self._dtype, call.shape)
         except tensors.TensorError as error:
@@ -182,18 +193,18 @@ class ExpertClient:
                 return response
 
     def _failed(self, call: _Call, error: grpc.RpcError, attempt: int) -> None:
-        """Opens a new stream and sends again what was not answered, or gives up."""
+        """Lets what was not answered be sent again, on a new stream, or gives up."""
         code, details = error.code(), error.details()
         metrics.EXPERT_CALL_FAILURES.labels(code.name).inc()
+        overdue = self._stream is not None and self._stream.overdue
+        if overdue:
+            code, details = grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {self._timeout_seconds:g} s"
         self._drop_stream()
-        if code in _FINAL or attempt == _ATTEMPTS:
+        if code in _FINAL or attempt == _ATTEMPTS or self._closed.is_set():
             self._pending.clear()
             raise ExpertServiceError(f"the CPU expert service at {self.address} failed: {code.name}: {details}")
         _log.warning("sending again", layer=call.request.layer, attempt=attempt, code=code.name, details=details)
         time.sleep(_BACKOFF_SECONDS * 2 ** (attempt - 1))
-        stream = self._open()
-        for pending in self._pending:
-            stream.send(pending.request)
 
     def _watch(self) -> None:
         """Cancels the stream of a service that stands still: waiting for a stream's next answer takes no timeout."""
@@ -201,12 +212,29 @@ class ExpertClient:
             oldest, stream = next(iter(self._pending), None), self._stream
             # the service itself says so when a message's time runs out, if it can
             if oldest and stream and time.monotonic() - oldest.sent_at > self._timeout_seconds + _WATCH_SECONDS:
+                stream.overdue = True
                 stream.close()
 
     def _open(self) -> _Stream:
+        """The stream; a new one, with what is not answered sent on it, where there is none.
+
+        Whoever answers at the address now need not be who did before, so that the handshake comes first.
+        """
         if self._stream is None:
+            if self._fingerprint is not None:
+                self._describe(self._fingerprint)
             self._stream = _Stream(self._stub)
+            for call in self._pending:
+                self._stream.send(call.request)
         return self._stream
+
+    def _describe(self, fingerprint: str) -> experts_pb2.DescribeResponse:
+        request = experts_pb2.DescribeRequest(
+            protocol_version=PROTOCOL_VERSION,
+            checkpoint_fingerprint=fingerprint,
+            dtype=tensors.PROTO_DTYPES[self._dtype],
+        )
+        return self._stub.Describe(request, timeout=_HANDSHAKE_SECONDS)
 
     def _drop_stream(self) -> None:
         if self._stream is not None:
@@ -214,9 +242,9 @@ class ExpertClient:
             self._stream = None
 
 
-def _channel_options(max_message_bytes: int) -> list[tuple[str, int]]:
+def _channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:
     return [
-        *rpc.message_size_options(max_message_bytes),
+        *rpc.channel_options(address, max_message_bytes),
         # a service that comes back should be found at once, not after gRPC's default of up to 120 s
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),

@@ -21,7 +21,7 @@ _INTER_TOKEN_BUCKETS = (
 REQUESTS = Counter(
     "fiddler_requests_total", "Generations that ended, by finish reason; failed ones as error.", ["finish_reason"]
 )
-PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were accepted.")
+PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were well-formed.")
 GENERATION_TOKENS = Counter("fiddler_generation_tokens_total", "Tokens generated.")
 TIME_TO_FIRST_TOKEN = Histogram(
     "fiddler_time_to_first_token_seconds",

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -35,19 +37,19 @@ class RemoteExperts(Protocol):
 
 
 class SelectionCounts:
-    """How often each expert of each layer was chosen, counted in a tensor and read at scrape time."""
+    """How often each expert of each layer was chosen, counted in arrays and read at scrape time."""
 
     def __init__(self, num_experts: Sequence[int]) -> None:
-        self._counts = [torch.zeros(count, dtype=torch.int64) for count in num_experts]
+        self._counts = [np.zeros(count, dtype=np.int64) for count in num_experts]
 
-    def add(self, layer: int, counts: torch.Tensor) -> None:
+    def add(self, layer: int, counts: npt.NDArray[np.int64]) -> None:
         """Adds one batch's [experts] counts."""
         self._counts[layer] += counts
 
     def clear(self) -> None:
         """Forgets everything."""
         for counts in self._counts:
-            counts.zero_()
+            counts.fill(0)
 
     def read(self) -> list[list[int]]:
         """Totals by layer and expert."""
@@ -123,7 +125,7 @@ class MoeLayer(nn.Module):
             weights=top_k_weights.to(torch.float32),
         )
         # on the CPU, since counting on a GPU waits for it once more
-        counts = torch.bincount(ids.reshape(-1), minlength=self._num_experts)
+        counts = np.bincount(ids.numpy().reshape(-1), minlength=self._num_experts)
         plan = planner.plan(counts.tolist())
         # The slowest side first. What the plan keeps on the GPU is computed between submit and join.
         pending = self._remote.submit(self._layer, rows, ids, weights)

@@ -69,11 +69,6 @@ class Request:
     first_token_at: float | None = None
     last_token_at: float | None = None
 
-    @property
-    def num_prompt_left(self) -> int:
-        """Prompt tokens that are not computed yet."""
-        return max(0, len(self.prompt) - self.num_computed)
-
     def finish_reason(self) -> FinishReason | None:
         """Why the request is over after its latest token; None while it is not."""
         if not self.output:

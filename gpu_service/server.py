@@ -1,8 +1,12 @@
 """Starts the GPU service's parts in order, keeps its health true, and stops it."""
 
 import asyncio
+import contextlib
 import signal
+import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import grpc
 import structlog
@@ -10,24 +14,29 @@ import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fiddler import rpc, tensors
+from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import metrics
-from gpu_service.engine import Engine
+from gpu_service.engine import Engine, EngineStoppedError
 from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
 from gpu_service.model import Model
+from gpu_service.model_loading import ModelError, logging_of_transformers
+from gpu_service.sampling_parameters import not_honoured
 from gpu_service.scheduler import Scheduler
 from gpu_service.service import GenerationServicer, Loaded
 from gpu_service.settings import Settings
 from gpu_service.tokenizer import Tokenizer
+from gpu_service.validation import check_defaults
 
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 _POLL_SECONDS = 0.2
 _REMIND_SECONDS = 5.0
+_LOOK_SECONDS = 2.0
 _MESSAGE_OVERHEAD_BYTES = 1024
 _log = structlog.get_logger("gpu_service")
+_Result = TypeVar("_Result")
 
 
 class Server:
@@ -51,7 +60,9 @@ class Server:
         )
         self._servicer = GenerationServicer()
         self._health = health.aio.HealthServicer()
+        self._listener: listen.Listener | None = None
         self._lost = asyncio.Event()
+        self._fatal: EngineStoppedError | None = None
         self._loop = asyncio.get_running_loop()
 
     async def run(self) -> None:
@@ -85,14 +96,14 @@ class Server:
         await self._set_serving(False)
         set_build_info("gpu_service", model_type=self._checkpoint.model_type, device=str(self._device))
         serve(settings.metrics_host, settings.metrics_port)
-        rpc.bind(server, settings.listen)
+        self._listener = listen.bind(server, settings.listen)
         await server.start()
         return server
 
     async def _start_and_watch(self) -> None:
         """Loads while it waits for the expert service; then turns health on and off with it."""
-        (model, tokenizer), experts = await asyncio.gather(asyncio.to_thread(self._load), self._await_experts())
-        await asyncio.to_thread(self._warm_up, model)
+        (model, tokenizer), experts = await asyncio.gather(_in_thread(self._load), self._await_experts())
+        await _in_thread(lambda: self._warm_up(model))
         settings = self._settings
         chunk = min(settings.prefill_chunk, _max_rows(experts, settings))
         scheduler = Scheduler(settings.max_slots, settings.max_waiting, chunk)
@@ -106,26 +117,55 @@ class Server:
         while True:
             await self._set_serving(True)
             _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
-            await self._lost.wait()
+            await self._until_lost()
             await self._set_serving(False, f"the CPU expert service at {settings.experts} is gone")
             await self._await_experts()
             self._lost.clear()
 
+    async def _until_lost(self) -> None:
+        """Returns when a step has found the expert service gone, or two looks in a row have.
+
+        Raises:
+            EngineStoppedError: The engine cannot go on.
+        """
+        misses = 0
+        while misses < 2 and not self._lost.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
+            misses = 0 if await asyncio.to_thread(self._experts.is_serving) else misses + 1
+        if self._fatal is not None:
+            raise self._fatal
+
     def _load(self) -> tuple[Model, Tokenizer]:
         settings = self._settings
         started = time.monotonic()
+        logging_of_transformers()
         tokenizer = Tokenizer(self._checkpoint.directory)
         model = Model(
             self._checkpoint, self._experts, self._device, self._dtype, settings.max_slots, settings.max_context
         )
+        self._check_generation_config(model)
         _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=self._checkpoint.dense_bytes)
         return model, tokenizer
+
+    def _check_generation_config(self, model: Model) -> None:
+        path = self._checkpoint.directory / "generation_config.json"
+        try:
+            check_defaults(model.generation_config)
+        except (TypeError, ValueError) as error:
+            raise ModelError(f"{path}: {error}") from None
+        if ignored := not_honoured(model.generation_config):
+            _log.warning("settings that are not honoured", file=str(path), settings=ignored)
 
     def _warm_up(self, model: Model) -> None:
         """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
         started = time.monotonic()
-        with torch.inference_mode():
-            model.forward(torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64), 0, True)
+        token = torch.zeros(1, 1, dtype=torch.int64)
+        try:
+            with torch.inference_mode():
+                model.forward(token, token, 0, True)
+        except RuntimeError as error:  # out of memory is one
+            raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
         model.selections.clear()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
 
@@ -153,7 +193,9 @@ class Server:
 
     def _step_failed(self, error: Exception) -> None:
         """Called by the engine's thread."""
-        if isinstance(error, ExpertServiceError):
+        if isinstance(error, EngineStoppedError):
+            self._fatal = error
+        if isinstance(error, EngineStoppedError | ExpertServiceError):
             self._loop.call_soon_threadsafe(self._lost.set)
 
     async def _set_serving(self, serving: bool, why_not: str = "the service is starting") -> None:
@@ -165,11 +207,13 @@ class Server:
 
     async def _stop(self, server: grpc.aio.Server) -> None:
         await self._health.enter_graceful_shutdown()
+        if self._listener:
+            self._listener.remove()
         await server.stop(self._settings.grace_seconds)
+        self._experts.abort()  # the engine may wait for an answer that never comes
         if self._servicer.loaded:
             await asyncio.to_thread(self._servicer.loaded.engine.stop)
         self._experts.close()
-        rpc.remove_listen_address(self._settings.listen)
 
 
 async def run(settings: Settings) -> None:
@@ -179,6 +223,32 @@ async def run(settings: Settings) -> None:
         CheckpointError, ModelError, HandshakeError, OSError, ValueError: It cannot be started.
     """
     await Server(settings).run()
+
+
+async def _in_thread(function: Callable[[], _Result]) -> _Result:
+    """Runs a function that takes long in a thread that the end of the process does not wait for."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Result] = loop.create_future()
+
+    def settle(result: _Result | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+    def run_it() -> None:
+        result, failure = None, None
+        try:
+            result = function()
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run_it, daemon=True).start()
+    return await future
 
 
 def _max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:

@@ -25,7 +25,7 @@ from gpu_service.validation import parse_request
 
 _log = structlog.get_logger(__name__)
 
-_MAX_UNREAD_EVENTS = 4096
+_MAX_UNREAD_EVENTS = 1024
 _FINISH_REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
@@ -65,9 +65,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         loaded = await self._loaded(context)
         if self.unavailable:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self.unavailable)
-        events = EventQueue(_MAX_UNREAD_EVENTS)
+        events = EventQueue(_MAX_UNREAD_EVENTS, lambda: loaded.engine.cancel(generation))
         try:
-            generation = parse_request(request, loaded.model, loaded.tokenizer, events.put)
+            # in a thread, since a long text takes long to encode
+            generation = await asyncio.to_thread(parse_request, request, loaded.model, loaded.tokenizer, events.put)
         except rpc.StatusError as error:
             metrics.REQUESTS.labels("error").inc()
             await error.abort_async(context)

@@ -1,6 +1,7 @@
 """Text to tokens and back, a token at a time."""
 
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ _REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. To be used from one thread at a time."""
+    """A checkpoint's tokenizer. Several threads may encode, and one at a time decode."""
 
     def __init__(self, directory: Path) -> None:
         """Reads the tokenizer's files.
@@ -20,14 +21,20 @@ class Tokenizer:
             ValueError: The directory holds no tokenizer that transformers knows.
         """
         try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+        except Exception as error:  # it raises of all kinds at files that are wrong
             raise ValueError(f"{directory}: no tokenizer that can be read: {error}") from error
+        self._encode_lock = threading.Lock()
+        self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
+        """Characters of the longest token: a text of n times as many has at least n tokens."""
         self._special_ids = frozenset(self._tokenizer.all_special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with the special tokens that the model expects around it."""
-        return list(self._tokenizer(text)["input_ids"])
+        with self._encode_lock:
+            return list(self._tokenizer(text, verbose=False)["input_ids"])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""

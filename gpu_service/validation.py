@@ -3,10 +3,14 @@
 import math
 from collections.abc import Callable, Iterable
 
+import torch
+from transformers import GenerationConfig
+
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.model import Model
 from gpu_service.request import Event, Request
+from gpu_service.sampling import Sampler
 from gpu_service.sampling_parameters import SamplingParameters
 from gpu_service.tokenizer import Tokenizer
 
@@ -30,12 +34,13 @@ def parse_request(
         StatusError: INVALID_ARGUMENT, naming the field.
     """
     prompt = _prompt(message, model, tokenizer)
+    _check_token_ids(message.stop_token_ids, "stop_token_ids", model)
     return Request(
         prompt=prompt,
         sampling=_sampling(message.sampling, model),
         max_tokens=_max_tokens(message, len(prompt), model),
         eos_ids=model.eos_ids,
-        stop_ids=frozenset(_token_ids(message.stop_token_ids, "stop_token_ids", model)),
+        stop_ids=frozenset(message.stop_token_ids),
         emit=emit,
     )
 
@@ -46,9 +51,15 @@ def _prompt(message: generation_pb2.GenerateRequest, model: Model, tokenizer: To
         raise rpc.invalid_argument("prompt", "must be set: either text or token_ids")
     field = "text" if kind == "text" else "token_ids.ids"
     if kind == "text":
+        if len(message.text) > model.max_context * tokenizer.longest_token:
+            raise rpc.invalid_argument(
+                field, f"{len(message.text)} characters are more than the context of {model.max_context} tokens holds"
+            )
         prompt = tokenizer.encode(message.text) if message.text else []
     else:
-        prompt = _token_ids(message.token_ids.ids, field, model)
+        prompt = list(message.token_ids.ids)
+    # a text's too: a tokenizer may have tokens that the model has no embedding for
+    _check_token_ids(prompt, field, model)
     if not prompt:
         raise rpc.invalid_argument(field, "must not be empty")
     if len(prompt) >= model.max_context:
@@ -58,14 +69,12 @@ def _prompt(message: generation_pb2.GenerateRequest, model: Model, tokenizer: To
     return prompt
 
 
-def _token_ids(ids: Iterable[int], field: str, model: Model) -> list[int]:
-    checked = list(ids)
-    for position, token_id in enumerate(checked):
+def _check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
+    for position, token_id in enumerate(ids):
         if token_id >= model.vocab_size:
             raise rpc.invalid_argument(
                 f"{field}[{position}]", f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {token_id}"
             )
-    return checked
 
 
 def _max_tokens(message: generation_pb2.GenerateRequest, prompt_tokens: int, model: Model) -> int:
@@ -88,6 +97,31 @@ def _sampling(message: generation_pb2.SamplingParameters, model: Model) -> Sampl
         return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
 
     temperature, top_k, top_p, seed = value("temperature"), value("top_k"), value("top_p"), value("seed")
+    _check_sampling(temperature, top_k, top_p, seed)
+    return SamplingParameters.resolve(
+        model.generation_config,
+        temperature,
+        None if top_k is None else int(top_k),
+        top_p,
+        None if seed is None else int(seed),
+    )
+
+
+def check_defaults(defaults: GenerationConfig) -> None:
+    """Makes sure that a model's own sampling parameters are ones that a request may have.
+
+    Raises:
+        ValueError: One is not.
+    """
+    parameters = SamplingParameters.resolve(defaults, None, None, None, None)
+    try:
+        _check_sampling(parameters.temperature, parameters.top_k, parameters.top_p, None)
+    except rpc.StatusError as error:
+        raise ValueError(error.message.removeprefix("sampling.")) from None
+    Sampler(parameters, torch.device("cpu"))
+
+
+def _check_sampling(temperature: float | None, top_k: float | None, top_p: float | None, seed: float | None) -> None:
     if temperature is not None and temperature != 0 and not _MIN_TEMPERATURE <= temperature < math.inf:
         raise rpc.invalid_argument(
             "sampling.temperature", f"must be 0, or finite and at least {_MIN_TEMPERATURE}, got {temperature:g}"
@@ -98,10 +132,3 @@ def _sampling(message: generation_pb2.SamplingParameters, model: Model) -> Sampl
         raise rpc.invalid_argument("sampling.top_p", f"must be above 0 and at most 1, got {top_p:g}")
     if seed is not None and seed > _MAX_SEED:
         raise rpc.invalid_argument("sampling.seed", f"must be at most 2^63 - 1, got {seed}")
-    return SamplingParameters.resolve(
-        model.generation_config,
-        temperature,
-        None if top_k is None else int(top_k),
-        top_p,
-        None if seed is None else int(seed),
-    )

@@ -47,7 +47,7 @@ class Pair:
         gpu_arguments: Sequence[str] = (),
         cpu_arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
-        log: IO[bytes] | None = None,
+        log: IO[bytes] | int | None = None,
     ) -> None:
         """Starts nothing yet.
 
@@ -58,7 +58,7 @@ class Pair:
             gpu_arguments: More flags for the GPU service.
             cpu_arguments: More flags for the CPU expert service.
             environment: Added to this process's environment.
-            log: Where both write their logs; None is standard error.
+            log: Where both write their logs, as subprocess takes it; None is standard error.
         """
         self._directory = Path(tempfile.mkdtemp(prefix="fiddler-"))
         self.experts = f"unix:{self._directory}/experts.sock"
@@ -80,6 +80,8 @@ class Pair:
 
     def __enter__(self) -> Self:
         try:
+            if self.is_serving(self.target):
+                raise PairError(f"another server serves on {self.target} already")
             self.start("cpu_expert_service")
             self.start("gpu_service")
             self.wait_until_serving()
@@ -113,29 +115,32 @@ class Pair:
             raise PairError(f"{service} did not stop within {timeout_seconds:g} s") from None
 
     def wait_until_serving(
-        self, address: str | None = None, timeout_seconds: float = 120, serving: bool = True
+        self, address: str | None = None, timeout_seconds: float | None = None, serving: bool = True
     ) -> None:
         """Waits until a service reports that it is ready (or, with serving=False, that it is not).
 
         Args:
             address: The service's; None for the GPU service, which is ready when both are.
-            timeout_seconds: How long to wait.
+            timeout_seconds: How long to wait; None waits as long as both services run, since reading a large model's
+                experts can take minutes.
             serving: What to wait for.
 
         Raises:
             PairError: A service ended, or time ran out.
         """
-        deadline = time.monotonic() + timeout_seconds
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while self.is_serving(address or self.target) is not serving:
             self.check()
-            if time.monotonic() > deadline:
+            if deadline is not None and time.monotonic() > deadline:
                 raise PairError(f"{address or self.target} was not as expected within {timeout_seconds:g} s")
             time.sleep(_POLL_SECONDS)
 
     @staticmethod
     def is_serving(address: str) -> bool:
         """Whether the service at an address reports SERVING."""
-        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        with grpc.insecure_channel(
+            address, options=[*rpc.channel_options(address, 2**20), ("grpc.use_local_subchannel_pool", 1)]
+        ) as channel:
             return rpc.is_serving(channel, timeout_seconds=2)
 
     def check(self) -> None:

@@ -33,7 +33,7 @@ from benchmarks.hop.shared import SharedRows
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
-from fiddler import rpc, tensors
+from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
@@ -94,7 +94,7 @@ def _serve(handlers: _Handlers, address: str) -> None:
     server = grpc.server(ThreadPoolExecutor(12), options=rpc.server_options(MAX_MESSAGE_BYTES))
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(handlers.servicer, server)
     server.add_generic_rpc_handlers((handlers.generic(),))
-    rpc.bind(server, address)
+    listen.bind(server, address)
     server.start()
     print("ready", flush=True)
     server.wait_for_termination()
@@ -103,7 +103,7 @@ def _serve(handlers: _Handlers, address: str) -> None:
 async def _serve_aio(handlers: _Handlers, address: str) -> None:
     server = grpc.aio.server(options=rpc.server_options(MAX_MESSAGE_BYTES))
     server.add_generic_rpc_handlers((handlers.generic(),))
-    rpc.bind(server, address)
+    listen.bind(server, address)
     await server.start()
     print("ready", flush=True)
     await server.wait_for_termination()

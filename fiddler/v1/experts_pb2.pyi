@@ -79,8 +79,9 @@ class DescribeResponse(_message.Message):
     protocol_version: _builtins.int
     """The version of this contract that the service speaks. Raised when a change breaks a caller."""
     checkpoint_fingerprint: _builtins.str
-    """Lower-case hexadecimal SHA-256 over config.json, the header of every safetensors file, and 64 bytes from the start
-    and from the middle of every tensor.
+    """Lower-case hexadecimal SHA-256 over config.json and then, for every safetensors file in the order of their names: a
+    zero byte, the file's name, a zero byte, the JSON of its header, and of each tensor in the order of their bytes the
+    first 64 bytes and the 64 bytes from its middle (fewer where it ends before).
     """
     model_type: _builtins.str
     """The checkpoint's `model_type`."""

@@ -17,7 +17,7 @@ from cpu_expert_service.layer import LayerFunction, LayerWeights
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
-from fiddler import rpc
+from fiddler import listen, rpc
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2_grpc
 
@@ -71,7 +71,7 @@ def serve(model: Path, directory: Path) -> Iterator[Service]:
     servicer = ExpertServicer(checkpoint, runner, torch.float32, settings)
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(servicer, server)
     address = f"unix:{directory}/experts.sock"
-    rpc.bind(server, address)
+    listen.bind(server, address)
     server.start()
     try:
         with grpc.insecure_channel(address) as channel:

@@ -106,6 +106,8 @@ def test_metrics_tell_what_runs_and_what_was_done(running: Running) -> None:
     with stream(running.channel) as opened:
         opened.send(ask(rows=5))
         opened.receive()
+        # an answer is counted when it is on its way, which is before its stream ends
+        opened.finish()
     assert _sample(running.metrics(), "fiddler_expert_rows_total") == _sample(before, "fiddler_expert_rows_total") + 5
     assert 'fiddler_expert_requests_total{code="OK"}' in running.metrics()
 

@@ -166,6 +166,14 @@ def test_the_streams_of_a_client_that_vanished_are_free_again(service: Service) 
     wait_until(lambda: _lets_in(service))
 
 
+def test_a_client_that_leaves_between_messages_is_no_failure(service: Service) -> None:
+    with capture_logs() as logs:
+        with stream(service.channel) as leaver:
+            assert leaver.works()
+        wait_until(lambda: value("fiddler_expert_streams") == 0)
+    assert logs == []
+
+
 def test_a_client_that_leaves_during_a_computation_disturbs_nobody(service: Service) -> None:
     service.kernel.gate = threading.Event()
     with capture_logs() as logs, stream(service.channel) as bystander:

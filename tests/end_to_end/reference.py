@@ -33,7 +33,8 @@ def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[i
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Transformers' own model, experts and all."""
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    return model.eval()
 
 
 class RecordingEngine(Engine):

@@ -1,7 +1,9 @@
 """Starting, losing and stopping the services of a pair."""
 
+import json
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -72,6 +74,59 @@ def test_an_expert_service_that_restarts_between_requests_is_not_noticed(tiny: P
         assert client.generate([3, 4], max_tokens=5, temperature=0).text() == expected
 
 
+def test_experts_of_another_checkpoint_never_answer(tiny: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    checkpoints.scale_expert(other, layer=0, expert=0, factor=2.0)
+    with (tmp_path / "log").open("wb") as log:
+        pair = Pair(tiny, gpu_arguments=("--device", "cpu"), log=log)
+        impostor = Pair(other, cpu_arguments=("--listen", pair.experts))
+        try:
+            with pair, Client(pair.target) as client:
+                client.generate([3, 4], max_tokens=2).text()
+                pair.stop("cpu_expert_service", signal.SIGKILL)
+                impostor.start("cpu_expert_service")
+                impostor.wait_until_serving(pair.experts)
+                with pytest.raises(UnavailableError):
+                    client.generate([3, 4], max_tokens=2).text()
+                assert pair.processes["gpu_service"].wait(30) == 1
+        finally:
+            impostor.close()
+    assert "checkpoint_fingerprint: the caller expects" in _log(tmp_path / "log")
+
+
+def test_an_idle_gpu_service_notices_that_the_experts_are_gone(tiny: Path) -> None:
+    with start(tiny) as pair:
+        pair.stop("cpu_expert_service", signal.SIGKILL)
+        del pair.processes["cpu_expert_service"]
+        pair.wait_until_serving(serving=False, timeout_seconds=30)
+
+
+def test_experts_that_stand_still_do_not_keep_the_gpu_service_from_stopping(tiny: Path) -> None:
+    with start(tiny, "--grace-seconds", "0.2") as pair, Client(pair.target) as client:
+        generation = client.generate([3, 4], max_tokens=400, temperature=0)
+        next(iter(generation))
+        pair.processes["cpu_expert_service"].send_signal(signal.SIGSTOP)
+        try:
+            assert pair.stop("gpu_service", timeout_seconds=20) == 0
+        finally:
+            pair.processes["cpu_expert_service"].send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("service", ["gpu_service", "cpu_expert_service"])
+@pytest.mark.parametrize("seconds", [0.3, 1.2, 2.2])
+def test_ctrl_c_while_starting_is_quiet(tiny: Path, tmp_path: Path, service: str, seconds: float) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        pair = Pair(tiny, log=log)
+        try:
+            process = pair.start(service)
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        finally:
+            pair.close()
+    assert "Traceback" not in _log(tmp_path / "log")
+
+
 def test_sigterm_stops_both_cleanly_even_with_a_request_under_way(tiny: Path) -> None:
     with start(tiny, "--grace-seconds", "1") as pair, Client(pair.target) as client:
         generation = client.generate([3, 4], max_tokens=400, temperature=0)
@@ -112,6 +167,44 @@ def test_a_dense_tensor_that_is_missing_or_left_over_or_wrong_is_named(tiny: Pat
         assert text in log
         assert "model.layers.1.self_attn.q_proj" in log
         assert "Traceback" not in log
+
+
+_WRONG_FILES = {
+    "a field of a wrong type": ("config.json", {"num_attention_heads": "four"}, "num_attention_heads"),
+    "an unknown activation": ("config.json", {"hidden_act": "nope"}, "nope"),
+    "quantised": ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+    "more experts per token than there are": ("config.json", {"num_experts_per_tok": 99}, "could not be computed"),
+    "generation_config that is a list": ("generation_config.json", [], "generation_config.json"),
+    "generation_config that is no JSON": ("generation_config.json", "{", "generation_config.json"),
+    "a default that is out of range": (
+        "generation_config.json",
+        {"do_sample": True, "temperature": -1.0},
+        "temperature: must be 0",
+    ),
+    "a default of a wrong type": ("generation_config.json", {"do_sample": True, "top_p": "hot"}, "top_p"),
+    "tokenizer that is a list": ("tokenizer.json", [], "no tokenizer"),
+}
+
+
+@pytest.mark.parametrize("kind", _WRONG_FILES)
+def test_a_file_that_is_wrong_is_named_in_a_line(tiny: Path, pair: Pair, tmp_path: Path, kind: str) -> None:
+    name, content, text = _WRONG_FILES[kind]
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    path = model / name
+    if isinstance(content, dict):
+        content = json.loads(path.read_bytes()) | content
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    # the CPU expert service of the same directory, where it starts at all
+    beside = Pair(model, gpu_arguments=("--device", "cpu"), log=subprocess.DEVNULL)
+    try:
+        beside.start("cpu_expert_service")
+        status, log = _gpu_service_alone(model, beside.experts)
+    finally:
+        beside.close()
+    assert status == 1
+    assert text in log
+    assert str(model) in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("kind", ["missing", "dense", "unknown family", "no tokenizer", "no device"])

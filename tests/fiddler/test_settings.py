@@ -134,8 +134,8 @@ def test_the_environment_can_name_the_file(tmp_path: Path, monkeypatch: pytest.M
 def test_the_file_of_one_load_is_forgotten_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "toys.toml").write_text("num_toys = 2")
     assert ToySettings.load(["--model", "m", "--config", str(tmp_path / "toys.toml")]).num_toys == 2
-    assert ToySettings.load(["--model", "m"]).num_toys == 1
     assert ToySettings(model=Path("m")).num_toys == 1
+    assert ToySettings.load(["--model", "m"]).num_toys == 1
 
 
 def test_the_other_service_s_environment_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,11 @@ def test_a_dtype_without_a_number_is_refused() -> None:
         encode(torch.ones(2, dtype=torch.float64))
 
 
+def test_a_tensor_on_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="a tensor on meta cannot be sent"):
+        encode(torch.ones(2, device="meta"))
+
+
 def test_every_dtype_on_the_wire_has_a_torch_dtype() -> None:
     numbers = set(tensor_pb2.Dtype.values()) - {tensor_pb2.DTYPE_UNSPECIFIED}
     assert set(tensors.DTYPES) == numbers

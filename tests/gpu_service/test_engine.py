@@ -178,3 +178,30 @@ def test_an_idle_engine_computes_nothing(engine: Engine, model: _CountingModel) 
     reader.read()
     engine.cancel(reader.request)  # wakes it once more
     assert model.steps == 3
+
+
+def test_a_request_that_no_sampler_can_be_made_for_fails_alone(engine: Engine) -> None:
+    refused, healthy = _Reader([4]), _Reader([4])
+    refused.request.sampling = SamplingParameters(temperature=-1.0)
+    for reader in (refused, healthy):
+        engine.submit(reader.request)
+    end = refused.read()[1]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, ValueError)
+    assert healthy.read()[0] == [5, 6, 7, 8, 9]
+
+
+def test_an_engine_that_cannot_go_on_says_so_and_fails_everyone(
+    model: _CountingModel, failures: list[Exception]
+) -> None:
+    engine = Engine(model, Scheduler(1, 1, 8), failures.append)  # type: ignore[arg-type]
+    engine.start()
+    readers = [_Reader([1], max_tokens=10**9) for _ in range(2)]
+    for reader in readers:
+        engine.submit(reader.request)
+    readers[0].events.get(timeout=20)
+    model.error = torch.AcceleratorError("a fault on the device", 700)
+    for reader in readers:
+        assert isinstance(reader.read()[1], Failed)
+    engine.stop()
+    assert isinstance(failures[-1], EngineStoppedError)

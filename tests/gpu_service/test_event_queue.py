@@ -7,6 +7,10 @@ from gpu_service.request import Event, Failed, Finished, FinishReason, Token
 END = Finished(FinishReason.LENGTH, 1, 0, 0, 0)
 
 
+def _never() -> None:
+    raise AssertionError
+
+
 async def _read(events: EventQueue) -> list[Event]:
     read: list[Event] = []
     while not read or isinstance(read[-1], Token):
@@ -15,7 +19,7 @@ async def _read(events: EventQueue) -> list[Event]:
 
 
 async def test_events_of_another_thread_arrive_in_order() -> None:
-    events = EventQueue(10_000)
+    events = EventQueue(10_000, _never)
 
     def write() -> None:
         for number in range(1000):
@@ -29,7 +33,8 @@ async def test_events_of_another_thread_arrive_in_order() -> None:
 
 
 async def test_one_event_too_many_ends_the_queue() -> None:
-    events = EventQueue(3)
+    overflows: list[None] = []
+    events = EventQueue(3, lambda: overflows.append(None))
     for number in range(5):
         events.put(Token(number))
     events.put(END)
@@ -37,10 +42,11 @@ async def test_one_event_too_many_ends_the_queue() -> None:
     assert tokens == [Token(0), Token(1), Token(2)]
     assert isinstance(end, Failed)
     assert isinstance(end.error, SlowReaderError)
+    assert overflows == [None]
 
 
 async def test_the_end_always_fits() -> None:
-    events = EventQueue(1)
+    events = EventQueue(1, _never)
     events.put(Token(0))
     events.put(END)
     assert await _read(events) == [Token(0), END]

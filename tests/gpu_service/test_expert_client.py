@@ -41,11 +41,12 @@ class _Service(experts_pb2_grpc.ExpertServiceServicer):
         self.script: list[Answer] = [_double]
         self.requests: list[experts_pb2.RunRequest] = []
         self.streams = 0
+        self.fingerprint = "right"
 
     def Describe(  # noqa: N802
         self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> experts_pb2.DescribeResponse:
-        if request.checkpoint_fingerprint != "right":
+        if request.checkpoint_fingerprint != self.fingerprint:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another checkpoint")
         assert request.protocol_version == PROTOCOL_VERSION
         return experts_pb2.DescribeResponse(kernel="scripted")
@@ -144,7 +145,7 @@ def test_a_service_that_stands_still_is_given_up(service: _Service, client: Expe
         return _double(request, context)
 
     service.script = [stand_still, _double]
-    with pytest.raises(ExpertServiceError, match="CANCELLED"):
+    with pytest.raises(ExpertServiceError, match="DEADLINE_EXCEEDED: no answer within 2 s"):
         client.submit(0, ROWS, IDS, WEIGHTS).join()
     assert torch.equal(client.submit(0, ROWS, IDS, WEIGHTS).join(), ROWS * 2)
     released.set()
@@ -165,3 +166,28 @@ def test_the_handshake(service: _Service, client: ExpertClient) -> None:
     assert client.handshake("right").kernel == "scripted"
     with pytest.raises(HandshakeError, match="FAILED_PRECONDITION: another checkpoint"):
         client.handshake("wrong")
+
+
+def test_a_new_stream_begins_with_the_handshake(service: _Service, client: ExpertClient) -> None:
+    client.handshake("right")
+    client.submit(0, ROWS, IDS, WEIGHTS).join()
+    service.script = [_abort(grpc.StatusCode.UNAVAILABLE)]
+    service.fingerprint = "another"
+    with pytest.raises(ExpertServiceError, match="FAILED_PRECONDITION: another checkpoint"):
+        client.submit(0, ROWS, IDS, WEIGHTS).join()
+    assert len(service.requests) == 2, "nothing was sent to a service with another checkpoint"
+
+
+def test_a_client_that_is_closed_while_it_waits_is_told(service: _Service, client: ExpertClient) -> None:
+    released = threading.Event()
+
+    def stand_still(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
+        released.wait(30)
+        return _double(request, context)
+
+    service.script = [stand_still]
+    call = client.submit(0, ROWS, IDS, WEIGHTS)
+    threading.Timer(0.2, client.abort).start()
+    with pytest.raises(ExpertServiceError):
+        call.join()
+    released.set()

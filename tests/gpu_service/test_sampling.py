@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from gpu_service.sampling import Sampler, sample
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service import sampling
+from gpu_service.sampling import Sampler
+from gpu_service.sampling_parameters import SamplingParameters, not_honoured
 from tests import checkpoints
 
 CPU = torch.device("cpu")
@@ -13,6 +14,11 @@ CPU = torch.device("cpu")
 
 def _sampler(**parameters: float | None) -> Sampler:
     return Sampler(SamplingParameters(**parameters), CPU)  # type: ignore[arg-type]
+
+
+def sample(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
+    """For samplers that do not look at the text so far."""
+    return sampling.sample(logits, samplers, [([], [])] * len(samplers))
 
 
 def test_temperature_0_takes_the_likeliest_and_the_first_of_equals() -> None:
@@ -28,6 +34,8 @@ def test_temperature_0_takes_the_likeliest_and_the_first_of_equals() -> None:
         ({"top_k": 5}, {"top_k": 5}),
         ({"top_p": 0.6}, {"top_p": 0.6}),
         ({"temperature": 1.6, "top_k": 40, "top_p": 0.9}, {"temperature": 1.6, "top_k": 40, "top_p": 0.9}),
+        ({"min_p": 0.02}, {"min_p": 0.02}),
+        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
     ],
     ids=str,
 )
@@ -44,7 +52,9 @@ def test_a_seed_draws_the_tokens_of_transformers(settings: dict[str, float], par
         ),
     )  # fmt: skip
     sampler = _sampler(**{"temperature": 1.0, "seed": 11} | parameters)
-    drawn = [sample(logits.float(), [sampler])[0] for logits in output.logits]
+    drawn: list[int] = []
+    for logits in output.logits:
+        drawn += sampling.sample(logits.float(), [sampler], [(prompt[0].tolist(), drawn)])
     assert drawn == output.sequences[0, 3:].tolist()
     assert len(set(drawn)) > 3
 
@@ -66,6 +76,22 @@ def test_who_else_is_in_the_batch_changes_nothing(others: int, position: int) ->
     assert drawn == expected
 
 
+def test_a_greedy_choice_is_penalised_for_repetition() -> None:
+    logits = torch.tensor([[3.0, 2.5, -1.0]])
+    sampler = _sampler(repetition_penalty=1.5)
+    assert sampling.sample(logits, [sampler], [([0], [])]) == [1]
+    assert sampling.sample(logits, [sampler], [([2], [2])]) == [0]
+
+
+def test_what_is_not_honoured_is_known() -> None:
+    plain = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)  # type: ignore[no-untyped-call]
+    assert not_honoured(plain) == []
+    assert not_honoured(GenerationConfig(no_repeat_ngram_size=3, typical_p=0.5)) == [  # type: ignore[no-untyped-call]
+        "typical_p",
+        "no_repeat_ngram_size",
+    ]
+
+
 def test_without_a_seed_two_requests_differ() -> None:
     logits = torch.zeros(1, 1000)
     assert sample(logits, [_sampler(temperature=1.0)]) != sample(logits, [_sampler(temperature=1.0)])
@@ -75,7 +101,10 @@ def test_without_a_seed_two_requests_differ() -> None:
     ("config", "given_parameters", "expected"),
     [
         ({"do_sample": False, "temperature": 0.5}, {}, SamplingParameters(0.0, 0, 1.0)),
-        ({"do_sample": True}, {}, SamplingParameters(1.0, 0, 1.0)),
+        ({"do_sample": True}, {}, SamplingParameters(1.0, 50, 1.0)),
+        ({"do_sample": True, "top_k": 0}, {}, SamplingParameters(1.0, 0, 1.0)),
+        ({"do_sample": True, "min_p": 0.1}, {}, SamplingParameters(1.0, 50, 1.0, min_p=0.1)),
+        ({"repetition_penalty": 1.2}, {}, SamplingParameters(repetition_penalty=1.2)),
         (
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
             {},

@@ -19,10 +19,12 @@ class _Model:
 
 
 class _Tokenizer:
-    """One token for each character, and none for a space."""
+    """One token for each character, none for a space, and one for ~ that the model does not know."""
+
+    longest_token = 2
 
     def encode(self, text: str) -> list[int]:
-        return [ord(character) % 50 for character in text if character != " "]
+        return [99 if character == "~" else ord(character) % 50 for character in text if character != " "]
 
 
 def _parse(**fields: Any) -> Request:
@@ -45,13 +47,15 @@ def _ids(*ids: int) -> TokenIds:
         ({"text": "x" * 16}, "text", "at most 15 tokens"),
         ({"token_ids": _ids(*[1] * 16)}, "token_ids.ids", "at most 15 tokens"),
         ({"token_ids": _ids(1, 50)}, "token_ids.ids[1]", "must be 0 to 49, the vocabulary, got 50"),
+        ({"text": "x~"}, "text[1]", "must be 0 to 49, the vocabulary, got 99"),
+        ({"text": "x" * 33}, "text", "33 characters are more than the context of 16 tokens holds"),
         ({"text": "x", "stop_token_ids": [99]}, "stop_token_ids[0]", "got 99"),
         ({"text": "x", "max_tokens": -1}, "max_tokens", "must be at least 1, got -1"),
         ({"text": "x", "max_tokens": 0}, "max_tokens", "must be at least 1, got 0"),
         ({"text": "xxx", "max_tokens": 14}, "max_tokens", "leaves room for 13 after the prompt, got 14"),
     ]
     + [
-        ({"text": "x", "sampling": SamplingParameters(**{name: value})}, f"sampling.{name}", text)
+        ({"text": "x", "sampling": SamplingParameters(**cast("Any", {name: value}))}, f"sampling.{name}", text)
         for name, value, text in [
             ("temperature", -0.5, "got -0.5"),
             ("temperature", 1e-9, "got 1e-09"),
@@ -79,7 +83,8 @@ def test_what_is_unset_has_its_default() -> None:
     assert request.prompt == [47, 48, 49]
     assert request.sampling == sampling_parameters.SamplingParameters()
     assert request.max_tokens == 13, "256, or the room that is left"
-    assert (request.eos_ids, request.stop_ids) == ({2}, frozenset())
+    assert request.eos_ids == frozenset({2})
+    assert request.stop_ids == frozenset()
 
 
 def test_what_is_set_is_kept() -> None:
@@ -90,5 +95,6 @@ def test_what_is_set_is_kept() -> None:
         sampling=SamplingParameters(temperature=0.5, top_k=3, top_p=1, seed=2**63 - 1),
     )
     assert request.prompt == [4, 5]
-    assert (request.max_tokens, request.stop_ids) == (14, {8, 9})
+    assert request.max_tokens == 14
+    assert request.stop_ids == frozenset({8, 9})
     assert request.sampling == sampling_parameters.SamplingParameters(0.5, 3, 1.0, 2**63 - 1)

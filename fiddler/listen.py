@@ -1,0 +1,74 @@
+"""Where a server listens. A Unix socket replaces one that a dead server left, and takes away no other server's."""
+
+import contextlib
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """An address that a server is bound to."""
+
+    address: str
+    _socket: Path | None = None
+    _identity: tuple[int, int] | None = None
+
+    def remove(self) -> None:
+        """Takes the socket's path away, unless another server has put its own there."""
+        if self._socket is not None:
+            with contextlib.suppress(FileNotFoundError):
+                if _identity(self._socket) == self._identity:
+                    self._socket.unlink()
+
+
+def bind(server: grpc.Server | grpc.aio.Server, address: str) -> Listener:
+    """Binds a server to an address. A socket's directory is made where it is missing, mode 0700.
+
+    Raises:
+        OSError: The address is taken, or the socket's directory cannot be made.
+    """
+    if not address.startswith("unix:"):
+        _add_port(server, address, address)
+        return Listener(address)
+    path = Path(address.removeprefix("unix:"))
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _refuse_if_taken(path)
+    # gRPC removes the path that it bound when it stops, whoever's socket is there by then; so it binds another one,
+    # which then takes the place of a dead server's in one step
+    bound = path.with_name(f"{path.name}.{os.getpid()}")
+    _add_port(server, f"unix:{bound}", address)
+    bound.rename(path)
+    return Listener(address, path, _identity(path))
+
+
+def _add_port(server: grpc.Server | grpc.aio.Server, address: str, name: str) -> None:
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError:
+        raise OSError(f"--listen: cannot serve on {name}; is it taken?") from None
+
+
+def _refuse_if_taken(path: Path) -> None:
+    """Raises FileExistsError where a server listens, or what is there is no socket."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise FileExistsError(f"--listen: {path} is there and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return
+    raise FileExistsError(f"--listen: {path} is served by another process")
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,154 @@
+"""Builds transformers' model of a checkpoint with its experts replaced, so that no expert byte is read."""
+
+import inspect
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
+
+from fiddler.checkpoint import Checkpoint
+from gpu_service.moe_layer import MoeLayer
+
+
+class ModelError(Exception):
+    """The checkpoint cannot be run. The text says what is missing."""
+
+
+def logging_of_transformers() -> None:
+    """Sends what transformers logs to this process's own log rather than to standard error."""
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def read_config(directory: Path) -> Any:
+    """The model's configuration.
+
+    Raises:
+        ModelError: transformers has no such model, or a value is wrong, or the weights are quantised.
+    """
+    path = directory / "config.json"
+    with _told_as(f"{path}: transformers {transformers.__version__} cannot read it"):
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
+    return config
+
+
+def read_generation_config(directory: Path, config: Any) -> GenerationConfig:
+    """What generation_config.json says, or what config.json does where there is none.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    path = directory / "generation_config.json"
+    with _told_as(f"{path}: transformers cannot read it"):
+        if not path.is_file():
+            return GenerationConfig.from_model_config(config)
+        return GenerationConfig.from_pretrained(directory, local_files_only=True)
+
+
+def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model on the CPU, in evaluation mode, with a MoeLayer wherever it had experts.
+
+    Raises:
+        ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
+    """
+    classes = _experts_classes(checkpoint, config)
+    with _quiet(), _replaced(classes), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.directory,
+            config=config,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _check_report tells them, with both shapes
+        )
+    module, report = loaded
+    _check_report(checkpoint, module, report)
+    return cast("nn.Module", module.eval())
+
+
+def _experts_classes(checkpoint: Checkpoint, config: Any) -> set[type[nn.Module]]:
+    """The classes of the model's experts, found by transformers' experts interface on a model without memory."""
+    what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
+    with _told_as(what), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    classes = {type(module) for module in skeleton.modules() if hasattr(module, "_apply_gate")}
+    if not classes:
+        raise ModelError(
+            f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
+            "so that they cannot be computed elsewhere"
+        )
+    return classes
+
+
+@contextmanager
+def _told_as(what: str) -> Iterator[None]:
+    """Turns whatever transformers raises into a ModelError; it raises of all kinds at files that are wrong."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _replaced(classes: set[type[nn.Module]]) -> Iterator[None]:
+    """Lets transformers build MoeLayer for these classes.
+
+    transformers keeps the replacement in its modules where building raises, even once it is unregistered; so what was
+    there is put back by hand.
+    """
+    originals = [(inspect.getmodule(cls), cls) for cls in classes]
+    names = [cls.__name__ for cls in classes]
+    register_patch_mapping({f"^{name}$": MoeLayer for name in names})
+    try:
+        yield
+    finally:
+        unregister_patch_mapping([f"^{name}$" for name in names])
+        for module, cls in originals:
+            setattr(module, cls.__name__, cls)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers reports the experts as unexpected, which is what is wanted here; _check_report judges instead."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+
+
+def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, Any]) -> None:
+    """Nothing may be missing, and what is left over must be experts that the checkpoint's table claims."""
+    where = checkpoint.directory
+    if report["missing_keys"]:
+        raise ModelError(f"{where}: the checkpoint lacks {names_of(report['missing_keys'])}")
+    if report["mismatched_keys"]:
+        wrong = [f"{name} is {list(stored)}, not {list(due)}" for name, stored, due in report["mismatched_keys"]]
+        raise ModelError(f"{where}: wrong shape: {names_of(wrong)}")
+    experts = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, MoeLayer))
+    left_over = {
+        key
+        for key in report["unexpected_keys"]
+        if key not in checkpoint.expert_tensor_names and not key.startswith(experts)
+    }
+    if left_over:
+        raise ModelError(f"{where}: the model has no place for {names_of(left_over)}")
+
+
+def names_of(keys: Any) -> str:
+    """The first five of them, in a sentence."""
+    names = sorted(str(key) for key in keys)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,121 @@
+"""Addresses that real servers in this process are bound to."""
+
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+
+from fiddler import listen, rpc
+
+
+def _server() -> grpc.Server:
+    return grpc.server(ThreadPoolExecutor(2), options=rpc.server_options(2**20))
+
+
+@contextmanager
+def serving(server: grpc.Server, address: str) -> Iterator[None]:
+    listener = listen.bind(server, address)
+    server.start()
+    try:
+        yield
+    finally:
+        listener.remove()
+        server.stop(None).wait()
+
+
+def _stale_socket(path: Path) -> None:
+    """What a server that was killed leaves."""
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+        dead.listen()
+
+
+def _reaches(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def test_a_missing_directory_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "experts.sock"
+    umask = os.umask(0)
+    try:
+        with serving(_server(), f"unix:{path}"):
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert _reaches(path)
+    finally:
+        os.umask(umask)
+
+
+def test_a_directory_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with serving(_server(), f"unix:{tmp_path}/experts.sock"):
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_the_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "experts.sock"
+    _stale_socket(path)
+    assert not _reaches(path)
+    with serving(_server(), f"unix:{path}"):
+        assert _reaches(path)
+
+
+def test_the_socket_of_a_living_server_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "experts.sock"
+    with serving(_server(), f"unix:{path}"):
+        with pytest.raises(OSError, match=f"{path} is served by another process"):
+            listen.bind(_server(), f"unix:{path}")
+        assert _reaches(path)
+
+
+def test_a_file_in_the_way_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("dear diary")
+    with pytest.raises(OSError, match=f"{path} is there and is no socket"):
+        listen.bind(_server(), f"unix:{path}")
+    assert path.read_text() == "dear diary"
+
+
+def test_a_file_where_the_directory_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(OSError, match=f"{tmp_path}/run"):
+        listen.bind(_server(), f"unix:{tmp_path}/run/experts.sock")
+
+
+def test_a_port_is_served_by_one_server_only() -> None:
+    first = _server()
+    port = first.add_insecure_port("127.0.0.1:0")
+    first.start()
+    try:
+        with pytest.raises(OSError, match=f"--listen: cannot serve on 127.0.0.1:{port}; is it taken?"):
+            listen.bind(_server(), f"127.0.0.1:{port}")
+    finally:
+        first.stop(None).wait()
+
+
+def test_a_server_that_stops_removes_its_own_socket_and_not_its_successors(tmp_path: Path) -> None:
+    path = tmp_path / "experts.sock"
+    first, second = _server(), _server()
+    old = listen.bind(first, f"unix:{path}")
+    first.start()
+    old.remove()
+    assert not path.exists()
+    listen.bind(second, f"unix:{path}")
+    second.start()
+    try:
+        old.remove()
+        first.stop(None).wait()
+        del first
+        assert _reaches(path)
+    finally:
+        second.stop(None).wait()
+
+
+def test_a_port_has_nothing_to_remove() -> None:
+    listen.Listener("127.0.0.1:80").remove()
