@@ -29,7 +29,7 @@ class Report:
         Args:
             name: BENCHMARK.CASE.QUANTITY.
             values: At least one sample.
-            unit: What they are counted in: "ms", "s", "bytes", or "ratio".
+            unit: What they are counted in: "ms", "s", "bytes", "GB/s", ..., or "ratio".
             more: What else to say about it, e.g. a bound.
         """
         ordered = sorted(values)
@@ -38,8 +38,8 @@ class Report:
             "median": median,
             "min": ordered[0],
             "max": ordered[-1],
-            "p10": _quantile(ordered, 0.1),
-            "p90": _quantile(ordered, 0.9),
+            "p10": quantile(ordered, 0.1),
+            "p90": quantile(ordered, 0.9),
         }
         rounded = {key: _significant(value) for key, value in spread.items()}
         self._write(
@@ -59,12 +59,15 @@ def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple
 
     Args:
         description: What --help says.
-        options: Flags besides --out, each with its default.
+        options: Flags besides --out, each with its default; one that is False is a switch.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the results to this file")
     for flag, default in options:
-        parser.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true")
+        else:
+            parser.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
     arguments = parser.parse_args()
     if arguments.out is None:
         yield Report(None), arguments
@@ -97,7 +100,8 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float:
+def quantile(ordered: Sequence[float], share: float) -> float:
+    """The sample below which that share of the others lies; they come in ascending order."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 

@@ -1,0 +1,107 @@
+"""One expert of Mixtral's size (4096 x 14336, bf16): a few rows against memory, many against PyTorch's products."""
+
+import statistics
+from functools import partial
+
+import torch
+
+from benchmarks.kernel.weights import MIXTRAL, layer, layer_call, read_loop, same_expert, torch_expert, widened
+from benchmarks.rounds import Samples, Work, interleave, milliseconds, ratios
+from benchmarks.targets import Judge
+from cpu_expert_service.calibration import STREAMS
+from cpu_expert_service.kernel import Kernel
+from cpu_expert_service.layer import ExpertWeights
+from cpu_expert_service.native import Pool, available_tiers
+from cpu_expert_service.native_kernel import NativeKernel
+from cpu_expert_service.ram import copy_layers
+
+ROWS = (1, 2, 4, 8, 16, 64, 256)
+_WIDENED_FROM_ROWS = 64
+_WIDENED_EXPERTS = 2  # 1.4 GB, since they are twice as large
+_SQUARE = 2048
+
+
+def measure(out: Judge, pool: Pool, weights: torch.Tensor, kernel: Kernel, few: int, many: int) -> None:
+    """Measures all numbers of rows.
+
+    Args:
+        out: Where results go.
+        pool: The kernel's threads.
+        weights: The mapping.
+        kernel: What is measured.
+        few: Rounds where a call takes milliseconds.
+        many: Rounds where it takes longer.
+    """
+    experts = layer(weights, MIXTRAL)
+    compute = kernel.prepare(experts)
+    _measure_one_row(out, pool, weights, few)
+    wide: list[ExpertWeights] = []
+    for rows in ROWS:
+        hidden = torch.randn(rows, MIXTRAL.hidden, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+        cases: dict[str, Work] = {
+            "torch": torch_expert(list(experts.experts), hidden),
+            "ours": layer_call(compute, hidden, same_expert(rows, MIXTRAL.num_experts)),
+        }
+        if rows >= _WIDENED_FROM_ROWS:
+            wide = wide or widened(experts, _WIDENED_EXPERTS)
+            cases["fp32_gemm"] = torch_expert(wide, hidden.float())
+            cases |= {f"peak_{name}": _square(dtype) for name, dtype in _PEAKS.items()}
+        samples = interleave(cases, many if rows >= _WIDENED_FROM_ROWS else few)
+        _report(out, rows, samples)
+
+
+_PEAKS = {"fma": torch.float32, "bf16": torch.bfloat16}
+
+
+def _square(dtype: torch.dtype) -> Work:
+    first, second = (torch.randn(_SQUARE, _SQUARE).to(dtype) for _ in range(2))
+    return partial(torch.mm, first, second)
+
+
+def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int) -> None:
+    """Every tier beside the read loops."""
+    experts = layer(weights, MIXTRAL)
+    hidden = torch.randn(1, MIXTRAL.hidden, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    ids = same_expert(1, MIXTRAL.num_experts)
+    tiers = [tier for tier in available_tiers() if tier != "scalar"]
+    cases: dict[str, Work] = {
+        tier: layer_call(NativeKernel(pool, tier).prepare(experts), hidden, ids) for tier in tiers
+    }
+    for streams in STREAMS:
+        cases[f"streams{streams}"] = read_loop(pool, weights, MIXTRAL.expert_bytes, streams)
+    copies = copy_layers([experts], pool, lambda done, total: None)
+    cases["ram"] = layer_call(NativeKernel(pool, tiers[-1]).prepare(copies[0]), hidden, ids)
+    samples = interleave(cases, rounds)
+    reads = {streams: samples[f"streams{streams}"] for streams in STREAMS}
+    for streams, seconds in reads.items():
+        out.samples(f"kernel.read.streams{streams}", [MIXTRAL.expert_bytes / value / 1e9 for value in seconds], "GB/s")
+    fastest = min(STREAMS, key=lambda streams: statistics.median(reads[streams]))
+    for tier in tiers:
+        values = [MIXTRAL.expert_bytes / value / 1e9 for value in samples[tier]]
+        out.samples(f"kernel.bf16.m1.{tier}.read_bandwidth", values, "GB/s")
+    fractions = ratios(reads[fastest], samples[tiers[-1]])
+    out.samples(
+        "kernel.bf16.m1.fraction_of_read_bandwidth", fractions, "ratio", tier=tiers[-1], yardstick_streams=fastest
+    )
+    for tier in tiers:
+        if "avx512" in tiers and tier != "avx512":
+            out.samples(f"kernel.bf16.m1.{tier}_over_avx512", ratios(samples[tier], samples["avx512"]), "ratio")
+    out.samples("kernel.bf16.m1.ram_over_mmap", ratios(samples["ram"], samples[tiers[-1]]), "ratio")
+
+
+def _report(out: Judge, rows: int, samples: Samples) -> None:
+    name = f"kernel.bf16.m{rows}"
+    operations = 2 * rows * MIXTRAL.expert_elements
+    for case in ("ours", "torch", "fp32_gemm"):
+        if case in samples:
+            out.samples(f"{name}.{case}", milliseconds(samples[case]), "ms")
+    out.samples(f"{name}.ours.speed", [operations / value / 1e9 for value in samples["ours"]], "GFLOP/s")
+    out.samples(f"{name}.speedup_over_torch", ratios(samples["torch"], samples["ours"]), "ratio")
+    if "fp32_gemm" not in samples:
+        return
+    out.samples(f"{name}.speedup_over_fp32_gemm", ratios(samples["fp32_gemm"], samples["ours"]), "ratio")
+    for peak, label in (("fma", "fraction_of_fma_peak"), ("bf16", "fraction_of_bf16_gemm")):
+        # the fastest is the nearest to a peak
+        speed = 2 * _SQUARE**3 / min(samples[f"peak_{peak}"])
+        out.samples(f"{name}.{peak}_square_gemm", [speed / 1e9], "GFLOP/s")
+        out.samples(f"{name}.{label}", [operations / value / speed for value in samples["ours"]], "ratio")

@@ -1,0 +1,114 @@
+"""The weights that the cases share: one mapped file, seen as experts of Mixtral's size or as a layer of small ones."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch.nn import functional
+
+from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+from cpu_expert_service.native import Pool
+
+_NOISE = 8 << 20
+_MISALIGNED_BYTES = 8  # safetensors' headers are padded to 8 bytes, so matrices seldom begin on a cache line
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One layer of a model."""
+
+    hidden: int
+    intermediate: int
+    num_experts: int
+
+    @property
+    def expert_elements(self) -> int:
+        """Weights of one expert, each of which is one multiplication and one addition for a row."""
+        return 3 * self.hidden * self.intermediate
+
+    @property
+    def expert_bytes(self) -> int:
+        """The same in bytes of bfloat16."""
+        return 2 * self.expert_elements
+
+
+MIXTRAL = Shape(4096, 14336, 4)  # of its 8 experts; these are 1.4 GB
+QWEN3_30B_A3B = Shape(2048, 768, 128)
+QWEN3_TOP_K = 8
+TINY = Shape(64, 64, 8)
+
+
+@contextmanager
+def mapped() -> Iterator[torch.Tensor]:
+    """[elements] of noise in a mapped file, all of it in the page cache."""
+    num_elements = MIXTRAL.num_experts * MIXTRAL.expert_elements
+    skipped = _MISALIGNED_BYTES // 2
+    noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)).mul_(MIXTRAL.hidden**-0.5)
+    values = noise.to(torch.bfloat16).view(torch.uint8).numpy().tobytes()
+    with TemporaryDirectory(prefix="fiddler-") as directory:
+        path = Path(directory) / "weights"
+        with path.open("wb") as file:
+            file.write(bytes(_MISALIGNED_BYTES))
+            for _ in range(-(-num_elements // _NOISE)):
+                file.write(values)
+        weights = torch.from_file(str(path), shared=True, size=skipped + num_elements, dtype=torch.bfloat16)[skipped:]
+        weights.sum()  # maps every page
+        yield weights
+
+
+def layer(weights: torch.Tensor, shape: Shape) -> LayerWeights:
+    """Views of the weights, one expert after the other."""
+    size = shape.hidden * shape.intermediate
+    wide, narrow = (shape.intermediate, shape.hidden), (shape.hidden, shape.intermediate)
+    experts = []
+    for begin in range(0, shape.num_experts * shape.expert_elements, shape.expert_elements):
+        gate, up, down = weights[begin : begin + shape.expert_elements].split(size)
+        experts.append(ExpertWeights(gate.view(wide), up.view(wide), down.view(narrow)))
+    return LayerWeights(tuple(experts), "silu")
+
+
+def widened(experts: LayerWeights, count: int) -> list[ExpertWeights]:
+    """The first experts in float32."""
+    return [
+        ExpertWeights(expert.gate.float(), expert.up.float(), expert.down.float())
+        for expert in experts.experts[:count]
+        if expert.gate is not None
+    ]
+
+
+def torch_expert(experts: list[ExpertWeights], rows: torch.Tensor) -> Callable[[], object]:
+    """PyTorch's shortest way through one expert; each call takes the next."""
+    turns = cycle(experts)
+
+    def compute() -> torch.Tensor:
+        expert = next(turns)
+        assert expert.gate is not None
+        combined = functional.silu(functional.linear(rows, expert.gate)) * functional.linear(rows, expert.up)
+        return functional.linear(combined, expert.down)
+
+    with torch.inference_mode():
+        compute()
+    return torch.inference_mode()(compute)
+
+
+def layer_call(compute: LayerFunction, rows: torch.Tensor, ids: list[torch.Tensor]) -> Callable[[], object]:
+    """A call of the layer; each takes the next expert ids."""
+    turns = cycle(ids)
+    routing_weights = torch.full(ids[0].shape, 1 / ids[0].shape[1])
+    return lambda: compute(rows, next(turns), routing_weights)
+
+
+def same_expert(num_rows: int, num_experts: int) -> list[torch.Tensor]:
+    """Ids that send all rows to one expert, for each expert."""
+    return [torch.full((num_rows, 1), expert, dtype=torch.int32) for expert in range(num_experts)]
+
+
+def read_loop(pool: Pool, weights: torch.Tensor, num_bytes: int, streams: int) -> Callable[[], None]:
+    """Reads that many bytes; each call those that follow."""
+    count = weights.numel() * weights.itemsize // num_bytes
+    turns = cycle(weights.data_ptr() + number * num_bytes for number in range(count))
+    return lambda: pool.read(next(turns), num_bytes, streams)

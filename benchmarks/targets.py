@@ -1,0 +1,53 @@
+"""Figures that are held against a target, and the rule by which they are judged."""
+
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.results import Field, Report, quantile
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound on a median."""
+
+    bound: float
+    at_least: bool = True
+
+
+def judge(values: Sequence[float], target: Target) -> str:
+    """The verdict: "ok", "missed", or "inconclusive" where p10 to p90 is wider than the median's distance to the bound."""
+    ordered = sorted(values)
+    median = statistics.median(ordered)
+    if quantile(ordered, 0.9) - quantile(ordered, 0.1) > abs(median - target.bound):
+        return "inconclusive"
+    return "ok" if (median >= target.bound) is target.at_least else "missed"
+
+
+@dataclass(slots=True)
+class Judge:
+    """Writes results, those with a target beside their verdict, and sums up on standard error."""
+
+    out: Report
+    targets: Mapping[str, Target]
+    _verdicts: list[str] = field(default_factory=list)
+
+    def samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
+        """See Report.samples."""
+        target = self.targets.get(name)
+        if target is None:
+            self.out.samples(name, values, unit, **more)
+            return
+        verdict, bound = judge(values, target), "at_least" if target.at_least else "at_most"
+        # an inconclusive median still lies on one side
+        side = "meets" if (statistics.median(values) >= target.bound) is target.at_least else "misses"
+        more = {bound: target.bound, "verdict": verdict, "median_is": side, **more}
+        self.out.samples(name, values, unit, **more)
+        sign = ">=" if target.at_least else "<="
+        figures = f"{statistics.median(values):8.3g} {sign} {target.bound:<5g}"
+        self._verdicts.append(f"{verdict:12} {figures} (median {side:6}) {name}")
+
+    def summarise(self) -> None:
+        """Prints one line for every target that was judged."""
+        print("\n".join(self._verdicts), file=sys.stderr, flush=True)
