@@ -111,6 +111,12 @@ def _part(expert: ExpertWeights) -> ExpertWeights:
     )
 
 
+def pool_of(kernel: Kernel) -> Pool | None:
+    """The threads of a native kernel."""
+    native = kernel.native if isinstance(kernel, AutoKernel) else kernel
+    return native.pool if isinstance(native, NativeKernel) else None
+
+
 def calibrate(kernel: Kernel, layers: Sequence[LayerWeights], dtype: torch.dtype) -> None:
     """Measures, tells the log and the metrics, and lets an AutoKernel choose. Weights should be in memory by now."""
     native = kernel.native if isinstance(kernel, AutoKernel) else kernel

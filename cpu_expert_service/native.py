@@ -136,6 +136,7 @@ class Pool:
         self._library = load()
         array = c_int32 * len(cpus)
         self.num_threads = len(cpus)
+        self.num_nodes = max(nodes) + 1
         self.handle: int | None = self._library.fiddler_pool_create(
             array(*cpus), array(*nodes), len(cpus), spin_microseconds
         )

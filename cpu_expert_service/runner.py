@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cpu_expert_service.choice import calibrate
+from cpu_expert_service.choice import calibrate, pool_of
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.layer import ExpertWeights, LayerWeights
+from cpu_expert_service.ram import Progress, copy_layers
 from fiddler.checkpoint import Checkpoint, MoeLayer
 
 
@@ -43,6 +44,16 @@ class Runner:
         self._lock = threading.Lock()
         self._weights = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
         self._layers = tuple(kernel.prepare(weights) for weights in self._weights)
+
+    def copy_to_ram(self, progress: Progress) -> None:
+        """Computes from copies in memory of this process's own from now on.
+
+        Raises:
+            NotEnoughMemoryError: They do not fit.
+        """
+        with self._lock:
+            self._weights = tuple(copy_layers(self._weights, pool_of(self.kernel), progress))
+            self._layers = tuple(self.kernel.prepare(weights) for weights in self._weights)
 
     def calibrate(self, dtype: torch.dtype) -> None:
         """Lets the kernel measure itself on these weights, before the first message."""

@@ -50,8 +50,8 @@ def run(settings: Settings) -> None:
     listener = listen.bind(server, settings.listen)
     server.start()
     try:
-        if settings.prefault:
-            _prefault(checkpoint, stop)
+        if settings.prefault or settings.weights == "ram":
+            _load(checkpoint, runner, settings, stop)
             runner.calibrate(dtype)
         _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving", address=settings.listen, kernel=kernel.name, threads=kernel.num_threads, dtype=str(dtype))
@@ -84,9 +84,9 @@ def _set_health(servicer: health.HealthServicer, status: int) -> None:
         servicer.set(name, status)
 
 
-def _prefault(checkpoint: Checkpoint, stop: threading.Event) -> None:
-    """Reads all experts into memory, with a progress bar on a terminal."""
-    _log.info("reading experts", model=str(checkpoint.directory), bytes=checkpoint.expert_bytes)
+def _load(checkpoint: Checkpoint, runner: Runner, settings: Settings, stop: threading.Event) -> None:
+    """Brings all experts into memory, with a progress bar on a terminal."""
+    _log.info("reading experts", model=str(checkpoint.directory), bytes=checkpoint.expert_bytes, to=settings.weights)
     with tqdm(total=checkpoint.expert_bytes, desc="experts", unit="B", unit_scale=True, disable=None) as bar:
 
         def progress(done_bytes: int, total_bytes: int) -> None:
@@ -95,7 +95,10 @@ def _prefault(checkpoint: Checkpoint, stop: threading.Event) -> None:
             if stop.is_set():
                 raise _StoppedError
 
-        checkpoint.prefault(progress)
+        if settings.weights == "ram":
+            runner.copy_to_ram(progress)
+        else:
+            checkpoint.prefault(progress)
 
 
 def _publish(checkpoint: Checkpoint, kernel: Kernel, settings: Settings) -> None:

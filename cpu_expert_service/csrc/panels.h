@@ -21,7 +21,7 @@ void pack_panel(const Matrix& matrix, int64_t begin, int64_t end, int64_t first,
       for (int i = 0; i < T::width; ++i) {
         const int64_t n = begin + v * T::width + i;
         const Stored* from = weights + n * matrix.out_stride + k;
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + T::panel_inputs * sizeof(Stored), 0, 2);
+        __builtin_prefetch(reinterpret_cast<const char*>(from) + T::panel_inputs * sizeof(Stored));
         if (n >= end) {
           rows[i] = T::zero();
         } else if (last - k >= step<T>) {

@@ -1,0 +1,124 @@
+"""Copies of experts in huge pages, each part in the memory of the node whose threads compute it.
+
+Pages land where they are first written, so the copying threads place them. What a node computes of a matrix is decided
+by `node_ranges` here and by node_begin in csrc/plan.cpp, which must agree.
+"""
+
+import contextlib
+import mmap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from cpu_expert_service.layer import ExpertWeights, LayerWeights
+from cpu_expert_service.native import Pool
+
+_MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
+_OUTPUTS_MULTIPLE = 64
+_MATRICES = ("gate", "up", "down")
+_ALIGNMENT = 64
+
+Progress = Callable[[int, int], None]
+"""(bytes done, bytes in all)"""
+
+
+class NotEnoughMemoryError(OSError):
+    """The experts do not fit in the memory that is free."""
+
+
+def node_ranges(num_outputs: int, num_nodes: int) -> list[tuple[int, int]]:
+    """The outputs of a matrix that each node computes."""
+    bounds = [num_outputs * node // num_nodes // _OUTPUTS_MULTIPLE * _OUTPUTS_MULTIPLE for node in range(num_nodes)]
+    return list(pairwise([*bounds, num_outputs]))
+
+
+def copy_layers(layers: Sequence[LayerWeights], pool: Pool | None, progress: Progress) -> list[LayerWeights]:
+    """The same layers in memory of their own, row by row whatever their layout was.
+
+    Args:
+        layers: What to copy.
+        pool: The threads that will compute, and that copy; None leaves copying to PyTorch.
+        progress: Called after every expert.
+
+    Raises:
+        NotEnoughMemoryError: They do not fit.
+    """
+    total_bytes = sum(_matrix_bytes(expert) for layer in layers for expert in layer.experts)
+    _check_memory(total_bytes)
+    done_bytes = 0
+    copies = []
+    for layer in layers:
+        experts = []
+        memory = _allocate(sum(_matrix_bytes(expert) for expert in layer.experts))
+        offset = 0
+        for expert in layer.experts:
+            copied, offset = _copy_expert(expert, memory, offset, pool)
+            experts.append(copied)
+            done_bytes += _matrix_bytes(expert)
+            progress(done_bytes, total_bytes)
+        copies.append(replace(layer, experts=tuple(experts)))
+    return copies
+
+
+def _copy_expert(
+    expert: ExpertWeights, memory: torch.Tensor, offset: int, pool: Pool | None
+) -> tuple[ExpertWeights, int]:
+    copies: dict[str, torch.Tensor] = {}
+    for name, matrix in _matrices(expert):
+        num_bytes = _padded_bytes(matrix)
+        copy = memory[offset : offset + matrix.numel() * matrix.itemsize].view(matrix.dtype).view(matrix.shape)
+        offset += num_bytes
+        if pool is not None and matrix.is_contiguous():
+            pool.copy(_ranges(matrix, copy, pool.num_nodes))
+        else:
+            copy.copy_(matrix)
+        copies[name] = copy
+    return replace(expert, **copies), offset
+
+
+def _ranges(matrix: torch.Tensor, copy: torch.Tensor, num_nodes: int) -> list[tuple[int, int, int, int]]:
+    """(to, from, bytes, node) of each node's part."""
+    row_bytes = matrix.shape[1] * matrix.itemsize
+    return [
+        (copy.data_ptr() + begin * row_bytes, matrix.data_ptr() + begin * row_bytes, (end - begin) * row_bytes, node)
+        for node, (begin, end) in enumerate(node_ranges(matrix.shape[0], num_nodes))
+    ]
+
+
+def _matrices(expert: ExpertWeights) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in _MATRICES:
+        matrix = getattr(expert, name)
+        if matrix is not None:
+            yield name, matrix
+
+
+def _padded_bytes(matrix: torch.Tensor) -> int:
+    return -(-matrix.numel() * matrix.itemsize // _ALIGNMENT) * _ALIGNMENT
+
+
+def _matrix_bytes(expert: ExpertWeights) -> int:
+    return sum(_padded_bytes(matrix) for _, matrix in _matrices(expert))
+
+
+def _allocate(num_bytes: int) -> torch.Tensor:
+    """[bytes] of memory that nothing has touched yet, in huge pages where the system has them."""
+    # shared memory, the default, has no huge pages
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them: the copy is still correct
+        memory.madvise(_MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _check_memory(num_bytes: int, meminfo: Path = Path("/proc/meminfo")) -> None:
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return
+    if num_bytes > available:
+        raise NotEnoughMemoryError(
+            f"--weights ram: the experts take {num_bytes / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free"
+        )

@@ -1,0 +1,108 @@
+"""Which CPUs compute, on machines that are described."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from cpu_expert_service.cpus import (
+    CpuListError,
+    Topology,
+    choose_cpus,
+    format_cpu_list,
+    number_nodes,
+    parse_cpu_list,
+    read_quota,
+    read_topology,
+)
+from cpu_expert_service.ram import node_ranges
+
+TWO_SOCKETS = Topology(
+    nodes={cpu: cpu % 8 // 4 for cpu in range(16)},  # 8 cores on 2 nodes; CPUs 8 to 15 are their second threads
+    siblings={cpu: cpu // 8 for cpu in range(16)},
+    quota=math.inf,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"), [("", []), ("3", [3]), ("0-2", [0, 1, 2]), ("8,0-1\n", [0, 1, 8]), ("1,1-2", [1, 2])]
+)
+def test_a_list_of_cpus_is_read_as_linux_writes_it(text: str, cpus: list[int]) -> None:
+    assert parse_cpu_list(text) == cpus
+    assert parse_cpu_list(format_cpu_list(cpus)) == cpus
+
+
+@pytest.mark.parametrize("text", ["a", "1-", "-1", "1;2"])
+def test_what_is_no_list_of_cpus_is_refused(text: str) -> None:
+    with pytest.raises(CpuListError, match="is not a list of CPUs"):
+        parse_cpu_list(text)
+
+
+def test_every_cpu_computes_where_nobody_says_otherwise() -> None:
+    assert choose_cpus(TWO_SOCKETS) == list(range(16))
+
+
+@pytest.mark.parametrize(
+    ("threads", "cpus"), [(1, [0]), (2, [0, 4]), (4, [0, 1, 4, 5]), (8, list(range(8))), (9, list(range(9)))]
+)
+def test_nodes_take_turns_and_whole_cores_come_first(threads: int, cpus: list[int]) -> None:
+    assert choose_cpus(TWO_SOCKETS, threads=threads) == cpus
+
+
+def test_only_listed_cpus_compute() -> None:
+    assert choose_cpus(TWO_SOCKETS, "2-3,10") == [2, 3, 10]
+    assert choose_cpus(TWO_SOCKETS, "2-3,10", threads=2) == [2, 3]
+
+
+def test_a_cpu_that_may_not_be_used_is_refused() -> None:
+    with pytest.raises(CpuListError, match="CPU 16 is none that this process may use: 0-15"):
+        choose_cpus(TWO_SOCKETS, "0,16")
+
+
+@pytest.mark.parametrize(("quota", "count"), [(0.5, 1), (1.0, 1), (2.5, 2), (99.0, 16)])
+def test_a_quota_is_rounded_down_to_whole_threads(quota: float, count: int) -> None:
+    limited = Topology(TWO_SOCKETS.nodes, TWO_SOCKETS.siblings, quota)
+    assert len(choose_cpus(limited)) == count
+    assert len(choose_cpus(limited, threads=3)) == 3
+
+
+def test_nodes_that_are_used_are_numbered_from_0() -> None:
+    assert number_nodes(TWO_SOCKETS, [0, 4, 5]) == [0, 1, 1]
+    assert number_nodes(TWO_SOCKETS, [4, 5]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({}, math.inf),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+    ],
+)
+def test_quotas_of_both_cgroup_versions_are_read(tmp_path: Path, files: dict[str, str], quota: float) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert read_quota(tmp_path) == quota
+
+
+def test_nodes_and_siblings_are_read_from_the_system(tmp_path: Path) -> None:
+    cpus = sorted(read_topology().nodes)
+    (tmp_path / "node/node3").mkdir(parents=True)
+    (tmp_path / "node/node3/cpulist").write_text(format_cpu_list(cpus))
+    last = cpus[-1]
+    siblings = tmp_path / f"cpu/cpu{last}/topology/thread_siblings_list"
+    siblings.parent.mkdir(parents=True)
+    siblings.write_text(format_cpu_list([-1 + last, last] if last else [last]))
+    topology = read_topology(tmp_path, tmp_path)
+    assert set(topology.nodes.values()) == {3}
+    assert topology.siblings[last] == (1 if last else 0)
+
+
+def test_each_output_belongs_to_one_node() -> None:
+    for num_nodes in (1, 2, 3, 8):
+        for outputs in (1, 63, 64, 65, 1000, 14336):
+            ranges = node_ranges(outputs, num_nodes)
+            assert [output for begin, end in ranges for output in range(begin, end)] == list(range(outputs))
