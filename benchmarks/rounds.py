@@ -14,8 +14,9 @@ _PAUSE_SECONDS = 0.01
 def interleave(cases: Mapping[str, Work], rounds: int, warm_up: int = 1) -> Samples:
     """Runs all cases in turn, forwards and backwards by turns; the first rounds are not counted."""
     samples: Samples = {name: [] for name in cases}
+    names = list(cases)
     for number in range(-warm_up, rounds):
-        for name in cases if number % 2 else reversed(cases):
+        for name in names if number % 2 else reversed(names):
             began = time.perf_counter()
             cases[name]()
             seconds = time.perf_counter() - began

@@ -17,7 +17,7 @@ class Target:
 
 
 def judge(values: Sequence[float], target: Target) -> str:
-    """The verdict: "ok", "missed", or "inconclusive" where p10 to p90 is wider than the median's distance to the bound."""
+    """The verdict: ok, missed, or inconclusive where p10 to p90 is wider than the distance of median and bound."""
     ordered = sorted(values)
     median = statistics.median(ordered)
     if quantile(ordered, 0.9) - quantile(ordered, 0.1) > abs(median - target.bound):

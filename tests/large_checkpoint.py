@@ -14,24 +14,33 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_large(directory: Path, total_bytes: int) -> Path:
-    """A bf16 Mixtral of about `total_bytes` (250 MB or more), an eighth of it dense; it runs, but says nothing.
-
-    All matrices are slices of one block of noise, so that writing takes no longer than the disk does.
-    """
+    """A bf16 Mixtral of about `total_bytes` (250 MB or more), an eighth of it dense; it runs, but says nothing."""
     hidden, inner, num_experts = 1024, 3584, 8
     vocab_size = max(320, total_bytes // 8 // (2 * 2 * hidden))
     layer_bytes = 2 * (num_experts * 3 * hidden * inner + 5 * hidden * hidden // 2)
     num_layers = max(1, round((total_bytes - 4 * vocab_size * hidden) / layer_bytes))
+    return write_mixtral(
+        directory, hidden=hidden, inner=inner, num_layers=num_layers, num_heads=16, vocab_size=vocab_size
+    )
+
+
+def write_mixtral(
+    directory: Path, *, hidden: int, inner: int, num_layers: int, num_heads: int, vocab_size: int, num_experts: int = 8
+) -> Path:
+    """A bf16 Mixtral of that shape, with a quarter as many heads for keys and values.
+
+    All matrices are slices of one block of noise, so that writing takes no longer than the disk does.
+    """
     config = AutoConfig.for_model(
         "mixtral",
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=num_layers,
-        num_attention_heads=16,
-        num_key_value_heads=4,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_heads // 4,
         num_local_experts=num_experts,
         vocab_size=vocab_size,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         bos_token_id=1,
         eos_token_id=2,
         dtype="bfloat16",

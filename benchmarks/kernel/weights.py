@@ -66,7 +66,7 @@ def layer(weights: torch.Tensor, shape: Shape) -> LayerWeights:
     wide, narrow = (shape.intermediate, shape.hidden), (shape.hidden, shape.intermediate)
     experts = []
     for begin in range(0, shape.num_experts * shape.expert_elements, shape.expert_elements):
-        gate, up, down = weights[begin : begin + shape.expert_elements].split(size)
+        gate, up, down = weights[begin : begin + shape.expert_elements].view(3, size)
         experts.append(ExpertWeights(gate.view(wide), up.view(wide), down.view(narrow)))
     return LayerWeights(tuple(experts), "silu")
 

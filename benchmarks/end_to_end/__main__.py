@@ -1,0 +1,106 @@
+"""The command line; what is measured is said in the package."""
+
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import benchmarks.end_to_end
+from benchmarks.end_to_end.reference import Reference, Timing
+from benchmarks.results import report
+from benchmarks.rounds import ratios
+from benchmarks.targets import Judge, Target
+from client import Chunk, Client
+from pair import Pair
+from tests import checkpoints
+from tests.large_checkpoint import write_mixtral
+
+_DEMO = Path(__file__).parents[2] / "models" / "demo"
+_PROMPT_TOKENS = 512
+_SHORT_PROMPT_TOKENS = 16
+_DECODED = 25
+_PAUSE_SECONDS = 0.3  # until the threads of whoever was measured last sleep
+_EXPERTS = ("eager", "default")
+_OURS = "pair"
+
+TARGETS = {
+    f"end_to_end.{model}.{case}.over_transformers_{experts}": Target(bound)
+    for model in ("demo", "mixtral_2_layers")
+    for case, bound in (("decode", 1.5), ("prefill_512", 2.5))
+    for experts in _EXPERTS
+}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    with (
+        report(benchmarks.end_to_end.__doc__, ("--rounds", 7), ("--checkpoint", "")) as (out, arguments),
+        tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
+    ):
+        judge = Judge(out, TARGETS)
+        _measure(judge, "demo", _DEMO, "float32", arguments.rounds)
+        directory = Path(arguments.checkpoint or temporary) / "mixtral_2_layers"
+        if not (directory / "tokenizer.json").exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
+            checkpoints.write_tokenizer(directory)
+        _measure(judge, "mixtral_2_layers", directory, "bfloat16", arguments.rounds)
+        judge.summarise()
+
+
+def _measure(judge: Judge, name: str, model: Path, dtype: str, rounds: int) -> None:
+    speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    flags = ("--dtype", dtype)
+    with (
+        tempfile.TemporaryFile() as log,
+        Reference(model, dtype) as reference,
+        Pair(model, log=log, gpu_arguments=("--device", "cpu", *flags), cpu_arguments=flags) as pair,
+        Client(pair.target) as client,
+    ):
+        for number in range(-1, rounds):
+            for case, num_prompt, num_tokens in (
+                ("decode", _SHORT_PROMPT_TOKENS, _DECODED),
+                ("prefill_512", _PROMPT_TOKENS, 1),
+            ):
+                # another prompt in every round, the same for all
+                prompt = [3 + (position * 37 + number * 11) % 250 for position in range(num_prompt)]
+                for system in (_OURS, *_EXPERTS) if number % 2 else (*_EXPERTS[::-1], _OURS):
+                    time.sleep(_PAUSE_SECONDS)
+                    if system == _OURS:
+                        first, later = _generate(client, prompt, num_tokens)
+                    else:
+                        experts = reference.default_experts if system == "default" else system
+                        first, later = reference.generate(experts, prompt, num_tokens)
+                    if number >= 0:
+                        speeds[case, system].append(num_prompt / first if num_tokens == 1 else 1 / later)
+        default = reference.default_experts
+    _report(judge, name, speeds, default)
+
+
+def _generate(client: Client, prompt: list[int], num_tokens: int) -> Timing:
+    """Greedy, by the pair; timed where the caller is."""
+    began = time.perf_counter()
+    arrivals: list[float] = []
+    with client.generate(prompt, max_tokens=num_tokens, temperature=0) as generation:
+        for event in generation:
+            if isinstance(event, Chunk):
+                arrivals += [time.perf_counter()] * len(event.token_ids)
+    if len(arrivals) == 1:
+        return arrivals[0] - began, 0
+    # an end-of-sequence token may come early
+    return arrivals[0] - began, (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1)
+
+
+def _report(judge: Judge, name: str, speeds: dict[tuple[str, str], list[float]], default: str) -> None:
+    for (case, system), values in speeds.items():
+        label = system if system == _OURS else f"transformers_{system}"
+        more = {"experts_implementation": default} if system == "default" else {}
+        judge.samples(f"end_to_end.{name}.{case}.{label}", values, "tokens/s", **more)
+    for case in ("decode", "prefill_512"):
+        for system in _EXPERTS:
+            values = ratios(speeds[case, _OURS], speeds[case, system])
+            judge.samples(f"end_to_end.{name}.{case}.over_transformers_{system}", values, "ratio")
+
+
+if __name__ == "__main__":
+    main()
