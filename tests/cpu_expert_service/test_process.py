@@ -120,7 +120,7 @@ def test_a_second_service_on_the_same_socket_is_refused(running: Running, tiny: 
     with processes.start(tiny, running.process.address) as second:
         outcome = second.outcome()
     assert outcome.status == 1
-    assert outcome.errors == f"cpu_expert_service: {running.socket} is served by another process\n"
+    assert outcome.errors == f"cpu_expert_service: --listen: {running.socket} is served by another process\n"
     assert processes.health(running.channel) == SERVING
 
 
