@@ -7,6 +7,6 @@ end_to_end.MODEL.CASE.over_transformers_EXPERTS  the pair over transformers, rou
 MODEL is demo (models/demo) or mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to
 --checkpoint (kept there for the next run) or to a temporary directory. The pair is two processes, spoken to by the
 client over gRPC. transformers is a loop over the model's forward, greedy, with its own cache, in another process,
-without transformers' generate around it; EXPERTS are its experts_implementation. All are bfloat16 on the CPU, demo
-float32 as it is stored, and a round goes through all in turn, while the others wait.
+without transformers' generate around it; EXPERTS are its experts_implementation. All are bfloat16 on the CPU, and a
+round goes through all in turn, while the others wait.
 """

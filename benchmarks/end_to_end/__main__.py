@@ -38,7 +38,7 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
     ):
         judge = Judge(out, TARGETS)
-        _measure(judge, "demo", _DEMO, "float32", arguments.rounds)
+        _measure(judge, "demo", _DEMO, "bfloat16", arguments.rounds)
         directory = Path(arguments.checkpoint or temporary) / "mixtral_2_layers"
         if not (directory / "tokenizer.json").exists():
             directory.mkdir(parents=True, exist_ok=True)

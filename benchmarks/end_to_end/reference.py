@@ -47,7 +47,8 @@ def _serve(directory: Path, dtype: str, connection: Connection) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    model.eval()
     connection.send(model.config._experts_implementation)
     with torch.inference_mode():
         while (request := connection.recv()) is not None:

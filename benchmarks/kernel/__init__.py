@@ -5,10 +5,9 @@ kernel.bf16.m1.fraction_of_read_bandwidth  one row in one expert of Mixtral's si
 kernel.bf16.mN.CASE                        ms for N rows in one expert; CASE is ours, torch, or fp32_gemm
 kernel.bf16.mN.speedup_over_torch          torch over ours, round by round
 kernel.bf16.mN.speedup_over_fp32_gemm      PyTorch's float32 on weights widened beforehand, over ours
-kernel.bf16.mN.fraction_of_fma_peak        our operations per second over those of PyTorch's float32 product of square
-                                           matrices: the library has no loop that measures the peak itself. vdpbf16ps
-                                           does two multiplications where a float32 FMA does one, so it may exceed 1
-kernel.bf16.mN.fraction_of_bf16_gemm       the same over PyTorch's bfloat16 product of square matrices
+kernel.bf16.mN.fraction_of_fma_peak        operations per second over those of a loop of float32 multiply-adds that
+                                           touches no memory (peak.c); vdpbf16ps can exceed it
+kernel.bf16.mN.fraction_of_dot_peak        the same over a loop of vdpbf16ps, where the tier has it
 kernel.bf16.m1.TIER_over_avx512            time of another tier over that of avx512
 kernel.bf16.m1.ram_over_mmap               time from copies in huge pages over that from the mapped file
 kernel.qwen3_30b_a3b.*                     a layer of 128 small experts, 8 for each token

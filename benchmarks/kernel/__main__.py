@@ -2,6 +2,7 @@
 
 import benchmarks.kernel
 from benchmarks.kernel import layers, mixtral
+from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import mapped
 from benchmarks.results import report
 from benchmarks.targets import Judge, Target
@@ -40,7 +41,7 @@ def main() -> None:
         few, many = (5, 3) if arguments.quick else (31, 15)
         # before PyTorch has threads that spin
         layers.measure_fixed_cost(judge, weights, kernel, few)
-        mixtral.measure(judge, pools[-1], weights, kernel, few, many)
+        mixtral.measure(judge, pools[-1], Peak(cpus, arguments.tier), weights, kernel, few, many)
         layers.measure_qwen(judge, pools[-1], weights, kernel, few)
         shown = (pools[0], pools[-1]) if len(pools) > 1 else (pools[0],)
         scaled = (2, 64) if arguments.quick else (7, layers.SCALING_ROWS[-1])

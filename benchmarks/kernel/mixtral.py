@@ -1,10 +1,10 @@
 """One expert of Mixtral's size (4096 x 14336, bf16): a few rows against memory, many against PyTorch's products."""
 
 import statistics
-from functools import partial
 
 import torch
 
+from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import MIXTRAL, layer, layer_call, read_loop, same_expert, torch_expert, widened
 from benchmarks.rounds import Samples, Work, interleave, milliseconds, ratios
 from benchmarks.targets import Judge
@@ -18,15 +18,15 @@ from cpu_expert_service.ram import copy_layers
 ROWS = (1, 2, 4, 8, 16, 64, 256)
 _WIDENED_FROM_ROWS = 64
 _WIDENED_EXPERTS = 2  # 1.4 GB, since they are twice as large
-_SQUARE = 2048
 
 
-def measure(out: Judge, pool: Pool, weights: torch.Tensor, kernel: Kernel, few: int, many: int) -> None:
+def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: Kernel, few: int, many: int) -> None:
     """Measures all numbers of rows.
 
     Args:
         out: Where results go.
         pool: The kernel's threads.
+        peak: What the vector units do at most.
         weights: The mapping.
         kernel: What is measured.
         few: Rounds where a call takes milliseconds.
@@ -45,17 +45,9 @@ def measure(out: Judge, pool: Pool, weights: torch.Tensor, kernel: Kernel, few: 
         if rows >= _WIDENED_FROM_ROWS:
             wide = wide or widened(experts, _WIDENED_EXPERTS)
             cases["fp32_gemm"] = torch_expert(wide, hidden.float())
-            cases |= {f"peak_{name}": _square(dtype) for name, dtype in _PEAKS.items()}
+            cases |= peak.cases()
         samples = interleave(cases, many if rows >= _WIDENED_FROM_ROWS else few)
-        _report(out, rows, samples)
-
-
-_PEAKS = {"fma": torch.float32, "bf16": torch.bfloat16}
-
-
-def _square(dtype: torch.dtype) -> Work:
-    first, second = (torch.randn(_SQUARE, _SQUARE).to(dtype) for _ in range(2))
-    return partial(torch.mm, first, second)
+        _report(out, rows, samples, peak)
 
 
 def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int) -> None:
@@ -89,7 +81,7 @@ def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int)
     out.samples("kernel.bf16.m1.ram_over_mmap", ratios(samples["ram"], samples[tiers[-1]]), "ratio")
 
 
-def _report(out: Judge, rows: int, samples: Samples) -> None:
+def _report(out: Judge, rows: int, samples: Samples, peak: Peak) -> None:
     name = f"kernel.bf16.m{rows}"
     operations = 2 * rows * MIXTRAL.expert_elements
     for case in ("ours", "torch", "fp32_gemm"):
@@ -100,8 +92,10 @@ def _report(out: Judge, rows: int, samples: Samples) -> None:
     if "fp32_gemm" not in samples:
         return
     out.samples(f"{name}.speedup_over_fp32_gemm", ratios(samples["fp32_gemm"], samples["ours"]), "ratio")
-    for peak, label in (("fma", "fraction_of_fma_peak"), ("bf16", "fraction_of_bf16_gemm")):
+    for loop in peak.names:
         # the fastest is the nearest to a peak
-        speed = 2 * _SQUARE**3 / min(samples[f"peak_{peak}"])
-        out.samples(f"{name}.{peak}_square_gemm", [speed / 1e9], "GFLOP/s")
-        out.samples(f"{name}.{label}", [operations / value / speed for value in samples["ours"]], "ratio")
+        speed = peak.operations(loop) / min(samples[loop])
+        out.samples(f"kernel.peak.{loop}.beside_m{rows}", [speed / 1e9], "GFLOP/s")
+        label = "fma" if loop.startswith("fma") else "dot"
+        fractions = [operations / value / speed for value in samples["ours"]]
+        out.samples(f"{name}.fraction_of_{label}_peak", fractions, "ratio", loop=loop)

@@ -1,0 +1,61 @@
+"""The most operations per second that the CPU's vector units do, by loops in C that touch no memory."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.rounds import Work
+
+_SOURCE = Path(__file__).with_name("peak.c")
+_ACCUMULATORS = 12
+_STEPS = 2_000_000
+_LANES = {"fma_avx2": 8, "fma_avx512": 16, "dot_avx512_bf16": 32}
+_TIERS = {"avx2": ("fma_avx2",), "avx512": ("fma_avx512",), "avx512_bf16": ("fma_avx512", "dot_avx512_bf16")}
+
+
+class Peak:
+    """The loops for a tier, compiled; none where there is no compiler or no loop for the tier."""
+
+    def __init__(self, cpus: Sequence[int], tier: str) -> None:
+        """Compiles them.
+
+        Args:
+            cpus: Each runs the loop once.
+            tier: Of the kernel that is held against them.
+        """
+        self._cpus = cpus
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        self.names = _TIERS.get(tier, ()) if compiler else ()
+        if not self.names:
+            return
+        with TemporaryDirectory(prefix="fiddler-") as directory:
+            path = Path(directory) / "peak.so"
+            subprocess.run([str(compiler), "-O2", "-shared", "-fPIC", "-o", str(path), str(_SOURCE)], check=True)
+            self._library = ctypes.CDLL(str(path))
+
+    def cases(self) -> dict[str, Work]:
+        """One for each loop, to be timed."""
+        return {name: self._case(name) for name in self.names}
+
+    def operations(self, name: str) -> int:
+        """Multiplications and additions of one call on all CPUs."""
+        return 2 * _LANES[name] * _ACCUMULATORS * _STEPS * len(self._cpus)
+
+    def _case(self, name: str) -> Work:
+        function = getattr(self._library, name)
+        function.argtypes, function.restype = (ctypes.c_int64,), ctypes.c_float
+
+        def on_cpu(cpu: int) -> None:
+            os.sched_setaffinity(0, {cpu})  # of this thread, which ends with the pool
+            function(_STEPS)
+
+        def run() -> None:
+            with ThreadPoolExecutor(len(self._cpus)) as threads:
+                list(threads.map(on_cpu, self._cpus))
+
+        return run
