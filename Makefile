@@ -10,14 +10,14 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test interop lint format bench kernel-plot protos clean
+.PHONY: help setup demo test sanitize interop lint format bench kernel-plot protos clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP) ## Make .venv with everything in it
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpu_expert_service/csrc/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later is on PATH; set PYTHON= to one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
@@ -30,6 +30,12 @@ demo: $(STAMP) ## Start both services on models/demo and watch it write
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
+
+sanitize: $(STAMP) ## Run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+		-DFIDDLER_SANITIZE=ON -DFIDDLER_NATIVE_TESTS=ON >/dev/null
+	$(BIN)/cmake --build build/sanitize --target test_kernels
+	build/sanitize/test_kernels
 
 interop: $(STAMP) ## Let clients of other makes call the pair; needs node, and npm's registry once
 	cd tests/interop/node && npm ci --silent

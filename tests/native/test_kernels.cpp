@@ -1,0 +1,254 @@
+// The C interface without Python, for the sanitizers: every tier of this CPU, all formats and layouts, odd sizes, memory
+// that ends where the data does. What is exact enough, test_native.py knows; this holds tiers against the scalar one.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "abi.h"
+#include "job.h"
+#include "plan.h"
+
+namespace {
+
+int failures = 0;
+
+void expect(bool condition, const char* what, int64_t detail = 0) {
+  if (condition) return;
+  std::fprintf(stderr, "failed: %s (%lld)\n", what, static_cast<long long>(detail));
+  ++failures;
+}
+
+struct Random {
+  uint32_t state = 1;
+  float next() {
+    state = state * 1664525u + 1013904223u;
+    return static_cast<float>(state >> 8) / 8388608.0f - 1.0f;
+  }
+};
+
+// Values stored in one format, in memory of exactly their size, from any byte on.
+std::unique_ptr<unsigned char[]> stored(int32_t dtype, int64_t count, int64_t shift, float scale, Random& random) {
+  const int64_t bytes = dtype == FIDDLER_FLOAT32 ? 4 : 2;
+  auto memory = std::make_unique<unsigned char[]>(static_cast<size_t>(count * bytes + shift));
+  for (int64_t i = 0; i < count; ++i) {
+    const float value = random.next() * scale;
+    unsigned char* to = memory.get() + shift + i * bytes;
+    if (dtype == FIDDLER_FLOAT32) {
+      std::memcpy(to, &value, 4);
+    } else if (dtype == FIDDLER_BFLOAT16) {
+      fiddler::from_float(value, reinterpret_cast<fiddler::Bf16*>(to));
+    } else {
+      // float16 between 2^-8 and 1: sign, exponent and leading bits by hand
+      const uint32_t bits = std::bit_cast<uint32_t>(value + (value < 0 ? -0.01f : 0.01f));
+      const auto half = static_cast<uint16_t>((bits >> 16 & 0x8000u) | ((bits >> 13 & 0x3ffffu) - (112u << 10)));
+      std::memcpy(to, &half, 2);
+    }
+  }
+  return memory;
+}
+
+struct Shape {
+  int64_t rows, k, num_experts, hidden, intermediate;
+};
+
+struct Layer {
+  fiddler_layer layer{};
+  std::vector<std::unique_ptr<unsigned char[]>> memory;
+  std::vector<const void*> pointers[3];
+  std::vector<float> bias;
+  std::vector<const float*> biases;
+
+  Layer(const Shape& shape, int32_t dtype, bool transposed, bool gated, bool biased, int64_t shift) {
+    Random random;
+    const float scale = 1.0f / std::sqrt(static_cast<float>(shape.hidden));
+    layer = {shape.num_experts, shape.hidden, shape.intermediate, dtype, FIDDLER_SILU, 1.702f, 7.0f, {}, {}, {}};
+    bias.assign(static_cast<size_t>(std::max(shape.hidden, shape.intermediate)), 0.25f);
+    biases.assign(static_cast<size_t>(shape.num_experts), bias.data());
+    fiddler_projection* projections[3] = {&layer.gate, &layer.up, &layer.down};
+    for (int p = gated ? 0 : 1; p < 3; ++p) {
+      const int64_t out = p == 2 ? shape.hidden : shape.intermediate, in = p == 2 ? shape.intermediate : shape.hidden;
+      for (int64_t e = 0; e < shape.num_experts; ++e) {
+        memory.push_back(stored(dtype, out * in, shift, scale, random));
+        pointers[p].push_back(memory.back().get() + shift);
+      }
+      *projections[p] = {pointers[p].data(), biased ? biases.data() : nullptr, transposed ? 1 : in,
+                         transposed ? out : 1};
+    }
+  }
+};
+
+std::vector<float> run(fiddler_pool* pool, int32_t tier, const Layer& layer, const Shape& shape, int32_t hidden_dtype) {
+  Random random;
+  random.state = 7;
+  const auto hidden = stored(hidden_dtype, shape.rows * shape.hidden, 0, 1.0f, random);
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+  for (int64_t i = 0; i < shape.rows * shape.k; ++i) {
+    ids.push_back(static_cast<int32_t>(i * 7 % (shape.num_experts + 1)) - 1);
+    weights.push_back(random.next());
+  }
+  std::vector<float> output(static_cast<size_t>(shape.rows * shape.hidden), NAN);
+  const fiddler_message message = {shape.rows, shape.k, hidden.get(), ids.data(), weights.data(), output.data(),
+                                   hidden_dtype, FIDDLER_FLOAT32};
+  expect(fiddler_run(pool, tier, &layer.layer, &message) == FIDDLER_OK, "fiddler_run", tier);
+  return output;
+}
+
+void compare_tiers(fiddler_pool* pool) {
+  const Shape shapes[] = {{1, 2, 2, 64, 96}, {3, 2, 3, 33, 7},    {8, 1, 1, 130, 66}, {13, 2, 4, 66, 130},
+                          {40, 2, 2, 70, 64}, {300, 1, 2, 34, 98}, {1, 1, 1, 1, 1},    {5, 1, 1, 14338, 18}};
+  for (const Shape& shape : shapes) {
+    for (int32_t dtype = 0; dtype < 3; ++dtype) {
+      for (int variant = 0; variant < 8; ++variant) {
+        const Layer layer(shape, dtype, variant & 1, variant & 2, variant & 4, variant & 4 ? 1 : 2);
+        for (int32_t hidden_dtype : {FIDDLER_FLOAT32, FIDDLER_BFLOAT16}) {
+          const auto expected = run(pool, FIDDLER_SCALAR, layer, shape, hidden_dtype);
+          for (int32_t tier = 1; tier < FIDDLER_NUM_TIERS; ++tier) {
+            if (!fiddler_has_tier(tier)) continue;
+            const auto actual = run(pool, tier, layer, shape, hidden_dtype);
+            float worst = 0;
+            for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(actual[i] - expected[i]));
+            expect(worst < 0.02f, "a tier differs from the scalar one", tier);
+          }
+        }
+      }
+    }
+  }
+}
+
+void refuse(fiddler_pool* pool) {
+  const Shape shape = {1, 1, 1, 8, 8};
+  const Layer good(shape, FIDDLER_BFLOAT16, false, true, false, 0);
+  float hidden[8] = {}, output[8], weight = 1;
+  int32_t id = 0;
+  const fiddler_message message = {1, 1, hidden, &id, &weight, output, FIDDLER_FLOAT32, FIDDLER_FLOAT32};
+  const auto status = [&](auto change) {
+    fiddler_layer layer = good.layer;
+    fiddler_message changed = message;
+    change(layer, changed);
+    return fiddler_run(pool, FIDDLER_SCALAR, &layer, &changed);
+  };
+  using L = fiddler_layer&;
+  using M = fiddler_message&;
+  expect(status([](L, M) {}) == FIDDLER_OK, "a good message");
+  expect(status([](L, M m) { m.hidden = nullptr; }) == FIDDLER_NULL_POINTER, "no hidden rows");
+  expect(status([](L, M m) { m.output = nullptr; }) == FIDDLER_NULL_POINTER, "no output");
+  expect(status([](L, M m) { m.expert_ids = nullptr; }) == FIDDLER_NULL_POINTER, "no expert ids");
+  expect(status([](L l, M) { l.up.weights = nullptr; }) == FIDDLER_NULL_POINTER, "no weights");
+  expect(status([](L l, M) { l.hidden_size = 0; }) == FIDDLER_BAD_SIZE, "no hidden size");
+  expect(status([](L, M m) { m.rows = -1; }) == FIDDLER_BAD_SIZE, "negative rows");
+  expect(status([](L, M m) { m.hidden_dtype = FIDDLER_FLOAT16; }) == FIDDLER_BAD_DTYPE, "float16 rows");
+  expect(status([](L l, M) { l.weight_dtype = 3; }) == FIDDLER_BAD_DTYPE, "an unknown dtype");
+  expect(status([](L l, M) { l.activation = 6; }) == FIDDLER_BAD_DTYPE, "an unknown activation");
+  const auto misaligned = [](L, M m) { m.hidden = static_cast<const char*>(m.hidden) + 1; };
+  expect(status(misaligned) == FIDDLER_MISALIGNED, "misaligned rows");
+  id = 1;
+  expect(status([](L, M) {}) == FIDDLER_BAD_EXPERT_ID, "an expert that is not there");
+  id = 0;
+  expect(fiddler_run(nullptr, 0, &good.layer, &message) == FIDDLER_NULL_POINTER, "no pool");
+  expect(fiddler_run(pool, FIDDLER_NUM_TIERS, &good.layer, &message) == FIDDLER_BAD_TIER, "an unknown tier");
+  expect(fiddler_pool_create(nullptr, nullptr, 1, 0) == nullptr, "a pool of nothing");
+}
+
+void move_memory(fiddler_pool* pool) {
+  std::vector<unsigned char> from(5'000'003), to(from.size());
+  for (size_t i = 0; i < from.size(); ++i) from[i] = static_cast<unsigned char>(i * 31);
+  void* destination = to.data();
+  const void* source = from.data();
+  const auto bytes = static_cast<int64_t>(from.size());
+  const int32_t node = 0;
+  expect(fiddler_copy(pool, &destination, &source, &bytes, &node, 1) == FIDDLER_OK && to == from, "a copy");
+  for (int32_t streams : {1, 2, 4, 8, 16}) fiddler_read(pool, from.data() + 1, bytes - 1, streams);
+}
+
+// Several threads come at once: each is served or told that another is, and none waits for ever.
+void crowd(fiddler_pool* pool) {
+  const Shape shape = {2, 1, 2, 256, 512};
+  const Layer layer(shape, FIDDLER_BFLOAT16, false, true, false, 0);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller) {
+    callers.emplace_back([&] {
+      float hidden[512] = {}, output[512], weights[2] = {1, 1};
+      int32_t ids[2] = {0, 1};
+      const fiddler_message message = {2, 1, hidden, ids, weights, output, FIDDLER_FLOAT32, FIDDLER_FLOAT32};
+      for (int i = 0; i < 300; ++i) {
+        const int32_t status = fiddler_run(pool, FIDDLER_SCALAR, &layer.layer, &message);
+        if (status != FIDDLER_OK && status != FIDDLER_BUSY) std::abort();
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+}  // namespace
+
+#ifdef FIDDLER_EMULATED_AMX
+namespace fiddler {
+extern const Ops emulated_amx, bf16_scalar;
+
+// One expert's projections by emulated tiles and by the scalar tier's loops.
+void compare_emulated_tiles() {
+  for (int64_t rows : {13, 32, 47, 256, 300}) {
+    const Shape shape = {rows, 1, 1, 290, 134};
+    Layer layer(shape, FIDDLER_BFLOAT16, false, true, true, 2);
+    const auto matrix = [](const fiddler_projection& p) {
+      return Matrix{static_cast<const unsigned char*>(p.weights[0]), p.biases[0], p.out_stride, p.in_stride};
+    };
+    const ExpertRows expert = {matrix(layer.layer.gate), matrix(layer.layer.up), matrix(layer.layer.down), 0, rows};
+    const auto compute = [&](const Ops& ops) {
+      Random random;
+      const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
+      std::vector<float> values(static_cast<size_t>(rows * shape.hidden)), sums(values.size(), NAN);
+      for (float& value : values) {
+        value = std::bit_cast<float>(std::bit_cast<uint32_t>(random.next()) & 0xffff0000u);
+      }
+      std::vector<Bf16> narrow(values.size());
+      for (size_t i = 0; i < values.size(); ++i) from_float(values[i], &narrow[i]);
+      const auto* hidden = bytes == 4 ? reinterpret_cast<const char*>(values.data()) : reinterpret_cast<const char*>(narrow.data());
+      std::vector<float> inner(static_cast<size_t>(rows * shape.intermediate));
+      std::vector<const void*> hidden_rows;
+      std::vector<void*> inner_rows;
+      std::vector<int32_t> row;
+      for (int64_t a = 0; a < rows; ++a) {
+        hidden_rows.push_back(hidden + a * shape.hidden * bytes);
+        inner_rows.push_back(reinterpret_cast<char*>(inner.data()) + a * shape.intermediate * bytes);
+        row.push_back(static_cast<int32_t>(a));
+      }
+      const std::vector<float> weight(row.size(), 1.0f);
+      const Job job = {rows, shape.hidden, shape.intermediate, true, FIDDLER_SILU, 0, 0, &expert, 1, row.data(),
+                       weight.data(), hidden_rows.data(), inner_rows.data(), sums.data(), nullptr, FIDDLER_FLOAT32};
+      const auto scratch = std::make_unique<Scratch>();
+      ops.inner(job, expert, 0, shape.intermediate, *scratch);
+      ops.outer(job, 0, shape.hidden, *scratch);
+      return sums;
+    };
+    const auto expected = compute(bf16_scalar), actual = compute(emulated_amx);
+    float worst = 0;
+    for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(expected[i] - actual[i]));
+    expect(worst < 0.02f, "emulated tiles differ from the scalar tier", rows);
+  }
+}
+}  // namespace fiddler
+#endif
+
+int main() {
+  for (int32_t threads : {1, 2, 5}) {
+    const int32_t cpus[] = {0, 1, 2, 3, 4}, nodes[] = {0, 1, 0, 1, 0};
+    fiddler_pool* pool = fiddler_pool_create(cpus, nodes, threads, 20);
+    expect(pool != nullptr, "a pool", threads);
+    if (threads < 5) compare_tiers(pool);
+    refuse(pool);
+    move_memory(pool);
+    crowd(pool);
+    fiddler_pool_destroy(pool);
+  }
+#ifdef FIDDLER_EMULATED_AMX
+  if (fiddler_has_tier(FIDDLER_AVX512_BF16)) fiddler::compare_emulated_tiles();
+#endif
+  std::printf("%s\n", failures ? "FAILED" : "all native tests passed");
+  return failures != 0;
+}
