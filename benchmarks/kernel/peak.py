@@ -4,16 +4,16 @@ import ctypes
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.rounds import Work
-
 _SOURCE = Path(__file__).with_name("peak.c")
 _ACCUMULATORS = 12
-_STEPS = 2_000_000
+_STEPS = 200_000
+_TURNS = 200
 _LANES = {"fma_avx2": 8, "fma_avx512": 16, "dot_avx512_bf16": 32}
 _TIERS = {"avx2": ("fma_avx2",), "avx512": ("fma_avx512",), "avx512_bf16": ("fma_avx512", "dot_avx512_bf16")}
 
@@ -38,24 +38,22 @@ class Peak:
             subprocess.run([str(compiler), "-O2", "-shared", "-fPIC", "-o", str(path), str(_SOURCE)], check=True)
             self._library = ctypes.CDLL(str(path))
 
-    def cases(self) -> dict[str, Work]:
-        """One for each loop, to be timed."""
-        return {name: self._case(name) for name in self.names}
+    def measure(self) -> dict[str, float]:
+        """Operations per second by loop: the best of many short turns of each CPU, all at once, summed."""
+        return {name: self._measure(name) for name in self.names}
 
-    def operations(self, name: str) -> int:
-        """Multiplications and additions of one call on all CPUs."""
-        return 2 * _LANES[name] * _ACCUMULATORS * _STEPS * len(self._cpus)
-
-    def _case(self, name: str) -> Work:
+    def _measure(self, name: str) -> float:
         function = getattr(self._library, name)
         function.argtypes, function.restype = (ctypes.c_int64,), ctypes.c_float
 
-        def on_cpu(cpu: int) -> None:
+        def on_cpu(cpu: int) -> float:
             os.sched_setaffinity(0, {cpu})  # of this thread, which ends with the pool
-            function(_STEPS)
+            seconds = []
+            for _ in range(_TURNS):
+                began = time.perf_counter()
+                function(_STEPS)
+                seconds.append(time.perf_counter() - began)
+            return 2 * _LANES[name] * _ACCUMULATORS * _STEPS / min(seconds)
 
-        def run() -> None:
-            with ThreadPoolExecutor(len(self._cpus)) as threads:
-                list(threads.map(on_cpu, self._cpus))
-
-        return run
+        with ThreadPoolExecutor(len(self._cpus)) as threads:
+            return sum(threads.map(on_cpu, self._cpus))
