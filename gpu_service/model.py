@@ -41,6 +41,7 @@ class Model:
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
         self.cache = SlotCache(num_slots, self.max_context)
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
+        self._last = torch.tensor([-1], device=device)
         self._windows = _attention_windows(self.text_config)
         self._connect(checkpoint, remote)
 
@@ -80,7 +81,8 @@ class Model:
             attention_mask=self._masks(positions),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
+            logits_to_keep=self._last,
         )
         return output.logits[:, -1].to(torch.float32) if wants_logits else None
 
