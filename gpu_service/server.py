@@ -114,27 +114,25 @@ class Server:
         self._servicer.loaded = Loaded(
             self._checkpoint, model, tokenizer, engine, experts, settings.max_slots, time.monotonic()
         )
-        while True:
+        while self._fatal is None:
             await self._set_serving(True)
             _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
             await self._until_lost()
+            if self._fatal is not None:
+                break
             await self._set_serving(False, f"the CPU expert service at {settings.experts} is gone")
             await self._await_experts()
             self._lost.clear()
+        raise self._fatal
 
     async def _until_lost(self) -> None:
-        """Returns when a step has found the expert service gone, or two looks in a row have.
-
-        Raises:
-            EngineStoppedError: The engine cannot go on.
-        """
+        """Returns when a step or two looks in a row have found the expert service gone, or the engine has failed."""
         misses = 0
-        while misses < 2 and not self._lost.is_set():
+        # the engine may have failed while the service waited for the experts, and then nobody sets `lost` again
+        while misses < 2 and not self._lost.is_set() and self._fatal is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
             misses = 0 if await asyncio.to_thread(self._experts.is_serving) else misses + 1
-        if self._fatal is not None:
-            raise self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:
         settings = self._settings
