@@ -16,9 +16,9 @@ def main() -> int:
     from cpu_expert_service import server
     from cpu_expert_service.choice import KernelError
     from cpu_expert_service.cpus import CpuListError
-    from cpu_expert_service.kernel import UnknownActivationError
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
+    from fiddler.expert_math import UnknownActivationError
 
     logs.configure(settings.log_level, settings.log_format)
     try:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+from cpu_expert_service.kernel import LayerFunction
 from cpu_expert_service.native import Pool
+from fiddler.expert_math import ExpertWeights, LayerWeights
 
 STREAMS = (1, 2, 4, 8, 16)
 _READ_BYTES = 48 * 2**20  # at a time; more than caches hold when experts take turns

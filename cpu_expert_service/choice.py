@@ -8,11 +8,11 @@ import torch
 
 from cpu_expert_service import calibration, metrics
 from cpu_expert_service.cpus import Topology, choose_cpus, number_nodes
-from cpu_expert_service.kernel import Kernel, PyTorchKernel
-from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+from cpu_expert_service.kernel import Kernel, LayerFunction, PyTorchKernel
 from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.settings import Settings
+from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _log = structlog.get_logger("cpu_expert_service")
 _CALIBRATED_ROWS = (32, 128, 512)

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from cpu_expert_service.kernel import UnknownActivationError
-from cpu_expert_service.layer import LayerFunction, LayerWeights
+from cpu_expert_service.kernel import LayerFunction
 from cpu_expert_service.native import TIERS, Layer, Message, NativeError, Pool, Projection, available_tiers, check, load
+from fiddler.expert_math import LayerWeights, UnknownActivationError
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MESSAGE_DTYPES = (torch.float32, torch.bfloat16)

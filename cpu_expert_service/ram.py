@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from cpu_expert_service.layer import ExpertWeights, LayerWeights
 from cpu_expert_service.native import Pool
+from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
 _OUTPUTS_MULTIPLE = 64

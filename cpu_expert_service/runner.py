@@ -8,9 +8,9 @@ import torch
 
 from cpu_expert_service.choice import calibrate, pool_of
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.layer import ExpertWeights, LayerWeights
 from cpu_expert_service.ram import Progress, copy_layers
-from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import layer_weights
 
 
 class ExpiredError(Exception):
@@ -87,16 +87,3 @@ class Runner:
                 raise ExpiredError
             output = self._layers[layer](hidden, expert_ids, routing_weights)
             return Result(output, started - arrived, time.monotonic() - started)
-
-
-def layer_weights(checkpoint: Checkpoint, layer: MoeLayer) -> LayerWeights:
-    """Views of a layer's matrices where they lie."""
-    experts = tuple(
-        ExpertWeights(
-            gate=checkpoint.tensor(expert.gate) if expert.gate else None,
-            up=checkpoint.tensor(expert.up),
-            down=checkpoint.tensor(expert.down),
-        )
-        for expert in layer.experts
-    )
-    return LayerWeights(experts, layer.activation)

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from cpu_expert_service.layer import LayerFunction, LayerWeights
+from cpu_expert_service.kernel import LayerFunction
 from fiddler import tensors
+from fiddler.expert_math import LayerWeights
 from fiddler.v1 import experts_pb2
 
 HIDDEN_SIZE = 4096

@@ -10,10 +10,10 @@ from benchmarks.rounds import Samples, Work, interleave, milliseconds, ratios
 from benchmarks.targets import Judge
 from cpu_expert_service.calibration import STREAMS
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.layer import ExpertWeights
 from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
+from fiddler.expert_math import ExpertWeights
 
 ROWS = (1, 2, 4, 8, 16, 64, 256)
 _WIDENED_FROM_ROWS = 64

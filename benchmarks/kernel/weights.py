@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch.nn import functional
 
-from cpu_expert_service.layer import ExpertWeights, LayerFunction, LayerWeights
+from cpu_expert_service.kernel import LayerFunction
 from cpu_expert_service.native import Pool
+from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _NOISE = 8 << 20
 _MISALIGNED_BYTES = 8  # safetensors' headers are padded to 8 bytes, so matrices seldom begin on a cache line

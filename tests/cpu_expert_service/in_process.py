@@ -12,13 +12,13 @@ import grpc
 import torch
 from prometheus_client import REGISTRY
 
-from cpu_expert_service.kernel import PyTorchKernel
-from cpu_expert_service.layer import LayerFunction, LayerWeights
+from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
 from fiddler import listen, rpc
 from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import LayerWeights
 from fiddler.v1 import experts_pb2_grpc
 
 MAX_ROWS, MAX_EXPERTS_PER_ROW, MAX_STREAMS, MAX_MESSAGE_BYTES = 16, 4, 3, 2**16

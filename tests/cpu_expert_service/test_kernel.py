@@ -8,10 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.activations import ACT2FN
 
-from cpu_expert_service.kernel import Kernel, PyTorchKernel, UnknownActivationError, activation_function
-from cpu_expert_service.layer import ExpertWeights, LayerWeights
+from cpu_expert_service.kernel import Kernel, PyTorchKernel
+from fiddler.expert_math import ExpertWeights, LayerWeights
 
 ERROR = {torch.float32: 1e-6, torch.bfloat16: 0.015}
 """Largest distance from the exact result by the dtype of the rows, relative to the experts' outputs.
@@ -138,15 +137,3 @@ def test_a_kernel_takes_its_number_of_threads() -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_an_activation_is_what_transformers_calls_by_that_name(name: str) -> None:
-    values = torch.linspace(-6, 6, 1001)
-    torch.testing.assert_close(activation_function(name)(values), ACT2FN[name](values))
-
-
-def test_an_unknown_activation_is_refused_and_all_others_are_tested_here() -> None:
-    with pytest.raises(UnknownActivationError, match="'clamped_silu' is not supported; known: ") as caught:
-        activation_function("clamped_silu")
-    assert str(caught.value).partition("known: ")[2].split(", ") == sorted(ACTIVATIONS)

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cpu_expert_service.kernel import PyTorchKernel, UnknownActivationError
-from cpu_expert_service.layer import ExpertWeights, LayerWeights
+from cpu_expert_service.kernel import PyTorchKernel
 from cpu_expert_service.native import TIERS, NativeError, NativeUnavailableError, Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
+from fiddler.expert_math import ExpertWeights, LayerWeights, UnknownActivationError
 
 try:
     AVAILABLE = available_tiers()

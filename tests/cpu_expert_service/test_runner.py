@@ -1,8 +1,7 @@
-"""Rows reach their experts, and messages are computed one at a time."""
+"""A layer is computed with its own weights, and messages are computed one at a time."""
 
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,39 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from cpu_expert_service.kernel import PyTorchKernel, UnknownActivationError, activation_function, assign
-from cpu_expert_service.layer import LayerFunction, LayerWeights
+from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
 from cpu_expert_service.runner import ExpiredError, Result, Runner
 from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import LayerWeights, UnknownActivationError, activation_function
 from tests.tampering import SINGLE_FILE, edit_config
-
-
-@settings(deadline=None)
-@given(st.integers(1, 4).flatmap(lambda k: st.lists(st.lists(st.integers(-1, 9), min_size=k, max_size=k), min_size=1)))
-def test_rows_are_grouped_by_expert(ids: list[list[int]]) -> None:
-    expert_ids = torch.tensor(ids, dtype=torch.int32)
-    weights = torch.arange(expert_ids.numel(), dtype=torch.float32).view(expert_ids.shape)
-    expected = defaultdict(list)
-    for row, experts in enumerate(ids):
-        for column, expert in enumerate(experts):
-            if expert >= 0:
-                expected[expert].append((row, float(weights[row, column])))
-
-    assignments = assign(expert_ids, weights)
-    assert list(assignments.experts) == sorted(expected)
-    assert assignments.starts[0] == 0
-    assert assignments.starts[-1] == len(assignments.rows) == len(assignments.weights)
-    assert assignments.rows.dtype == torch.int64
-    assert assignments.weights.dtype == torch.float32
-    pairs = list(zip(assignments.rows.tolist(), assignments.weights.tolist(), strict=True))
-    bounds = zip(assignments.starts, assignments.starts[1:], strict=False)
-    groups = [sorted(pairs[begin:end]) for begin, end in bounds]
-    assert dict(zip(assignments.experts, groups, strict=True)) == expected
 
 
 class WatchedKernel:

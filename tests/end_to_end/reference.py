@@ -42,7 +42,9 @@ class RecordingEngine(Engine):
 
     def __init__(self, directory: Path, experts: str, dtype: torch.dtype = torch.float32) -> None:
         self.client = ExpertClient(experts, dtype, timeout_seconds=60, max_message_bytes=2**26)
-        model = Model(Checkpoint.open(directory), self.client, torch.device("cpu"), dtype, 4, 512)
+        checkpoint = Checkpoint.open(directory)
+        self.client.connect(checkpoint.fingerprint)
+        model = Model(checkpoint, self.client, torch.device("cpu"), dtype, 4, 512)
         super().__init__(model, Scheduler(max_slots=4, max_waiting=16, prefill_chunk=32), self._raise)
         self._logits: dict[Request, list[torch.Tensor]] = {}
 

@@ -74,7 +74,9 @@ def _teacher_forced(texts: list[list[int]]) -> list[torch.Tensor]:
             pair.start("cpu_expert_service")
             pair.wait_until_serving(pair.experts)
             client = ExpertClient(pair.experts, torch.bfloat16, 60, 2**26)
-            model = Model(Checkpoint.open(DEMO), client, torch.device("cpu"), torch.bfloat16, len(texts), 512)
+            checkpoint = Checkpoint.open(DEMO)
+            client.connect(checkpoint.fingerprint)
+            model = Model(checkpoint, client, torch.device("cpu"), torch.bfloat16, len(texts), 512)
             logits: list[list[torch.Tensor]] = [[] for _ in texts]
             for position in range(len(texts[0])):
                 running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows

@@ -1,0 +1,167 @@
+"""What an expert computes, in PyTorch on any device, and the words for it: its weights, a layer's, who gets which rows.
+
+Both services compute experts: the CPU expert service where no faster kernel does, the GPU service those that lie on its
+device. It reads no file, and it does not decide where an expert is computed.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.experts import MoeLayer
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
+"""What comes between an expert's projections: of (gate or None, up), both [rows, intermediate]."""
+
+
+class UnknownActivationError(ValueError):
+    """The model's activation is none that is computed here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertWeights:
+    """One expert's matrices, wherever they lie, and its biases where it has any."""
+
+    gate: torch.Tensor | None
+    """[intermediate, hidden]; None where the expert is not gated."""
+    up: torch.Tensor
+    """[intermediate, hidden]"""
+    down: torch.Tensor
+    """[hidden, intermediate]"""
+    gate_bias: torch.Tensor | None = None
+    """[intermediate]"""
+    up_bias: torch.Tensor | None = None
+    """[intermediate]"""
+    down_bias: torch.Tensor | None = None
+    """[hidden]"""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """The experts of one layer, by id. All are of one shape, dtype and layout."""
+
+    experts: tuple[ExpertWeights, ...]
+    activation: str
+    """What transformers calls the function between an expert's projections."""
+    alpha: float = 1.702
+    """Of the activation clamped_swiglu, as `limit` is."""
+    limit: float = 7.0
+
+
+@dataclass(frozen=True, slots=True)
+class Assignments:
+    """Which rows go to which experts: the rows of experts[i] are rows[starts[i]:starts[i + 1]]."""
+
+    experts: Sequence[int]
+    """Distinct expert ids, ascending."""
+    starts: Sequence[int]
+    """len(experts) + 1 offsets into rows and weights, ascending from 0."""
+    rows: torch.Tensor
+    """[assignments] int64: indices into the hidden rows."""
+    weights: torch.Tensor
+    """[assignments] float32: the routing weight of each row in that expert."""
+
+
+def layer_weights(checkpoint: Checkpoint, layer: MoeLayer) -> LayerWeights:
+    """Views of a layer's matrices where they lie in the checkpoint's memory map."""
+    experts = tuple(
+        ExpertWeights(
+            gate=checkpoint.tensor(expert.gate) if expert.gate else None,
+            up=checkpoint.tensor(expert.up),
+            down=checkpoint.tensor(expert.down),
+        )
+        for expert in layer.experts
+    )
+    return LayerWeights(experts, layer.activation)
+
+
+def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignments:
+    """Groups rows by expert, on the CPU.
+
+    Args:
+        expert_ids: [rows, k] int32; -1 is left out.
+        routing_weights: [rows, k] float32.
+    """
+    # numpy, whose operations cost a third of torch's on a handful of numbers
+    flat = expert_ids.numpy().reshape(-1)
+    order = flat.argsort(kind="stable")
+    order = order[np.searchsorted(flat, 0, sorter=order) :]
+    experts, starts = np.unique(flat[order], return_index=True)
+    weights = routing_weights.numpy().reshape(-1)[order]
+    return Assignments(
+        experts.tolist(),
+        [*starts.tolist(), len(order)],
+        torch.from_numpy(order // expert_ids.shape[1]),
+        torch.from_numpy(weights),
+    )
+
+
+def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tensor) -> torch.Tensor:
+    """[rows, hidden] -> [rows, hidden]. Rows and weights of different dtypes meet in float32."""
+
+    def project(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        if rows.dtype == weight.dtype and (bias is None or bias.dtype == rows.dtype):
+            return functional.linear(rows, weight, bias)
+        bias = None if bias is None else bias.to(torch.float32)
+        return functional.linear(rows.to(torch.float32), weight.to(torch.float32), bias).to(rows.dtype)
+
+    up = project(rows, expert.up, expert.up_bias)
+    gate = None if expert.gate is None else project(rows, expert.gate, expert.gate_bias)
+    return project(combine(gate, up), expert.down, expert.down_bias)
+
+
+def combination(activation: str, alpha: float = 1.702, limit: float = 7.0) -> Combination:
+    """What comes between the projections of experts with this activation.
+
+    Args:
+        activation: What transformers calls it, or clamped_swiglu.
+        alpha: Of clamped_swiglu, as `limit` is.
+        limit: See `alpha`.
+
+    Raises:
+        UnknownActivationError: It is none that is known.
+    """
+    if activation == "clamped_swiglu":
+        return partial(_clamped_swiglu, alpha=alpha, limit=limit)
+    activate = activation_function(activation)
+    return lambda gate, up: activate(up) if gate is None else activate(gate) * up
+
+
+def _clamped_swiglu(gate: torch.Tensor | None, up: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+    """gpt-oss's activation."""
+    assert gate is not None
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    return (up + 1) * (gate * torch.sigmoid(alpha * gate))
+
+
+def _relu_squared(values: torch.Tensor) -> torch.Tensor:
+    return functional.relu(values).square()
+
+
+_GELU_TANH = partial(functional.gelu, approximate="tanh")
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_new": _GELU_TANH,
+    "gelu_pytorch_tanh": _GELU_TANH,
+    "relu": functional.relu,
+    "relu2": _relu_squared,
+}
+
+
+def activation_function(name: str) -> Activation:
+    """The activation that transformers calls by this name.
+
+    Raises:
+        UnknownActivationError: It is none that is known.
+    """
+    if name not in _ACTIVATIONS:
+        raise UnknownActivationError(f"activation {name!r} is not supported; known: {', '.join(sorted(_ACTIVATIONS))}")
+    return _ACTIVATIONS[name]
