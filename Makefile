@@ -10,10 +10,10 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize interop lint format bench kernel-plot protos clean
+.PHONY: help setup demo test sanitize interop lint format bench kernel-plot orchestration-plot protos clean
 
 help: ## Say what the targets do
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(STAMP) ## Make .venv with everything in it
 
@@ -56,6 +56,9 @@ bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results
 
 kernel-plot: $(STAMP) ## Draw docs/kernel_scaling.svg from the results of benchmarks.kernel
 	$(BIN)/python -m benchmarks.kernel_plot
+
+orchestration-plot: $(STAMP) ## Draw docs/orchestration.svg from the results of benchmarks.orchestration
+	$(BIN)/python -m benchmarks.orchestration_plot
 
 protos: $(STAMP) ## Generate fiddler/v1 from protos/fiddler/v1
 	$(BIN)/python -m tests.protos

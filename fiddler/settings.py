@@ -1,4 +1,4 @@
-"""Settings of a service: flags, then environment, then a TOML file, then defaults. What nobody declared is refused."""
+"""Settings of a program: flags, then environment, then a TOML file, then defaults. What nobody declared is refused."""
 
 import os
 import sys
@@ -16,8 +16,8 @@ from fiddler import rpc
 DtypeName = Literal["auto", "bfloat16", "float32"]
 
 
-class ServiceSettings(BaseSettings):
-    """What both services are told. A subclass adds its own fields and its environment prefix."""
+class ProgramSettings(BaseSettings):
+    """What every program that reads a checkpoint is told. A subclass adds its own fields and its environment prefix."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -31,18 +31,9 @@ class ServiceSettings(BaseSettings):
     program: ClassVar[str]
 
     model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
-    listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
     dtype: DtypeName = Field(
         "auto",
         description="what is computed in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
-    )
-    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on")
-    metrics_port: int = Field(ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
-    max_message_bytes: int = Field(
-        64 * 2**20, ge=2**16, le=2**31 - 1, description="the largest gRPC message accepted, in bytes"
-    )
-    grace_seconds: float = Field(
-        5.0, ge=0, le=3600, description="how long calls under way may go on after SIGTERM, in seconds"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
     log_format: Literal["auto", "console", "json"] = Field(
@@ -51,11 +42,6 @@ class ServiceSettings(BaseSettings):
     config: Path | None = Field(
         None, description="TOML file with any of these settings, by their names with underscores"
     )
-
-    @field_validator("listen")
-    @classmethod
-    def _listen_is_an_address(cls, value: str) -> str:
-        return rpc.check_address(value)
 
     @classmethod
     def settings_customise_sources(
@@ -106,6 +92,25 @@ class ServiceSettings(BaseSettings):
         unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
         if unknown:
             raise ValueError(f"environment variable {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+
+
+class ServiceSettings(ProgramSettings):
+    """What both services are told."""
+
+    listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
+    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on")
+    metrics_port: int = Field(ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
+    max_message_bytes: int = Field(
+        64 * 2**20, ge=2**16, le=2**31 - 1, description="the largest gRPC message accepted, in bytes"
+    )
+    grace_seconds: float = Field(
+        5.0, ge=0, le=3600, description="how long calls under way may go on after SIGTERM, in seconds"
+    )
+
+    @field_validator("listen")
+    @classmethod
+    def _listen_is_an_address(cls, value: str) -> str:
+        return rpc.check_address(value)
 
 
 class _TomlFile(PydanticBaseSettingsSource):

@@ -7,8 +7,8 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fiddler.metrics import LATENCY_BUCKETS
-from gpu_service.moe_layer import SelectionCounts
 from gpu_service.request import Request
+from gpu_service.selection_counts import SelectionCounts
 
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -42,7 +42,37 @@ EXPERT_CALL_BYTES = Counter(
 EXPERT_CALL_FAILURES = Counter(
     "fiddler_expert_call_failures_total", "Calls to the CPU expert service that failed, by gRPC status code.", ["code"]
 )
-EXPERT_SERVICE_UP = Gauge("fiddler_expert_service_up", "1 while the CPU expert service answers, else 0.")
+EXPERT_SERVICE_UP = Gauge("fiddler_expert_service_up", "1 while the CPU expert service is in use, else 0.")
+EXPERT_SERVICE_LOSSES = Counter(
+    "fiddler_expert_service_losses_total", "Times that the CPU expert service was lost after it had been in use."
+)
+EXPERT_SERVICE_RECONNECTS = Counter(
+    "fiddler_expert_service_reconnects_total", "Times that the CPU expert service was in use again after a loss."
+)
+REPLANNED_LAYERS = Counter(
+    "fiddler_replanned_layers_total", "Messages to the CPU expert service whose experts were computed here instead."
+)
+SPOILED_ROWS = Counter(
+    "fiddler_spoiled_rows_total",
+    "Rows that the CPU expert service answered with numbers that are not finite; their requests failed.",
+)
+REMOTE_SECONDS = Counter(
+    "fiddler_remote_compute_seconds_total",
+    "Seconds that the CPU expert service computed, as predicted from measured costs and as they were.",
+    ["kind"],
+)
+PLACEMENT_SWAPS = Counter(
+    "fiddler_placement_swaps_total", "Experts that the placement policy had copied to the device in the background."
+)
+PREFETCH_GUESSES = Counter(
+    "fiddler_prefetch_guesses_total", "Experts that a layer was guessed to want, by whether it did.", ["outcome"]
+)
+PREFETCHED_EXPERTS = Counter(
+    "fiddler_prefetched_experts_total", "Experts copied ahead of their layer, by whether they were used.", ["outcome"]
+)
+DEGRADED = Gauge(
+    "fiddler_degraded", "1 while the CPU expert service is lost and its experts are computed here, else 0."
+)
 
 
 def observe_token(request: Request, now: float) -> None:
@@ -73,12 +103,31 @@ class SelectionCollector(Collector):
             "Experts chosen for tokens, by expert; one token at top-2 counts 2.",
             labels=["layer", "expert"],
         )
+        for layer, routes in zip(self._decoder_layers, self._selections.read_routes(), strict=True):
+            for route, total in routes.items():
+                by_route.add_metric([str(layer), route], total)
         for layer, counts in zip(self._decoder_layers, self._selections.read(), strict=True):
-            by_route.add_metric([str(layer), "remote"], sum(counts))
             for expert, count in enumerate(counts):
                 by_expert.add_metric([str(layer), str(expert)], count)
         yield by_route
         yield by_expert
+
+
+class _DegradedSeconds(Collector):
+    def __init__(self, seconds: Callable[[], float]) -> None:
+        self._seconds = seconds
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(
+            "fiddler_degraded_seconds",
+            "Seconds without the CPU expert service, the present ones included.",
+            self._seconds(),
+        )
+
+
+def publish_degraded(seconds: Callable[[], float]) -> None:
+    """Publishes for how long the CPU expert service was lost, read at scrape time."""
+    REGISTRY.register(_DegradedSeconds(seconds))
 
 
 def publish_queue(num_running: Callable[[], int], num_waiting: Callable[[], int]) -> None:

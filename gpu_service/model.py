@@ -1,13 +1,17 @@
 """transformers' model without its experts: one forward over rows of the slot cache."""
 
 import re
+import time
 from typing import Any
 
 import torch
+from torch import nn
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.dispatch import Dispatcher
 from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
-from gpu_service.moe_layer import HostStaging, MoeLayer, RemoteExperts, SelectionCounts
+from gpu_service.moe_layer import MoeLayer
+from gpu_service.shared_experts import find_router
 from gpu_service.slot_cache import SlotCache, attention_mask
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -19,7 +23,7 @@ class Model:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        remote: RemoteExperts,
+        dispatcher: Dispatcher,
         device: torch.device,
         dtype: torch.dtype,
         num_slots: int,
@@ -40,10 +44,13 @@ class Model:
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
         self.cache = SlotCache(num_slots, self.max_context)
-        self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
+        self.dispatcher = dispatcher
+        self.routers: dict[int, nn.Module] = {}
+        """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""
         self._last = torch.tensor([-1], device=device)
+        self._batch_shape = (0, 1)
         self._windows = _attention_windows(self.text_config)
-        self._connect(checkpoint, remote)
+        self._connect(checkpoint)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -72,7 +79,39 @@ class Model:
 
         Returns:
             [requests, vocab] float32: the logits after each request's last token; None where nobody wants them.
+
+        Raises:
+            ExpertServiceError: Experts can be computed nowhere.
         """
+        self._batch_shape = token_ids.shape[0], token_ids.shape[1]
+        self.dispatcher.spoiled_rows.clear()
+        began = time.monotonic()
+        try:
+            logits = self._compute(token_ids, positions, first_row, wants_logits)
+        except torch.OutOfMemoryError:
+            self.dispatcher.abandon()
+            if not self.dispatcher.make_room():
+                raise
+            # what was stored of the batch's keys and values is stored again in the same place
+            logits = self._compute(token_ids, positions, first_row, wants_logits)
+        except Exception:
+            self.dispatcher.abandon()
+            raise
+        self.dispatcher.end_of_step(token_ids.numel(), time.monotonic() - began)
+        return logits
+
+    @property
+    def spoiled_requests(self) -> set[int]:
+        """Requests of the latest batch, by their place in it, that were answered with what is not finite.
+
+        Their logits mean nothing.
+        """
+        _, tokens = self._batch_shape
+        return {row // tokens for row in self.dispatcher.spoiled_rows}
+
+    def _compute(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants_logits: bool
+    ) -> torch.Tensor | None:
         self.cache.begin(first_row, positions, self.device)
         positions = positions.to(self.device)
         output = self._module(
@@ -94,11 +133,10 @@ class Model:
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _connect(self, checkpoint: Checkpoint, remote: RemoteExperts) -> None:
+    def _connect(self, checkpoint: Checkpoint) -> None:
         by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
-        staging = HostStaging(self.device)
         connected = set()
-        for name, module in self._module.named_modules():
+        for name, module in list(self._module.named_modules()):  # connecting puts modules of ours into the blocks
             if not isinstance(module, MoeLayer):
                 continue
             match = _LAYER_NUMBER.search(name)
@@ -107,7 +145,10 @@ class Model:
                 raise ModelError(
                     f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"
                 )
-            module.connect(index, checkpoint.layers[index].num_experts, remote, self.selections, staging)
+            block = self._module.get_submodule(name.rpartition(".")[0])
+            module.connect(index, self.dispatcher, block)
+            if router := find_router(block):
+                self.routers[index] = router
             connected.add(index)
         for index, layer in enumerate(checkpoint.layers):
             if index not in connected:

@@ -1,30 +1,133 @@
 """Decides, for one MoE layer and batch, where each expert is computed. Pure Python; no torch.
 
-The decision minimises max(remote seconds, resident + streamed seconds), since the two sides run at the same time
-(Fiddler, ICLR 2025, section 3.2, minimises their sum). With no expert on the GPU and no way to bring one there, the one
-possible plan is to compute all of them remotely: that is the plan made here until the GPU holds experts.
+An expert whose weights lie on the GPU is computed there. Any other is either remote, computed by the CPU expert service,
+or streamed: its weights are copied to the GPU for this batch. Both sides work at the same time, and on the GPU's the
+copies run beside the computing, so that a layer takes
+
+    max(remote, copies, compute)
+    remote   round trip + rows of the message + CPU seconds of each remote expert; 0 where none is
+    copies   transfer seconds of each streamed expert, less for one whose copy is under way
+    compute  GPU seconds of each resident and each streamed expert
+
+(Fiddler, ICLR 2025, section 3.2, minimises the sum of the sides.) partition.py finds which experts to stream.
+
+The rows of one expert are never split between the sides: on each, a few rows take about as long as one, since reading
+the weights is what takes the time, and a split reads them twice. Where rows are so many that it is not, the GPU is so
+much the faster that there is little to give away.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import numpy.typing as npt
+
+from gpu_service.latency_model import Costs
+from gpu_service.partition import Sides, Split, best_split
+
+_LEAST_CHUNK_ROWS = 32
+_WORTH_CHUNKS = 1.02  # what is gained must exceed what the prediction is good for
+_NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the experts that a batch needs are computed. Each is in exactly one list, ascending."""
+    """Where the experts that a batch needs are computed. Each is in exactly one list."""
 
     resident: tuple[int, ...]
-    """On the GPU, from weights that lie there."""
+    """On the GPU, from weights that lie there. Ascending."""
     streamed: tuple[int, ...]
-    """On the GPU, from weights that are copied there for this batch."""
+    """On the GPU, from weights that are copied there for this batch, in the order of copying."""
     remote: tuple[int, ...]
-    """By the CPU expert service."""
+    """By the CPU expert service. Ascending."""
+    remote_seconds: float
+    """Predicted for the CPU's side. Infinite where nothing is known."""
+    gpu_seconds: float
+    """Predicted for the GPU's side: the longer of copies and compute."""
 
 
-def plan(counts: Sequence[int]) -> Plan:
+def plan(
+    counts: Sequence[int], resident: Container[int], costs: Costs, pending: Mapping[int, float] = _NOTHING
+) -> Plan:
     """Plans one layer.
 
     Args:
         counts: How many rows each expert of the layer has, by expert id.
+        resident: Experts whose weights lie on the GPU.
+        costs: Seconds of everything. An infinite round trip makes everything streamed that is not resident; where it is
+            finite, an infinite transfer makes that remote.
+        pending: By expert whose copy to the GPU is under way: the fraction that is still to do, above 0 and at most 1.
     """
-    return Plan(resident=(), streamed=(), remote=tuple(expert for expert, count in enumerate(counts) if count))
+    here, rest = [], []
+    for expert, count in enumerate(counts):
+        if count:
+            (here if expert in resident else rest).append(expert)
+    gpu = costs.gpu
+    resident_seconds = sum([gpu[counts[expert]] for expert in here])
+    if not rest:
+        return Plan(tuple(here), (), (), 0.0, resident_seconds)
+    rest.sort(key=counts.__getitem__, reverse=True)
+    sides = _sides([counts[expert] for expert in rest], costs, resident_seconds)
+    if pending:
+        sides.copy = [costs.transfer * pending.get(expert, 1.0) for expert in rest]
+    if costs.round_trip == math.inf:
+        split = Split(sides, num_streamed=len(rest))
+    elif costs.transfer == math.inf:
+        split = Split(sides, num_streamed=0)
+    else:
+        split = best_split(sides)
+    ranked = rest if split.order is None else [rest[i] for i in split.order]
+    streamed, remote = ranked[: split.num_streamed], ranked[split.num_streamed :]
+    if pending:  # what is under way first, and what is nearly there before it, so that the GPU can begin
+        streamed.sort(key=lambda expert: pending.get(expert, 2.0))
+    remote.sort()
+    return Plan(tuple(here), tuple(streamed), tuple(remote), split.remote_seconds, split.gpu_seconds)
+
+
+def all_remote(counts: Sequence[int], costs: Costs | None) -> Plan:
+    """The plan where the GPU holds no expert and none can be brought there; without costs it predicts nothing."""
+    remote = tuple([expert for expert, count in enumerate(counts) if count])
+    if costs is None or not remote:
+        return Plan((), (), remote, math.inf if remote else 0.0, 0.0)
+    sides = _sides([counts[expert] for expert in remote], costs, 0.0)
+    return Plan((), (), remote, sides.round_trip + sum(sides.remote), 0.0)
+
+
+def chunks(expert_ids: npt.NDArray[np.int32], costs: Costs, most: int = 8) -> int:
+    """In how many messages a layer's rows are sent, so that the way there and back overlaps with computing.
+
+    Messages are a pipeline of three stages: there, computing, back. Each reads the weights of all its experts anew, so
+    that few rows are never worth a second message.
+
+    Args:
+        expert_ids: [rows, k]; -1 for an expert that is computed elsewhere.
+        costs: Seconds of everything.
+        most: The most messages.
+    """
+    num_rows = len(expert_ids)
+    most = min(most, num_rows // _LEAST_CHUNK_ROWS)
+    if most < 2:
+        return 1
+    counts = [count for count in np.bincount(expert_ids[expert_ids >= 0]).tolist() if count]
+
+    def seconds(messages: int) -> float:
+        one_way = (costs.round_trip + costs.row * num_rows / messages) / 2
+        computing = sum([costs.cpu[-(-count // messages)] for count in counts])
+        return 2 * one_way + computing + (messages - 1) * max(one_way, computing)
+
+    best = min(range(1, most + 1), key=seconds)
+    return best if seconds(1) > _WORTH_CHUNKS * seconds(best) else 1
+
+
+def _sides(counts: list[int], costs: Costs, resident_seconds: float) -> Sides:
+    """What experts of so many rows each add to each side."""
+    remote, gpu = costs.remote, costs.gpu
+    return Sides(
+        remote=[remote[count] for count in counts],
+        copy=[costs.transfer] * len(counts),
+        compute=[gpu[count] for count in counts],
+        round_trip=costs.round_trip,
+        resident=resident_seconds,
+    )

@@ -19,10 +19,15 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import metrics
+from gpu_service.availability import Availability
+from gpu_service.dispatch import Dispatcher
 from gpu_service.engine import Engine, EngineStoppedError
 from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.in_process import InProcessExperts
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
+from gpu_service.popularity import Popularity
+from gpu_service.preparation import prepare
 from gpu_service.sampling_parameters import not_honoured
 from gpu_service.scheduler import Scheduler
 from gpu_service.service import GenerationServicer, Loaded
@@ -32,8 +37,8 @@ from gpu_service.validation import check_defaults
 
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 _POLL_SECONDS = 0.2
+_CONNECT_SECONDS = 2.0
 _REMIND_SECONDS = 5.0
-_LOOK_SECONDS = 2.0
 _MESSAGE_OVERHEAD_BYTES = 1024
 _log = structlog.get_logger("gpu_service")
 _Result = TypeVar("_Result")
@@ -47,23 +52,28 @@ class Server:
 
         Raises:
             CheckpointError: The model directory is wrong.
-            ValueError: The device is not there.
+            ValueError: The device is not there, or the popularity file is wrong.
         """
         self._settings = settings
         self._checkpoint = Checkpoint.open(settings.model)
+        self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
         self._device = _device(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
+        self._health = health.aio.HealthServicer()
+        self._availability = Availability(self._health)
         self._experts = ExpertClient(
-            settings.experts, self._dtype, settings.expert_timeout_seconds, settings.max_message_bytes
+            settings.experts,
+            self._dtype,
+            settings.expert_timeout_seconds,
+            settings.max_message_bytes,
+            self._availability.changed,
         )
         self._servicer = GenerationServicer()
-        self._health = health.aio.HealthServicer()
         self._listener: listen.Listener | None = None
-        self._lost = asyncio.Event()
-        self._fatal: EngineStoppedError | None = None
         self._loop = asyncio.get_running_loop()
+        self._fatal: asyncio.Future[EngineStoppedError] = self._loop.create_future()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT.
@@ -94,6 +104,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         await self._set_serving(False)
+        await self._availability.tell(self._experts.error)
         set_build_info("gpu_service", model_type=self._checkpoint.model_type, device=str(self._device))
         serve(settings.metrics_host, settings.metrics_port)
         self._listener = listen.bind(server, settings.listen)
@@ -101,47 +112,39 @@ class Server:
         return server
 
     async def _start_and_watch(self) -> None:
-        """Loads while it waits for the expert service; then turns health on and off with it."""
+        """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
         (model, tokenizer), experts = await asyncio.gather(_in_thread(self._load), self._await_experts())
         await _in_thread(lambda: self._warm_up(model))
         settings = self._settings
         chunk = min(settings.prefill_chunk, _max_rows(experts, settings))
+        orchestration = await _in_thread(
+            lambda: prepare(settings, self._checkpoint, model, experts, self._experts, self._popularity, chunk)
+        )
+        model.dispatcher.conduct(orchestration)
         scheduler = Scheduler(settings.max_slots, settings.max_waiting, chunk)
         engine = Engine(model, scheduler, self._step_failed)
+        metrics.publish_degraded(self._availability.degraded_seconds)
         metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)
-        metrics.publish_selections(model.selections, [layer.decoder_layer for layer in self._checkpoint.layers])
+        metrics.publish_selections(
+            model.dispatcher.selections, [layer.decoder_layer for layer in self._checkpoint.layers]
+        )
         engine.start()
         self._servicer.loaded = Loaded(
             self._checkpoint, model, tokenizer, engine, experts, settings.max_slots, time.monotonic()
         )
-        while self._fatal is None:
-            await self._set_serving(True)
-            _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
-            await self._until_lost()
-            if self._fatal is not None:
-                break
-            await self._set_serving(False, f"the CPU expert service at {settings.experts} is gone")
-            await self._await_experts()
-            self._lost.clear()
-        raise self._fatal
-
-    async def _until_lost(self) -> None:
-        """Returns when a step or two looks in a row have found the expert service gone, or the engine has failed."""
-        misses = 0
-        # the engine may have failed while the service waited for the experts, and then nobody sets `lost` again
-        while misses < 2 and not self._lost.is_set() and self._fatal is None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._lost.wait(), _LOOK_SECONDS)
-            misses = 0 if await asyncio.to_thread(self._experts.is_serving) else misses + 1
+        await self._set_serving(True)
+        _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
+        raise await self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:
         settings = self._settings
         started = time.monotonic()
         logging_of_transformers()
         tokenizer = Tokenizer(self._checkpoint.directory)
-        model = Model(
-            self._checkpoint, self._experts, self._device, self._dtype, settings.max_slots, settings.max_context
-        )
+        # on the CPU the experts are at hand; a GPU has them brought when the service is lost
+        in_process = InProcessExperts(self._checkpoint) if self._device.type == "cpu" else None
+        dispatcher = Dispatcher(self._checkpoint, self._device, self._experts, in_process)
+        model = Model(self._checkpoint, dispatcher, self._device, self._dtype, settings.max_slots, settings.max_context)
         self._check_generation_config(model)
         _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=self._checkpoint.dense_bytes)
         return model, tokenizer
@@ -164,7 +167,7 @@ class Server:
                 model.forward(token, token, 0, True)
         except RuntimeError as error:  # out of memory is one
             raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
-        model.selections.clear()
+        model.dispatcher.selections.clear()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
 
     async def _await_experts(self) -> experts_pb2.DescribeResponse:
@@ -177,28 +180,28 @@ class Server:
         self._servicer.unavailable = f"waiting for the CPU expert service at {self._settings.experts}"
         _log.info("waiting for the CPU expert service", address=self._settings.experts)
         while True:
-            if await asyncio.to_thread(self._experts.is_serving):
-                try:
-                    return await asyncio.to_thread(self._experts.handshake, self._checkpoint.fingerprint)
-                except HandshakeError:
-                    raise
-                except ExpertServiceError as error:
-                    _log.warning("handshake failed", error=str(error))
+            try:
+                return await asyncio.to_thread(self._experts.connect, self._checkpoint.fingerprint, _CONNECT_SECONDS)
+            except HandshakeError:
+                raise
+            except ExpertServiceError as error:
+                why = str(error)
             if time.monotonic() - reminded >= _REMIND_SECONDS:
                 reminded = time.monotonic()
-                _log.info("still waiting for the CPU expert service", address=self._settings.experts)
+                _log.info("still waiting for the CPU expert service", address=self._settings.experts, reason=why)
             await asyncio.sleep(_POLL_SECONDS)
 
     def _step_failed(self, error: Exception) -> None:
         """Called by the engine's thread."""
         if isinstance(error, EngineStoppedError):
-            self._fatal = error
-        if isinstance(error, EngineStoppedError | ExpertServiceError):
-            self._loop.call_soon_threadsafe(self._lost.set)
+            self._loop.call_soon_threadsafe(self._engine_stopped, error)
 
-    async def _set_serving(self, serving: bool, why_not: str = "the service is starting") -> None:
-        self._servicer.unavailable = "" if serving else why_not
-        metrics.EXPERT_SERVICE_UP.set(serving)
+    def _engine_stopped(self, error: EngineStoppedError) -> None:
+        if not self._fatal.done():
+            self._fatal.set_result(error)
+
+    async def _set_serving(self, serving: bool) -> None:
+        self._servicer.unavailable = "" if serving else "the service is starting"
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", _SERVICE):
             await self._health.set(name, status)

@@ -1,5 +1,6 @@
 """Settings of the GPU service."""
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -7,6 +8,7 @@ from pydantic_settings import SettingsConfigDict
 
 from fiddler import rpc
 from fiddler.settings import ServiceSettings
+from gpu_service.memory_budget import parse_budget
 
 
 class Settings(ServiceSettings):
@@ -33,8 +35,37 @@ class Settings(ServiceSettings):
         description="the most prompt tokens computed between two decode steps; fewer where a message holds fewer",
     )
     expert_timeout_seconds: float = Field(
-        60.0, gt=0, description="how long one layer's experts may take, in seconds, before the request fails"
+        60.0,
+        gt=0,
+        description="the longest that the CPU expert service may take for one layer, in seconds, before it "
+        "counts as lost; where its costs are known, far less",
     )
+    gpu_expert_memory: str = Field(
+        "auto",
+        description="device memory for experts: auto takes what is free, else GiB such as 8.5, or a share such as 40%; "
+        "0 keeps none there",
+    )
+    placement: Literal["adaptive", "popularity", "lru", "layers", "none"] = Field(
+        "adaptive", description="which experts lie on the device: see docs/placement.md"
+    )
+    popularity: Path | None = Field(
+        None, description="file made by python -m gpu_service.profile: which experts are chosen how often"
+    )
+    save_popularity: Path | None = Field(None, description="file to write this process's own counts to when it stops")
+    costs: Path | None = Field(
+        None,
+        description="file of measured costs, read if it is there and written if not; unset: one in the user's cache",
+    )
+    recalibrate: bool = Field(False, description="measure costs anew, whatever the file says")
+    prefetch: Literal["auto", "on", "off"] = Field(
+        "auto", description="copy experts that the next layer may want; auto: where trying shows that it pays"
+    )
+
+    @field_validator("gpu_expert_memory")
+    @classmethod
+    def _gpu_expert_memory_is_a_budget(cls, value: str) -> str:
+        parse_budget(value)
+        return value
 
     @field_validator("experts")
     @classmethod

@@ -73,6 +73,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 8,
         "v_head_dim": 16,
     },
+    "qwen2_moe": {
+        "intermediate_size": 96,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+    },
     "granitemoe": {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 2},
 }
 

@@ -1,6 +1,7 @@
 """Pairs of real processes on small checkpoints."""
 
 from pathlib import Path
+from typing import IO
 
 from cpu_expert_service.native import NativeUnavailableError, available_tiers
 from pair import Pair
@@ -17,9 +18,9 @@ def write_tiny(directory: Path, family: str = "mixtral") -> Path:
     return directory
 
 
-def start(model: Path, *arguments: str) -> Pair:
+def start(model: Path, *arguments: str, log: IO[bytes] | None = None) -> Pair:
     """A pair on the CPU in float32, not started yet; more arguments go to the GPU service."""
-    return Pair(model, gpu_arguments=("--device", "cpu", *_FLOAT32, *arguments), cpu_arguments=_FLOAT32)
+    return Pair(model, gpu_arguments=("--device", "cpu", *_FLOAT32, *arguments), cpu_arguments=_FLOAT32, log=log)
 
 
 def best_kernel() -> str:

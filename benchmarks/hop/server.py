@@ -26,6 +26,7 @@ from typing import Any
 
 import grpc
 import torch
+from grpc_health.v1 import health, health_pb2_grpc
 
 from benchmarks.hop import wire
 from benchmarks.hop.messages import MAX_MESSAGE_BYTES, NoKernel
@@ -93,6 +94,7 @@ class _Handlers:
 def _serve(handlers: _Handlers, address: str) -> None:
     server = grpc.server(ThreadPoolExecutor(12), options=rpc.server_options(MAX_MESSAGE_BYTES))
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(handlers.servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     server.add_generic_rpc_handlers((handlers.generic(),))
     listen.bind(server, address)
     server.start()

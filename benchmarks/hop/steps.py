@@ -8,12 +8,12 @@ from unittest import mock
 import torch
 
 from benchmarks.hop.messages import NUM_ROWS, Message, NoKernel
-from cpu_expert_service.kernel import assign
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
 from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import assign
 from fiddler.v1 import experts_pb2
 
 _SECONDS_PER_STEP = 0.3

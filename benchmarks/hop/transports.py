@@ -15,6 +15,7 @@ from benchmarks.hop.messages import MAX_MESSAGE_BYTES, TIMEOUT_SECONDS, Message
 from benchmarks.hop.shared import SharedRows
 from benchmarks.hop.variants import Variant
 from fiddler import rpc, tensors
+from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2
 from gpu_service.expert_client import ExpertClient
 
@@ -59,8 +60,9 @@ class _Raw:
 class _Stream:
     """What the GPU service does."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, fingerprint: str) -> None:
         self._client = ExpertClient(address, torch.bfloat16, TIMEOUT_SECONDS, MAX_MESSAGE_BYTES)
+        self._client.connect(fingerprint)
 
     def submit(self, message: Message) -> None:
         self._call = self._client.submit(0, message.hidden, message.expert_ids, message.routing_weights)
@@ -151,7 +153,7 @@ def connect(variant: Variant, directory: Path) -> Transport:
         case "bare":
             return _BareStream(address)
         case "stream":
-            return _Stream(address)
+            return _Stream(address, Checkpoint.open(directory).fingerprint)
         case "unary":
             return _Unary(address)
         case "aio":

@@ -77,5 +77,7 @@ def load(name: str) -> Model:
 
 
 def names() -> list[str]:
-    """All profiles."""
-    return sorted(path.stem for path in _PROFILES.glob("*.json"))
+    """All profiles, Fiddler's first."""
+    found = {path.stem for path in _PROFILES.glob("*.json")}
+    known = [name for name in ("mixtral_8x7b", "qwen3_30b_a3b", "deepseek_v2_lite") if name in found]
+    return known + sorted(found.difference(known))

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.dispatch import Dispatcher
 from gpu_service.engine import Engine
 from gpu_service.expert_client import ExpertClient
 from gpu_service.model import Model
@@ -44,7 +45,8 @@ class RecordingEngine(Engine):
         self.client = ExpertClient(experts, dtype, timeout_seconds=60, max_message_bytes=2**26)
         checkpoint = Checkpoint.open(directory)
         self.client.connect(checkpoint.fingerprint)
-        model = Model(checkpoint, self.client, torch.device("cpu"), dtype, 4, 512)
+        device = torch.device("cpu")
+        model = Model(checkpoint, Dispatcher(checkpoint, device, self.client), device, dtype, 4, 512)
         super().__init__(model, Scheduler(max_slots=4, max_waiting=16, prefill_chunk=32), self._raise)
         self._logits: dict[Request, list[torch.Tensor]] = {}
 

@@ -12,8 +12,10 @@ import grpc
 import pytest
 
 from client import Client, UnavailableError
+from fiddler.checkpoint import Checkpoint
 from pair import Pair, free_port
 from tests import checkpoints
+from tests.losses import in_use, metric, tokens_of
 from tests.pairs import start
 from tests.tampering import edit_config, edit_tensors
 
@@ -52,53 +54,43 @@ def test_the_gpu_service_waits_for_the_experts_and_says_so(tiny: Path, tmp_path:
             pair.close()
 
 
-def test_losing_the_experts_fails_a_request_and_their_return_heals(tiny: Path) -> None:
-    with start(tiny) as pair, Client(pair.target) as client:
-        expected = client.generate([3, 4], max_tokens=5, temperature=0).text()
-        pair.stop("cpu_expert_service", signal.SIGKILL)
-        with pytest.raises(UnavailableError, match="CPU expert service"):
-            client.generate([3, 4], max_tokens=5, temperature=0).text()
-        del pair.processes["cpu_expert_service"]
-        pair.wait_until_serving(serving=False, timeout_seconds=10)
-        pair.start("cpu_expert_service")
-        pair.wait_until_serving()
-        assert client.generate([3, 4], max_tokens=5, temperature=0).text() == expected
-
-
-def test_an_expert_service_that_restarts_between_requests_is_not_noticed(tiny: Path) -> None:
-    with start(tiny) as pair, Client(pair.target) as client:
-        expected = client.generate([3, 4], max_tokens=5, temperature=0).text()
-        pair.stop("cpu_expert_service")
-        pair.start("cpu_expert_service")
-        pair.wait_until_serving(pair.experts)
-        assert client.generate([3, 4], max_tokens=5, temperature=0).text() == expected
-
-
 def test_experts_of_another_checkpoint_never_answer(tiny: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny, tmp_path / "other"))
     checkpoints.scale_expert(other, layer=0, expert=0, factor=2.0)
-    with (tmp_path / "log").open("wb") as log:
-        pair = Pair(tiny, gpu_arguments=("--device", "cpu"), log=log)
-        impostor = Pair(other, cpu_arguments=("--listen", pair.experts))
+    path = tmp_path / "log"
+    with path.open("wb") as log:
+        pair = start(tiny, log=log)
+        impostor = Pair(other, cpu_arguments=("--listen", pair.experts, "--dtype", "float32"), log=subprocess.DEVNULL)
         try:
             with pair, Client(pair.target) as client:
-                client.generate([3, 4], max_tokens=2).text()
+                tokens = tokens_of(client, [3, 4], 60)
                 pair.stop("cpu_expert_service", signal.SIGKILL)
                 impostor.start("cpu_expert_service")
                 impostor.wait_until_serving(pair.experts)
-                with pytest.raises(UnavailableError):
-                    client.generate([3, 4], max_tokens=2).text()
-                assert pair.processes["gpu_service"].wait(30) == 1
+                _wait_for(lambda: "another CPU expert service is there" in _log(path))
+                remotely = metric(pair, "fiddler_expert_selections_total", route="remote")
+                assert tokens_of(client, [3, 4], 60) == tokens
+                assert metric(pair, "fiddler_expert_selections_total", route="remote") == remotely
+                assert not in_use(pair)
+                assert pair.is_serving(pair.target)
         finally:
             impostor.close()
-    assert "checkpoint_fingerprint: the caller expects" in _log(tmp_path / "log")
+    (line,) = (line for line in _log(path).splitlines() if "another CPU expert service is there" in line)
+    assert json.loads(line)["level"] == "error"
+    fingerprints = [Checkpoint.open(model).fingerprint for model in (tiny, other)]
+    assert (
+        "checkpoint_fingerprint: the caller expects {}, and the CPU expert service has {}".format(*fingerprints) in line
+    )
 
 
-def test_an_idle_gpu_service_notices_that_the_experts_are_gone(tiny: Path) -> None:
-    with start(tiny) as pair:
+def test_an_idle_gpu_service_notices_that_the_experts_are_gone_and_ends_cleanly_without_them(tiny: Path) -> None:
+    with start(tiny, "--grace-seconds", "0.2") as pair, Client(pair.target) as client:
         pair.stop("cpu_expert_service", signal.SIGKILL)
-        del pair.processes["cpu_expert_service"]
-        pair.wait_until_serving(serving=False, timeout_seconds=30)
+        _wait_for(lambda: not in_use(pair), timeout_seconds=30)
+        assert pair.is_serving(pair.target)
+        generation = client.generate([3, 4], max_tokens=400, temperature=0)
+        next(iter(generation))
+        assert pair.stop("gpu_service") == 0
 
 
 def test_experts_that_stand_still_do_not_keep_the_gpu_service_from_stopping(tiny: Path) -> None:

@@ -87,6 +87,7 @@ def test_biases_and_the_clamped_swiglu_of_gpt_oss() -> None:
     assert expert.gate is not None
     assert expert.gate_bias is not None
     assert expert.up_bias is not None
+    assert expert.down_bias is not None
     gate = (rows @ expert.gate.T + expert.gate_bias).clamp(max=2.0)
     up = (rows @ expert.up.T + expert.up_bias).clamp(-2.0, 2.0)
     inner = (up + 1) * gate / (1 + torch.exp(-1.5 * gate))

@@ -1,63 +1,37 @@
 """The client against a scripted service on a real Unix socket."""
 
+import gc
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import pytest
 import torch
 
-from fiddler import PROTOCOL_VERSION, tensors
-from fiddler.v1 import experts_pb2, experts_pb2_grpc
+from fiddler import tensors
+from fiddler.v1 import experts_pb2
+from gpu_service import expert_client, expert_link
 from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.expert_connection import Stream
+from tests.gpu_service.scripted_service import ScriptedService, abort, after, double
 
 ROWS = torch.arange(6, dtype=torch.float32).view(2, 3)
 IDS = torch.tensor([[0, -1], [1, 0]], dtype=torch.int32)
 WEIGHTS = torch.ones(2, 2)
 
-Answer = Callable[[experts_pb2.RunRequest, grpc.ServicerContext], experts_pb2.RunResponse]
+Changes = list[ExpertServiceError | None]
 
 
-def _double(request: experts_pb2.RunRequest, _: grpc.ServicerContext) -> experts_pb2.RunResponse:
-    response = experts_pb2.RunResponse(sequence=request.sequence)
-    rows = tensors.decode(request.hidden, "hidden", torch.float32, (None, 3))
-    tensors.encode(rows * 2, response.output)
-    return response
-
-
-def _abort(code: grpc.StatusCode) -> Answer:
-    def answer(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
-        context.abort(code, "as scripted")
-
-    return answer
-
-
-class _Service(experts_pb2_grpc.ExpertServiceServicer):
-    """Answers the n-th message by the n-th line of its script, and all later ones by the last."""
-
-    def __init__(self) -> None:
-        self.script: list[Answer] = [_double]
-        self.requests: list[experts_pb2.RunRequest] = []
-        self.streams = 0
-        self.fingerprint = "right"
-
-    def Describe(  # noqa: N802
-        self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
-    ) -> experts_pb2.DescribeResponse:
-        if request.checkpoint_fingerprint != self.fingerprint:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "another checkpoint")
-        assert request.protocol_version == PROTOCOL_VERSION
-        return experts_pb2.DescribeResponse(kernel="scripted")
-
-    def Run(  # noqa: N802
-        self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
-    ) -> Iterator[experts_pb2.RunResponse]:
-        self.streams += 1
-        for request in request_iterator:
-            self.requests.append(request)
-            yield self.script[min(len(self.requests), len(self.script)) - 1](request, context)
+@pytest.fixture(autouse=True)
+def _times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine an answer that comes at once may come late; and no test waits longer than it must."""
+    monkeypatch.setattr(expert_client, "_HEAL_SECONDS", 10.0)
+    monkeypatch.setattr(expert_link, "_CONNECT_SECONDS", 10.0)
+    monkeypatch.setattr(expert_link, "_LOOK_SECONDS", 10.0)
+    monkeypatch.setattr(expert_link, "_LOOK_AFTER_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -66,128 +40,317 @@ def address(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def service(address: str) -> Iterator[_Service]:
-    service = _Service()
-    server = grpc.server(ThreadPoolExecutor(4))
-    experts_pb2_grpc.add_ExpertServiceServicer_to_server(service, server)
-    server.add_insecure_port(address)
-    server.start()
+def service(address: str) -> Iterator[ScriptedService]:
+    service = ScriptedService(address)
+    service.start()
     yield service
-    server.stop(0).wait()
+    service.stop()
 
 
 @pytest.fixture
-def client(address: str) -> Iterator[ExpertClient]:
-    client = ExpertClient(address, torch.float32, timeout_seconds=2, max_message_bytes=2**20)
+def changes() -> Changes:
+    return []
+
+
+@pytest.fixture
+def lonely(address: str, changes: Changes) -> Iterator[ExpertClient]:
+    """A client that has not connected."""
+    client = ExpertClient(address, torch.float32, 60, 2**20, changes.append)
     yield client
     client.close()
 
 
-def test_rows_go_out_and_sums_come_back(service: _Service, client: ExpertClient) -> None:
+@pytest.fixture
+def client(service: ScriptedService, lonely: ExpertClient) -> ExpertClient:
+    lonely.connect("right")
+    return lonely
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.005)
+
+
+def _lose(service: ScriptedService, client: ExpertClient) -> None:
+    service.stop()
+    with pytest.raises(ExpertServiceError, match="failed: UNAVAILABLE"):
+        client.submit(0, ROWS, IDS, WEIGHTS).join()
+
+
+def _assert_answers(client: ExpertClient) -> None:
+    assert torch.equal(client.submit(0, ROWS, IDS, WEIGHTS).join(), ROWS * 2)
+
+
+def test_rows_go_out_and_sums_come_back(service: ScriptedService, client: ExpertClient) -> None:
     output = client.submit(4, ROWS, IDS, WEIGHTS).join()
     assert torch.equal(output, ROWS * 2)
     (request,) = service.requests
-    assert (request.layer, request.time_remaining_seconds) == (4, 2)
+    assert (request.layer, request.time_remaining_seconds) == (4, 60)
     assert torch.equal(tensors.decode(request.expert_ids, "", torch.int32, (2, 2)), IDS)
     assert torch.equal(tensors.decode(request.routing_weights, "", torch.float32, (2, 2)), WEIGHTS)
 
 
-def test_all_layers_share_a_stream_and_several_may_be_under_way(service: _Service, client: ExpertClient) -> None:
+@pytest.mark.parametrize("order", [range(5), range(4, -1, -1)])
+def test_all_layers_share_a_stream_and_several_may_be_under_way(
+    service: ScriptedService, client: ExpertClient, order: range
+) -> None:
     calls = [client.submit(layer, ROWS + layer, IDS, WEIGHTS) for layer in range(5)]
-    for layer, call in enumerate(calls):
-        assert torch.equal(call.join(), (ROWS + layer) * 2)
+    for layer in order:
+        assert torch.equal(calls[layer].join(), (ROWS + layer) * 2)
     assert service.streams == 1
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
-def test_what_a_broken_stream_left_unanswered_is_sent_again(
-    service: _Service, client: ExpertClient, code: grpc.StatusCode
+def test_what_a_broken_stream_left_unanswered_is_sent_again_at_once(
+    service: ScriptedService, client: ExpertClient, changes: Changes, code: grpc.StatusCode
 ) -> None:
-    service.script = [_double, _abort(code), _double]
+    service.script = [double, abort(code), double]
     calls = [client.submit(layer, ROWS + layer, IDS, WEIGHTS) for layer in range(3)]
-    for layer, call in enumerate(calls):
-        assert torch.equal(call.join(), (ROWS + layer) * 2)
+    for layer in (2, 0, 1):  # the first is answered, and not joined, when the stream breaks
+        assert torch.equal(calls[layer].join(), (ROWS + layer) * 2)
     assert service.streams == 2
+    assert [request.layer for request in service.requests] == [0, 1, 1, 2]
+    assert changes == [None], "it was never lost"
 
 
-def test_after_three_attempts_the_caller_is_told(service: _Service, client: ExpertClient) -> None:
-    service.script = [_abort(grpc.StatusCode.UNAVAILABLE)]
+def test_a_call_that_was_forgotten_is_not_sent_again(service: ScriptedService, client: ExpertClient) -> None:
+    service.script = [abort(grpc.StatusCode.UNAVAILABLE), double]
+    client.submit(1, ROWS, IDS, WEIGHTS)
+    gc.collect()
+    assert torch.equal(client.submit(2, ROWS + 1, IDS, WEIGHTS).join(), (ROWS + 1) * 2)
+    assert [request.layer for request in service.requests] == [1, 2]
+
+
+def test_a_stream_that_breaks_again_is_a_loss_and_all_that_is_under_way_fails(
+    service: ScriptedService, client: ExpertClient, changes: Changes
+) -> None:
+    service.script = [abort(grpc.StatusCode.UNAVAILABLE)]
+    calls = [client.submit(layer, ROWS, IDS, WEIGHTS) for layer in range(3)]
     with pytest.raises(ExpertServiceError, match="UNAVAILABLE: as scripted"):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
-    assert len(service.requests) == 3
-    service.script = [_double]
-    assert torch.equal(client.submit(0, ROWS, IDS, WEIGHTS).join(), ROWS * 2)
+        calls[0].join()
+    assert len(service.requests) == 2
+    _wait_until(lambda: client.available)
+    for call in calls[1:]:  # the service is back, but nobody knows how far it came with these
+        with pytest.raises(ExpertServiceError, match="UNAVAILABLE: as scripted"):
+            call.join()
+    assert [error is None for error in changes] == [True, False, True]
+    service.script = [double]
+    _assert_answers(client)
 
 
 @pytest.mark.parametrize(
     "code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.INTERNAL]
 )
 def test_a_message_that_is_itself_at_fault_is_not_sent_again(
-    service: _Service, client: ExpertClient, code: grpc.StatusCode
+    service: ScriptedService, client: ExpertClient, code: grpc.StatusCode
 ) -> None:
-    service.script = [_abort(code)]
+    service.script = [abort(code)]
     with pytest.raises(ExpertServiceError, match=code.name):
         client.submit(0, ROWS, IDS, WEIGHTS).join()
     assert len(service.requests) == 1
 
 
-def test_nobody_there(client: ExpertClient, address: str) -> None:
-    with pytest.raises(ExpertServiceError, match=f"{address} failed: UNAVAILABLE"):
+def test_nobody_there(lonely: ExpertClient, address: str) -> None:
+    assert not lonely.available
+    with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service was not found yet"):
+        lonely.submit(0, ROWS, IDS, WEIGHTS)
+    with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+        lonely.connect("right")
+
+
+def test_a_service_that_is_not_ready_is_not_used(service: ScriptedService, lonely: ExpertClient) -> None:
+    service.set_ready(False)
+    with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+        lonely.connect("right")
+    assert not lonely.available
+
+
+def test_the_handshake(service: ScriptedService, lonely: ExpertClient) -> None:
+    with pytest.raises(HandshakeError, match="FAILED_PRECONDITION: the checkpoint is right"):
+        lonely.connect("wrong")
+    assert not lonely.available
+    assert lonely.connect("right").kernel == "scripted"
+    assert lonely.available
+
+
+def test_a_service_that_is_gone_is_not_asked_until_it_is_back(
+    service: ScriptedService, client: ExpertClient, changes: Changes, address: str
+) -> None:
+    _lose(service, client)
+    assert not client.available
+    assert client.error is changes[-1]
+    with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service failed: UNAVAILABLE"):
+        client.submit(0, ROWS, IDS, WEIGHTS)
+    service.start()
+    _wait_until(lambda: client.available)
+    _assert_answers(client)
+    assert [error is None for error in changes] == [True, False, True]
+
+
+def test_a_service_that_is_back_is_used_once_it_is_ready(service: ScriptedService, client: ExpertClient) -> None:
+    _lose(service, client)
+    service.set_ready(False)
+    handshakes = service.handshakes
+    service.start()
+    time.sleep(1)
+    assert not client.available
+    assert service.handshakes == handshakes
+    service.set_ready(True)
+    _wait_until(lambda: client.available)
+    _assert_answers(client)
+
+
+def test_a_service_that_comes_back_as_another_is_never_used_and_told_of_once(
+    service: ScriptedService, client: ExpertClient, changes: Changes
+) -> None:
+    _lose(service, client)
+    service.fingerprint, handshakes = "another", service.handshakes
+    service.start()
+    _wait_until(lambda: service.handshakes >= handshakes + 3)
+    service.fingerprint = "a third"
+    _wait_until(lambda: "a third" in str(client.error))
+    assert not client.available
+    assert [type(error) for error in changes[1:]] == [ExpertServiceError, HandshakeError, HandshakeError]
+    assert "the checkpoint is another" in str(changes[2])
+    service.fingerprint = "right"
+    _wait_until(lambda: client.available)
+    assert len(service.requests) == 0, "nothing was sent to a service with another checkpoint"
+    _assert_answers(client)
+
+
+def test_a_stream_in_place_of_a_broken_one_begins_with_the_handshake(
+    service: ScriptedService, client: ExpertClient
+) -> None:
+    service.script = [abort(grpc.StatusCode.UNAVAILABLE)]
+    service.fingerprint = "another"
+    with pytest.raises(ExpertServiceError, match="FAILED_PRECONDITION: the checkpoint is another"):
         client.submit(0, ROWS, IDS, WEIGHTS).join()
-    assert not client.is_serving()
+    assert len(service.requests) == 1, "nothing was sent to a service with another checkpoint"
 
 
-def test_a_service_that_stands_still_is_given_up(service: _Service, client: ExpertClient) -> None:
+def test_a_service_that_stands_still_is_given_up_and_its_late_answer_is_nobodys(
+    service: ScriptedService, client: ExpertClient
+) -> None:
     released = threading.Event()
+    service.script = [double, after(released), double]
+    _assert_answers(client)
+    patient = client.submit(1, ROWS, IDS, WEIGHTS)
+    hasty = client.submit(2, ROWS + 1, IDS, WEIGHTS, timeout_seconds=0.3)
+    with pytest.raises(ExpertServiceError, match=r"DEADLINE_EXCEEDED: no answer within 0\.3 s"):
+        hasty.join()
+    with pytest.raises(ExpertServiceError, match="DEADLINE_EXCEEDED"):
+        patient.join()
+    _wait_until(lambda: client.available)
+    later = client.submit(3, ROWS + 2, IDS, WEIGHTS)
+    released.set()
+    assert torch.equal(later.join(), (ROWS + 2) * 2)
 
-    def stand_still(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
-        released.wait(30)
-        return _double(request, context)
 
-    service.script = [stand_still, _double]
-    with pytest.raises(ExpertServiceError, match="DEADLINE_EXCEEDED: no answer within 2 s"):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
-    assert torch.equal(client.submit(0, ROWS, IDS, WEIGHTS).join(), ROWS * 2)
+def test_a_short_wait_after_a_long_one_ends_in_time(service: ScriptedService, client: ExpertClient) -> None:
+    released = threading.Event()
+    service.script = [double, after(released)]
+    client.submit(0, ROWS, IDS, WEIGHTS, timeout_seconds=1000).join()
+    call = client.submit(0, ROWS, IDS, WEIGHTS, timeout_seconds=0.1)
+    with pytest.raises(ExpertServiceError, match=r"no answer within 0\.1 s"):
+        call.join()
+    assert service.requests[-1].time_remaining_seconds == pytest.approx(0.1)
     released.set()
 
 
-def test_an_answer_of_another_shape_is_refused(service: _Service, client: ExpertClient) -> None:
+def test_an_answer_that_came_in_time_is_taken_however_late(
+    service: ScriptedService, client: ExpertClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(stream: Stream, deadline: float) -> None:
+        if deadline <= time.monotonic():
+            stream.close()
+
+    monkeypatch.setattr(client._watch, "arm", at_once)
+    call = client.submit(0, ROWS, IDS, WEIGHTS, timeout_seconds=0.2)
+    _wait_until(lambda: len(service.requests) == 1)
+    time.sleep(0.5)
+    assert torch.equal(call.join(), ROWS * 2)
+
+
+def test_an_answer_of_another_shape_is_refused_and_a_loss(
+    service: ScriptedService, client: ExpertClient, changes: Changes
+) -> None:
     def wrong(request: experts_pb2.RunRequest, _: grpc.ServicerContext) -> experts_pb2.RunResponse:
         response = experts_pb2.RunResponse(sequence=request.sequence)
         tensors.encode(torch.zeros(1, 3), response.output)
         return response
 
     service.script = [wrong]
-    with pytest.raises(ExpertServiceError, match=r"output\.shape"):
+    with pytest.raises(ExpertServiceError, match=r"wrong answer: output\.shape"):
         client.submit(0, ROWS, IDS, WEIGHTS).join()
+    assert len(service.requests) == 1
+    assert "wrong answer" in str(changes[1])
 
 
-def test_the_handshake(service: _Service, client: ExpertClient) -> None:
-    assert client.handshake("right").kernel == "scripted"
-    with pytest.raises(HandshakeError, match="FAILED_PRECONDITION: another checkpoint"):
-        client.handshake("wrong")
+@pytest.mark.parametrize("way", ["gone", "not ready"])
+def test_a_loss_is_noticed_while_nothing_is_sent(service: ScriptedService, client: ExpertClient, way: str) -> None:
+    if way == "gone":
+        service.stop()
+    else:
+        service.set_ready(False)
+    _wait_until(lambda: not client.available)
+    assert "not there, or not ready" in str(client.error)
 
 
-def test_a_new_stream_begins_with_the_handshake(service: _Service, client: ExpertClient) -> None:
-    client.handshake("right")
-    client.submit(0, ROWS, IDS, WEIGHTS).join()
-    service.script = [_abort(grpc.StatusCode.UNAVAILABLE)]
-    service.fingerprint = "another"
-    with pytest.raises(ExpertServiceError, match="FAILED_PRECONDITION: another checkpoint"):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
-    assert len(service.requests) == 2, "nothing was sent to a service with another checkpoint"
-
-
-def test_a_client_that_is_closed_while_it_waits_is_told(service: _Service, client: ExpertClient) -> None:
+def test_a_loss_that_is_noticed_fails_what_is_under_way(service: ScriptedService, client: ExpertClient) -> None:
     released = threading.Event()
+    service.script = [after(released)]
+    calls = [client.submit(layer, ROWS, IDS, WEIGHTS) for layer in range(2)]
+    service.set_ready(False)
+    for call in calls:
+        with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+            call.join()
+    released.set()
 
-    def stand_still(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
-        released.wait(30)
-        return _double(request, context)
 
-    service.script = [stand_still]
+def test_a_service_is_found_though_its_predecessor_stands_still_at_the_same_address(
+    service: ScriptedService, client: ExpertClient, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_link, "_CONNECT_SECONDS", 1.0)
+    _lose(service, client)
+    path = Path(address.removeprefix("unix:"))
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        connection, _ = listener.accept()
+        path.unlink()
+        service.start()
+        _wait_until(lambda: client.available, seconds=15)  # gRPC itself gives an attempt up after 20
+        connection.close()
+    _assert_answers(client)
+
+
+def test_a_client_that_is_closed_while_it_waits_is_told(
+    service: ScriptedService, client: ExpertClient, changes: Changes
+) -> None:
+    released = threading.Event()
+    service.script = [after(released)]
     call = client.submit(0, ROWS, IDS, WEIGHTS)
     threading.Timer(0.2, client.abort).start()
-    with pytest.raises(ExpertServiceError):
+    with pytest.raises(ExpertServiceError, match="the client is closed"):
         call.join()
+    with pytest.raises(ExpertServiceError, match="the client is closed"):
+        client.submit(0, ROWS, IDS, WEIGHTS)
+    assert changes == [None], "what is closed on purpose is not lost"
     released.set()
+
+
+def test_a_client_that_is_closed_looks_for_nobody(
+    service: ScriptedService, client: ExpertClient, changes: Changes
+) -> None:
+    _lose(service, client)
+    client.close()
+    handshakes = service.handshakes
+    service.start()
+    time.sleep(1.5)
+    assert service.handshakes == handshakes
+    assert not client.available
+    with pytest.raises(ExpertServiceError, match="the client is closed"):
+        client.connect("right")

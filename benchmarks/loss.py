@@ -1,0 +1,67 @@
+"""`python -m benchmarks.loss`: kills the CPU expert service at random moments during concurrent generations.
+
+loss.generations.right      those whose tokens are the ones that they have undisturbed
+loss.generations.wrong      those with other tokens
+loss.generations.failed     those that ended with an error
+loss.generations.hung       those that were not done within a minute
+loss.stall.killed           from a SIGKILL until every generation had its next token
+loss.stall.undisturbed      the same from a moment at which nothing happened
+loss.noticed                from a SIGKILL until the GPU service's health said that the experts are lost
+loss.recovery               from the moment that the CPU expert service, started anew, said that it serves, until the
+                            GPU service used it
+
+A tiny model in float32 on the CPU, where any difference in an expert shows in the tokens. The service is killed at a
+random moment after it was used again, and started anew after a random time. The exit status is 1 where a generation
+was not right.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.results import report
+from client import Client
+from tests.losses import Generations, lose_at_random, tokens_of
+from tests.pairs import start, write_tiny
+
+_CONCURRENT = 8
+_NUM_TOKENS = 200
+_LONGEST_SECONDS = 1.5
+_UNDISTURBED_SECONDS = 0.25  # apart
+
+
+def main() -> int:
+    """Runs the benchmark. Returns its exit status."""
+    with report(__doc__, ("--kills", 20), ("--seed", 0)) as (out, arguments), tempfile.TemporaryDirectory() as parent:
+        prompts = _prompts(arguments.seed)
+        with tempfile.TemporaryFile() as log, start(write_tiny(Path(parent) / "tiny"), log=log) as pair:
+            with Client(pair.target) as client:
+                expected = [tokens_of(client, prompt, _NUM_TOKENS) for prompt in prompts]
+            with Generations(pair.target, prompts, expected) as generations:
+                quiet = []
+                for _ in range(arguments.kills):
+                    quiet.append(time.monotonic())
+                    time.sleep(_UNDISTURBED_SECONDS)
+                losses = lose_at_random(pair, arguments.kills, arguments.seed, _LONGEST_SECONDS)
+        out.samples("loss.generations.right", [generations.num_right], "generations")
+        bad = {"wrong": generations.wrong, "failed": generations.failed, "hung": generations.hung}
+        for name, cases in bad.items():
+            out.samples(f"loss.generations.{name}", [len(cases)], "generations")
+            print("\n".join(cases), end="\n" if cases else "", file=sys.stderr)
+        out.samples("loss.stall.undisturbed", [generations.stall_seconds(moment) for moment in quiet], "s")
+        out.samples("loss.stall.killed", [generations.stall_seconds(loss.killed_at) for loss in losses], "s")
+        out.samples("loss.noticed", [loss.noticed_at - loss.killed_at for loss in losses], "s")
+        out.samples("loss.recovery", [loss.recovery_seconds for loss in losses], "s")
+    return 1 if any(bad.values()) else 0
+
+
+def _prompts(seed: int) -> list[list[int]]:
+    """Of different lengths, so that kills fall into prefills and decode steps of many shapes."""
+    tokens = random.Random(seed)
+    return [[tokens.randrange(3, 300) for _ in range(4 + 12 * index)] for index in range(_CONCURRENT)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

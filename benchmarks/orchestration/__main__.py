@@ -1,0 +1,84 @@
+"""`python -m benchmarks.orchestration`: the planner and the placement policies in virtual time, beside others.
+
+plan.optimality            the worst of many random layers: the best of all plans over the planner's, by the cost model
+plan.microseconds.e128     of one plan with 128 active experts, in real time
+orchestration.MACHINE.MODEL.WORKLOAD.STRATEGY     tokens per second, simulated
+orchestration.validation.MACHINE.STRATEGY         the same for the lengths of Fiddler's paper, beside its figure
+
+docs/orchestration.md says what is simulated and what is not. Only the microseconds differ from run to run.
+"""
+
+import sys
+from collections.abc import Iterator
+
+from benchmarks.orchestration import bound, machines, models, plans, report, validation
+from benchmarks.orchestration.costs import System
+from benchmarks.orchestration.simulate import run
+from benchmarks.orchestration.strategies import deepspeed, fiddler, llama_cpp, mixtral_offloading, ours
+from benchmarks.orchestration.strategies.server import Server
+from benchmarks.orchestration.workloads import Request, Workload, popularity, trace_of, workloads
+from benchmarks.results import report as open_report
+from benchmarks.targets import Judge, Target
+from gpu_service.popularity import Popularity
+
+TARGETS = {"plan.optimality": Target(0.98), "plan.microseconds.e128": Target(50, at_least=False)}
+_CASES, _QUICK_CASES = 3000, 500
+_TIMED_LAYERS = 200
+_RIVALS: tuple[type[Server], ...] = (
+    fiddler.Fiddler,
+    mixtral_offloading.MixtralOffloading,
+    deepspeed.DeepSpeed,
+    llama_cpp.LlamaCpp,
+)
+_POLICIES: tuple[type[Server], ...] = (ours.OursPopularity, ours.OursLru, ours.OursLayers, ours.OursNone)
+
+
+def main() -> None:
+    """Runs the simulator."""
+    with open_report(__doc__, ("--quick", False), ("--seed", 0)) as (file, arguments):
+        out = Judge(file, TARGETS)
+        cases = _QUICK_CASES if arguments.quick else _CASES
+        out.samples("plan.optimality", [plans.worst_ratio(cases, arguments.seed)], "ratio", cases=cases)
+        out.samples("plan.microseconds.e128", plans.microseconds(_TIMED_LAYERS, arguments.seed), "us")
+        for machine in validation.MACHINES:
+            _validate(out, System(machines.load(machine), models.load(validation.MODEL)), arguments.seed)
+        cells = []
+        for cell in _cells(arguments.quick, arguments.seed):
+            report.write(out, cell)
+            cells.append(cell)
+        report.show(cells)
+        out.summarise()
+
+
+def _cells(quick: bool, seed: int) -> Iterator[report.Cell]:
+    systems = {name: machines.load(name) for name in machines.names()}
+    for model in map(models.load, models.names()):
+        trace = trace_of(model, seed)
+        for workload in workloads(quick):
+            print(f"orchestration: {model.name}, {workload.name}", file=sys.stderr, flush=True)
+            requests = workload.requests(trace)
+            if len(requests) < 2:
+                continue  # the recorded trace is too short for it
+            for machine in systems.values():
+                yield _cell(System(machine, model), workload, requests, popularity(trace))
+
+
+def _cell(system: System, workload: Workload, requests: list[Request], counted: Popularity) -> report.Cell:
+    kinds = [ours.Ours, *([ours.OursWholePrompt] if workload.is_prompt else []), *_RIVALS]
+    if workload.with_policies:
+        kinds += _POLICIES
+    results = [run(kind, system, counted, workload, requests) for kind in kinds]
+    return report.Cell(system, workload, bound.seconds(system, requests[1:], workload.is_prompt), results)
+
+
+def _validate(out: Judge, system: System, seed: int) -> None:
+    for comparison in validation.compare(system, trace_of(system.model, seed)):
+        more = {"decode_only": float(f"{comparison.decode_only:.4g}")}
+        if comparison.published is not None:
+            more["published"] = round(comparison.published, 3)
+        name = f"orchestration.validation.{system.machine.name}.{comparison.strategy}"
+        out.samples(name, [comparison.simulated], "tokens/s", **more)
+
+
+if __name__ == "__main__":
+    main()

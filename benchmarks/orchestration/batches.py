@@ -1,0 +1,65 @@
+"""What the routers ask for in one forward, counted once for all strategies and machines."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.traces import Ids
+
+
+@dataclass(frozen=True, eq=False)
+class Routed:
+    """One layer of a forward."""
+
+    ids: npt.NDArray[np.int16]
+    """[rows, k]"""
+    counts: list[int]
+    """Rows by expert."""
+    active: list[int]
+    """Experts that have rows."""
+
+    @property
+    def rows(self) -> int:
+        """Tokens."""
+        return self.ids.shape[0]
+
+    def ids_of(self, experts: tuple[int, ...]) -> npt.NDArray[np.int32]:
+        """The rows that want one of these experts: what a message to the CPU holds, other experts being -1."""
+        is_one = np.zeros(len(self.counts), dtype=bool)
+        is_one[list(experts)] = True
+        wanted = is_one[self.ids]
+        rows = wanted.any(axis=1)
+        return np.where(wanted[rows], self.ids[rows], np.int16(-1)).astype(np.int32)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One forward: rows that are computed together."""
+
+    ids: Ids
+    """[layers, rows, k]"""
+    num_experts: int
+    _parts: dict[int, list["Batch"]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Tokens."""
+        return self.ids.shape[1]
+
+    @cached_property
+    def layers(self) -> list[Routed]:
+        """By MoE layer."""
+        return [self._routed(ids) for ids in self.ids]
+
+    def split(self, rows: int) -> list["Batch"]:
+        """The same in forwards of at most that many rows."""
+        if rows not in self._parts:
+            begins = range(0, self.rows, rows)
+            self._parts[rows] = [Batch(self.ids[:, begin : begin + rows], self.num_experts) for begin in begins]
+        return self._parts[rows]
+
+    def _routed(self, ids: npt.NDArray[np.int16]) -> Routed:
+        counts = np.bincount(ids.reshape(-1), minlength=self.num_experts).tolist()
+        return Routed(ids, counts, [expert for expert, count in enumerate(counts) if count])

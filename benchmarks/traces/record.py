@@ -1,0 +1,136 @@
+"""Records benchmarks/traces/demo.jsonl.gz: `python -m benchmarks.traces.record`.
+
+models/demo writes on from openings of two of the topics that it was trained on, whose experts differ most: scripture,
+then its database manual. One generation at a time, sampled with a seed, in float32 so that the trace does not depend on
+the CPU's kernels.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks.traces import RECORDED, Generation, Ids, Trace
+from fiddler.checkpoint import Checkpoint
+from gpu_service.in_process import InProcessExperts
+from gpu_service.model import Model
+from gpu_service.model_loading import logging_of_transformers
+from gpu_service.profile.count import load_model, run
+from gpu_service.profile.settings import Settings
+from gpu_service.remote_experts import PendingOutput
+from gpu_service.request import Request
+from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.tokenizer import Tokenizer
+
+MODEL = Path("models/demo")
+OUTPUT_TOKENS = 160
+TEMPERATURE = 0.8
+
+OPENINGS = {
+    "scripture": (
+        "And it came to pass in the third year, that the king sent messengers unto all the cities of the land, saying,",
+        "Then the servant answered and said unto his lord, I have done according to all that thou hast commanded me.",
+        "And the priest shall take of the oil, and put it upon the altar before the LORD, and it shall be holy;",
+        "Blessed is the man that hearkeneth unto wisdom, and turneth not away from the counsel of his father.",
+        "And the children of the people went up out of the valley by night, and pitched their tents beside the river.",
+        "Now when the prophet had spoken these words, the elders rent their clothes, and wept before the temple.",
+        "Hear, O ye mountains, and give ear, ye hills; for the day of the LORD is near, and who shall stand in it?",
+        "And he said unto his disciples, Whosoever giveth bread unto the hungry, the same shall not want.",
+        "These are the names of the sons that were born unto him in the land, and of their families by their houses.",
+        "And they gathered gold and silver and brass, and the stones of the wall, and laid them up in the house.",
+        "Let the heavens rejoice, and let the earth be glad, for his mercy endureth unto all generations.",
+        "And there was war between the two kings all their days, and the land had no rest for forty years.",
+    ),
+    "database": (
+        "The query planner chooses an index by estimating how many rows of the table each constraint will return.",
+        "If the transaction is rolled back, all changes to the database file are undone before the lock is released.",
+        "This function returns a pointer to the prepared statement, or NULL if the connection has been closed.",
+        "When a column is declared with a type affinity, values are converted before they are stored in the table.",
+        "The write-ahead log is copied back into the database file when a checkpoint operation runs to completion.",
+        "A virtual table is registered with the database connection by calling the create module interface.",
+        "The default page size is changed by a pragma that must run before the first table is created.",
+        "Each row of a table is identified by an integer key, which is an alias for the primary key column.",
+        "An application can set the busy timeout so that a locked database is tried again after a short delay.",
+        "The expression on the left of the operator is evaluated once, and the subquery must return one column.",
+        "Memory is allocated from the lookaside buffer when the request is small, and from the heap otherwise.",
+        "The schema table holds one entry for every table, index, view, and trigger in the database.",
+    ),
+}
+
+
+class _Recorder(InProcessExperts):
+    """Experts that remember what they were asked for."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self._ids: list[list[Ids]] = [[] for _ in checkpoint.layers]
+
+    def submit(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        timeout_seconds: float | None = None,
+    ) -> PendingOutput:
+        """See RemoteExperts."""
+        self._ids[layer].append(expert_ids.numpy().astype(np.int16))
+        return super().submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
+
+    def take(self) -> Ids:
+        """[layers, tokens, k] since the last time."""
+        ids = np.stack([np.concatenate(steps) for steps in self._ids])
+        for steps in self._ids:
+            steps.clear()
+        return ids
+
+
+def record(openings: dict[str, Sequence[str]] = OPENINGS, output_tokens: int = OUTPUT_TOKENS) -> Trace:
+    """Runs the model and returns the trace."""
+    settings = Settings(
+        model=MODEL, prompts=Path(), out=Path("trace"), device="cpu", dtype="float32", max_slots=1, max_context=512
+    )
+    torch.set_num_threads(1)  # sums in the same order wherever it is run
+    logging_of_transformers()
+    checkpoint = Checkpoint.open(settings.model)
+    recorder = _Recorder(checkpoint)
+    model = load_model(checkpoint, recorder, settings, torch.float32)
+    tokenizer = Tokenizer(checkpoint.directory)
+    texts = [(topic, text) for topic, several in openings.items() for text in several]
+    generations = []
+    for seed, (topic, text) in enumerate(tqdm(texts, desc="generations", disable=None)):
+        prompt = tokenizer.encode(text)
+        _generate(model, prompt, output_tokens, seed)
+        ids = recorder.take()
+        generations.append(Generation(topic, ids[:, : len(prompt)], ids[:, len(prompt) :]))
+    return Trace(
+        name="demo",
+        num_experts=tuple(layer.num_experts for layer in checkpoint.layers),
+        top_k=model.num_experts_per_token,
+        provenance=f"models/demo {checkpoint.fingerprint[:12]}, float32, temperature {TEMPERATURE}, seeds from 0",
+        generations=tuple(generations),
+    )
+
+
+def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) -> None:
+    # the last token of a generation is chosen and not computed; the end of a text is not heeded
+    sampling = SamplingParameters(temperature=TEMPERATURE, seed=seed)
+    request = Request(prompt, sampling, output_tokens + 1, frozenset(), frozenset(), emit=lambda event: None)
+    run(model, [request], 1, lambda _: None)
+
+
+def main() -> None:
+    """Writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RECORDED, help="default: %(default)s")
+    arguments = parser.parse_args()
+    trace = record()
+    trace.save(arguments.out)
+    print(f"{arguments.out}: {arguments.out.stat().st_size} bytes, {sum(1 for _ in trace.steps())} steps")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The placement policy that follows the load: the likeliest experts are resident, as far as their copies pay. No torch.
+
+How likely an expert is comes from expert_usage.py; here it is turned into seconds.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from gpu_service.expert_usage import HALF_LIFE_STEPS, LayerUsage
+from gpu_service.latency_model import Costs
+from gpu_service.placement_policy import Inputs, Key, StaticPolicy, Swap, even_spread, most_popular
+
+HORIZON_STEPS = HALF_LIFE_STEPS
+"""Over how many steps a swap must pay: as far ahead as the estimate looks back."""
+
+PAYBACK = 3.0
+"""How many times its own copy a swap must save. The copy takes time from copies that someone waits for and memory
+bandwidth from the CPU's experts, and two experts that are nearly as likely must not take turns."""
+
+MIN_STEPS = 16
+"""Steps of evidence before a layer's experts are told apart."""
+
+_SCANNED_EXPERTS = 32
+_CANDIDATES_PER_LAYER = 4
+
+
+class _Candidate(NamedTuple):
+    """An expert and how likely a step is to use it; ordered by that."""
+
+    probability: float
+    key: Key
+
+
+class AdaptivePlacement(StaticPolicy):
+    """Starts from the popularity file, or from an even spread over layers, and swaps in the background.
+
+    A resident expert saves, in each step that uses it, the difference between having it computed elsewhere and
+    computing it here. So a swap gains the difference of two probabilities times that, over HORIZON_STEPS steps, and
+    costs a copy.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        super().__init__(inputs)
+        self._usage = [LayerUsage(count) for count in inputs.num_experts]
+        if inputs.popularity:
+            for usage, counts in zip(self._usage, inputs.popularity.counts, strict=True):
+                usage.seed([count / inputs.popularity.tokens for count in counts])
+        self._latest: list[Sequence[int]] = [()] * len(self._usage)
+        # by layer, as of its latest scan: the likeliest experts that are not resident, and the least likely that are;
+        # each list ends with the one to take first
+        self._wanted: list[list[_Candidate]] = [[] for _ in self._usage]
+        self._spare: list[list[_Candidate]] = [[] for _ in self._usage]
+        self._next_scan = 0
+
+    def initial(self) -> list[Key]:
+        """See Placement."""
+        inputs = self._inputs
+        if inputs.popularity:
+            return most_popular(inputs.num_experts, inputs.popularity, self.capacity)
+        return even_spread(inputs.num_experts, None, self.capacity)
+
+    def observe(self, layer: int, counts: Sequence[int]) -> None:
+        """See Placement."""
+        self._usage[layer].observe(counts)
+        self._latest[layer] = counts
+
+    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+        """See Placement. The copy is made in any case, so that it need not pay."""
+        layer, expert = key
+        spare = self._first_spare(resident)
+        if spare is None or self._usage[layer].estimate()(expert) <= spare.probability:
+            return None
+        if spare.key[0] == layer and self._latest[layer][spare.key[1]]:
+            return None
+        return spare.key
+
+    def swaps(self, resident: Collection[Key], limit: int) -> list[Swap]:
+        """See Placement."""
+        needed = _needed_gain(self._inputs.costs())
+        if needed >= 1:
+            return []
+        self._scan_some(resident)
+        num_free = self.capacity - len(resident)
+        swaps: list[Swap] = []
+        while len(swaps) < limit:
+            wanted = self._first_wanted(resident)
+            spare = None if num_free > 0 else self._first_spare(resident)
+            if wanted is None or (spare is None and num_free <= 0):
+                break
+            if wanted.probability - (spare.probability if spare else 0.0) <= needed:
+                break
+            swaps.append(Swap(wanted.key, spare.key if spare else None))
+            num_free -= 1
+            self._wanted[wanted.key[0]].pop()
+            if spare:
+                self._spare[spare.key[0]].pop()
+        return swaps
+
+    def _first_wanted(self, resident: Collection[Key]) -> _Candidate | None:
+        while heads := [candidates[-1] for candidates in self._wanted if candidates]:
+            head = max(heads)
+            if head.key not in resident:
+                return head
+            self._wanted[head.key[0]].pop()  # loaded since its layer's scan
+        return None
+
+    def _first_spare(self, resident: Collection[Key]) -> _Candidate | None:
+        while heads := [candidates[-1] for candidates in self._spare if candidates]:
+            head = min(heads)
+            if head.key in resident:
+                return head
+            self._spare[head.key[0]].pop()
+        return None
+
+    def _scan_some(self, resident: Collection[Key]) -> None:
+        """Looks at the next layers in turn, so that a call takes as long for many layers as for few."""
+        num_scanned = 0
+        for _ in self._usage:
+            layer = self._next_scan
+            self._scan(layer, resident)
+            self._next_scan = (layer + 1) % len(self._usage)
+            num_scanned += len(self._usage[layer].used)
+            if num_scanned >= _SCANNED_EXPERTS:
+                break
+
+    def _scan(self, layer: int, resident: Collection[Key]) -> None:
+        usage = self._usage[layer]
+        if usage.num_steps < MIN_STEPS:
+            return
+        probability = usage.estimate()
+        ascending = sorted(range(len(usage.used)), key=usage.used.__getitem__)
+
+        def first(experts: Iterable[int], is_resident: bool) -> list[_Candidate]:
+            keys = ((layer, expert) for expert in experts if ((layer, expert) in resident) is is_resident)
+            return [_Candidate(probability(key[1]), key) for key in islice(keys, _CANDIDATES_PER_LAYER)][::-1]
+
+        self._spare[layer] = first(ascending, True)
+        self._wanted[layer] = first(reversed(ascending), False)
+
+
+def _needed_gain(costs: Costs) -> float:
+    """By how much likelier an expert must be than the one it replaces for its copy to pay; 1 or more: none can be."""
+    # without the CPU expert service a round trip never ends, and all that is not resident is streamed
+    elsewhere = costs.transfer if math.isinf(costs.round_trip) else min(costs.cpu[1], costs.transfer)
+    saved = HORIZON_STEPS * (elsewhere - costs.gpu[1])
+    return PAYBACK * costs.transfer / saved if saved > 0 and not math.isinf(costs.transfer) else math.inf

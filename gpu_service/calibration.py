@@ -1,0 +1,200 @@
+"""Measures what each way to compute an expert costs on this machine, through the means that serve requests later.
+
+It takes about two seconds. What a slow machine cannot measure in that time, curves extrapolate: see latency_model.py.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from typing import Protocol
+
+import torch
+
+from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.expert_math import ExpertWeights, combination, expert_forward
+from gpu_service.device_experts import Copy
+from gpu_service.latency_model import Measurements, Sample
+from gpu_service.remote_experts import RemoteExperts
+from gpu_service.stored_experts import Key
+
+_BUDGET_SECONDS = 2.0
+_CPU_SHARE = 0.6  # of the time: the CPU is the slowest, and differs most between machines
+_GPU_SHARE = 0.2
+_POINT_SHARE = 1 / 6  # of either, for one number of rows
+_REPEATS = 5
+_HOP_REPEATS = 15
+_HOP_ROWS = 256
+_MOST_AT_ONCE = 8
+_IN_A_ROW = 8
+Clock = Callable[[], float]
+
+
+class Slots(Protocol):
+    """What is asked of ExpertSlots."""
+
+    def stream(self, key: Key) -> Copy:
+        """Copies an expert to the device for a while."""
+        ...
+
+    def time_transfer(self) -> float:
+        """Seconds of one expert's copy, measured; infinite where nothing can be copied."""
+        ...
+
+
+def expert_bytes(layer: MoeLayer) -> int:
+    """Of one expert's matrices."""
+    expert = layer.experts[0]
+    return sum(view.num_bytes for view in (expert.gate, expert.up, expert.down) if view is not None)
+
+
+def measured_layers(checkpoint: Checkpoint) -> list[int]:
+    """The layers that stand for all: those of the size of expert that most of them have."""
+    sizes = [expert_bytes(layer) for layer in checkpoint.layers]
+    usual = max(sizes, key=sizes.count)
+    return [index for index, size in enumerate(sizes) if size == usual]
+
+
+def calibrate(
+    checkpoint: Checkpoint,
+    client: RemoteExperts,
+    dtype: torch.dtype,
+    max_rows: int,
+    experts_per_row: int,
+    slots: Slots | None = None,
+    device: torch.device | None = None,
+) -> Measurements:
+    """Measures everything there is. Nobody else may use the service, the device or the slots meanwhile.
+
+    Args:
+        checkpoint: The experts.
+        client: Connected to the CPU expert service.
+        dtype: What hidden rows are in.
+        max_rows: The most that a message may hold.
+        experts_per_row: How many experts a row is sent to.
+        slots: Bring experts to the device; None where none ever is.
+        device: Where the slots are.
+
+    Raises:
+        ExpertServiceError: The CPU expert service was lost.
+    """
+    service = _Service(checkpoint, client, dtype, max_rows, experts_per_row)
+    hop = service.measure_hop()
+    cpu = measure_by_rows(service.seconds_of_one, max_rows, _BUDGET_SECONDS * _CPU_SHARE)
+    measured = checkpoint.layers[measured_layers(checkpoint)[0]]
+    transfer = slots.time_transfer() if slots else math.inf
+    if slots is None or device is None or transfer == math.inf:
+        return Measurements(expert_bytes(measured), cpu, hop)
+    gpu = _measure_gpu(checkpoint, slots, device, dtype, max_rows)
+    return Measurements(expert_bytes(measured), cpu, hop, gpu, (transfer,))
+
+
+def measure_by_rows(
+    seconds_of: Callable[[int], float], max_rows: int, budget_seconds: float, clock: Clock = time.perf_counter
+) -> tuple[Sample, ...]:
+    """Timings at powers of two, until time is up. Every other power comes first, so that the curve soon reaches far.
+
+    Args:
+        seconds_of: Measures once, at a number of rows.
+        max_rows: The most rows.
+        budget_seconds: How long it may take; one row is measured whatever it takes, as there is no curve without.
+        clock: Seconds.
+    """
+    deadline = clock() + budget_seconds
+    powers = [2**power for power in range(max_rows.bit_length())]
+    took: dict[int, float] = {}
+    samples = []
+    for rows in [*powers[::2], *powers[1::2]]:
+        fewer = max((other for other in took if other < rows), default=0)
+        began = now = clock()
+        longest = took[fewer] * rows / fewer if fewer else 0.0  # reading the weights does not grow with rows
+        for _ in range(_REPEATS):
+            if took and now + longest > deadline:
+                break
+            samples.append((rows, seconds_of(rows)))
+            now, before = clock(), now
+            longest = took[rows] = now - before
+            if now - began > budget_seconds * _POINT_SHARE:
+                break
+    return tuple(samples)
+
+
+class _Service:
+    """The CPU expert service, asked for experts that it was not asked for just before, so that no cache holds them."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, client: RemoteExperts, dtype: torch.dtype, max_rows: int, experts_per_row: int
+    ) -> None:
+        """Sends one message, since the first one waits for what is made when it is first used."""
+        self._client = client
+        self._max_rows = max_rows
+        layers = measured_layers(checkpoint)
+        layer = checkpoint.layers[layers[0]]
+        # as many in a message as a row has, since they share the memory's bandwidth
+        num = max(1, min(experts_per_row, layer.num_experts, _MOST_AT_ONCE))
+        self._groups = cycle(_groups(layers, layer.num_experts, num))
+        self._hidden = torch.randn(max_rows, layer.hidden_size).to(dtype)
+        self._send(1, computes=True)
+
+    def measure_hop(self) -> tuple[Sample, ...]:
+        """Messages of one row and of many, all of them computed elsewhere."""
+        repeats = {1: _HOP_REPEATS, min(_HOP_ROWS, self._max_rows): _REPEATS}
+        return tuple((rows, self._send(rows, computes=False)[0]) for rows, count in repeats.items() for _ in range(count))
+
+    def seconds_of_one(self, rows: int) -> float:
+        """Of computing one of the experts of a message, each of which has all of its rows."""
+        _, computing, num = self._send(rows, computes=True)
+        return computing / num
+
+    def _send(self, rows: int, computes: bool) -> tuple[float, float, int]:
+        """(seconds until the answer, seconds of computing, experts) of a message."""
+        layer, experts = next(self._groups)
+        ids = torch.tensor(experts if computes else [-1] * len(experts), dtype=torch.int32).repeat(rows, 1)
+        weights = torch.full(ids.shape, 1.0 / len(experts))
+        began = time.perf_counter()
+        pending = self._client.submit(layer, self._hidden[:rows], ids, weights)
+        pending.join()
+        seconds = time.perf_counter() - began
+        return seconds, pending.compute_seconds or seconds, len(experts)
+
+
+def _groups(layers: Sequence[int], num_experts: int, num: int) -> list[tuple[int, list[int]]]:
+    """Layers and so many experts of each, such that a group and the next are of different layers where there are more."""
+    starts = range(0, num_experts, num)
+    return [(layer, [(start + i) % num_experts for i in range(num)]) for start in starts for layer in layers]
+
+
+def _measure_gpu(
+    checkpoint: Checkpoint, slots: Slots, device: torch.device, dtype: torch.dtype, max_rows: int
+) -> tuple[Sample, ...]:
+    """One expert by rows, its weights being on the device; several in a row, as in a layer."""
+    index = measured_layers(checkpoint)[0]
+    layer = checkpoint.layers[index]
+    combine = combination(layer.activation)
+    hidden = torch.randn(max_rows, layer.hidden_size).to(device, dtype)
+    total = torch.zeros(hidden.shape, dtype=torch.float32, device=device)
+    weights = torch.ones(max_rows, 1, device=device)
+    copy = slots.stream((index, 0))
+    try:
+        matrices = copy.wait()
+
+        def seconds(rows: int) -> float:
+            chosen = torch.arange(rows, device=device)
+            _synchronize(device)
+            began = time.perf_counter()
+            for _ in range(_IN_A_ROW):
+                output = expert_forward(matrices, combine, hidden.index_select(0, chosen))
+                total.index_add_(0, chosen, output.to(torch.float32) * weights[:rows])
+            _synchronize(device)
+            return (time.perf_counter() - began) / _IN_A_ROW
+
+        with torch.inference_mode():
+            seconds(1)  # the first one waits for what is made when it is first used
+            return measure_by_rows(seconds, max_rows, _BUDGET_SECONDS * _GPU_SHARE)
+    finally:
+        copy.release()
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

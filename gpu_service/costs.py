@@ -1,0 +1,157 @@
+"""Where a service's costs come from: the file that fits this machine and model, or a measurement that is then kept."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+
+from fiddler import tensors
+from fiddler.checkpoint import Checkpoint
+from fiddler.v1 import experts_pb2
+from gpu_service import costs_file
+from gpu_service.calibration import calibrate, expert_bytes
+from gpu_service.costs_file import MachineIdentity, ModelIdentity
+from gpu_service.expert_slots import ExpertSlots
+from gpu_service.latency_model import LatencyModel, Measurements
+from gpu_service.remote_experts import RemoteExperts
+
+_log = structlog.get_logger("gpu_service")
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What costs are of."""
+
+    checkpoint: Checkpoint
+    client: RemoteExperts
+    """Connected to the CPU expert service."""
+    description: experts_pb2.DescribeResponse
+    """What that service said of itself."""
+    device: torch.device
+    slots: ExpertSlots | None
+    """None where no expert is ever brought to the device."""
+    max_rows: int
+    """The most rows of a batch."""
+    experts_per_token: int
+
+
+def obtain(subject: Subject, file: Path | None, recalibrate: bool) -> LatencyModel:
+    """Costs from a file, or measured and written to it.
+
+    Args:
+        subject: What they are of.
+        file: What the user names; None: one of this model's own in the user's cache.
+        recalibrate: Whether to measure whatever the file holds.
+
+    Raises:
+        CostsFileError: The file is no file of costs, or another model's.
+        ExpertServiceError: The CPU expert service was lost meanwhile.
+    """
+    path = file or _cache_file(subject)
+    measurements = None if recalibrate else _read(subject, path, is_named=file is not None)
+    if measurements is None:
+        dtype = tensors.DTYPES[subject.description.dtype]
+        measurements = calibrate(
+            subject.checkpoint,
+            subject.client,
+            dtype,
+            subject.max_rows,
+            max(1, subject.experts_per_token),
+            subject.slots,
+            subject.device,
+        )
+        _save(subject, path, measurements)
+    layer_bytes = [expert_bytes(layer) for layer in subject.checkpoint.layers]
+    latency = LatencyModel(measurements, layer_bytes, subject.max_rows, max(1, subject.experts_per_token))
+    _tell(latency, subject, path)
+    return latency
+
+
+def _read(subject: Subject, path: Path, is_named: bool) -> Measurements | None:
+    """What the file holds; None where it does not serve."""
+    if not path.exists():
+        return None
+    try:
+        machine, measurements = costs_file.load(path, _model(subject))
+    except costs_file.CostsFileError as error:
+        if is_named:
+            raise
+        _log.warning("costs are measured anew", reason=str(error))
+        return None
+    if differences := machine.differences(_machine(subject)):
+        if not is_named:
+            return None  # the machine has changed since
+        _log.warning("costs of another machine", file=str(path), measured_there_and_here=differences)
+    if subject.slots is not None and not (measurements.gpu and measurements.transfer):
+        _log.warning("costs are measured anew", reason=f"{path} has none of a device")
+        return None
+    return measurements
+
+
+def _save(subject: Subject, path: Path, measurements: Measurements) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        costs_file.save(path, _model(subject), _machine(subject), measurements)
+    except OSError as error:
+        _log.warning("costs are not kept", file=str(path), reason=error.strerror)
+
+
+def _tell(latency: LatencyModel, subject: Subject, path: Path) -> None:
+    now = latency.costs(0)
+    device = {"transfer_ms": _milliseconds(now.transfer), "device_ms": _milliseconds(now.gpu[1])}
+    _log.info(
+        "costs",
+        file=str(path),
+        cpu_ms=_milliseconds(now.cpu[1]),
+        cpu_ms_of_most_rows=_milliseconds(now.cpu[-1]),
+        most_rows=subject.max_rows,
+        round_trip_ms=_milliseconds(now.round_trip),
+        fit_error=round(latency.cpu.fit_error, 3),
+        **(device if subject.slots else {}),
+    )
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 4)
+
+
+def _model(subject: Subject) -> ModelIdentity:
+    checkpoint, layer = subject.checkpoint, subject.checkpoint.layers[0]
+    return ModelIdentity(
+        checkpoint.model_type,
+        checkpoint.fingerprint,
+        (layer.hidden_size, layer.intermediate_size),
+        tensors.dtype_name(subject.description.weight_dtype),
+    )
+
+
+def _machine(subject: Subject) -> MachineIdentity:
+    description = subject.description
+    return MachineIdentity(
+        cpu=cpu_name(_CPUINFO),
+        cores=os.cpu_count() or 1,
+        gpu=torch.cuda.get_device_name(subject.device) if subject.device.type == "cuda" else "",
+        kernel=description.kernel,
+        threads=description.threads,
+        dtype=tensors.dtype_name(description.dtype),
+    )
+
+
+def cpu_name(cpuinfo: Path) -> str:
+    """The CPU's name, as the kernel tells it."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _cache_file(subject: Subject) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    dtype = tensors.dtype_name(subject.description.dtype)
+    return cache / "fiddler" / f"costs-{subject.checkpoint.fingerprint[:16]}-{dtype}-{subject.device.type}.json"

@@ -1,0 +1,193 @@
+"""One connection to the CPU expert service: health, handshake, streams, and the watch over what is overdue.
+
+It does not come back by itself. gRPC would reconnect the channel in its own time, and stay with a process that stands
+still when another has bound the socket since; so that who has lost a connection makes a new one.
+"""
+
+import math
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import grpc
+import torch
+
+from fiddler import PROTOCOL_VERSION, rpc, tensors
+from fiddler.v1 import experts_pb2, experts_pb2_grpc
+
+NOT_READY = "the CPU expert service is not there, or not ready"
+
+_Result = TypeVar("_Result")
+
+
+class ExpertServiceError(Exception):
+    """The CPU expert service did not answer, or answered with an error."""
+
+
+class HandshakeError(ExpertServiceError):
+    """The CPU expert service serves something else than this service runs."""
+
+
+class StreamEndedError(grpc.RpcError):
+    """The service ended the stream without an error, as it does when it stops."""
+
+    def code(self) -> grpc.StatusCode:
+        """As of any other error of gRPC's."""
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        """As of any other error of gRPC's."""
+        return "the stream was ended"
+
+
+class Stream:
+    """One Run call: messages go in through a queue that gRPC's sending thread drains, answers come in their order."""
+
+    def __init__(self, stub: experts_pb2_grpc.ExpertServiceStub) -> None:
+        self._outbox: queue.SimpleQueue[experts_pb2.RunRequest | None] = queue.SimpleQueue()
+        messages: Iterator[experts_pb2.RunRequest] = iter(self._outbox.get, None)
+        self._call = stub.Run(messages)
+        self.overdue = False
+        """Whether it was closed because an answer did not come in time."""
+        self.failure: ExpertServiceError | None = None
+        """Why it was given up, where it was."""
+
+    def send(self, request: experts_pb2.RunRequest) -> None:
+        """Sends a message and returns at once. On a stream that has ended it comes to nothing."""
+        self._outbox.put(request)
+
+    def receive(self) -> experts_pb2.RunResponse:
+        """Waits for the next answer, for as long as the stream lives.
+
+        Raises:
+            grpc.RpcError: The stream has ended.
+        """
+        try:
+            return next(self._call)
+        except StopIteration:
+            raise StreamEndedError from None
+
+    def close(self) -> None:
+        """Ends it, and whoever waits for an answer. For any thread."""
+        self._outbox.put(None)
+        self._call.cancel()
+
+
+class Connection:
+    """A channel of its own to the service."""
+
+    def __init__(self, address: str, dtype: torch.dtype, max_message_bytes: int) -> None:
+        """Connects when it is first used.
+
+        Args:
+            address: HOST:PORT or unix:PATH.
+            dtype: What hidden rows are sent and expected in.
+            max_message_bytes: The largest message either way.
+        """
+        self._address = address
+        self._dtype = dtype
+        self._channel = grpc.insecure_channel(address, options=_channel_options(address, max_message_bytes))
+        self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
+
+    def shake_hands(self, fingerprint: str, timeout_seconds: float) -> experts_pb2.DescribeResponse:
+        """Makes sure that the service is ready, and that both run the same checkpoint in the same dtype.
+
+        Raises:
+            HandshakeError: They do not.
+            ExpertServiceError: The service did not answer in time, or is not ready.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        if not self.is_serving(timeout_seconds):
+            raise ExpertServiceError(f"{self._address}: {NOT_READY}")
+        request = experts_pb2.DescribeRequest(
+            protocol_version=PROTOCOL_VERSION,
+            checkpoint_fingerprint=fingerprint,
+            dtype=tensors.PROTO_DTYPES[self._dtype],
+        )
+        timeout_seconds = max(0.0, deadline - time.monotonic())
+        try:
+            return self._on_open_channel(lambda: self._stub.Describe(request, timeout=timeout_seconds))
+        except grpc.RpcError as error:
+            kind = HandshakeError if error.code() is grpc.StatusCode.FAILED_PRECONDITION else ExpertServiceError
+            raise kind(f"{self._address}: {error.code().name}: {error.details()}") from None
+
+    def is_serving(self, timeout_seconds: float) -> bool:
+        """Whether the service answers and is ready.
+
+        Raises:
+            ExpertServiceError: The connection has been closed.
+        """
+        return self._on_open_channel(lambda: rpc.is_serving(self._channel, timeout_seconds))
+
+    def open_stream(self) -> Stream:
+        """A new stream.
+
+        Raises:
+            ExpertServiceError: The connection has been closed.
+        """
+        return self._on_open_channel(lambda: Stream(self._stub))
+
+    def close(self) -> None:
+        """Ends it and all its calls. For any thread."""
+        self._channel.close()
+
+    def _on_open_channel(self, call: Callable[[], _Result]) -> _Result:
+        try:
+            return call()
+        except ValueError:  # what gRPC raises for a call on a channel that another thread has closed
+            raise ExpertServiceError(f"{self._address}: the connection is closed") from None
+
+
+class Watch:
+    """Closes the stream that an answer is overdue on: waiting for a stream's next answer takes no timeout.
+
+    One thread waits for a stream at a time, and arms the watch before and disarms it after.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._stream: Stream | None = None
+        self._deadline = math.inf
+        self._wakes_at = math.inf
+        self._closed = False
+        threading.Thread(target=self._run, name="expert watch", daemon=True).start()
+
+    def arm(self, stream: Stream, deadline: float) -> None:
+        """Has a stream closed at a time.monotonic(), unless disarmed before."""
+        with self._condition:
+            self._stream, self._deadline = stream, deadline
+            if deadline < self._wakes_at:  # otherwise it looks in time as it is, and a layer costs no thread switch
+                self._condition.notify()
+
+    def disarm(self) -> None:
+        """Lets the stream be."""
+        with self._condition:
+            self._stream, self._deadline = None, math.inf
+
+    def close(self) -> None:
+        """Ends the thread."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    def _run(self) -> None:
+        with self._condition:
+            while not self._closed:
+                if self._stream is not None and self._deadline <= time.monotonic():
+                    self._stream.overdue = True
+                    self._stream.close()
+                    self._stream, self._deadline = None, math.inf
+                self._wakes_at = self._deadline
+                self._condition.wait(None if self._wakes_at == math.inf else self._wakes_at - time.monotonic())
+
+
+def _channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:
+    return [
+        *rpc.channel_options(address, max_message_bytes),
+        # gRPC's channels share connections, and with them how long to wait before the next attempt
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]

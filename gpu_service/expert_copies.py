@@ -1,0 +1,159 @@
+"""Copies of experts for one batch, or ahead of one: who waits for which, and who gets a streaming slot.
+
+For the engine's thread. What stays on the device for long is expert_slots.py's.
+"""
+
+from collections import deque
+
+from fiddler.expert_math import ExpertWeights
+from gpu_service.copier import Copier, Urgency
+from gpu_service.copy_lanes import Lane
+from gpu_service.slot_table import SlotTable
+from gpu_service.stored_experts import Key
+
+
+class Copy:
+    """An expert's weights on their way to the device for one batch.
+
+    `release` must follow, also where `wait` was not called or raised.
+    """
+
+    def __init__(self, copies: "ExpertCopies", key: Key) -> None:
+        """Made by ExpertCopies."""
+        self.key = key
+        self.demanded = False
+        """Whether the batch at hand needs it; otherwise it is a prefetch."""
+        self.seconds: float | None = None
+        """What the copying took, once waited for; None where the weights were there already."""
+        self._copies = copies
+
+    def wait(self) -> ExpertWeights:
+        """Weights on the device, which whatever is enqueued from now on may read, until `release`.
+
+        On CUDA it waits until the copy is enqueued, not until it has landed. A prefetch becomes a demand.
+
+        Raises:
+            RuntimeError: It was released, or copies that were demanded before it were not.
+            Exception: Whatever went wrong when it was copied.
+        """
+        return self._copies.wait(self)
+
+    def release(self) -> None:
+        """Says that what reads the weights is enqueued. Cancels a copy that is under way and was not to stay."""
+        self._copies.release(self)
+
+
+class ExpertCopies:
+    """The copies that are not released. Of one expert there is at most one."""
+
+    def __init__(self, table: SlotTable, copier: Copier, lane: Lane) -> None:
+        self._table = table
+        self._copier = copier
+        self._lane = lane
+        self._copies: dict[Key, Copy] = {}  # the oldest first
+        self._waiting: deque[Key] = deque()  # demanded, and no slot is free; then nothing is prefetched
+
+    def is_demanded(self, key: Key) -> bool:
+        """Whether a batch needs a copy of this expert, or computes with it."""
+        copy = self._copies.get(key)
+        return copy is not None and copy.demanded
+
+    def is_evictable(self, key: Key) -> bool:
+        """Whether the expert has a resident slot that may be given to another."""
+        return key in self._table.kept and not self.is_demanded(key)
+
+    def stream(self, key: Key, into: Key | None) -> Copy:
+        """See ExpertSlots.stream."""
+        table = self._table
+        if self.is_demanded(key):
+            raise ValueError(f"expert {key} is streamed already")
+        if into is not None and key not in table.kept and not self.is_evictable(into):
+            raise ValueError(f"expert {into} cannot make room for {key}: it is not resident, or is in use")
+        copy = self._copies.setdefault(key, Copy(self, key))
+        copy.demanded = True
+        if key in table.landing:
+            self._copier.set_urgency(table.landing[key], Urgency.DEMAND)
+        if key in table.passing and into is not None:
+            table.keep(key, into)
+        elif key not in table.passing and key not in table.kept:
+            self._begin(key, into)
+        return copy
+
+    def prefetch(self, key: Key) -> Copy | None:
+        """See ExpertSlots.prefetch."""
+        if not self._table.free or key in self._copies or key in self._table.kept:
+            return None
+        copy = self._copies[key] = Copy(self, key)
+        self._table.pass_through(key, Urgency.PREFETCH)
+        return copy
+
+    def cancel_prefetch(self, key: Key) -> None:
+        """See ExpertSlots.cancel_prefetch."""
+        if key in self._copies and not self.is_demanded(key):
+            self._copies[key].release()
+
+    def keep_prefetched(self, key: Key, evict: Key | None) -> bool:
+        """Gives an expert the resident slot of another, or an empty one, if it is being prefetched; else False."""
+        if key not in self._copies or self.is_demanded(key):
+            return False
+        del self._copies[key]
+        self._table.keep(key, evict)
+        return True
+
+    def release_all(self) -> None:
+        """See ExpertSlots.release_all."""
+        for key in [key for key in self._copies if self.is_demanded(key)]:
+            self._copies[key].release()
+
+    def wait(self, copy: Copy) -> ExpertWeights:
+        """See Copy.wait."""
+        key, table = copy.key, self._table
+        if self._copies.get(key) is not copy:
+            raise RuntimeError(f"the copy of expert {key} was released, or was a prefetch and had to make room")
+        if not copy.demanded:
+            self.stream(key, None)
+        holding = table.kept.get(key) or table.passing.get(key)
+        if holding is None:
+            raise RuntimeError(f"expert {key} has no slot until those that were streamed before it are released")
+        if key in table.landing:
+            copy.seconds = self.join(key)
+        return holding.weights
+
+    def join(self, key: Key) -> float:
+        """Waits for an expert that is landing. Returns what its copying took, in seconds."""
+        job = self._table.landing[key]
+        job.wait()
+        self._lane.join(job.mark)
+        self._table.land(key)
+        return job.busy_seconds
+
+    def release(self, copy: Copy) -> None:
+        """See Copy.release."""
+        key, table = copy.key, self._table
+        if self._copies.get(key) is not copy:
+            return
+        del self._copies[key]
+        if key in table.passing:
+            table.let_pass(key)
+            if self._waiting:
+                table.pass_through(self._waiting.popleft(), Urgency.DEMAND)
+        elif key not in table.kept:
+            self._waiting.remove(key)
+        elif key in table.landing and table.landing[key].error is not None:
+            table.evict(key)
+        elif key in table.landing:  # it was not waited for, but is to stay; ExpertSlots.poll sees to it
+            self._copier.set_urgency(table.landing[key], Urgency.SWAP)
+
+    def _begin(self, key: Key, into: Key | None) -> None:
+        """Starts a demanded copy, or lets it wait for a slot."""
+        if into is not None:
+            self._table.hold(key, into, Urgency.DEMAND)
+            return
+        if not self._table.free:
+            prefetched = next((copy for copy in self._copies.values() if not copy.demanded), None)
+            if prefetched is not None:
+                prefetched.release()
+        if self._table.free:
+            self._table.pass_through(key, Urgency.DEMAND)
+        else:
+            self._waiting.append(key)

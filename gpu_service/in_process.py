@@ -1,0 +1,59 @@
+"""Computes experts in this process, from the checkpoint's memory map: slower than a service for it, same answer."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import LayerWeights, assign, combination, expert_forward, layer_weights
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    """What was asked for, computed already."""
+
+    output: torch.Tensor
+    compute_seconds: float
+
+    def join(self) -> torch.Tensor:
+        return self.output
+
+
+class InProcessExperts:
+    """RemoteExperts with PyTorch on the CPU. For one thread."""
+
+    available = True
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Reads no weight.
+
+        Raises:
+            UnknownActivationError: The model's activation is none that is known.
+        """
+        self._checkpoint = checkpoint
+        self._combinations = [combination(layer.activation) for layer in checkpoint.layers]
+        self._weights: dict[int, LayerWeights] = {}
+
+    def submit(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        timeout_seconds: float | None = None,
+    ) -> _Computed:
+        """Computes one layer's rows before it returns: see RemoteExperts."""
+        began = time.monotonic()
+        weights = self._weights.get(layer)
+        if weights is None:
+            weights = self._weights[layer] = layer_weights(self._checkpoint, self._checkpoint.layers[layer])
+        assignments = assign(expert_ids, routing_weights)
+        starts = assignments.starts
+        total = torch.zeros(hidden.shape, dtype=torch.float32)
+        for position, expert in enumerate(assignments.experts):
+            part = slice(starts[position], starts[position + 1])
+            rows = assignments.rows[part]
+            output = expert_forward(weights.experts[expert], self._combinations[layer], hidden.index_select(0, rows))
+            total.index_add_(0, rows, output.to(torch.float32) * assignments.weights[part, None])
+        return _Computed(total.to(hidden.dtype), time.monotonic() - began)

@@ -1,0 +1,263 @@
+"""How long things take: curves over rows fitted to measured points, what the planner reads of them, and their correction.
+
+Pure Python; no torch. Nothing is measured here: calibration.py does that once, and every layer's real timings correct
+it while the service runs.
+"""
+
+import math
+import statistics
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+Sample = tuple[int, float]
+"""(rows, seconds): one timing."""
+
+_GREATEST_CORRECTION = math.log(8)
+_WEIGHT = 0.02  # of the newest timing: a machine that has changed is believed after about a hundred messages
+_GREATEST_SURPRISE = math.log(2)  # a timing further off than this counts as if it were this far off
+_WORTH_A_SNAPSHOT = math.log(1.05)
+_TIMEOUT_FACTOR = 20.0
+_LEAST_TIMEOUT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What the planner reads: an immutable snapshot for one layer, tabulated by the rows of an expert."""
+
+    cpu: Sequence[float]
+    """cpu[n]: seconds of one expert with n rows in the CPU service. cpu[0] is 0, and it never falls."""
+    gpu: Sequence[float]
+    """gpu[n]: seconds of one expert with n rows on the GPU, its weights being there. gpu[0] is 0, and it never falls."""
+    transfer: float
+    """Seconds to copy one expert to the GPU. Infinite where nothing can be copied."""
+    round_trip: float
+    """Seconds of a message to the CPU service and back that computes nothing. Infinite where there is no service."""
+    row: float
+    """More seconds for each row of a message, both ways."""
+    experts_per_row: int = 1
+    """How many experts a row is sent to, wherever they are."""
+    remote: Sequence[float] = field(init=False, repr=False, compare=False)
+    """remote[n]: seconds that one expert with n rows adds to a message: its computing, and its rows' way.
+
+    A row travels once, however many of its experts are remote, and how many are is known only after the plan. Half of
+    them is within a factor of two of most plans.
+    """
+
+    def __post_init__(self) -> None:
+        row = self.row / max(1.0, self.experts_per_row / 2)
+        object.__setattr__(self, "remote", [seconds + row * rows for rows, seconds in enumerate(self.cpu)])
+
+    def without_cpu(self) -> "Costs":
+        """The same while there is no CPU service."""
+        return self._with("round_trip", math.inf)
+
+    def without_transfer(self) -> "Costs":
+        """The same while nothing can be copied."""
+        return self._with("transfer", math.inf)
+
+    def _with(self, name: str, value: float) -> "Costs":
+        """Shares the tables, where dataclasses.replace would make one anew: it is asked for with every layer."""
+        other = object.__new__(Costs)
+        for slot in Costs.__slots__:
+            object.__setattr__(other, slot, value if slot == name else getattr(self, slot))
+        return other
+
+
+@dataclass(frozen=True, slots=True)
+class Measurements:
+    """What calibration measured, as raw timings."""
+
+    expert_bytes: int
+    """Of the experts that were measured; other layers' costs are in proportion to theirs."""
+    cpu: tuple[Sample, ...]
+    """One expert in the CPU service, without the hop."""
+    hop: tuple[Sample, ...]
+    """Messages that compute nothing, of one row and of many."""
+    gpu: tuple[Sample, ...] = ()
+    """One expert on the device, its weights being there. Empty where no expert ever is."""
+    transfer: tuple[float, ...] = ()
+    """Seconds to copy one expert. Empty where none can be copied."""
+
+
+class Curve:
+    """Seconds by rows: straight lines between the medians of what was measured, never falling.
+
+    Below the first measured point it is flat, since reading the weights is what takes the time; beyond the last it goes
+    on as it last rose.
+    """
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        """Fits it to at least one sample."""
+        self._samples = tuple(samples)
+        medians = _medians(self._samples)
+        self._rows = list(medians)
+        self._seconds = _never_falling(list(medians.values()))
+        self._last_slope = 0.0
+        for rows, seconds in zip(reversed(self._rows), reversed(self._seconds), strict=True):
+            if seconds < self._seconds[-1]:
+                self._last_slope = (self._seconds[-1] - seconds) / (self._rows[-1] - rows)
+                break
+
+    def __call__(self, rows: int) -> float:
+        """Seconds at a number of rows."""
+        if rows <= 0:
+            return 0.0
+        after = bisect_right(self._rows, rows)
+        if after == 0:
+            return self._seconds[0]
+        rows_before, seconds = self._rows[after - 1], self._seconds[after - 1]
+        if after == len(self._rows):
+            return seconds + self._last_slope * (rows - rows_before)
+        share = (rows - rows_before) / (self._rows[after] - rows_before)
+        return seconds + share * (self._seconds[after] - seconds)
+
+    @property
+    def fit_error(self) -> float:
+        """How far timings were from a curve that did not know their number of rows: the median, relative to them.
+
+        Each number of rows between the first and the last is left out in turn and its timings held against the curve of
+        the rest, so that it tells how good the curve is where nothing was measured. 0 where there is nothing between.
+        """
+        errors = []
+        for left_out in self._rows[1:-1]:
+            curve = Curve(sample for sample in self._samples if sample[0] != left_out)
+            predicted = curve(left_out)
+            errors += [abs(predicted - seconds) / seconds for rows, seconds in self._samples if rows == left_out]
+        return statistics.median(errors) if errors else 0.0
+
+    def table(self, max_rows: int) -> list[float]:
+        """Seconds at 0 to `max_rows` rows."""
+        return [self(rows) for rows in range(max_rows + 1)]
+
+
+class Correction:
+    """A factor that follows actual over predicted seconds, slowly and within bounds. Told of by one thread."""
+
+    def __init__(self) -> None:
+        self._log = 0.0  # the mean of what was seen
+        self._applied_log = 0.0  # what the predictions hold
+
+    @property
+    def factor(self) -> float:
+        """What measured seconds are to be multiplied with."""
+        return math.exp(self._log)
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it has moved enough for predictions to be made anew."""
+        return abs(self._log - self._applied_log) > _WORTH_A_SNAPSHOT
+
+    def apply(self) -> float:
+        """The factor, which predictions hold from now on."""
+        self._applied_log = self._log
+        return self.factor
+
+    def observe(self, predicted_seconds: float, actual_seconds: float) -> None:
+        """Learns from one timing and its prediction. One without meaning is left out."""
+        if not (0.0 < predicted_seconds < math.inf and 0.0 < actual_seconds < math.inf):
+            return
+        surprise = math.log(actual_seconds / predicted_seconds) + self._applied_log - self._log
+        surprise = max(-_GREATEST_SURPRISE, min(surprise, _GREATEST_SURPRISE))
+        self._log = max(-_GREATEST_CORRECTION, min(self._log + _WEIGHT * surprise, _GREATEST_CORRECTION))
+
+
+class LatencyModel:
+    """Costs of every layer, from measurements and their correction by what real messages and copies take.
+
+    `costs` and `observe_cpu` are for one thread; `observe_transfer` may be called from another.
+    """
+
+    def __init__(
+        self, measurements: Measurements, layer_bytes: Sequence[int], max_rows: int, experts_per_row: int = 1
+    ) -> None:
+        """Fits the curves.
+
+        Args:
+            measurements: What was measured.
+            layer_bytes: Bytes of one expert, by layer.
+            max_rows: The most rows that one expert is given.
+            experts_per_row: How many experts a row is sent to.
+        """
+        self._layer_bytes = layer_bytes
+        self._scales = {layer: layer / measurements.expert_bytes for layer in layer_bytes}
+        self.cpu = Curve(measurements.cpu)
+        self.gpu = Curve(measurements.gpu) if measurements.gpu else None
+        self._cpu_table = self.cpu.table(max_rows)
+        self._gpu_table = self.gpu.table(max_rows) if self.gpu else [0.0] * (max_rows + 1)
+        self._transfer = statistics.median(measurements.transfer) if measurements.transfer else math.inf
+        self._round_trip, self._row = _line(measurements.hop)
+        self._experts_per_row = experts_per_row
+        self.cpu_correction = Correction()
+        self.transfer_correction = Correction()
+        self._snapshots = self._take_snapshots()
+
+    def costs(self, layer: int) -> Costs:
+        """What the planner reads for a layer; the same object until a correction has moved by some per cent."""
+        if self.cpu_correction.is_due or self.transfer_correction.is_due:
+            self._snapshots = self._take_snapshots()
+        return self._snapshots[self._layer_bytes[layer]]
+
+    def observe_cpu(self, predicted_seconds: float, actual_seconds: float) -> None:
+        """Learns from a message: what the costs said, and what it took; both with the hop, or both without.
+
+        One factor holds for the hop and the experts alike, since who takes the CPU's cores slows both.
+        """
+        self.cpu_correction.observe(predicted_seconds, actual_seconds)
+
+    def observe_transfer(self, predicted_seconds: float, actual_seconds: float) -> None:
+        """Learns from a copy: what the costs said, and how long it took."""
+        self.transfer_correction.observe(predicted_seconds, actual_seconds)
+
+    def _take_snapshots(self) -> dict[int, Costs]:
+        """By the bytes of an expert."""
+        cpu, transfer = self.cpu_correction.apply(), self.transfer_correction.apply()
+        return {
+            expert_bytes: Costs(
+                cpu=[seconds * cpu * scale for seconds in self._cpu_table],
+                gpu=[seconds * scale for seconds in self._gpu_table],
+                transfer=self._transfer * transfer * scale,
+                round_trip=self._round_trip * cpu,
+                row=self._row * cpu,
+                experts_per_row=self._experts_per_row,
+            )
+            for expert_bytes, scale in self._scales.items()
+        }
+
+
+def timeout_seconds(predicted_seconds: float, cap_seconds: float) -> float:
+    """How long a message may take before its service is given up: many times the prediction, and never above the cap.
+
+    A prediction is of a machine that does nothing else; a floor covers one that was stopped for a moment.
+    """
+    return min(cap_seconds, max(_LEAST_TIMEOUT_SECONDS, _TIMEOUT_FACTOR * predicted_seconds))
+
+
+def _medians(samples: Iterable[Sample]) -> dict[int, float]:
+    """Median seconds by rows, ascending."""
+    by_rows = defaultdict(list)
+    for rows, seconds in samples:
+        by_rows[rows].append(seconds)
+    return {rows: statistics.median(by_rows[rows]) for rows in sorted(by_rows)}
+
+
+def _never_falling(values: Sequence[float]) -> list[float]:
+    """The nearest non-decreasing values in the sense of least squares: neighbours out of order become their mean."""
+    pools: list[tuple[float, int]] = []  # (mean, how many)
+    for value in values:
+        mean, size = value, 1
+        while pools and pools[-1][0] > mean:
+            other_mean, other_size = pools.pop()
+            mean = (mean * size + other_mean * other_size) / (size + other_size)
+            size += other_size
+        pools.append((mean, size))
+    return [mean for mean, size in pools for _ in range(size)]
+
+
+def _line(hop: Iterable[Sample]) -> tuple[float, float]:
+    """Seconds of a message without rows, and of each row: the line through the fewest rows and the most."""
+    medians = _medians(hop)
+    (few, few_seconds), (many, many_seconds) = min(medians.items()), max(medians.items())
+    row = max(0.0, (many_seconds - few_seconds) / (many - few)) if many > few else 0.0
+    return max(0.0, few_seconds - row * few), row

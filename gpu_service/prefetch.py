@@ -1,0 +1,106 @@
+"""Guesses which experts the next layer will want, and has them copied while the link to the device is idle.
+
+The guess is the next layer's router on this layer's hidden rows: rows change little from layer to layer. A copy shares
+the memory's bandwidth with the CPU's experts, so that a right guess can still cost more than it brings: whether it pays
+is tried, not computed.
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from gpu_service import metrics
+from gpu_service.shared_experts import route
+from gpu_service.trial import Trial
+
+Key = tuple[int, int]
+_MIN_ACCURACY = 0.3
+"""Of the guesses; below it there is nothing to try."""
+_ACCURACY_DECAY = 0.98
+
+
+class PrefetchSlots(Protocol):
+    """Where prefetched experts go."""
+
+    def prefetch(self, key: Key) -> object | None:
+        """Starts a copy; None where there is no room."""
+        ...
+
+    def cancel_prefetch(self, key: Key) -> None:
+        """Gives up a copy that nobody will use."""
+        ...
+
+
+class Prefetcher:
+    """One for all layers. For the engine's thread."""
+
+    def __init__(self, routers: Mapping[int, nn.Module], slots: PrefetchSlots, always: bool) -> None:
+        """Guesses nothing yet.
+
+        Args:
+            routers: The router of each MoE layer, where it has one that can be asked.
+            slots: Where the copies go.
+            always: Whether to prefetch without trying what it brings.
+        """
+        self._routers = routers
+        self._slots = slots
+        self._always = always
+        self._trial = Trial()
+        self._guessed: dict[int, npt.NDArray[np.int32]] = {}
+        self._copies: dict[int, list[int]] = {}
+        self._accuracy = 1.0
+
+    def guess(self, layer: int, hidden: torch.Tensor) -> torch.Tensor | None:
+        """The experts [rows, k] int32 on the device that the layer after this one may want; None without a guess."""
+        router = self._routers.get(layer + 1)
+        if router is None or not self._wanted:
+            return None
+        routed = route(router, hidden)
+        return None if routed is None else routed[0].to(torch.int32)
+
+    def start(self, layer: int, guessed: npt.NDArray[np.int32], not_wanted: Container[int]) -> None:
+        """Copies the likeliest experts of a layer.
+
+        Args:
+            layer: The layer that was guessed for.
+            guessed: [rows, k] expert ids.
+            not_wanted: Experts of it that are on the device.
+        """
+        self._guessed[layer] = guessed
+        experts, counts = np.unique(guessed, return_counts=True)
+        copies = self._copies.setdefault(layer, [])
+        for expert in experts[np.argsort(-counts, kind="stable")].tolist():
+            if expert in not_wanted:
+                continue
+            if self._slots.prefetch((layer, expert)) is None:
+                break
+            copies.append(expert)
+
+    def judge(self, layer: int, counts: npt.NDArray[np.int64], streamed: Sequence[int]) -> None:
+        """The layer has been planned: counts what was right and gives up the copies that the plan does not use."""
+        guessed = self._guessed.pop(layer, None)
+        if guessed is None:
+            return
+        experts = np.unique(guessed)
+        right = int((counts[experts] > 0).sum())
+        metrics.PREFETCH_GUESSES.labels("right").inc(right)
+        metrics.PREFETCH_GUESSES.labels("wrong").inc(len(experts) - right)
+        self._accuracy += (1 - _ACCURACY_DECAY) * (right / len(experts) - self._accuracy)
+        for expert in self._copies.pop(layer, []):
+            used = expert in streamed
+            metrics.PREFETCHED_EXPERTS.labels("used" if used else "wasted").inc()
+            if not used:
+                self._slots.cancel_prefetch((layer, expert))
+
+    def end_of_step(self, num_rows: int, seconds: float) -> None:
+        """A batch has been computed in so many seconds."""
+        if not self._always and self._accuracy >= _MIN_ACCURACY:
+            self._trial.observe(num_rows, seconds)
+
+    @property
+    def _wanted(self) -> bool:
+        return self._always or (self._trial.active and self._accuracy >= _MIN_ACCURACY)

@@ -1,0 +1,95 @@
+"""Makes what plans are made from at start-up: slots within the memory's budget, measured costs, a filled placement."""
+
+import time
+
+import structlog
+from tqdm import tqdm
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.v1 import experts_pb2
+from gpu_service import costs, device_memory, placement
+from gpu_service.costs import Subject
+from gpu_service.expert_client import ExpertClient
+from gpu_service.expert_slots import ExpertSlots
+from gpu_service.memory_budget import SlotNeeds, budget_bytes, parse_budget, slots_for
+from gpu_service.model import Model
+from gpu_service.orchestration import Orchestration
+from gpu_service.placement import Placement
+from gpu_service.popularity import Popularity
+from gpu_service.prefetch import Prefetcher
+from gpu_service.settings import Settings
+
+_NUM_STREAMING = 2
+_log = structlog.get_logger("gpu_service")
+
+
+def prepare(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    model: Model,
+    description: experts_pb2.DescribeResponse,
+    client: ExpertClient,
+    popularity: Popularity | None,
+    prefill_chunk: int,
+) -> Orchestration:
+    """Measures, takes the device's memory, and loads the experts that are to lie there.
+
+    Args:
+        settings: What the user asks for.
+        checkpoint: The experts.
+        model: Has computed a token.
+        description: What the CPU expert service said of itself.
+        client: Connected to that service.
+        popularity: What the user's file says.
+        prefill_chunk: The most tokens of a prompt that are computed at once.
+
+    Raises:
+        ValueError: A setting asks for what is not there, or a file is wrong. The text names the flag or the file.
+    """
+    max_rows = max(prefill_chunk, settings.max_slots)
+    slots = _take_slots(settings, checkpoint, model, max_rows)
+    subject = Subject(checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token)
+    latency = costs.obtain(subject, settings.costs, settings.recalibrate)
+    if slots is None:
+        return Orchestration(latency, timeout_cap_seconds=settings.expert_timeout_seconds)
+    inputs = placement.Inputs(
+        [layer.num_experts for layer in checkpoint.layers], slots.capacity, popularity, lambda: latency.costs(0)
+    )
+    policy = placement.build(settings.placement, inputs)
+    _fill(slots, policy)
+    prefetcher = None
+    if settings.prefetch == "on" or (settings.prefetch == "auto" and model.device.type == "cuda"):
+        prefetcher = Prefetcher(model.routers, slots, always=settings.prefetch == "on")
+    return Orchestration(latency, slots, policy, prefetcher, settings.expert_timeout_seconds)
+
+
+def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:
+    """None where the device is the CPU and no slots are asked for: it has the experts at hand without."""
+    needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), _NUM_STREAMING)
+    memory = device_memory.measure(model, max_rows)
+    num_bytes = budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs)
+    num_experts = sum(layer.num_experts for layer in checkpoint.layers)
+    capacity = 0 if settings.placement == "none" else slots_for(num_bytes, needs, num_experts)
+    if memory.is_host and num_bytes == 0:
+        return None
+    _log.info(
+        "memory for experts",
+        resident=capacity,
+        of=num_experts,
+        bytes=capacity * needs.allocated_bytes,
+        free_bytes=memory.free_bytes,
+        workspace_bytes=memory.workspace_bytes,
+    )
+    return ExpertSlots(checkpoint, model.device, capacity, _NUM_STREAMING)
+
+
+def _fill(slots: ExpertSlots, policy: Placement) -> None:
+    began = time.monotonic()
+    with tqdm(desc="experts to the device", unit="B", unit_scale=True, disable=None) as bar:
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            bar.total = total_bytes
+            bar.update(done_bytes - bar.n)
+
+        slots.load(policy.initial(), progress)
+    _log.info("experts placed", resident=slots.capacity - slots.num_empty, seconds=round(time.monotonic() - began, 2))

@@ -1,0 +1,43 @@
+"""`python -m gpu_service.profile`: reads settings, counts, and tells a user's mistake in one line."""
+
+import sys
+
+from fiddler import process
+
+process.prepare()
+
+from gpu_service.profile.prompts import read_prompts  # noqa: E402 - what they import comes after the process is prepared
+from gpu_service.profile.settings import Settings  # noqa: E402
+
+
+def main() -> int:
+    """Writes the file. Returns the exit status: 0, or 1 where something is wrong."""
+    settings = Settings.load()
+    try:
+        prompts = read_prompts(settings.prompts)
+    except (OSError, ValueError) as error:
+        return _refuse(error)
+    # imported here, so that --help, a wrong flag and a wrong file need not wait for torch and transformers
+    from fiddler import logs
+    from fiddler.checkpoint import CheckpointError
+    from gpu_service.expert_connection import ExpertServiceError
+    from gpu_service.model_loading import ModelError
+    from gpu_service.profile.count import count
+
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        count(settings, prompts)
+    except (CheckpointError, ModelError, ExpertServiceError, OSError, ValueError) as error:
+        return _refuse(error)
+    except KeyboardInterrupt:
+        return _refuse("interrupted; nothing was written")
+    return 0
+
+
+def _refuse(why: Exception | str) -> int:
+    print(f"{Settings.program}: {why}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

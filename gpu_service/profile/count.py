@@ -1,0 +1,127 @@
+"""Runs prompts through a model and counts which experts it chooses, for the popularity file."""
+
+import queue
+from collections.abc import Callable, Sequence
+
+import structlog
+import torch
+from tqdm import tqdm
+
+from fiddler import tensors
+from fiddler.checkpoint import Checkpoint
+from gpu_service.dispatch import Dispatcher
+from gpu_service.engine import Engine
+from gpu_service.expert_client import ExpertClient
+from gpu_service.in_process import InProcessExperts
+from gpu_service.model import Model
+from gpu_service.model_loading import ModelError, logging_of_transformers
+from gpu_service.popularity import Popularity
+from gpu_service.profile.prompts import Prompt, PromptsError
+from gpu_service.profile.settings import Settings
+from gpu_service.remote_experts import RemoteExperts
+from gpu_service.request import Event, Failed, Finished, Request
+from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.scheduler import Scheduler
+from gpu_service.tokenizer import Tokenizer
+
+_PREFILL_CHUNK = 256
+_EXPERT_TIMEOUT_SECONDS = 60.0
+_MAX_MESSAGE_BYTES = 64 * 2**20
+_SEED = 0
+_log = structlog.get_logger("gpu_service.profile")
+
+
+def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
+    """Writes the popularity file.
+
+    Raises:
+        CheckpointError, ModelError, ExpertServiceError, OSError, ValueError: Something is wrong with what is asked for.
+    """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    logging_of_transformers()
+    checkpoint = Checkpoint.open(settings.model)
+    dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
+    client = None
+    if settings.experts is not None:
+        client = ExpertClient(settings.experts, dtype, _EXPERT_TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
+        client.connect(checkpoint.fingerprint)
+    try:
+        tokenizer = Tokenizer(checkpoint.directory)
+        model = load_model(checkpoint, client or InProcessExperts(checkpoint), settings, dtype)
+        requests = [_request(prompt, model, tokenizer, settings.max_tokens) for prompt in prompts]
+        with tqdm(total=len(requests), desc="prompts", unit="prompt", disable=None) as bar:
+            run(model, requests, settings.max_slots, lambda _: bar.update())
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"--device: {settings.device} has too little memory for the model: {error}") from None
+    finally:
+        if client is not None:
+            client.close()
+    popularity = Popularity(
+        tokens=sum(request.num_computed for request in requests),
+        counts=tuple(tuple(counts) for counts in model.dispatcher.selections.read()),
+    )
+    popularity.save(settings.out, checkpoint)
+    _log.info("counted", prompts=len(prompts), tokens=popularity.tokens, file=str(settings.out))
+
+
+def load_model(checkpoint: Checkpoint, experts: RemoteExperts, settings: Settings, dtype: torch.dtype) -> Model:
+    """The model, with all of its experts computed by `experts`."""
+    device = _device(settings.device)
+    dispatcher = Dispatcher(checkpoint, device, experts)
+    return Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
+
+
+def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Callable[[Request], object]) -> None:
+    """Generates for all requests, several at a time, and returns when the last one has ended.
+
+    Args:
+        model: Computes them.
+        requests: Their `emit` is replaced.
+        max_slots: How many at a time.
+        finished: Called for each as it ends.
+
+    Raises:
+        Exception: What made one fail.
+    """
+    ends: queue.SimpleQueue[tuple[Request, Event]] = queue.SimpleQueue()
+    engine = Engine(model, Scheduler(max_slots, len(requests), _PREFILL_CHUNK), lambda error: None)
+    engine.start()
+    try:
+        for request in requests:
+            request.emit = lambda event, request=request: _emit(ends, request, event)
+            engine.submit(request)
+        for _ in requests:
+            request, end = ends.get()
+            if isinstance(end, Failed):
+                raise end.error
+            finished(request)
+    finally:
+        engine.stop()
+
+
+def _emit(ends: "queue.SimpleQueue[tuple[Request, Event]]", request: Request, event: Event) -> None:
+    if isinstance(event, Finished | Failed):
+        ends.put((request, event))
+
+
+def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, max_tokens: int) -> Request:
+    token_ids = tokenizer.encode(prompt.text)
+    room = model.max_context - max_tokens
+    if not 0 < len(token_ids) <= room:
+        raise PromptsError(
+            f"--prompts: {prompt.source}: {len(token_ids)} tokens; the context of {model.max_context} leaves room for "
+            f"1 to {room} before the {max_tokens} to generate"
+        )
+    if max(token_ids) >= model.vocab_size:
+        raise PromptsError(f"--prompts: {prompt.source}: a token is not in the model's vocabulary of {model.vocab_size}")
+    sampling = SamplingParameters.resolve(model.generation_config, None, None, None, _SEED)
+    return Request(token_ids, sampling, max_tokens, model.eos_ids, frozenset(), emit=lambda event: None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: cuda was asked for, and PyTorch finds no CUDA device")
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,0 +1,40 @@
+"""Counts which experts were chosen and where they were computed. Read by metrics.py at scrape time."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+ROUTES = ("resident", "streamed", "remote")
+"""Where an expert is computed: here from weights that lie on the device, here from weights that are brought there for
+the batch, by the CPU expert service."""
+
+
+class SelectionCounts:
+    """How often each expert of each layer was chosen, and by which route it was computed. One writer."""
+
+    def __init__(self, num_experts: Sequence[int]) -> None:
+        self._by_expert = [np.zeros(count, dtype=np.int64) for count in num_experts]
+        self._by_route = [dict.fromkeys(ROUTES, 0) for _ in num_experts]
+
+    def add(self, layer: int, counts: npt.NDArray[np.int64]) -> None:
+        """Adds one batch's [experts] counts."""
+        self._by_expert[layer] += counts
+
+    def add_route(self, layer: int, route: str, selections: int) -> None:
+        """Adds selections that were computed by a route."""
+        self._by_route[layer][route] += selections
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        for counts, routes in zip(self._by_expert, self._by_route, strict=True):
+            counts.fill(0)
+            routes.update(dict.fromkeys(ROUTES, 0))
+
+    def read(self) -> list[list[int]]:
+        """Totals by layer and expert."""
+        return [counts.tolist() for counts in self._by_expert]
+
+    def read_routes(self) -> list[dict[str, int]]:
+        """Totals by layer and route."""
+        return [dict(routes) for routes in self._by_route]

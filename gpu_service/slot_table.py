@@ -1,0 +1,102 @@
+"""Which expert is in which slot, and what is on its way there. Why an expert is copied is expert_slots.py's.
+
+All slots are alike. One is either resident, and keeps what is copied to it until that is evicted, or a streaming slot,
+and holds an expert for one batch. For the engine's thread.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+from fiddler.expert_math import ExpertWeights
+from gpu_service.copier import Copier, Job, Urgency
+from gpu_service.copy_lanes import Lane
+from gpu_service.expert_slot import Slot
+from gpu_service.stored_experts import Key, StoredExperts
+
+_LEAST_FRACTION = 1e-6  # of a copy that is done but not taken up: to use it costs next to nothing
+_NOTHING: Mapping[int, float] = MappingProxyType({})
+
+
+class Holding(NamedTuple):
+    """A slot, and the weights that it holds or is being given."""
+
+    slot: Slot
+    weights: ExpertWeights
+
+
+class SlotTable:
+    """Slots and their experts. Weights may be read once `land` has been told that they are there."""
+
+    def __init__(
+        self, stored: StoredExperts, lane: Lane, copier: Copier, resident: list[Slot], streaming: list[Slot]
+    ) -> None:
+        """All slots are empty."""
+        self.empty = resident
+        """Resident slots that hold nothing."""
+        self.free = streaming
+        """Streaming slots that hold nothing."""
+        self.kept: dict[Key, Holding] = {}
+        """In resident slots; the latest to be given one comes last."""
+        self.passing: dict[Key, Holding] = {}
+        """In streaming slots."""
+        self.landing: dict[Key, Job] = {}
+        """The copies of those of both that are not known to have landed."""
+        self.ready: tuple[set[int], ...] = tuple(set() for _ in stored.num_experts)
+        """By layer, the experts in resident slots that have landed."""
+        self._stored = stored
+        self._lane = lane
+        self._copier = copier
+
+    def pending(self, layer: int) -> Mapping[int, float]:
+        """The layer's experts that are landing, and what fraction of their copy is still to do."""
+        if not self.landing:
+            return _NOTHING
+        return {key[1]: max(_LEAST_FRACTION, job.fraction_left) for key, job in self.landing.items() if key[0] == layer}
+
+    def hold(self, key: Key, evict: Key | None, urgency: Urgency) -> None:
+        """Has an expert copied to the resident slot of another, or to an empty one."""
+        self._copy(self.kept, self._make_room(evict), key, urgency)
+
+    def pass_through(self, key: Key, urgency: Urgency) -> None:
+        """Has an expert copied to a free streaming slot."""
+        self._copy(self.passing, self.free.pop(), key, urgency)
+
+    def keep(self, key: Key, evict: Key | None) -> None:
+        """Makes the slot of a passing expert a resident one; that of the other, or an empty one, becomes free."""
+        self.free.append(self._make_room(evict))
+        self.kept[key] = self.passing.pop(key)
+
+    def land(self, key: Key) -> None:
+        """Takes note that an expert's copy has landed."""
+        del self.landing[key]
+        if key in self.kept:
+            self.ready[key[0]].add(key[1])
+
+    def evict(self, key: Key) -> None:
+        """Empties a resident slot."""
+        self.empty.append(self._vacate(self.kept, key))
+
+    def let_pass(self, key: Key) -> None:
+        """Frees a streaming slot."""
+        self.free.append(self._vacate(self.passing, key))
+
+    def _make_room(self, evict: Key | None) -> Slot:
+        return self.empty.pop() if evict is None else self._vacate(self.kept, evict)
+
+    def _vacate(self, where: dict[Key, Holding], key: Key) -> Slot:
+        """Takes an expert out of its slot, which is written anew only after what reads it now."""
+        slot = where.pop(key).slot
+        if key in self.landing:
+            self._copier.cancel(self.landing.pop(key))
+        self.ready[key[0]].discard(key[1])
+        slot.fence = self._lane.fence()
+        return slot
+
+    def _copy(self, where: dict[Key, Holding], slot: Slot, key: Key, urgency: Urgency) -> None:
+        source = self._stored[key]
+        target = slot.place(source)
+        where[key] = Holding(slot, target)
+        self.landing[key] = Job(source, target, urgency, slot.fence, partial(self._stored.check, key))
+        self._copier.submit(self.landing[key])

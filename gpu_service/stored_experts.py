@@ -1,0 +1,57 @@
+"""The experts where they are stored: views of the checkpoint's files, and whether the files are still whole."""
+
+import os
+from pathlib import Path
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint_errors import FileFormatError
+from fiddler.expert_math import ExpertWeights, layer_weights
+from fiddler.experts import WeightView
+
+Key = tuple[int, int]
+"""An expert: its layer, counted among the MoE layers, and its number in the layer."""
+
+
+class StoredExperts:
+    """Every expert of a checkpoint. May be read from any thread; `close` comes last."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._layers = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
+        self._files: dict[Path, int] = {path: os.open(path, os.O_RDONLY) for path in checkpoint.files}
+
+    @property
+    def num_experts(self) -> list[int]:
+        """By layer."""
+        return [len(layer.experts) for layer in self._layers]
+
+    def __getitem__(self, key: Key) -> ExpertWeights:
+        layer, expert = key
+        return self._layers[layer].experts[expert]
+
+    def check(self, key: Key) -> None:
+        """Makes sure that the expert can be read: past the end of a mapped file, reading kills the process.
+
+        A file that is cut short between this and the reading still does.
+
+        Raises:
+            FileFormatError: A file has become shorter than it was.
+        """
+        for view in self._views(key):
+            _, end = view.span_bytes
+            size = os.fstat(self._files[view.file]).st_size
+            if size < end:
+                raise FileFormatError(
+                    f"{view.file} has been cut short to {size} bytes; the tensor {view.name!r} goes up to {end}."
+                )
+
+    def close(self) -> None:
+        """Lets go of the files."""
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files.clear()
+
+    def _views(self, key: Key) -> list[WeightView]:
+        layer, number = key
+        expert = self._checkpoint.layers[layer].experts[number]
+        return [view for view in (expert.gate, expert.up, expert.down) if view is not None]

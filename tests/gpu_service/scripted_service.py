@@ -1,0 +1,91 @@
+"""A CPU expert service in this process that answers by a script, and can be stopped and started."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import torch
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from fiddler import PROTOCOL_VERSION, tensors
+from fiddler.v1 import experts_pb2, experts_pb2_grpc
+
+Answer = Callable[[experts_pb2.RunRequest, grpc.ServicerContext], experts_pb2.RunResponse]
+
+
+def double(request: experts_pb2.RunRequest, _: grpc.ServicerContext) -> experts_pb2.RunResponse:
+    """The rows, twice."""
+    response = experts_pb2.RunResponse(sequence=request.sequence)
+    rows = tensors.decode(request.hidden, "hidden", torch.float32, (None, 3))
+    tensors.encode(rows * 2, response.output)
+    return response
+
+
+def abort(code: grpc.StatusCode) -> Answer:
+    """The end of the stream."""
+
+    def answer(_: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
+        context.abort(code, "as scripted")
+
+    return answer
+
+
+def after(event: threading.Event) -> Answer:
+    """The rows, twice, once an event is set."""
+
+    def answer(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
+        event.wait(30)
+        return double(request, context)
+
+    return answer
+
+
+class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
+    """Answers the n-th message by the n-th line of its script, and all later ones by the last."""
+
+    def __init__(self, address: str) -> None:
+        self.script: list[Answer] = [double]
+        self.requests: list[experts_pb2.RunRequest] = []
+        self.streams = 0
+        self.handshakes = 0
+        self.fingerprint = "right"
+        self._address = address
+        self._health = health.HealthServicer()
+        self._server: grpc.Server | None = None
+
+    def Describe(  # noqa: N802
+        self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> experts_pb2.DescribeResponse:
+        self.handshakes += 1
+        if request.checkpoint_fingerprint != self.fingerprint:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the checkpoint is {self.fingerprint}")
+        assert request.protocol_version == PROTOCOL_VERSION
+        return experts_pb2.DescribeResponse(kernel="scripted")
+
+    def Run(  # noqa: N802
+        self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
+    ) -> Iterator[experts_pb2.RunResponse]:
+        self.streams += 1
+        for request in request_iterator:
+            self.requests.append(request)
+            yield self.script[min(len(self.requests), len(self.script)) - 1](request, context)
+
+    def start(self) -> None:
+        """Serves from now on."""
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        experts_pb2_grpc.add_ExpertServiceServicer_to_server(self, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._server.add_insecure_port(self._address)
+        self._server.start()
+
+    def stop(self) -> None:
+        """Is gone from now on, as after SIGKILL."""
+        if self._server is not None:
+            self._server.stop(0).wait()
+            self._server = None
+
+    def set_ready(self, ready: bool) -> None:
+        """What health says."""
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        self._health.set("", status)

@@ -1,0 +1,87 @@
+"""What health, metrics and the log say of the CPU expert service."""
+
+import asyncio
+import threading
+
+import pytest
+from grpc_health.v1 import health, health_pb2
+from prometheus_client import REGISTRY
+from structlog.testing import capture_logs
+
+from gpu_service import availability
+from gpu_service.availability import SERVICE, Availability
+from gpu_service.expert_client import ExpertServiceError, HandshakeError
+
+GONE = ExpertServiceError("UNAVAILABLE: it is gone")
+ANOTHER = HandshakeError("dtype: the caller expects float32, and the CPU expert service has bfloat16")
+
+
+async def _serving(servicer: health.aio.HealthServicer) -> bool:
+    answer = await servicer.Check(health_pb2.HealthCheckRequest(service=SERVICE), None)
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _metrics() -> dict[str, float]:
+    names = ("degraded", "expert_service_up", "expert_service_losses_total", "expert_service_reconnects_total")
+    return {name: REGISTRY.get_sample_value(f"fiddler_{name}") or 0.0 for name in names}
+
+
+async def test_health_and_metrics_follow_the_service() -> None:
+    servicer = health.aio.HealthServicer()
+    told = Availability(servicer)
+    before = _metrics()
+    rows = []
+    for error in (GONE, None, GONE, ANOTHER, None):
+        await told.tell(error)
+        now = _metrics()
+        losses, reconnects = (
+            now[name] - before[name] for name in ("expert_service_losses_total", "expert_service_reconnects_total")
+        )
+        rows.append((await _serving(servicer), now["expert_service_up"], now["degraded"], losses, reconnects))
+    assert rows == [
+        (False, 0, 0, 0, 0),  # it has not been there yet: nothing is lost
+        (True, 1, 0, 0, 0),
+        (False, 0, 1, 1, 0),
+        (False, 0, 1, 1, 0),  # still the same loss
+        (True, 1, 0, 1, 1),
+    ]
+
+
+async def test_the_log_has_a_line_for_each_change() -> None:
+    told = Availability(health.aio.HealthServicer())
+    with capture_logs() as lines:
+        for error in (None, GONE, ANOTHER, None):
+            await told.tell(error)
+    assert [(line["log_level"], line.get("reason")) for line in lines] == [
+        ("warning", str(GONE)),
+        ("error", str(ANOTHER)),
+        ("info", None),
+    ]
+
+
+async def test_seconds_without_the_service_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(availability.time, "monotonic", lambda: now)
+    told = Availability(health.aio.HealthServicer())
+    await told.tell(None)
+    seen = []
+    for seconds, error in ((10, GONE), (3, ANOTHER), (4, None), (50, GONE), (2, None), (5, None)):
+        now += seconds
+        await told.tell(error)
+        seen.append(told.degraded_seconds())
+    assert seen == [0, 3, 7, 7, 9, 9]
+    await told.tell(GONE)
+    now += 1.5
+    assert told.degraded_seconds() == 10.5, "the present one counts while it lasts"
+
+
+async def test_any_thread_may_tell() -> None:
+    servicer = health.aio.HealthServicer()
+    told = Availability(servicer)
+    await told.tell(None)
+    thread = threading.Thread(target=told.changed, args=(GONE,))
+    thread.start()
+    thread.join()
+    async with asyncio.timeout(20):
+        while await _serving(servicer):
+            await asyncio.sleep(0.01)

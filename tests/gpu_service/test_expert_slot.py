@@ -1,0 +1,39 @@
+"""Where an expert's tensors lie in a slot."""
+
+from dataclasses import fields
+
+import torch
+
+from fiddler.expert_math import ExpertWeights
+from gpu_service.expert_slot import Slot, parts
+
+
+def test_tensors_of_odd_sizes_lie_apart_and_aligned() -> None:
+    """Biases too, which a checkpoint may come to have."""
+    stored = ExpertWeights(
+        gate=torch.randn(5, 7).to(torch.bfloat16),
+        up=torch.randn(7, 5).to(torch.bfloat16).T,
+        down=torch.randn(7, 5).to(torch.bfloat16),
+        up_bias=torch.randn(5),
+        down_bias=torch.randn(7),
+    )
+    slot = Slot(5 * 256, torch.device("cpu"))
+    placed = slot.place(stored)
+    begin = slot._memory.data_ptr()
+    assert [tensor.data_ptr() - begin for _, tensor in parts(placed)] == [0, 256, 512, 768, 1024]
+    for _, tensor in parts(placed):
+        assert tensor.is_contiguous()
+    for name, tensor in parts(stored):
+        getattr(placed, name).copy_(tensor)
+    for field in fields(stored):
+        original, copy = getattr(stored, field.name), getattr(placed, field.name)
+        assert (original is None and copy is None) or torch.equal(original, copy)
+
+
+def test_a_slot_is_written_again_and_again() -> None:
+    slot = Slot(2 * 256, torch.device("cpu"))
+    first = slot.place(ExpertWeights(None, torch.zeros(2, 3), torch.zeros(3, 2)))
+    second = slot.place(ExpertWeights(None, torch.zeros(4, 4), torch.zeros(4, 4)))
+    second.up.fill_(1)
+    assert first.up.data_ptr() == second.up.data_ptr()
+    assert float(first.up.sum()) == 6

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gpu_service import metrics
+from gpu_service.prefetch import Key, Prefetcher
+
+
+class _Router(nn.Module):
+    """Every row wants the experts it was made with."""
+
+    def __init__(self, *experts: int) -> None:
+        super().__init__()
+        self._experts = experts
+
+    def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([self._experts] * hidden.shape[0])
+        return hidden, torch.ones(ids.shape), ids
+
+
+class _Slots:
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.copying: list[Key] = []
+        self.cancelled: list[Key] = []
+
+    def prefetch(self, key: Key) -> object | None:
+        if len(self.copying) >= self.room:
+            return None
+        self.copying.append(key)
+        return object()
+
+    def cancel_prefetch(self, key: Key) -> None:
+        self.cancelled.append(key)
+
+
+def _outcomes() -> dict[str, float]:
+    return {
+        f"{name} {outcome}": counter.labels(outcome)._value.get()
+        for name, counter in (("guess", metrics.PREFETCH_GUESSES), ("copy", metrics.PREFETCHED_EXPERTS))
+        for outcome in ("right", "wrong", "used", "wasted")
+        if (name == "guess") == (outcome in ("right", "wrong"))
+    }
+
+
+def _counts(*experts: int) -> np.ndarray:
+    return np.bincount(experts, minlength=8)
+
+
+def _guess(prefetcher: Prefetcher, layer: int, rows: int = 1) -> np.ndarray:
+    guess = prefetcher.guess(layer, torch.zeros(rows, 4))
+    assert guess is not None
+    assert guess.dtype is torch.int32
+    return guess.numpy()
+
+
+def test_the_next_layers_router_is_asked() -> None:
+    prefetcher = Prefetcher({1: _Router(3, 5)}, _Slots(2), always=True)
+    assert _guess(prefetcher, 0, rows=2).tolist() == [[3, 5], [3, 5]]
+    assert prefetcher.guess(1, torch.zeros(1, 4)) is None, "no layer follows"
+
+
+def test_the_most_wanted_experts_that_are_not_there_are_copied() -> None:
+    slots = _Slots(2)
+    prefetcher = Prefetcher({}, slots, always=True)
+    guessed = np.array([[1, 2], [2, 3], [2, 4], [4, 1], [4, 7]], dtype=np.int32)
+    prefetcher.start(1, guessed, not_wanted=[2])
+    assert slots.copying == [(1, 4), (1, 1)]
+
+
+def test_what_was_copied_in_vain_is_given_up_and_counted() -> None:
+    slots = _Slots(2)
+    prefetcher = Prefetcher({}, slots, always=True)
+    before = _outcomes()
+    prefetcher.start(1, np.array([[3, 5]], dtype=np.int32), not_wanted=[])
+    prefetcher.judge(1, _counts(3, 6), streamed=[3])
+    assert slots.cancelled == [(1, 5)]
+    gained = {name: value - before[name] for name, value in _outcomes().items()}
+    assert gained == {"guess right": 1, "guess wrong": 1, "copy used": 1, "copy wasted": 1}
+    prefetcher.judge(1, _counts(3), streamed=[])
+    assert slots.cancelled == [(1, 5)], "a copy is judged once"
+
+
+def test_guesses_that_are_mostly_wrong_end_it() -> None:
+    prefetcher = Prefetcher({1: _Router(3)}, _Slots(1), always=False)
+    for _ in range(100):
+        if prefetcher.guess(0, torch.zeros(1, 4)) is None:
+            break
+        prefetcher.start(1, np.array([[3]], dtype=np.int32), not_wanted=[])
+        prefetcher.judge(1, _counts(4), streamed=[])
+    else:
+        pytest.fail("it guesses on")
+
+
+def test_prefetching_that_does_not_pay_ends() -> None:
+    prefetcher = Prefetcher({1: _Router(3)}, _Slots(1), always=False)
+    for _ in range(100):
+        guesses = prefetcher.guess(0, torch.zeros(1, 4)) is not None
+        prefetcher.end_of_step(1, 2.0 if guesses else 1.0)
+    assert prefetcher.guess(0, torch.zeros(1, 4)) is None

@@ -1,0 +1,170 @@
+"""The tokens are transformers', whichever way experts take: resident, streamed, remote, mixed, changing under way."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from gpu_service import placement
+from gpu_service.dispatch import Dispatcher
+from gpu_service.expert_slots import ExpertSlots
+from gpu_service.in_process import InProcessExperts
+from gpu_service.latency_model import LatencyModel, Measurements
+from gpu_service.model import Model
+from gpu_service.orchestration import Orchestration
+from gpu_service.prefetch import Prefetcher
+from tests import checkpoints
+from tests.end_to_end import reference
+
+CPU = torch.device("cpu")
+PROMPT = [7] * 17 + [30, 31]
+NUM_TOKENS = 24
+FAMILIES = (*checkpoints.FAMILIES, "qwen2_moe")
+"""The last calls its shared experts before its routed ones; deepseek_v2 after."""
+
+FAST, SLOW = 1e-6, 1.0
+
+
+@dataclass(frozen=True)
+class Route:
+    """Costs and slots that make the planner take a way."""
+
+    cpu_seconds: float
+    transfer_seconds: float
+    capacity: int = 0
+    policy: str = "none"
+    prefetch: bool = False
+    expected: frozenset[str] = frozenset()
+    """By which routes experts must have been computed, at the least."""
+
+
+ROUTES = {
+    "all remote": Route(FAST, SLOW, expected=frozenset({"remote"})),
+    "all streamed": Route(SLOW, FAST, expected=frozenset({"streamed"})),
+    "all resident": Route(SLOW, FAST, 10_000, "layers", expected=frozenset({"resident"})),
+    "some resident, others remote": Route(FAST, SLOW, 9, "layers", expected=frozenset({"resident", "remote"})),
+    "some resident, others streamed": Route(SLOW, FAST, 9, "layers", expected=frozenset({"resident", "streamed"})),
+    "remote and streamed": Route(FAST, FAST, expected=frozenset({"remote", "streamed"})),
+    "streamed experts stay": Route(SLOW, FAST, 9, "lru", expected=frozenset({"resident", "streamed"})),
+    "swapped in the background": Route(SLOW, 1e-3, 9, "adaptive", expected=frozenset({"resident", "streamed"})),
+    "prefetched": Route(SLOW, FAST, 3, "lru", prefetch=True, expected=frozenset({"resident", "streamed"})),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Matrices are so small that threads only wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write(request.param, tmp_path_factory.mktemp(request.param), eos_token_id=None)
+
+
+@pytest.fixture(scope="module")
+def expected(family: Path) -> tuple[list[int], torch.Tensor]:
+    return reference.generate(reference.load(family), PROMPT, NUM_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def model(family: Path) -> Model:
+    checkpoint = Checkpoint.open(family)
+    return Model(checkpoint, Dispatcher(checkpoint, CPU, InProcessExperts(checkpoint)), CPU, torch.float32, 2, 128)
+
+
+@contextmanager
+def _slots_of(model: Model, family: Path, route: Route) -> Iterator[ExpertSlots]:
+    """Has the model's experts take a route."""
+    checkpoint = Checkpoint.open(family)
+    num_experts = [layer.num_experts for layer in checkpoint.layers]
+    latency = _latency(checkpoint, route)
+    slots = ExpertSlots(checkpoint, CPU, min(route.capacity, sum(num_experts)))
+    inputs = placement.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
+    policy = placement.build(route.policy, inputs)
+    slots.load(policy.initial())
+    prefetcher = Prefetcher(model.routers, slots, always=True) if route.prefetch else None
+    model.dispatcher.conduct(Orchestration(latency, slots, policy, prefetcher))
+    model.dispatcher.selections.clear()
+    try:
+        yield slots
+    finally:
+        slots.close()
+
+
+def _latency(checkpoint: Checkpoint, route: Route) -> LatencyModel:
+    measured = Measurements(
+        expert_bytes=1,
+        cpu=((1, route.cpu_seconds),),
+        hop=((1, 1e-9),),
+        gpu=((1, 1e-9),),
+        transfer=(route.transfer_seconds,),
+    )
+    return LatencyModel(measured, [1] * len(checkpoint.layers), 128)
+
+
+def _greedy(
+    model: Model, prompt: Sequence[int], between: Callable[[], None] = lambda: None
+) -> tuple[list[int], torch.Tensor]:
+    """Greedy tokens, and the logits [tokens, vocab] that they were chosen by."""
+    tokens, all_logits, position = list(prompt), [], 0
+    with torch.inference_mode():
+        for _ in range(NUM_TOKENS):
+            new = torch.tensor([tokens[position:]])
+            logits = model.forward(new, torch.arange(position, len(tokens))[None], 0, True)
+            assert logits is not None
+            position = len(tokens)
+            tokens.append(int(logits[0].argmax()))
+            all_logits.append(logits[0].clone())
+            between()
+    return tokens[len(prompt) :], torch.stack(all_logits)
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_tokens_are_the_same_by_every_route(
+    family: Path, model: Model, expected: tuple[list[int], torch.Tensor], name: str
+) -> None:
+    route, selections = ROUTES[name], model.dispatcher.selections
+    with _slots_of(model, family, route):
+        tokens, logits = _greedy(model, PROMPT)
+    assert tokens == expected[0]
+    assert (logits - expected[1]).abs().max() < 1e-4
+    totals = selections.read_routes()
+    assert {route for layer in totals for route, total in layer.items() if total} >= route.expected
+    assert [sum(layer.values()) for layer in totals] == [sum(counts) for counts in selections.read()]
+
+
+def test_tokens_are_the_same_while_residency_changes(
+    family: Path, model: Model, expected: tuple[list[int], torch.Tensor]
+) -> None:
+    """After every step other experts are resident, or on their way."""
+    num_swaps = 0
+    with _slots_of(model, family, Route(FAST, FAST, 5, "layers")) as slots:
+
+        def swap_some() -> None:
+            nonlocal num_swaps
+            for step, evict in enumerate(list(slots.resident_keys())[:2]):
+                load = ((evict[0] + 1) % 2, (evict[1] * 3 + num_swaps + step) % 6)
+                num_swaps += slots.swap(evict, load)
+
+        tokens, logits = _greedy(model, PROMPT, swap_some)
+    assert tokens == expected[0]
+    assert (logits - expected[1]).abs().max() < 1e-4
+    assert num_swaps > NUM_TOKENS // 2
+
+
+def test_a_device_that_runs_out_of_memory_gives_up_slots_and_goes_on(
+    family: Path, model: Model, expected: tuple[list[int], torch.Tensor]
+) -> None:
+    with _slots_of(model, family, Route(SLOW, FAST, 8, "layers")) as slots:
+        tokens, _ = _greedy(model, PROMPT, lambda: model.dispatcher.make_room() and None)
+        assert slots.capacity == 0
+        assert not model.dispatcher.make_room()
+    assert tokens == expected[0]
