@@ -1,75 +1,70 @@
-"""`python -m benchmarks.orchestration_plot`: docs/orchestration.svg from benchmarks/results/orchestration.jsonl."""
+"""`python -m benchmarks.orchestration_plot`: docs/orchestration.svg and the tables of docs/orchestration.md.
 
-import json
+Both are made from benchmarks/results/orchestration.jsonl. A table stands between two comments that name it.
+"""
+
 import math
-from collections import defaultdict
+import re
 from pathlib import Path
 
+from benchmarks.orchestration_tables import MACHINES, MODELS, OURS, RIVALS, Cells, Result, read, tables
+
 _RESULTS = Path(__file__).parent / "results" / "orchestration.jsonl"
-_PLOT = Path(__file__).parents[1] / "docs" / "orchestration.svg"
+_DOCUMENT = Path(__file__).parents[1] / "docs" / "orchestration.md"
 _PANEL_WIDTH, _PANEL_HEIGHT = 300, 150
 _LEFT, _TOP, _GAP_X, _GAP_Y, _BOTTOM = 60, 70, 24, 34, 70
 _LEAST_SHARE = 0.002
-_STRATEGIES = {
-    "ours": ("ours", "#d62728"),
-    "fiddler": ("Fiddler's algorithm", "#1f77b4"),
-    "llama_cpp": ("llama.cpp", "#2ca02c"),
-    "mixtral_offloading": ("mixtral-offloading", "#9467bd"),
-    "deepspeed": ("DeepSpeed", "#7f7f7f"),
+_COLOURS = {
+    OURS: "#d62728",
+    "fiddler": "#1f77b4",
+    "llama_cpp": "#2ca02c",
+    "mixtral_offloading": "#9467bd",
+    "deepspeed": "#7f7f7f",
 }
-_MACHINES = {
-    "quadro_rtx_6000": "Quadro RTX 6000",
-    "l4": "L4",
-    "rtx_4090": "RTX 4090",
-    "h200": "H200, 24 GB of it",
-}
-_MODELS = {
-    "mixtral_8x7b": "Mixtral-8x7B",
-    "qwen3_30b_a3b": "Qwen3-30B-A3B",
-    "deepseek_v2_lite": "DeepSeek-V2-Lite",
-}
+_DRAWN = ("mixtral_8x7b", "qwen3_30b_a3b", "deepseek_v2_lite")
 _PREFILLS = tuple(f"prefill_{rows}" for rows in (512, 1024, 2048, 4096))
 _WORKLOADS = ("decode", "decode_shift", "beams_4", "beams_8", "beams_16", *_PREFILLS)
 
-Shares = dict[tuple[str, str], dict[str, dict[str, float]]]
-"""By machine and model, by strategy, by workload: the share of the bound."""
-
 
 def main() -> None:
-    """Draws the plot."""
-    _PLOT.write_text(draw(_read(_RESULTS)))
+    """Draws the plot and writes the tables."""
+    cells, others = read(_RESULTS)
+    _DOCUMENT.with_suffix(".svg").write_text(draw(cells))
+    _DOCUMENT.write_text(fill(_DOCUMENT.read_text(), tables(cells, others)))
 
 
-def _read(path: Path) -> Shares:
-    shares: Shares = defaultdict(lambda: defaultdict(dict))
-    for line in path.read_text().splitlines():
-        result = json.loads(line)
-        if "share_of_bound" in result:
-            _, machine, model, workload, strategy = result["name"].split(".")
-            shares[machine, model][strategy][workload] = result["share_of_bound"]
-    return shares
+def fill(text: str, parts: dict[str, str]) -> str:
+    """The document with what is between `<!-- NAME -->` and `<!-- end -->` replaced."""
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        text, found = re.subn(pattern, lambda _, new=f"{begin}{part}\n{end}": new, text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"docs/orchestration.md: <!-- {name} --> must be there once, found {found} times")
+    return text
 
 
-def draw(shares: Shares) -> str:
+def draw(cells: Cells) -> str:
     """The whole picture: a panel for each model on each machine."""
-    width = _LEFT + len(_MODELS) * (_PANEL_WIDTH + _GAP_X)
-    height = _TOP + len(_MACHINES) * (_PANEL_HEIGHT + _GAP_Y) + _BOTTOM
+    width = _LEFT + len(_DRAWN) * (_PANEL_WIDTH + _GAP_X)
+    height = _TOP + len(MACHINES) * (_PANEL_HEIGHT + _GAP_Y) + _BOTTOM
     parts = [_text(_LEFT, 20, "Speed as a share of the bound, simulated; the scale is logarithmic", "start", 14)]
-    for number, (label, colour) in enumerate(_STRATEGIES.values()):
+    for number, (strategy, colour) in enumerate(_COLOURS.items()):
         x = _LEFT + 150 * number
         parts.append(f'<circle cx="{x + 5}" cy="40" r="4" fill="{colour}"/>')
-        parts.append(_text(x + 15, 44, label, "start"))
-    for row, (machine, machine_title) in enumerate(_MACHINES.items()):
-        for column, (model, model_title) in enumerate(_MODELS.items()):
+        parts.append(_text(x + 15, 44, RIVALS.get(strategy, strategy), "start"))
+    for row, (machine, machine_title) in enumerate(MACHINES.items()):
+        for column, model in enumerate(_DRAWN):
             left = _LEFT + column * (_PANEL_WIDTH + _GAP_X)
             top = _TOP + row * (_PANEL_HEIGHT + _GAP_Y)
-            parts.append(_text(left, top - 6, f"{model_title} on {machine_title}", "start"))
-            parts += _panel(shares[machine, model], left, top, with_names=row == len(_MACHINES) - 1)
+            parts.append(_text(left, top - 6, f"{MODELS[model]} on {machine_title}", "start"))
+            panel = {workload: cells.get((machine, model, workload), {}) for workload in _WORKLOADS}
+            parts += _panel(panel, left, top, with_names=row == len(MACHINES) - 1)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
     return "\n".join([head, f'<rect width="{width}" height="{height}" fill="white"/>', *parts, "</svg>\n"])
 
 
-def _panel(strategies: dict[str, dict[str, float]], left: float, top: float, with_names: bool) -> list[str]:
+def _panel(cells: dict[str, dict[str, Result]], left: float, top: float, with_names: bool) -> list[str]:
     def y(share: float) -> float:
         return top + _PANEL_HEIGHT * math.log10(max(share, _LEAST_SHARE)) / math.log10(_LEAST_SHARE)
 
@@ -86,10 +81,10 @@ def _panel(strategies: dict[str, dict[str, float]], left: float, top: float, wit
             bottom = top + _PANEL_HEIGHT + 10
             turn = f'transform="rotate(-40 {x(number):.1f} {bottom:.1f})"'
             parts.append(_text(x(number), bottom, workload.replace("_", " "), "end", 10, turn))
-    for strategy, (_, colour) in reversed(_STRATEGIES.items()):
+    for strategy, colour in reversed(_COLOURS.items()):
         for number, workload in enumerate(_WORKLOADS):
-            if workload in strategies[strategy]:
-                share = strategies[strategy][workload]
+            if strategy in cells[workload]:
+                share = cells[workload][strategy]["share_of_bound"]
                 parts.append(f'<circle cx="{x(number):.1f}" cy="{y(share):.1f}" r="4" fill="{colour}" opacity="0.85"/>')
     return parts
 

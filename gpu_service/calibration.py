@@ -5,16 +5,17 @@ It takes about two seconds. What a slow machine cannot measure in that time, cur
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Protocol
 
 import torch
 
 from fiddler.checkpoint import Checkpoint, MoeLayer
-from fiddler.expert_math import ExpertWeights, combination, expert_forward
+from fiddler.expert_math import combination, expert_forward
+from gpu_service.curve import Sample
 from gpu_service.device_experts import Copy
-from gpu_service.latency_model import Measurements, Sample
+from gpu_service.latency_model import Measurements
 from gpu_service.remote_experts import RemoteExperts
 from gpu_service.stored_experts import Key
 
@@ -23,10 +24,11 @@ _CPU_SHARE = 0.6  # of the time: the CPU is the slowest, and differs most betwee
 _GPU_SHARE = 0.2
 _POINT_SHARE = 1 / 6  # of either, for one number of rows
 _REPEATS = 5
+_LEAST_OF_FIRST = 3  # timings of one row, which is what most layers need: a single one may be far off
 _HOP_REPEATS = 15
 _HOP_ROWS = 256
 _MOST_AT_ONCE = 8
-_IN_A_ROW = 8
+_IN_A_ROW = 8  # so that a GPU's queue is never empty, as in a layer of several experts
 Clock = Callable[[], float]
 
 
@@ -108,13 +110,13 @@ def measure_by_rows(
         fewer = max((other for other in took if other < rows), default=0)
         began = now = clock()
         longest = took[fewer] * rows / fewer if fewer else 0.0  # reading the weights does not grow with rows
-        for _ in range(_REPEATS):
-            if took and now + longest > deadline:
+        for repeat in range(1, _REPEATS + 1):
+            if now + longest > deadline:
                 break
             samples.append((rows, seconds_of(rows)))
             now, before = clock(), now
             longest = took[rows] = now - before
-            if now - began > budget_seconds * _POINT_SHARE:
+            if now - began > budget_seconds * _POINT_SHARE and repeat >= (1 if rows > 1 else _LEAST_OF_FIRST):
                 break
     return tuple(samples)
 
@@ -139,7 +141,7 @@ class _Service:
     def measure_hop(self) -> tuple[Sample, ...]:
         """Messages of one row and of many, all of them computed elsewhere."""
         repeats = {1: _HOP_REPEATS, min(_HOP_ROWS, self._max_rows): _REPEATS}
-        return tuple((rows, self._send(rows, computes=False)[0]) for rows, count in repeats.items() for _ in range(count))
+        return tuple((rows, self._send(rows, False)[0]) for rows, count in repeats.items() for _ in range(count))
 
     def seconds_of_one(self, rows: int) -> float:
         """Of computing one of the experts of a message, each of which has all of its rows."""
@@ -159,7 +161,7 @@ class _Service:
 
 
 def _groups(layers: Sequence[int], num_experts: int, num: int) -> list[tuple[int, list[int]]]:
-    """Layers and so many experts of each, such that a group and the next are of different layers where there are more."""
+    """Layers and so many experts of each; a group and the next are of different layers where there are several."""
     starts = range(0, num_experts, num)
     return [(layer, [(start + i) % num_experts for i in range(num)]) for start in starts for layer in layers]
 
@@ -167,7 +169,7 @@ def _groups(layers: Sequence[int], num_experts: int, num: int) -> list[tuple[int
 def _measure_gpu(
     checkpoint: Checkpoint, slots: Slots, device: torch.device, dtype: torch.dtype, max_rows: int
 ) -> tuple[Sample, ...]:
-    """One expert by rows, its weights being on the device; several in a row, as in a layer."""
+    """One expert by rows, its weights being on the device."""
     index = measured_layers(checkpoint)[0]
     layer = checkpoint.layers[index]
     combine = combination(layer.activation)
@@ -178,15 +180,17 @@ def _measure_gpu(
     try:
         matrices = copy.wait()
 
+        in_a_row = _IN_A_ROW if device.type == "cuda" else 1
+
         def seconds(rows: int) -> float:
             chosen = torch.arange(rows, device=device)
             _synchronize(device)
             began = time.perf_counter()
-            for _ in range(_IN_A_ROW):
+            for _ in range(in_a_row):
                 output = expert_forward(matrices, combine, hidden.index_select(0, chosen))
                 total.index_add_(0, chosen, output.to(torch.float32) * weights[:rows])
             _synchronize(device)
-            return (time.perf_counter() - began) / _IN_A_ROW
+            return (time.perf_counter() - began) / in_a_row
 
         with torch.inference_mode():
             seconds(1)  # the first one waits for what is made when it is first used

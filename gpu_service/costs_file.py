@@ -7,8 +7,8 @@
      "measurements": {"expert_bytes": 352321536, "cpu": [[1, 0.0131], ...], "hop": [...], "gpu": [...],
                       "transfer": [0.0291, ...]}}
 
-Timings are raw, [rows, seconds] each or seconds alone, so that another version can fit them otherwise. A file of another
-model is refused; one of another machine can be used by whoever says so.
+Timings are raw, [rows, seconds] each or seconds alone, so that another version can fit them otherwise. A file of
+another model is refused; what differs from this machine is told, and whether that matters is for others to say.
 """
 
 import json
@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpu_service.latency_model import Measurements, Sample
+from gpu_service.curve import Sample
+from gpu_service.latency_model import Measurements
 
 FORMAT = 1
 

@@ -162,6 +162,10 @@ class Dispatcher:
         """The device ran out of memory: gives up memory of experts. Returns whether there was any."""
         return self._orchestration.make_room()
 
+    def close(self) -> None:
+        """Ends the copying of experts. Nothing is computed after it."""
+        self._orchestration.close()
+
     def _remote_now(self) -> RemoteExperts | None:
         return self._remote if self._remote.available else self._in_process
 
@@ -201,8 +205,7 @@ class Dispatcher:
             try:
                 output = part.pending.join()
             except ExpertServiceError:
-                if self._remote.available:
-                    raise  # it is there and will not compute this
+                pass  # told by the client; it may even be back by now, but this answer never comes
             else:
                 self._orchestration.observe_remote(work.layer, part.ids.numpy(), part.pending)
                 self.selections.add_route(work.layer, part.route, selections)

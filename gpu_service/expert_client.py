@@ -6,7 +6,7 @@ What fails is told at once, not after attempts, since whoever waits has another 
 import itertools
 import time
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -50,7 +50,7 @@ class _Call:
     stream: Stream
     """The one that it went over last."""
     resent: bool = False
-    response: experts_pb2.RunResponse | None = field(default=None)
+    response: experts_pb2.RunResponse | None = None
 
     @property
     def remaining_seconds(self) -> float:

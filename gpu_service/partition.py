@@ -1,8 +1,9 @@
 """Which experts of a layer to stream and which to send to the CPU, given the seconds that each adds to each side.
 
-Pure Python; no torch. What the seconds are is planner.py's. The longest of three sums is to be as short as can be, which
-is a knapsack problem. Where experts are many, a cut of the right order is near the best split; a bound, below which no
-split can be, shows whether it is near enough. A search is for the cases that this leaves, most of them of few experts.
+Pure Python; no torch. What the seconds are is planner.py's. The longest of three sums is to be as short as can be,
+which is a knapsack problem. Where experts are many, a cut of the right order is near the best split; a bound, below
+which no split can be, shows whether it is near enough. A search is for the cases that this leaves, most of them of few
+experts.
 """
 
 from bisect import bisect_left
@@ -120,7 +121,7 @@ def _improve(sides: Sides, first: Split, bound: float) -> Split:
     """The best cut of several orders, or better, given that of the first and a bound on what is possible."""
     best, weights = first, []
     copies_bind = first.copies[first.num_streamed] > first.compute[first.num_streamed]
-    for copy_share in (1.0, 0.0, 0.5) if copies_bind else (0.0, 1.0, 0.5):
+    for copy_share in (1.0 if copies_bind else 0.0, 0.5):
         split, weight = _split_by_rate(sides, first, copy_share)
         if split.seconds < best.seconds:
             best = split
@@ -145,7 +146,7 @@ def _split_by_rate(sides: Sides, first: Split, copy_share: float) -> tuple[Split
     order = sorted(positions, key=rates.__getitem__)
     split = first if order == list(positions) else Split(sides, order)
     # At the best split of experts that could be split, the rate of the one that is split weighs the sides.
-    remote, streamed = [*split.remote[:-1], sides.round_trip], _mean(split.copies, split.compute, copy_share)
+    remote, streamed = split.remote, _mean(split.copies, split.compute, copy_share)
     last = max(0, bisect_left(positions, True, key=lambda m: remote[m] <= streamed[m]) - 1)
     weight = rates[order[last]] / (1 + rates[order[last]])
     bound = weight * remote[last] + (1 - weight) * streamed[last]
@@ -185,18 +186,10 @@ def _search(sides: Sides, weights: list[_Weights], seconds: float, bound: float)
             continue
         there = (i + 1, sent + remote[i], copied, computed, streamed)
         here = (i + 1, sent, copied + copy[i], computed + compute[i], streamed | 1 << i)
-        if i and _are_alike(sides, i) and not streamed >> (i - 1) & 1:
-            nodes.append(there)  # of experts that are alike, the first are streamed
-        else:
-            nodes += (there, here) if streams_first[i] else (here, there)
+        nodes += (there, here) if streams_first[i] else (here, there)
     if best is None:
         return None
     return Split(sides, sorted(range(num), key=lambda i: not best >> i & 1), best.bit_count())
-
-
-def _are_alike(sides: Sides, i: int) -> bool:
-    """The expert at a position and the one before."""
-    return all(side[i] == side[i - 1] for side in (sides.remote, sides.copy, sides.compute))
 
 
 def _best_cut(remote: Sequence[float], copies: Sequence[float], compute: Sequence[float]) -> tuple[int, int]:

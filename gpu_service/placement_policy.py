@@ -106,9 +106,7 @@ def even_spread(num_experts: Sequence[int], popularity: Popularity | None, capac
     """One expert of every layer, then a second of every layer, and so on; a layer's most popular first, if known."""
     ranked: list[tuple[int, Key]] = []
     for layer, count in enumerate(num_experts):
-        experts = range(count)
-        if popularity:
-            counts = popularity.counts[layer]
-            experts = sorted(experts, key=lambda expert: -counts[expert])
-        ranked += [(rank, (layer, expert)) for rank, expert in enumerate(experts)]
+        counts = popularity.counts[layer] if popularity else [0] * count
+        by_rank = sorted(range(count), key=lambda expert: -counts[expert])
+        ranked += [(rank, (layer, expert)) for rank, expert in enumerate(by_rank)]
     return [key for _, key in sorted(ranked)][:capacity]

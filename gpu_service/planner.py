@@ -1,8 +1,8 @@
 """Decides, for one MoE layer and batch, where each expert is computed. Pure Python; no torch.
 
-An expert whose weights lie on the GPU is computed there. Any other is either remote, computed by the CPU expert service,
-or streamed: its weights are copied to the GPU for this batch. Both sides work at the same time, and on the GPU's the
-copies run beside the computing, so that a layer takes
+An expert whose weights lie on the GPU is computed there. Any other is either remote, computed by the CPU expert
+service, or streamed: its weights are copied to the GPU for this batch. Both sides work at the same time, and on the
+GPU's the copies run beside the computing, so that a layer takes
 
     max(remote, copies, compute)
     remote   round trip + rows of the message + CPU seconds of each remote expert; 0 where none is
@@ -60,7 +60,8 @@ def plan(
             finite, an infinite transfer makes that remote.
         pending: By expert whose copy to the GPU is under way: the fraction that is still to do, above 0 and at most 1.
     """
-    here, rest = [], []
+    here: list[int] = []
+    rest: list[int] = []
     for expert, count in enumerate(counts):
         if count:
             (here if expert in resident else rest).append(expert)
@@ -72,12 +73,8 @@ def plan(
     sides = _sides([counts[expert] for expert in rest], costs, resident_seconds)
     if pending:
         sides.copy = [costs.transfer * pending.get(expert, 1.0) for expert in rest]
-    if costs.round_trip == math.inf:
-        split = Split(sides, num_streamed=len(rest))
-    elif costs.transfer == math.inf:
-        split = Split(sides, num_streamed=0)
-    else:
-        split = best_split(sides)
+    # an infinite transfer is a cost like any other, but where the CPU's is infinite, too, something must be done
+    split = Split(sides, num_streamed=len(rest)) if costs.round_trip == math.inf else best_split(sides)
     ranked = rest if split.order is None else [rest[i] for i in split.order]
     streamed, remote = ranked[: split.num_streamed], ranked[split.num_streamed :]
     if pending:  # what is under way first, and what is nearly there before it, so that the GPU can begin
@@ -110,7 +107,7 @@ def chunks(expert_ids: npt.NDArray[np.int32], costs: Costs, most: int = 8) -> in
     most = min(most, num_rows // _LEAST_CHUNK_ROWS)
     if most < 2:
         return 1
-    counts = [count for count in np.bincount(expert_ids[expert_ids >= 0]).tolist() if count]
+    counts: list[int] = [count for count in np.bincount(expert_ids[expert_ids >= 0]).tolist() if count]
 
     def seconds(messages: int) -> float:
         one_way = (costs.round_trip + costs.row * num_rows / messages) / 2

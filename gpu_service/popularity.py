@@ -7,8 +7,8 @@ A token at top-2 counts 2 in each layer. `python -m gpu_service.profile` writes 
 """
 
 import json
-import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,7 @@ class Popularity:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise PopularityError(f"--popularity: {path} cannot be read: {error.strerror}") from None
-        except ValueError as error:  # not UTF-8, or not JSON
+        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets without end
             raise PopularityError(f"--popularity: {path}: is not JSON: {error}") from None
         try:
             return _parse(content, checkpoint)
@@ -108,7 +108,9 @@ def _parse(content: Any, checkpoint: Checkpoint) -> Popularity:
     if (model_type := _field(content, "model_type")) != checkpoint.model_type:
         raise PopularityError(f"model_type: is {model_type!r}, and the checkpoint's is {checkpoint.model_type!r}")
     if _field(content, "checkpoint_fingerprint") != checkpoint.fingerprint:
-        raise PopularityError("checkpoint_fingerprint: is another checkpoint's; python -m gpu_service.profile makes a file")
+        raise PopularityError(
+            "checkpoint_fingerprint: is another checkpoint's; python -m gpu_service.profile makes a file"
+        )
     tokens = _field(content, "tokens")
     if type(tokens) is not int or tokens < 1:
         raise PopularityError(f"tokens: must be a whole number of at least 1, got {tokens!r}")
@@ -131,7 +133,7 @@ def _counts(field: str, layer: Any, expected: Layer) -> tuple[float, ...]:
         found = len(counts) if isinstance(counts, list) else repr(counts)
         raise PopularityError(f"{field}.counts: must be of {expected.num_experts} experts, got {found}")
     for expert, count in enumerate(counts):
-        if type(count) not in (int, float) or not 0 <= count < math.inf:  # a NaN is not between them
+        if type(count) not in (int, float) or not 0 <= count <= sys.float_info.max:  # nor is a NaN
             raise PopularityError(f"{field}.counts[{expert}]: must be a number of at least 0, got {count!r}")
     return tuple(counts)
 

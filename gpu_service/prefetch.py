@@ -27,7 +27,7 @@ class PrefetchSlots(Protocol):
     """Where prefetched experts go."""
 
     def prefetch(self, key: Key) -> object | None:
-        """Starts a copy; None where there is no room."""
+        """Starts a copy; None where there is no room, or it is on its way already."""
         ...
 
     def cancel_prefetch(self, key: Key) -> None:
@@ -74,11 +74,9 @@ class Prefetcher:
         experts, counts = np.unique(guessed, return_counts=True)
         copies = self._copies.setdefault(layer, [])
         for expert in experts[np.argsort(-counts, kind="stable")].tolist():
-            if expert in not_wanted:
-                continue
-            if self._slots.prefetch((layer, expert)) is None:
-                break
-            copies.append(expert)
+            # without room, or on its way already: another one may not be
+            if expert not in not_wanted and self._slots.prefetch((layer, expert)) is not None:
+                copies.append(expert)
 
     def judge(self, layer: int, counts: npt.NDArray[np.int64], streamed: Sequence[int]) -> None:
         """The layer has been planned: counts what was right and gives up the copies that the plan does not use."""

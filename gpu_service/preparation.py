@@ -44,19 +44,24 @@ def prepare(
         prefill_chunk: The most tokens of a prompt that are computed at once.
 
     Raises:
+        ExpertServiceError: The CPU expert service was lost meanwhile.
         ValueError: A setting asks for what is not there, or a file is wrong. The text names the flag or the file.
     """
     max_rows = max(prefill_chunk, settings.max_slots)
     slots = _take_slots(settings, checkpoint, model, max_rows)
-    subject = Subject(checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token)
-    latency = costs.obtain(subject, settings.costs, settings.recalibrate)
-    if slots is None:
-        return Orchestration(latency, timeout_cap_seconds=settings.expert_timeout_seconds)
-    inputs = placement.Inputs(
-        [layer.num_experts for layer in checkpoint.layers], slots.capacity, popularity, lambda: latency.costs(0)
-    )
-    policy = placement.build(settings.placement, inputs)
-    _fill(slots, policy)
+    try:
+        subject = Subject(checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token)
+        latency = costs.obtain(subject, settings.costs, settings.recalibrate)
+        if slots is None:
+            return Orchestration(latency, timeout_cap_seconds=settings.expert_timeout_seconds)
+        num_experts = [layer.num_experts for layer in checkpoint.layers]
+        inputs = placement.Inputs(num_experts, slots.capacity, popularity, lambda: latency.costs(0))
+        policy = placement.build(settings.placement, inputs)
+        _fill(slots, policy)
+    except BaseException:
+        if slots is not None:
+            slots.close()  # its thread, and the device's memory
+        raise
     prefetcher = None
     if settings.prefetch == "on" or (settings.prefetch == "auto" and model.device.type == "cuda"):
         prefetcher = Prefetcher(model.routers, slots, always=settings.prefetch == "on")

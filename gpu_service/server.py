@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import grpc
@@ -26,6 +27,7 @@ from gpu_service.expert_client import ExpertClient, ExpertServiceError, Handshak
 from gpu_service.in_process import InProcessExperts
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
+from gpu_service.orchestration import Orchestration
 from gpu_service.popularity import Popularity
 from gpu_service.preparation import prepare
 from gpu_service.sampling_parameters import not_honoured
@@ -117,9 +119,7 @@ class Server:
         await _in_thread(lambda: self._warm_up(model))
         settings = self._settings
         chunk = min(settings.prefill_chunk, _max_rows(experts, settings))
-        orchestration = await _in_thread(
-            lambda: prepare(settings, self._checkpoint, model, experts, self._experts, self._popularity, chunk)
-        )
+        orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
         scheduler = Scheduler(settings.max_slots, settings.max_waiting, chunk)
         engine = Engine(model, scheduler, self._step_failed)
@@ -170,6 +170,16 @@ class Server:
         model.dispatcher.selections.clear()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
 
+    async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, chunk: int) -> Orchestration:
+        """Makes what plans are made from; begins anew where the CPU expert service is lost on the way."""
+        while True:
+            try:
+                make = partial(prepare, self._settings, self._checkpoint, model, experts)
+                return await _in_thread(partial(make, self._experts, self._popularity, chunk))
+            except ExpertServiceError as error:
+                _log.warning("costs could not be measured", reason=str(error))
+                experts = await self._await_experts()
+
     async def _await_experts(self) -> experts_pb2.DescribeResponse:
         """Waits until the expert service is ready, saying so, and shakes hands.
 
@@ -214,7 +224,20 @@ class Server:
         self._experts.abort()  # the engine may wait for an answer that never comes
         if self._servicer.loaded:
             await asyncio.to_thread(self._servicer.loaded.engine.stop)
+            self._save_popularity(self._servicer.loaded.model)
+            self._servicer.loaded.model.dispatcher.close()
         self._experts.close()
+
+    def _save_popularity(self, model: Model) -> None:
+        path = self._settings.save_popularity
+        counts = model.dispatcher.selections.read()
+        tokens = max(sum(layer) for layer in counts) // max(1, model.num_experts_per_token)
+        if path is None or tokens == 0:
+            return
+        try:
+            Popularity(tokens, tuple(tuple(layer) for layer in counts)).save(path, self._checkpoint)
+        except OSError as error:
+            _log.error("--save-popularity: not written", file=str(path), reason=error.strerror)
 
 
 async def run(settings: Settings) -> None:

@@ -79,14 +79,15 @@ class System:
 
         Args:
             rows: Tokens that are computed.
-            context: Cached tokens that each of them looks at, itself included.
+            context: Cached tokens that the last of them looks at, itself included.
             launch_seconds: Host time of one operation; None: eager PyTorch's.
         """
         launch = self.machine.launch_seconds if launch_seconds is None else launch_seconds
         products = self.gpu_seconds(self.model.layer_parameters, rows)
         sequences = 1 if rows > _MOST_BEAMS else rows
         cache = sequences * context * self.model.kv_values * BYTES_PER_VALUE / self.machine.gpu_bytes_per_second
-        scores = 4 * rows * context * self.model.attention_width / self.machine.gpu_bf16_flops
+        looked_at = rows * context if sequences == rows else rows * (context - rows / 2)
+        scores = 4 * looked_at * self.model.attention_width / self.machine.gpu_bf16_flops
         return max(products + max(cache, scores), _ATTENTION_LAUNCHES * launch)
 
     def ends_seconds(self, rows: int, sequences: int) -> float:

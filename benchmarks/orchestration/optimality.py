@@ -5,9 +5,7 @@ It knows what a plan costs and nothing of how one is found; `brute_force` tries 
 
 import math
 import random
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +36,8 @@ class Case:
 def seconds(case: Case, streamed: Sequence[int], remote: Sequence[int]) -> tuple[float, float]:
     """What a plan costs on the CPU's side and on the GPU's, written down from the cost model's definition."""
     costs, counts = case.costs, case.counts
-    cpu = costs.round_trip + sum(costs.cpu[counts[e]] + _row_seconds(costs) * counts[e] for e in remote) if remote else 0.0
+    row = _row_seconds(costs)
+    cpu = costs.round_trip + sum(costs.cpu[counts[e]] + row * counts[e] for e in remote) if remote else 0.0
     here = [expert for expert, count in enumerate(counts) if count and expert in case.resident]
     copies = sum(costs.transfer * case.pending.get(expert, 1.0) for expert in streamed)
     return cpu, max(copies, sum(costs.gpu[counts[expert]] for expert in [*here, *streamed]))

@@ -17,7 +17,7 @@ from benchmarks.traces import RECORDED, Generation, Ids, Trace, synthetic
 from gpu_service.popularity import Popularity
 
 PROMPT_TOKENS = 512
-STEPS = 48
+STEPS = 32
 """Decode steps of a generation."""
 _TOPICS = ("first", "second")
 _PROFILED = 2

@@ -39,11 +39,12 @@ class Step:
     @property
     def rows(self) -> int:
         """Tokens in the step."""
-        return self.ids.shape[1]
+        return int(self.ids.shape[1])
 
     def counts(self, layer: int, num_experts: int) -> list[int]:
         """Rows by expert, of one layer."""
-        return np.bincount(self.ids[layer].reshape(-1), minlength=num_experts).tolist()
+        counts: list[int] = np.bincount(self.ids[layer].reshape(-1), minlength=num_experts).tolist()
+        return counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,10 +100,9 @@ class Trace:
     def _groups(self, batch_size: int) -> Iterator[tuple[Generation, ...]]:
         """Generations that are served together; what does not fill a batch is left out."""
         for _, group in itertools.groupby(self.generations, key=lambda generation: generation.topic):
-            batch = tuple(itertools.islice(group, batch_size))
-            while len(batch) == batch_size:
-                yield batch
-                batch = tuple(itertools.islice(group, batch_size))
+            members = tuple(group)
+            for begin in range(0, len(members) - batch_size + 1, batch_size):
+                yield members[begin : begin + batch_size]
 
     def save(self, path: Path) -> None:
         """Writes a header line and a line for each step, gzipped, the same bytes for the same trace."""
@@ -139,9 +139,7 @@ class Trace:
             generations = tuple(
                 _generation(list(group)) for _, group in itertools.groupby(steps, key=lambda step: step["generation"])
             )
-            return cls(
-                header["name"], tuple(header["num_experts"]), header["top_k"], header["provenance"], generations
-            )
+            return cls(header["name"], tuple(header["num_experts"]), header["top_k"], header["provenance"], generations)
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise TraceError(f"{path}: not a trace: {error}") from None
 

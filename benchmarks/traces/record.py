@@ -1,12 +1,12 @@
 """Records benchmarks/traces/demo.jsonl.gz: `python -m benchmarks.traces.record`.
 
 models/demo writes on from openings of two of the topics that it was trained on, whose experts differ most: scripture,
-then its database manual. One generation at a time, sampled with a seed, in float32 so that the trace does not depend on
-the CPU's kernels.
+then its database manual. One generation at a time, sampled with a seed, in float32 and on one thread, so that it comes
+out the same wherever it is run but for a rounding that tips a choice.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,11 +61,13 @@ OPENINGS = {
 }
 
 
-class _Recorder(InProcessExperts):
-    """Experts that remember what they were asked for."""
+class _Recorder:
+    """RemoteExperts that remember what they were asked for."""
+
+    available = True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        super().__init__(checkpoint)
+        self._experts = InProcessExperts(checkpoint)
         self._ids: list[list[Ids]] = [[] for _ in checkpoint.layers]
 
     def submit(
@@ -78,7 +80,7 @@ class _Recorder(InProcessExperts):
     ) -> PendingOutput:
         """See RemoteExperts."""
         self._ids[layer].append(expert_ids.numpy().astype(np.int16))
-        return super().submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
+        return self._experts.submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
 
     def take(self) -> Ids:
         """[layers, tokens, k] since the last time."""
@@ -88,12 +90,12 @@ class _Recorder(InProcessExperts):
         return ids
 
 
-def record(openings: dict[str, Sequence[str]] = OPENINGS, output_tokens: int = OUTPUT_TOKENS) -> Trace:
+def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int = OUTPUT_TOKENS) -> Trace:
     """Runs the model and returns the trace."""
     settings = Settings(
         model=MODEL, prompts=Path(), out=Path("trace"), device="cpu", dtype="float32", max_slots=1, max_context=512
     )
-    torch.set_num_threads(1)  # sums in the same order wherever it is run
+    torch.set_num_threads(1)
     logging_of_transformers()
     checkpoint = Checkpoint.open(settings.model)
     recorder = _Recorder(checkpoint)

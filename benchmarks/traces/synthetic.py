@@ -8,12 +8,14 @@ What the constants are held against:
 
 * Mixtral: Fiddler's authors publish counts of Mixtral-8x7B-Instruct by MMLU subject (efeslab/fiddler,
   benchmarks/results/popularity). Over a layer's 8 experts the logarithm of a share has a standard deviation of 0.35
-  (international law) and 0.23 (mathematics), with a correlation of 0.49 between the two. Section 5 of the Mixtral paper
-  (arXiv 2401.04088) finds about a quarter of first choices repeated by the next token in the deeper layers, where
-  chance gives an eighth.
+  (international law) and 0.23 (mathematics), with a correlation of 0.49 between the two; drawn are 0.29 and 0.50.
+  Section 5 of the Mixtral paper (arXiv 2401.04088) finds about a quarter of first choices repeated by the next token in
+  the deeper layers, where chance gives an eighth, and little more than that in the first; drawn is a fifth.
 * Fine-grained models: Qwen3-30B-A3B, 128 experts and 8 per token, is reported at 1 - normalised entropy of 0.11 to
-  0.15 and a most popular expert with 4 to 6 % of a layer's calls (gpu-container's handbook, "Routing De-risk"). Its
-  correlation between topics and its locality are assumed to be those of Mixtral, for want of a figure.
+  0.15, its most popular expert with 4 to 6 % of a layer's calls, and 90 % of them with 58 to 65 experts
+  (gpu-container's handbook, "Routing De-risk"); drawn are 0.12, 5 % and 75. Zipf's law without an offset fits worse:
+  its first experts would take part in nearly every token. How topics correlate and tokens repeat is assumed to be as in
+  Mixtral, for want of a figure.
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +55,8 @@ def _zipf(exponent: float, offset: float) -> Callable[[Weights], Weights]:
 
     def log_popularity(scores: Weights) -> Weights:
         ranks = np.argsort(np.argsort(-scores, axis=1), axis=1) + 1
-        return (-exponent * np.log(ranks + offset)).astype(np.float32)
+        weights: Weights = (-exponent * np.log(ranks + offset)).astype(np.float32)
+        return weights
 
     return log_popularity
 

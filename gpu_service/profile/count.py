@@ -2,6 +2,7 @@
 
 import queue
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import structlog
 import torch
@@ -89,7 +90,7 @@ def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Cal
     engine.start()
     try:
         for request in requests:
-            request.emit = lambda event, request=request: _emit(ends, request, event)
+            request.emit = partial(_emit, ends, request)
             engine.submit(request)
         for _ in requests:
             request, end = ends.get()
@@ -114,7 +115,7 @@ def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, max_tokens: int
             f"1 to {room} before the {max_tokens} to generate"
         )
     if max(token_ids) >= model.vocab_size:
-        raise PromptsError(f"--prompts: {prompt.source}: a token is not in the model's vocabulary of {model.vocab_size}")
+        raise PromptsError(f"--prompts: {prompt.source}: a token is not one of the model's {model.vocab_size}")
     sampling = SamplingParameters.resolve(model.generation_config, None, None, None, _SEED)
     return Request(token_ids, sampling, max_tokens, model.eos_ids, frozenset(), emit=lambda event: None)
 

@@ -83,7 +83,7 @@ def test_fiddler_as_released_has_its_constants() -> None:
 def test_mixtral_offloading_swaps_the_least_recently_used_of_the_layer() -> None:
     # two experts of each layer beside the four buffers: 0 and 1 at first
     server = mixtral_offloading.MixtralOffloading(system(resident_share=10 / 24), POPULARITY)
-    for experts, hits in (((0, 1), 2), ((0, 2), 1), ((0, 1), 1), ((1, 2), 1)):
+    for experts, hits in (((0, 1), 2), ((0, 2), 1), ((0, 3), 1), ((2, 3), 1)):
         before = server.hits
         server.decode(batch(experts), context=10)
         assert server.hits - before == hits * LAYERS, experts

@@ -8,10 +8,13 @@ import torch
 
 from client import Client
 from fiddler.checkpoint import Checkpoint
+from gpu_service.dispatch import Dispatcher
 from gpu_service.expert_client import ExpertClient
+from gpu_service.expert_slots import ExpertSlots
 from gpu_service.model import Model
 from gpu_service.tokenizer import Tokenizer
 from pair import Pair
+from tests import routes
 from tests.end_to_end import reference
 from tests.pairs import DEMO, start
 
@@ -47,7 +50,8 @@ def test_ten_prompts_give_the_tokens_of_transformers_in_float32(pair: Pair) -> N
             assert [token for message in generation for token in getattr(message, "token_ids", ())] == expected, prompt
 
 
-def test_in_bfloat16_logits_err_no_more_than_those_of_transformers() -> None:
+@pytest.mark.parametrize("num_resident", [0, 16])
+def test_in_bfloat16_logits_err_no_more_than_those_of_transformers(num_resident: int) -> None:
     """Teacher-forced on the float32 model's own continuations, since bfloat16 generations drift apart by themselves."""
     exact, rounded, tokenizer = reference.load(DEMO), reference.load(DEMO, torch.bfloat16), Tokenizer(DEMO)
     texts = []
@@ -58,7 +62,7 @@ def test_in_bfloat16_logits_err_no_more_than_those_of_transformers() -> None:
     with torch.inference_mode():
         truth = [exact(torch.tensor([ids])).logits[0] for ids in texts]
         theirs = [rounded(torch.tensor([ids])).logits[0].float() for ids in texts]
-        ours = _teacher_forced(texts)
+        ours = _teacher_forced(texts, num_resident)
     our_error, their_error = (
         torch.cat([(logits - true).flatten() for logits, true in zip(side, truth, strict=True)]).square().mean().sqrt()
         for side in (ours, theirs)
@@ -66,8 +70,11 @@ def test_in_bfloat16_logits_err_no_more_than_those_of_transformers() -> None:
     assert 0 < our_error <= BF16_ERROR_RATIO * their_error
 
 
-def _teacher_forced(texts: list[list[int]]) -> list[torch.Tensor]:
-    """Logits [tokens, vocab] of our bfloat16 pair at every position of texts that run as one ragged batch."""
+def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Tensor]:
+    """Logits [tokens, vocab] of our bfloat16 pair at every position of texts that run as one ragged batch.
+
+    With resident experts, some of the others are streamed, too.
+    """
     with tempfile.TemporaryFile() as log:
         pair = Pair(DEMO, cpu_arguments=("--dtype", "bfloat16"), log=log)
         try:
@@ -76,7 +83,11 @@ def _teacher_forced(texts: list[list[int]]) -> list[torch.Tensor]:
             client = ExpertClient(pair.experts, torch.bfloat16, 60, 2**26)
             checkpoint = Checkpoint.open(DEMO)
             client.connect(checkpoint.fingerprint)
-            model = Model(checkpoint, client, torch.device("cpu"), torch.bfloat16, len(texts), 512)
+            dispatcher = Dispatcher(checkpoint, torch.device("cpu"), client)
+            model = Model(checkpoint, dispatcher, torch.device("cpu"), torch.bfloat16, len(texts), 512)
+            if num_resident:
+                slots = ExpertSlots(checkpoint, torch.device("cpu"), num_resident)
+                routes.conduct(dispatcher, checkpoint, slots, routes.MIXED)
             logits: list[list[torch.Tensor]] = [[] for _ in texts]
             for position in range(len(texts[0])):
                 running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows
@@ -86,6 +97,9 @@ def _teacher_forced(texts: list[list[int]]) -> list[torch.Tensor]:
                 for row, values in enumerate(step):
                     logits[row].append(values)
             client.close()
+            taken = {name for layer in dispatcher.selections.read_routes() for name, total in layer.items() if total}
+            assert taken == ({"resident", "streamed", "remote"} if num_resident else {"remote"})
+            dispatcher.close()
         finally:
             pair.close()
     return [torch.stack(rows) for rows in logits]

@@ -97,20 +97,19 @@ def test_biases_and_the_clamped_swiglu_of_gpt_oss() -> None:
     torch.testing.assert_close(expert_forward(expert, combine, rows), expected)
 
 
+@pytest.mark.parametrize("biases", [True, False], ids=["biases", "no biases"])
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
-def test_rows_and_weights_of_different_dtypes_meet_in_float32(stored: torch.dtype) -> None:
-    expert, rows = _expert(stored, biases=True), _random(3, 6)
-    wide = ExpertWeights(*(part.float() for part in (expert.gate, expert.up, expert.down) if part is not None))
-    assert wide.gate is not None
-    assert expert.gate_bias is not None
-    assert expert.up_bias is not None
-    assert expert.down_bias is not None
-    gate = functional.linear(rows, wide.gate, expert.gate_bias.float())
-    up = functional.linear(rows, wide.up, expert.up_bias.float())
-    expected = functional.linear(functional.silu(gate) * up, wide.down, expert.down_bias.float())
+def test_rows_and_weights_of_different_dtypes_meet_in_float32(stored: torch.dtype, biases: bool) -> None:
+    expert, rows = _expert(stored, biases=biases), _random(3, 6)
+
+    def linear(rows: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
+        assert weight is not None
+        return functional.linear(rows, weight.float(), None if bias is None else bias.float())
+
+    inner = functional.silu(linear(rows, expert.gate, expert.gate_bias)) * linear(rows, expert.up, expert.up_bias)
     output = expert_forward(expert, combination("silu"), rows)
     assert output.dtype == torch.float32
-    assert torch.equal(output, expected)
+    assert torch.equal(output, linear(inner, expert.down, expert.down_bias))
 
 
 def test_the_weights_of_a_layer_are_views_of_the_checkpoint(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from grpc_health.v1 import health, health_pb2
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from gpu_service import availability
 from gpu_service.availability import SERVICE, Availability
 from gpu_service.expert_client import ExpertServiceError, HandshakeError
 
@@ -17,7 +18,7 @@ ANOTHER = HandshakeError("dtype: the caller expects float32, and the CPU expert 
 
 
 async def _serving(servicer: health.aio.HealthServicer) -> bool:
-    answer = await servicer.Check(health_pb2.HealthCheckRequest(service=SERVICE), None)
+    answer = await servicer.Check(health_pb2.HealthCheckRequest(service=SERVICE), Mock())
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -61,7 +62,7 @@ async def test_the_log_has_a_line_for_each_change() -> None:
 
 async def test_seconds_without_the_service_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(availability.time, "monotonic", lambda: now)
+    monkeypatch.setattr("gpu_service.availability.time", SimpleNamespace(monotonic=lambda: now))
     told = Availability(health.aio.HealthServicer())
     await told.tell(None)
     seen = []

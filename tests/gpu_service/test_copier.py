@@ -104,6 +104,23 @@ def test_every_layout_arrives_in_chunks_that_are_small_enough(
         assert (stored is None and copied is None) or torch.equal(stored, copied)
 
 
+def test_a_source_is_read_in_the_order_in_which_it_lies() -> None:
+    """Across it, each element of a large matrix would be another page."""
+    sources: list[torch.Tensor] = []
+
+    class NotingLane(HostLane):
+        def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
+            sources.append(source)
+            super().copy(source, target)
+
+    matrix = torch.randn(6, 8)
+    source = ExpertWeights(matrix[:, ::2].T, matrix.T, matrix)
+    job, lane = Job(source, _empty_like(source), Urgency.DEMAND), NotingLane(2 * ROW_BYTES)
+    while not job.copy_chunk(lane):
+        pass
+    assert [part.stride() for part in sources] == [(8, 2)] * 2 + [(8, 1)] * 6
+
+
 def test_the_most_urgent_comes_first_and_among_equals_the_first(copier: Copier, lane: GatedLane) -> None:
     begun = _job(0, Urgency.SWAP)
     copier.submit(begun)

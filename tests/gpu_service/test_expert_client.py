@@ -75,7 +75,7 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def _lose(service: ScriptedService, client: ExpertClient) -> None:
     service.stop()
-    with pytest.raises(ExpertServiceError, match="failed: UNAVAILABLE"):
+    with pytest.raises(ExpertServiceError, match=r"failed: UNAVAILABLE|not there, or not ready"):
         client.submit(0, ROWS, IDS, WEIGHTS).join()
 
 
@@ -181,7 +181,7 @@ def test_a_service_that_is_gone_is_not_asked_until_it_is_back(
     _lose(service, client)
     assert not client.available
     assert client.error is changes[-1]
-    with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service failed: UNAVAILABLE"):
+    with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service "):
         client.submit(0, ROWS, IDS, WEIGHTS)
     service.start()
     _wait_until(lambda: client.available)

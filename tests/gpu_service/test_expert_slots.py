@@ -504,9 +504,9 @@ def test_memory_is_given_back_when_nothing_writes_to_it_any_more(
 ) -> None:
     calls: list[str] = []
     monkeypatch.setattr(lane, "synchronize", lambda: calls.append("synchronize"))
-    monkeypatch.setattr(lane, "give_back", lambda: calls.append(f"give back {len(held)}"))
+    empty = loaded._table.empty
+    monkeypatch.setattr(lane, "give_back", lambda: calls.append(f"give back, {len(empty)} left"))
     assert loaded.swap((0, 1), (1, 2))
-    held = loaded._table.empty
     lane.wait_at_gate()
     shrinking = threading.Thread(target=loaded.shrink, args=(3,))
     shrinking.start()
@@ -514,7 +514,7 @@ def test_memory_is_given_back_when_nothing_writes_to_it_any_more(
     assert calls == [], "a chunk is still being copied"
     lane.step()
     shrinking.join(SECONDS)
-    assert calls == ["synchronize", "give back 0"]
+    assert calls == ["synchronize", "give back, 0 left"]
 
 
 def test_memory_that_is_given_back_is_free(slots: ExpertSlots, lane: GatedLane) -> None:

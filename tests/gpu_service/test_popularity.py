@@ -92,7 +92,10 @@ def _layer(content: dict[str, Any], **changes: Any) -> None:
             "model_type: is 'olmoe', and the checkpoint's is 'mixtral'",
         ),
         (lambda content: content.pop("checkpoint_fingerprint"), "checkpoint_fingerprint: is missing"),
-        (lambda content: content.update(checkpoint_fingerprint="cd34"), "checkpoint_fingerprint: is another checkpoint's"),
+        (
+            lambda content: content.update(checkpoint_fingerprint="cd34"),
+            "checkpoint_fingerprint: is another checkpoint's",
+        ),
         (lambda content: content.pop("tokens"), "tokens: is missing"),
         (lambda content: content.update(tokens=0), "tokens: must be a whole number of at least 1, got 0"),
         (lambda content: content.update(tokens=True), "tokens: must be a whole number of at least 1, got True"),
@@ -105,7 +108,11 @@ def _layer(content: dict[str, Any], **changes: Any) -> None:
         (lambda content: content["layers"][1].pop("counts"), "layers[1].counts: is missing"),
         (lambda content: _layer(content, counts=[1, 2, 3]), "layers[1].counts: must be of 2 experts, got 3"),
         (lambda content: _layer(content, counts="ab"), "layers[1].counts: must be of 2 experts, got 'ab'"),
-        (lambda content: _layer(content, counts=[1, -2]), "layers[1].counts[1]: must be a number of at least 0, got -2"),
+        (
+            lambda content: _layer(content, counts=[1, -2]),
+            "layers[1].counts[1]: must be a number of at least 0, got -2",
+        ),
+        (lambda content: _layer(content, counts=[10**400, 2]), "layers[1].counts[0]: must be a number of at least 0"),
         (lambda content: _layer(content, counts=[None, 2]), "layers[1].counts[0]: must be a number of at least 0"),
         (lambda content: _layer(content, counts=[1, True]), "layers[1].counts[1]: must be a number of at least 0"),
         (
@@ -128,7 +135,7 @@ def test_what_is_wrong_is_named(change: Change, problem: str, path: Path) -> Non
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00", "[1", '{"format": 1}}'])
+@pytest.mark.parametrize("text", ["", "{", "\x00", "[1", '{"format": 1}}', "[" * 100_000])
 def test_what_is_not_json_is_refused(text: str, path: Path) -> None:
     path.write_text(text)
     with pytest.raises(PopularityError, match=rf"^--popularity: {path}: is not JSON: "):

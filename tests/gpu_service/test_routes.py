@@ -9,16 +9,14 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service import placement
 from gpu_service.dispatch import Dispatcher
 from gpu_service.expert_slots import ExpertSlots
 from gpu_service.in_process import InProcessExperts
-from gpu_service.latency_model import LatencyModel, Measurements
 from gpu_service.model import Model
-from gpu_service.orchestration import Orchestration
 from gpu_service.prefetch import Prefetcher
 from tests import checkpoints
 from tests.end_to_end import reference
+from tests.routes import FAST, MIXED, SLOW, Route, conduct
 
 CPU = torch.device("cpu")
 PROMPT = [7] * 17 + [30, 31]
@@ -26,32 +24,32 @@ NUM_TOKENS = 24
 FAMILIES = (*checkpoints.FAMILIES, "qwen2_moe")
 """The last calls its shared experts before its routed ones; deepseek_v2 after."""
 
-FAST, SLOW = 1e-6, 1.0
-
 
 @dataclass(frozen=True)
-class Route:
-    """Costs and slots that make the planner take a way."""
+class Way:
+    """A way and what shows that it was taken."""
 
-    cpu_seconds: float
-    transfer_seconds: float
-    capacity: int = 0
-    policy: str = "none"
-    prefetch: bool = False
-    expected: frozenset[str] = frozenset()
+    route: Route
+    capacity: int
+    expected: frozenset[str]
     """By which routes experts must have been computed, at the least."""
+    prefetch: bool = False
 
 
-ROUTES = {
-    "all remote": Route(FAST, SLOW, expected=frozenset({"remote"})),
-    "all streamed": Route(SLOW, FAST, expected=frozenset({"streamed"})),
-    "all resident": Route(SLOW, FAST, 10_000, "layers", expected=frozenset({"resident"})),
-    "some resident, others remote": Route(FAST, SLOW, 9, "layers", expected=frozenset({"resident", "remote"})),
-    "some resident, others streamed": Route(SLOW, FAST, 9, "layers", expected=frozenset({"resident", "streamed"})),
-    "remote and streamed": Route(FAST, FAST, expected=frozenset({"remote", "streamed"})),
-    "streamed experts stay": Route(SLOW, FAST, 9, "lru", expected=frozenset({"resident", "streamed"})),
-    "swapped in the background": Route(SLOW, 1e-3, 9, "adaptive", expected=frozenset({"resident", "streamed"})),
-    "prefetched": Route(SLOW, FAST, 3, "lru", prefetch=True, expected=frozenset({"resident", "streamed"})),
+def _way(cpu: float, transfer: float, policy: str, capacity: int, *expected: str, prefetch: bool = False) -> Way:
+    return Way(Route(cpu, transfer, policy), capacity, frozenset(expected), prefetch)
+
+
+WAYS = {
+    "all remote": _way(FAST, SLOW, "none", 0, "remote"),
+    "all streamed": _way(SLOW, FAST, "none", 0, "streamed"),
+    "all resident": _way(SLOW, FAST, "layers", 10_000, "resident"),
+    "some resident, others remote": _way(FAST, SLOW, "layers", 9, "resident", "remote"),
+    "some resident, others streamed": _way(SLOW, FAST, "layers", 9, "resident", "streamed"),
+    "remote and streamed": _way(FAST, FAST, "none", 0, "remote", "streamed"),
+    "streamed experts stay": _way(SLOW, FAST, "lru", 9, "resident", "streamed"),
+    "swapped in the background": _way(SLOW, 1e-3, "adaptive", 9, "resident", "streamed"),
+    "prefetched": _way(SLOW, FAST, "lru", 3, "resident", "streamed", prefetch=True),
 }
 
 
@@ -81,17 +79,13 @@ def model(family: Path) -> Model:
 
 
 @contextmanager
-def _slots_of(model: Model, family: Path, route: Route) -> Iterator[ExpertSlots]:
-    """Has the model's experts take a route."""
+def _slots_of(model: Model, family: Path, way: Way) -> Iterator[ExpertSlots]:
+    """Has the model's experts take a way."""
     checkpoint = Checkpoint.open(family)
-    num_experts = [layer.num_experts for layer in checkpoint.layers]
-    latency = _latency(checkpoint, route)
-    slots = ExpertSlots(checkpoint, CPU, min(route.capacity, sum(num_experts)))
-    inputs = placement.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
-    policy = placement.build(route.policy, inputs)
-    slots.load(policy.initial())
-    prefetcher = Prefetcher(model.routers, slots, always=True) if route.prefetch else None
-    model.dispatcher.conduct(Orchestration(latency, slots, policy, prefetcher))
+    num_experts = sum(layer.num_experts for layer in checkpoint.layers)
+    slots = ExpertSlots(checkpoint, CPU, min(way.capacity, num_experts))
+    prefetcher = Prefetcher(model.routers, slots, always=True) if way.prefetch else None
+    conduct(model.dispatcher, checkpoint, slots, way.route, prefetcher)
     model.dispatcher.selections.clear()
     try:
         yield slots
@@ -99,19 +93,8 @@ def _slots_of(model: Model, family: Path, route: Route) -> Iterator[ExpertSlots]
         slots.close()
 
 
-def _latency(checkpoint: Checkpoint, route: Route) -> LatencyModel:
-    measured = Measurements(
-        expert_bytes=1,
-        cpu=((1, route.cpu_seconds),),
-        hop=((1, 1e-9),),
-        gpu=((1, 1e-9),),
-        transfer=(route.transfer_seconds,),
-    )
-    return LatencyModel(measured, [1] * len(checkpoint.layers), 128)
-
-
 def _greedy(
-    model: Model, prompt: Sequence[int], between: Callable[[], None] = lambda: None
+    model: Model, prompt: Sequence[int], between: Callable[[], object] = lambda: None
 ) -> tuple[list[int], torch.Tensor]:
     """Greedy tokens, and the logits [tokens, vocab] that they were chosen by."""
     tokens, all_logits, position = list(prompt), [], 0
@@ -127,17 +110,17 @@ def _greedy(
     return tokens[len(prompt) :], torch.stack(all_logits)
 
 
-@pytest.mark.parametrize("name", ROUTES)
+@pytest.mark.parametrize("name", WAYS)
 def test_tokens_are_the_same_by_every_route(
     family: Path, model: Model, expected: tuple[list[int], torch.Tensor], name: str
 ) -> None:
-    route, selections = ROUTES[name], model.dispatcher.selections
-    with _slots_of(model, family, route):
+    way, selections = WAYS[name], model.dispatcher.selections
+    with _slots_of(model, family, way):
         tokens, logits = _greedy(model, PROMPT)
     assert tokens == expected[0]
     assert (logits - expected[1]).abs().max() < 1e-4
     totals = selections.read_routes()
-    assert {route for layer in totals for route, total in layer.items() if total} >= route.expected
+    assert {route for layer in totals for route, total in layer.items() if total} >= way.expected
     assert [sum(layer.values()) for layer in totals] == [sum(counts) for counts in selections.read()]
 
 
@@ -146,7 +129,7 @@ def test_tokens_are_the_same_while_residency_changes(
 ) -> None:
     """After every step other experts are resident, or on their way."""
     num_swaps = 0
-    with _slots_of(model, family, Route(FAST, FAST, 5, "layers")) as slots:
+    with _slots_of(model, family, Way(MIXED, 5, frozenset())) as slots:
 
         def swap_some() -> None:
             nonlocal num_swaps
@@ -163,8 +146,8 @@ def test_tokens_are_the_same_while_residency_changes(
 def test_a_device_that_runs_out_of_memory_gives_up_slots_and_goes_on(
     family: Path, model: Model, expected: tuple[list[int], torch.Tensor]
 ) -> None:
-    with _slots_of(model, family, Route(SLOW, FAST, 8, "layers")) as slots:
-        tokens, _ = _greedy(model, PROMPT, lambda: model.dispatcher.make_room() and None)
+    with _slots_of(model, family, _way(SLOW, FAST, "layers", 8)) as slots:
+        tokens, _ = _greedy(model, PROMPT, model.dispatcher.make_room)
         assert slots.capacity == 0
         assert not model.dispatcher.make_room()
     assert tokens == expected[0]

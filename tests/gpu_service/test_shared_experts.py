@@ -62,7 +62,8 @@ class _SharedLast(_Block):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         _, weights, ids = self.gate(hidden)
         routed = self.experts(hidden.view(-1, hidden.shape[-1]), ids, weights).view(hidden.shape)
-        return routed + self.shared_experts(hidden)
+        output: torch.Tensor = routed + self.shared_experts(hidden)
+        return output
 
 
 class _SharedFirst(_Block):
@@ -72,7 +73,8 @@ class _SharedFirst(_Block):
         rows = hidden.view(-1, hidden.shape[-1])
         shared = self.shared_experts(rows)
         _, weights, ids = self.gate(rows)
-        return (self.experts(rows, ids, weights) + shared).view(hidden.shape)
+        output: torch.Tensor = (self.experts(rows, ids, weights) + shared).view(hidden.shape)
+        return output
 
 
 class _SharedApart(_Block):
@@ -81,7 +83,8 @@ class _SharedApart(_Block):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         _, weights, ids = self.gate(hidden)
         routed = self.experts(hidden.view(-1, hidden.shape[-1]), ids, weights).view(hidden.shape)
-        return routed + self.shared_experts(hidden + 1)
+        output: torch.Tensor = routed + self.shared_experts(hidden + 1)
+        return output
 
 
 def _install(block: _Block) -> None:

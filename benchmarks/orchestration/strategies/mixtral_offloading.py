@@ -37,11 +37,12 @@ class MixtralOffloading(Server):
         self.hits += len(here)
         for expert in here:
             cached.move_to_end(expert)
-        for expert in routed.active:
-            if expert not in here:
-                cached.popitem(last=False)
-                cached[expert] = None
-                self.copy_and_wait(self.system.model.expert_bytes)
-                self.wait("copies", self.system.transfer_seconds)
-                self.written_bytes += self.system.model.expert_bytes
-            self.wait("gpu", gpu[routed.counts[expert]])
+        missing = [expert for expert in routed.active if expert not in here]
+        for expert in missing:
+            cached.popitem(last=False)
+            cached[expert] = None
+        num_bytes = len(missing) * self.system.model.expert_bytes
+        self.copy_and_wait(num_bytes)
+        self.wait("copies", len(missing) * self.system.transfer_seconds)
+        self.written_bytes += num_bytes
+        self.wait("gpu", sum(gpu[routed.counts[expert]] for expert in routed.active))

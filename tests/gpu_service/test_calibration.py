@@ -1,0 +1,208 @@
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import ExpertWeights, layer_weights
+from gpu_service import calibration
+from gpu_service.calibration import calibrate, expert_bytes, measure_by_rows, measured_layers
+from gpu_service.expert_client import ExpertClient
+from gpu_service.latency_model import LatencyModel
+from tests import checkpoints
+from tests.cpu_expert_service import processes
+
+CPU = torch.device("cpu")
+SECONDS_OF_AN_EXPERT = 0.25
+
+
+class _Machine:
+    """A clock that only measuring moves."""
+
+    def __init__(self, seconds_by_row: float, fixed_seconds: float) -> None:
+        self.now = 100.0
+        self.asked: list[int] = []
+        self._seconds_by_row = seconds_by_row
+        self._fixed_seconds = fixed_seconds
+
+    def clock(self) -> float:
+        return self.now
+
+    def seconds_of(self, rows: int) -> float:
+        self.asked.append(rows)
+        seconds = self._fixed_seconds + self._seconds_by_row * rows
+        self.now += seconds
+        return seconds
+
+
+@dataclass
+class _Call:
+    output: torch.Tensor
+    compute_seconds: float | None
+
+    def join(self) -> torch.Tensor:
+        return self.output
+
+
+@dataclass
+class _Service:
+    """Takes notes, and says that it took a while for each expert of a message."""
+
+    messages: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    available: bool = True
+
+    def submit(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        timeout_seconds: float | None = None,
+    ) -> _Call:
+        assert hidden.shape[0] == expert_ids.shape[0] == routing_weights.shape[0]
+        self.messages.append((layer, expert_ids))
+        num_experts = len(set(expert_ids.flatten().tolist()) - {-1})
+        return _Call(hidden, num_experts * SECONDS_OF_AN_EXPERT)
+
+
+@dataclass
+class _Copy:
+    weights: ExpertWeights
+    seconds: float | None = None
+    is_released: bool = False
+
+    def wait(self) -> ExpertWeights:
+        return self.weights
+
+    def release(self) -> None:
+        self.is_released = True
+
+
+@dataclass
+class _Slots:
+    checkpoint: Checkpoint
+    transfer_seconds: float = 0.5
+    copies: list[_Copy] = field(default_factory=list)
+
+    def stream(self, key: tuple[int, int]) -> _Copy:
+        weights = layer_weights(self.checkpoint, self.checkpoint.layers[key[0]])
+        self.copies.append(_Copy(weights.experts[key[1]]))
+        return self.copies[-1]
+
+    def time_transfer(self) -> float:
+        return self.transfer_seconds
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.write("mixtral", tmp_path_factory.mktemp("mixtral"))
+
+
+@pytest.fixture
+def checkpoint(model: Path) -> Iterator[Checkpoint]:
+    checkpoint = Checkpoint.open(model)
+    yield checkpoint
+    checkpoint.close()
+
+
+@pytest.fixture(autouse=True)
+def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever else the machine does; tiny experts are measured in no time."""
+    monkeypatch.setattr(calibration, "_BUDGET_SECONDS", 60.0)
+
+
+def test_every_power_of_two_is_measured_several_times_where_there_is_time() -> None:
+    machine = _Machine(0.0001, 0.001)
+    samples = measure_by_rows(machine.seconds_of, 100, 10.0, machine.clock)
+    assert sorted({rows for rows, _ in samples}) == [1, 2, 4, 8, 16, 32, 64]
+    assert all(machine.asked.count(rows) == 5 for rows, _ in samples)
+    assert samples[0] == pytest.approx((1, 0.0011))
+
+
+def test_a_slow_machine_is_measured_as_far_as_time_allows_and_coarsely() -> None:
+    machine = _Machine(0.02, 0.02)
+    samples = measure_by_rows(machine.seconds_of, 512, 1.0, machine.clock)
+    assert machine.now - 100 <= 1.0
+    rows = {rows for rows, _ in samples}
+    assert {1, 4, 16} <= rows
+    assert max(rows) <= 32
+    assert machine.asked.index(16) < machine.asked.index(2)
+
+
+def test_one_row_is_measured_several_times_where_time_allows() -> None:
+    machine = _Machine(0.0, 0.3)
+    samples = measure_by_rows(machine.seconds_of, 512, 1.0, machine.clock)
+    assert [rows for rows, _ in samples] == [1, 1, 1]
+
+
+def test_one_row_is_measured_whatever_it_takes() -> None:
+    machine = _Machine(0.0, 30.0)
+    assert measure_by_rows(machine.seconds_of, 512, 1.0, machine.clock) == ((1, 30.0),)
+
+
+def test_an_expert_costs_its_share_of_a_message_to_several(checkpoint: Checkpoint) -> None:
+    service = _Service()
+    measured = calibrate(checkpoint, service, torch.float32, max_rows=8, experts_per_row=3)
+    assert {seconds for _, seconds in measured.cpu} == {SECONDS_OF_AN_EXPERT}
+    assert {rows for rows, _ in measured.cpu} == {1, 2, 4, 8}
+    assert (measured.gpu, measured.transfer) == ((), ())
+    computed = [ids for _, ids in service.messages if ids.max() >= 0]
+    assert all(len(set(ids.flatten().tolist())) == 3 for ids in computed)
+    assert all((ids == ids[0]).all() for ids in computed)  # every expert has every row
+
+
+def test_messages_that_compute_nothing_tell_what_the_hop_takes(checkpoint: Checkpoint) -> None:
+    service = _Service()
+    measured = calibrate(checkpoint, service, torch.float32, max_rows=8, experts_per_row=2)
+    idle = [ids.shape[0] for _, ids in service.messages if ids.max() < 0]
+    assert idle == [rows for rows, _ in measured.hop]
+    assert set(idle) == {1, 8}
+    assert all(0 < seconds < SECONDS_OF_AN_EXPERT for _, seconds in measured.hop)
+
+
+def test_no_two_messages_in_a_row_are_for_the_same_experts(checkpoint: Checkpoint) -> None:
+    service = _Service()
+    calibrate(checkpoint, service, torch.float32, max_rows=8, experts_per_row=2)
+    asked = [(layer, frozenset(ids.flatten().tolist())) for layer, ids in service.messages if ids.max() >= 0]
+    assert all(before != after for before, after in pairwise(asked))
+    assert {layer for layer, _ in asked} == {0, 1, 2}
+    assert set().union(*(experts for _, experts in asked)) == set(range(8))
+
+
+def test_the_device_is_measured_where_experts_are_brought_to_it(checkpoint: Checkpoint) -> None:
+    slots = _Slots(checkpoint)
+    measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
+    assert measured.transfer == (0.5,)
+    assert 1 in {rows for rows, _ in measured.gpu}
+    assert all(seconds > 0 for _, seconds in measured.gpu)
+    assert all(copy.is_released for copy in slots.copies)
+
+
+def test_the_device_is_not_measured_where_no_slot_is_free(checkpoint: Checkpoint) -> None:
+    slots = _Slots(checkpoint, transfer_seconds=float("inf"))
+    measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
+    assert (measured.gpu, measured.transfer, slots.copies) == ((), (), [])
+
+
+def test_the_usual_size_of_expert_stands_for_all(checkpoint: Checkpoint) -> None:
+    assert measured_layers(checkpoint) == [0, 1, 2]
+    assert expert_bytes(checkpoint.layers[0]) == 3 * 64 * 96 * 4
+
+
+def test_a_real_service_is_measured_through_its_socket(model: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    max_rows = 64
+    with processes.start(model, f"unix:{tmp_path}/experts.sock") as service:
+        service.wait_until_serving()
+        client = ExpertClient(service.address, torch.float32, 20, 2**20)
+        client.connect(checkpoint.fingerprint)
+        try:
+            measured = calibrate(checkpoint, client, torch.float32, max_rows, experts_per_row=2)
+        finally:
+            client.close()
+    assert {rows for rows, _ in measured.hop} == {1, max_rows}
+    costs = LatencyModel(measured, [expert_bytes(layer) for layer in checkpoint.layers], max_rows, 2).costs(0)
+    assert 0 < costs.cpu[1] <= costs.cpu[max_rows] < 1
+    assert 0 < costs.round_trip < 1

@@ -1,0 +1,49 @@
+"""Costs and policies that make the planner have experts take a given way."""
+
+from dataclasses import dataclass
+
+from fiddler.checkpoint import Checkpoint
+from gpu_service import placement
+from gpu_service.dispatch import Dispatcher
+from gpu_service.expert_slots import ExpertSlots
+from gpu_service.latency_model import LatencyModel, Measurements
+from gpu_service.orchestration import Orchestration
+from gpu_service.prefetch import Prefetcher
+
+FAST, SLOW = 1e-6, 1.0
+_MAX_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Route:
+    """Seconds of an expert on the CPU and of its copy, and who is resident."""
+
+    cpu_seconds: float
+    transfer_seconds: float
+    policy: str = "none"
+
+
+MIXED = Route(FAST, FAST, "layers")
+
+
+def conduct(
+    dispatcher: Dispatcher,
+    checkpoint: Checkpoint,
+    slots: ExpertSlots,
+    route: Route,
+    prefetcher: Prefetcher | None = None,
+) -> None:
+    """Has a dispatcher plan by these costs, with the slots filled as the policy says."""
+    measured = Measurements(
+        expert_bytes=1,
+        cpu=((1, route.cpu_seconds),),
+        hop=((1, 1e-9),),
+        gpu=((1, 1e-9),),
+        transfer=(route.transfer_seconds,),
+    )
+    num_experts = [layer.num_experts for layer in checkpoint.layers]
+    latency = LatencyModel(measured, [1] * len(num_experts), _MAX_ROWS)
+    inputs = placement.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
+    policy = placement.build(route.policy, inputs)
+    slots.load(policy.initial())
+    dispatcher.conduct(Orchestration(latency, slots, policy, prefetcher, timeout_cap_seconds=60.0))
