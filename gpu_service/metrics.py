@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector
 
 from fiddler.metrics import LATENCY_BUCKETS
 from gpu_service.moe_layer import SelectionCounts
-from gpu_service.request import Request
+from gpu_service.request import Sequence
 
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
@@ -29,7 +29,7 @@ TIME_TO_FIRST_TOKEN = Histogram(
     buckets=_TIME_TO_FIRST_TOKEN_BUCKETS,
 )
 INTER_TOKEN_LATENCY = Histogram(
-    "fiddler_inter_token_latency_seconds", "Seconds between two tokens of a request.", buckets=_INTER_TOKEN_BUCKETS
+    "fiddler_inter_token_latency_seconds", "Seconds between two tokens of a generation.", buckets=_INTER_TOKEN_BUCKETS
 )
 EXPERT_CALL_SECONDS = Histogram(
     "fiddler_expert_call_seconds",
@@ -45,13 +45,13 @@ EXPERT_CALL_FAILURES = Counter(
 EXPERT_SERVICE_UP = Gauge("fiddler_expert_service_up", "1 while the CPU expert service answers, else 0.")
 
 
-def observe_token(request: Request, now: float) -> None:
-    """Counts a token that a request was given at time.monotonic() == now, before its own times are updated."""
+def observe_token(sequence: Sequence, now: float) -> None:
+    """Counts a token that a sequence was given at time.monotonic() == now, before its own times are updated."""
     GENERATION_TOKENS.inc()
-    if request.last_token_at is None:
-        TIME_TO_FIRST_TOKEN.observe(now - request.submitted_at)
-    else:
-        INTER_TOKEN_LATENCY.observe(now - request.last_token_at)
+    if sequence.request.first_token_at is None:
+        TIME_TO_FIRST_TOKEN.observe(now - sequence.request.submitted_at)
+    if sequence.last_token_at is not None:
+        INTER_TOKEN_LATENCY.observe(now - sequence.last_token_at)
 
 
 class SelectionCollector(Collector):

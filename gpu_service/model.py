@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.batch import Logits
 from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
 from gpu_service.moe_layer import HostStaging, MoeLayer, RemoteExperts, SelectionCounts
 from gpu_service.slot_cache import SlotCache, attention_mask
@@ -41,7 +42,14 @@ class Model:
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
         self.cache = SlotCache(num_slots, self.max_context)
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
-        self._last = torch.tensor([-1], device=device)
+        self.poisoned_rows: set[int] = set()
+        """Rows of the last batch, from 0 on, whose experts gave what is not a number."""
+        # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
+        self._kept = {
+            Logits.NONE: torch.empty(0, dtype=torch.int64, device=device),
+            Logits.LAST: torch.tensor([-1], device=device),
+            Logits.ALL: 0,  # as transformers says all of them
+        }
         self._windows = _attention_windows(self.text_config)
         self._connect(checkpoint, remote)
 
@@ -60,19 +68,20 @@ class Model:
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants_logits: bool
-    ) -> torch.Tensor | None:
+        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
 
         Args:
-            token_ids: [requests, tokens] int64 on the CPU. More than one token only for one request.
-            positions: [requests, tokens] int64 on the CPU, ascending runs.
-            first_row: The cache's row of the first request.
-            wants_logits: False where nobody looks at them.
+            token_ids: [sequences, tokens] int64 on the CPU. More than one token only for one sequence.
+            positions: [sequences, tokens] int64 on the CPU, ascending runs.
+            first_row: The cache's row of the first sequence.
+            wants: Which tokens' logits are computed.
 
         Returns:
-            [requests, vocab] float32: the logits after each request's last token; None where nobody wants them.
+            [rows, vocab] float32: no rows, one for each sequence, or one for each token of the only one.
         """
+        self.poisoned_rows.clear()
         self.cache.begin(first_row, positions, self.device)
         positions = positions.to(self.device)
         output = self._module(
@@ -81,10 +90,10 @@ class Model:
             attention_mask=self._masks(positions),
             past_key_values=self.cache,
             use_cache=True,
-            # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
-            logits_to_keep=self._last,
+            logits_to_keep=self._kept[wants],
         )
-        return output.logits[:, -1].to(torch.float32) if wants_logits else None
+        logits: torch.Tensor = output.logits.flatten(0, 1)
+        return logits.to(torch.float32)
 
     def _masks(self, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """The mask, or one for each layer type where the model has several."""

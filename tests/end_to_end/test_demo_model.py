@@ -8,6 +8,7 @@ import torch
 
 from client import Client
 from fiddler.checkpoint import Checkpoint
+from gpu_service.batch import Logits
 from gpu_service.expert_client import ExpertClient
 from gpu_service.model import Model
 from gpu_service.tokenizer import Tokenizer
@@ -79,8 +80,7 @@ def _teacher_forced(texts: list[list[int]]) -> list[torch.Tensor]:
             for position in range(len(texts[0])):
                 running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows
                 token_ids = torch.tensor([[ids[position]] for ids in running])
-                step = model.forward(token_ids, torch.full_like(token_ids, position), 0, True)
-                assert step is not None
+                step = model.forward(token_ids, torch.full_like(token_ids, position), 0, Logits.LAST)
                 for row, values in enumerate(step):
                     logits[row].append(values)
             client.close()
