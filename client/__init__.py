@@ -16,30 +16,53 @@ from client._errors import (
     GenerationCancelledError,
     InvalidRequestError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
 )
-from client._messages import Chunk, Complete, FinishReason, ModelInfo, ServerInfo
+from client._infos import ModelInfo, RequestLimits, ServerInfo, Tokens
+from client._messages import (
+    Alternative,
+    BestBeam,
+    Chunk,
+    Complete,
+    Event,
+    FinishReason,
+    PromptLogprobs,
+    TokenLogprobs,
+)
+from client._options import ChatMessage, ConnectionOptions, GenerateOptions
 
 if TYPE_CHECKING:
     from client.async_client import AsyncClient, AsyncGeneration
     from client.client import Client, Generation
 
 __all__ = [
+    "Alternative",
     "AsyncClient",
     "AsyncGeneration",
+    "BestBeam",
     "BusyError",
+    "ChatMessage",
     "Chunk",
     "Client",
     "ClientError",
     "Complete",
+    "ConnectionOptions",
     "DeadlineError",
+    "Event",
     "FinishReason",
+    "GenerateOptions",
     "Generation",
     "GenerationCancelledError",
     "InvalidRequestError",
     "ModelInfo",
+    "PromptLogprobs",
+    "RequestLimits",
     "ServerError",
     "ServerInfo",
+    "TokenLogprobs",
+    "Tokens",
+    "UnauthenticatedError",
     "UnavailableError",
 ]
 

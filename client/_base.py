@@ -1,17 +1,29 @@
 """What the synchronous and the asynchronous client have in common: all that does not wait."""
 
-from collections.abc import Sequence
-from typing import TypedDict
+from collections.abc import Iterable
+from typing import TypedDict, Unpack
 
-from client._connection import channel_options, checked_target, checked_timeout
-from client._messages import Complete, complete_from
-from client._request import build_request
+from google.protobuf.message import Message
+
+from client._connection import (
+    DEFAULT_KEEPALIVE_SECONDS,
+    DEFAULT_MAX_MESSAGE_BYTES,
+    channel_options,
+    checked_target,
+    checked_timeout,
+    credentials,
+    token_metadata,
+)
+from client._errors import ClientError
+from client._messages import Chunk, Complete, Event, complete_from
+from client._options import TlsOptions
+from client._request import num_generations
+from client._retries import Retries
 from client._statuses import cut_short, invalid
 from fiddler.v1 import generation_pb2
 
 DEFAULT_TARGET = "127.0.0.1:50051"
-DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
-DEFAULT_KEEPALIVE_SECONDS = 330.0
+REQUEST_ID_KEY = "fiddler-request-id"
 
 
 class CallOptions(TypedDict):
@@ -19,87 +31,95 @@ class CallOptions(TypedDict):
 
     timeout: float | None
     wait_for_ready: bool
-
-
-class ConnectionOptions(TypedDict, total=False):
-    """How to connect.
-
-    Attributes:
-        max_message_bytes: The largest message, in bytes, that is sent or taken. 64 MiB unless said.
-        keepalive_seconds: How often a connection that has calls but no traffic is tried, every 330 seconds unless said.
-            A server hangs up on less than 300 unless it was told to bear it.
-        wait_for_ready: Whether a call waits, within its timeout, for a server that cannot be reached, rather than raise
-            UnavailableError. It does not unless said.
-    """
-
-    max_message_bytes: int
-    keepalive_seconds: float
-    wait_for_ready: bool
+    metadata: tuple[tuple[str, str], ...]
 
 
 class BaseClient:
-    """Where to connect, and how."""
+    """Where to connect, and how. The options are those of ConnectionOptions."""
 
     def __init__(
         self,
         target: str,
         *,
+        token: str | None = None,
         max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES,
         keepalive_seconds: float = DEFAULT_KEEPALIVE_SECONDS,
         wait_for_ready: bool = False,
+        retry_unavailable: bool = True,
+        retry_busy: bool = False,
+        **tls_options: Unpack[TlsOptions],
     ) -> None:
+        if unknown := tls_options.keys() - TlsOptions.__annotations__:
+            raise TypeError(f"{min(unknown)!r} is no option of a connection")
         self.target = checked_target(target)
+        self._credentials = credentials(self.target, tls_options)
+        self._metadata = token_metadata(self.target, token, self._credentials is not None)
         self._max_message_bytes = max_message_bytes
-        self._options = channel_options(self.target, max_message_bytes, keepalive_seconds)
+        self._options = channel_options(
+            self.target, max_message_bytes, keepalive_seconds, retry_unavailable, tls_options.get("tls_server_name")
+        )
         self._wait_for_ready = wait_for_ready
+        self._retry_unavailable = retry_unavailable
+        self._retry_busy = retry_busy
         self._closed = False
 
     def _check_open(self) -> None:
         if self._closed:
             raise RuntimeError("the client is closed")
 
-    def _request(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None,
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        seed: int | None,
-        stop_token_ids: Sequence[int],
-    ) -> generation_pb2.GenerateRequest:
-        request = build_request(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop_token_ids=stop_token_ids,
-        )
+    def _check_size(self, request: Message) -> None:
         if request.ByteSize() > self._max_message_bytes:
             raise invalid("prompt", f"makes {request.ByteSize()} bytes, over the limit of {self._max_message_bytes}")
-        return request
+
+    def _retries(self, timeout: float | None) -> Retries:
+        return Retries(checked_timeout(timeout), self._retry_unavailable, self._retry_busy)
 
     def _call_options(self, timeout: float | None) -> CallOptions:
-        return {"timeout": checked_timeout(timeout), "wait_for_ready": self._wait_for_ready}
+        return {
+            "timeout": checked_timeout(timeout),
+            "wait_for_ready": self._wait_for_ready,
+            "metadata": self._metadata,
+        }
 
 
 class BaseGeneration:
-    """What is known of a generation while its messages come in.
+    """What is known of a request's generations while their messages come in.
 
     Attributes:
-        complete: How it ended, once that has been read.
+        num_generations: How many there are: the request's n, or the beams that it wants back.
+        completes: How each of them ended, by its index, as far as that has been read.
     """
 
-    def __init__(self) -> None:
-        self.complete: Complete | None = None
+    def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries) -> None:
+        self.completes: dict[int, Complete] = {}
+        self._retries = retries
+        self.num_generations = num_generations(request)
+        self._request_id = request.request_id or None
+        self._begun = False
+
+    @property
+    def complete(self) -> Complete | None:
+        """How the first of them, of index 0, ended, once that has been read."""
+        return self.completes.get(0)
 
     def _note(self, response: generation_pb2.GenerateResponse) -> None:
+        self._begun = True
         if response.HasField("complete"):
-            self.complete = complete_from(response.complete)
+            self.completes[response.complete.index] = complete_from(response.complete)
 
     def _check_complete(self) -> None:
-        if self.complete is None:
+        if len(self.completes) < self.num_generations:
             raise cut_short()
+
+    def _delay_seconds(self, error: ClientError, initial_metadata: object) -> float | None:
+        """How long to wait before asking again; None: the error stands."""
+        return  self._retries.delay_seconds(error, accepted=bool(initial_metadata))
+
+
+def texts_of(events: Iterable[Event], num_generations: int) -> list[str]:
+    """The texts of a request's generations, by index, from their chunks, or from their ends where they are beams."""
+    parts: list[list[str]] = [[] for _ in range(num_generations)]
+    for event in events:
+        if isinstance(event, Chunk | Complete) and event.index < num_generations:
+            parts[event.index].append(event.text)
+    return ["".join(part) for part in parts]

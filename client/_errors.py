@@ -13,6 +13,7 @@ class ClientError(Exception):
 
         ClientError
           InvalidRequestError        the request is wrong; repeating it is useless
+          UnauthenticatedError       the server asks for a token, and got none that is valid
           UnavailableError           nothing serves there, or what it needs is gone; repeat it later
           BusyError                  the server has no room for the request; repeat it later
           DeadlineError              the timeout passed
@@ -43,12 +44,24 @@ class InvalidRequestError(ClientError):
         self.field = field
 
 
+class UnauthenticatedError(ClientError):
+    """The server asks who calls, and was given no token, or one that is not valid."""
+
+
 class UnavailableError(ClientError):
     """Nothing serves there, or the server is without what it needs."""
 
 
 class BusyError(ClientError):
-    """The server has no room: too many requests wait, or this one's messages were not read."""
+    """The server has no room: too many requests wait, or this one's messages were not read.
+
+    Attributes:
+        retry_after_seconds: How long to wait before asking again, where the server says.
+    """
+
+    def __init__(self, message: str, code: grpc.StatusCode, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message, code)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class DeadlineError(ClientError):

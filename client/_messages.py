@@ -1,9 +1,9 @@
-"""What a server answers, as plain typed values."""
+"""What a server streams of a generation, as plain typed values."""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # as in _errors.py
@@ -20,7 +20,7 @@ class FinishReason(enum.IntEnum):
     LENGTH = 2
     """max_tokens were made, or the context is full."""
     STOP = 3
-    """One of the request's stop tokens was made."""
+    """One of the request's stop tokens or stop texts was made."""
     CANCELLED = 4
     """The caller cancelled."""
     DEADLINE = 5
@@ -32,6 +32,36 @@ class FinishReason(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have been.
+
+    Attributes:
+        token_id: The token.
+        logprob: The natural logarithm of its probability.
+        text: Its text, alone.
+    """
+
+    token_id: int
+    logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """The log probability of a token, and of the likeliest tokens in its place.
+
+    Attributes:
+        token_id: The token.
+        logprob: The natural logarithm of its probability; None for the first token of a prompt.
+        top: The likeliest tokens, likeliest first; the token itself may be among them.
+    """
+
+    token_id: int
+    logprob: float | None
+    top: tuple[Alternative, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """Tokens, as they are made.
 
@@ -39,11 +69,39 @@ class Chunk:
         index: Which of the request's generations they continue: 0 where there is one.
         token_ids: The ids, in order.
         text: Text that has become certain. It may be empty, and may lag the ids.
+        logprobs: One for each of token_ids, where they were asked for.
     """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """The prompt's log probabilities, which come first where they were asked for.
+
+    Attributes:
+        tokens: One for each token of the prompt.
+    """
+
+    tokens: tuple[TokenLogprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BestBeam:
+    """The best beam so far, where it was asked for. It replaces the one before.
+
+    Attributes:
+        token_ids: All ids generated in it.
+        text: Their text.
+        score: The sum of their log probabilities, divided by the length penalty.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +116,11 @@ class Complete:
         queue_seconds: From the request's arrival until it was first computed on, as the server saw it.
         prefill_seconds: From then until its first token.
         decode_seconds: From its first token until its last.
+        cached_prompt_tokens: Tokens of the prompt that an earlier request had computed already.
+        stop: The stop text that ended it, if one did.
+        score: Of a beam: the sum of its tokens' log probabilities, divided by the length penalty.
+        token_ids: Of a beam: its ids, which no chunk brought.
+        text: Of a beam: its text.
     """
 
     index: int
@@ -67,49 +130,29 @@ class Complete:
     queue_seconds: float
     prefill_seconds: float
     decode_seconds: float
+    cached_prompt_tokens: int = 0
+    stop: str | None = None
+    score: float | None = None
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """The model that is served. What each field says is in GetModelInfoResponse of generation.proto."""
-
-    name: str
-    model_type: str
-    checkpoint_fingerprint: str
-    dtype: str
-    vocab_size: int
-    max_context_tokens: int
-    eos_token_ids: tuple[int, ...]
-    num_layers: int
-    num_moe_layers: int
-    num_experts: int
-    num_experts_per_token: int
-    dense_bytes: int
-    expert_bytes: int
+Event = Chunk | Complete | PromptLogprobs | BestBeam
+"""What a generation brings."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """The server and what it is doing. What each field says is in GetServerInfoResponse of generation.proto."""
-
-    version: str
-    torch_version: str
-    transformers_version: str
-    device: str
-    expert_kernel: str
-    max_slots: int
-    running_requests: int
-    waiting_requests: int
-    uptime_seconds: float
-
-
-def event_from(response: generation_pb2.GenerateResponse) -> Chunk | Complete | None:
+def event_from(response: generation_pb2.GenerateResponse) -> Event | None:
     """The event that a response brings, None where it is of a kind that this client is too old to know."""
     match response.WhichOneof("event"):
         case "chunk":
-            return Chunk(response.chunk.index, tuple(response.chunk.token_ids), response.chunk.text)
+            chunk = response.chunk
+            return Chunk(chunk.index, tuple(chunk.token_ids), chunk.text, tuple(map(_logprobs, chunk.logprobs)))
         case "complete":
             return complete_from(response.complete)
+        case "prompt":
+            return PromptLogprobs(tuple(map(_logprobs, response.prompt.tokens)))
+        case "beam":
+            return BestBeam(tuple(response.beam.token_ids), response.beam.text, response.beam.score)
     return None
 
 
@@ -123,22 +166,14 @@ def complete_from(complete: generation_pb2.Complete) -> Complete:
         queue_seconds=complete.timings.queue_seconds,
         prefill_seconds=complete.timings.prefill_seconds,
         decode_seconds=complete.timings.decode_seconds,
+        cached_prompt_tokens=complete.usage.cached_prompt_tokens,
+        stop=complete.stop if complete.HasField("stop") else None,
+        score=complete.score if complete.HasField("score") else None,
+        token_ids=tuple(complete.token_ids),
+        text=complete.text,
     )
 
 
-def model_info_from(response: generation_pb2.GetModelInfoResponse) -> ModelInfo:
-    """The model's description, with the dtype by its usual name, e.g. "bfloat16"."""
-    from fiddler.v1 import tensor_pb2
-
-    values = {field.name: getattr(response, field.name) for field in fields(ModelInfo)}
-    try:
-        values["dtype"] = tensor_pb2.Dtype.Name(response.dtype).removeprefix("DTYPE_").lower()
-    except ValueError:  # this client is too old to know it
-        values["dtype"] = str(response.dtype)
-    values["eos_token_ids"] = tuple(response.eos_token_ids)
-    return ModelInfo(**values)
-
-
-def server_info_from(response: generation_pb2.GetServerInfoResponse) -> ServerInfo:
-    """The server's description."""
-    return ServerInfo(**{field.name: getattr(response, field.name) for field in fields(ServerInfo)})
+def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:
+    top = tuple(Alternative(each.token_id, each.logprob, each.text) for each in token.top)
+    return TokenLogprobs(token.token_id, token.logprob if token.HasField("logprob") else None, top)

@@ -1,14 +1,16 @@
-"""What the command line reads and prints."""
+"""What the command line reads and prints of a generation."""
 
+import contextlib
 import io
 import json
 import os
 import sys
-import time
+from collections.abc import Callable, Iterator
 
 from google.protobuf.json_format import MessageToDict
 
-from client._messages import Chunk, Complete
+from client._messages import Chunk, Complete, event_from
+from client._progress import Progress
 from client._statuses import invalid
 from client.client import Generation
 
@@ -29,64 +31,103 @@ def read_prompt(argument: str) -> str:
         raise invalid("prompt", f"standard input is no UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def print_generation(generation: Generation, *, as_json: bool) -> None:
-    """Prints a generation as it comes, and stops, without a word, where whoever reads the output has left.
+@contextlib.contextmanager
+def output_that_may_end() -> Iterator[None]:
+    """Ends its block, without a word, where whoever reads the output has left.
 
     Raises:
         OSError: The output cannot be written.
-        ClientError: The generation failed.
     """
     try:
-        if as_json:
-            _print_json(generation)
-        else:
-            _print_text(generation)
+        yield
     except OSError as error:
         _abandon_output()
         if not isinstance(error, BrokenPipeError):
             raise
 
 
-def _print_text(generation: Generation) -> None:
-    """Prints the text as it comes, and for a person at a terminal how long it took."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
-    started = time.monotonic()
-    first = None
+def print_generation(generation: Generation, *, as_json: bool, hear: Callable[[str], object] = len) -> None:
+    """Prints a generation as it comes, and for a person at a terminal how fast.
+
+    Args:
+        generation: The generation.
+        as_json: Whether each message is printed as it is, rather than the text.
+        hear: Gets each piece of text, once it is printed.
+
+    Raises:
+        ClientError: The generation failed.
+        OSError: The output cannot be written.
+    """
+    if as_json:
+        _print_json(generation, hear)
+    elif generation.num_generations == 1:
+        _print_text(generation, hear)
+    else:
+        _print_several(generation)
+
+
+def _print_text(generation: Generation, hear: Callable[[str], object]) -> None:
+    """Prints the one text of a generation."""
+    _be_able_to_print_all()
+    progress = Progress()
     unfinished_line = False
     try:
+        progress.start()
         for event in generation:
-            if isinstance(event, Chunk):
-                first = first or time.monotonic()
-                if event.text:
-                    unfinished_line = True
-                    print(event.text, end="", flush=True)
+            progress.see(event)
+            if isinstance(event, Chunk | Complete) and event.text:
+                progress.make_room()
+                unfinished_line = True
+                print(event.text, end="", flush=True)
+                hear(event.text)
         unfinished_line = True  # even where it is empty, the output is a line
     finally:
+        progress.make_room()
         if unfinished_line:
             print(flush=True)
-    if generation.complete and sys.stderr.isatty():
-        _print_summary(generation.complete, started, first or time.monotonic())
+        progress.end(generation.completes)
 
 
-def _print_json(generation: Generation) -> None:
+def _print_json(generation: Generation, hear: Callable[[str], object]) -> None:
     """Prints each message by the names that its fields have in the .proto files, one line each."""
     for response in generation.responses():
         fields = MessageToDict(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(fields), flush=True)
+        if isinstance(event := event_from(response), Chunk | Complete):
+            hear(event.text)
+
+
+def _print_several(generation: Generation) -> None:
+    """Prints several texts, each as a whole under a heading, in the order of their indices."""
+    _be_able_to_print_all()
+    progress = Progress()
+    texts: dict[int, str] = {}
+    num_printed = 0
+    try:
+        progress.start()
+        for event in generation:
+            progress.see(event)
+            if isinstance(event, Chunk | Complete):
+                texts[event.index] = texts.get(event.index, "") + event.text
+            while num_printed in generation.completes:
+                progress.make_room()
+                heading = _heading(generation.completes[num_printed], generation.num_generations)
+                print(f"{heading}\n{texts[num_printed]}", flush=True)
+                num_printed += 1
+    finally:
+        progress.end(generation.completes)
+
+
+def _heading(complete: Complete, num_generations: int) -> str:
+    score = "" if complete.score is None else f", score {complete.score:.4f}"
+    return f"--- {complete.index + 1} of {num_generations}{score} ---"
+
+
+def _be_able_to_print_all() -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
 
 
 def _abandon_output() -> None:
     """Keeps Python from flushing, as it exits, what nobody reads any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _print_summary(complete: Complete, started: float, first: float) -> None:
-    from rich.console import Console  # a fifth of a second, and only people need it
-
-    parts = [f"{complete.completion_tokens} tokens", f"first after {first - started:.2f} s"]
-    decode_seconds = time.monotonic() - first
-    if complete.completion_tokens > 1 and decode_seconds > 0:
-        parts.append(f"{(complete.completion_tokens - 1) / decode_seconds:.1f} tokens/s")
-    parts.append(f"ended by {complete.finish_reason.name.lower()}")
-    Console(stderr=True, highlight=False).print(", ".join(parts), style="dim", soft_wrap=True)

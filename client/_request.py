@@ -1,38 +1,59 @@
-"""A request from plain arguments. What protobuf refuses is named here; what values mean, the server judges."""
+"""Requests from plain arguments. What protobuf refuses is named here; what values mean, the server judges."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from client._options import ChatMessage
 from client._statuses import invalid
 from fiddler.v1 import generation_pb2
 
+_SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "logit_bias"),
+    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
+)
+_BEAMS = ("num_beams", "length_penalty", "num_return_sequences", "stream_best")
+_TOP = (
+    *("max_tokens", "min_tokens", "stop", "include_stop_in_output", "stop_token_ids", "ignore_eos", "n"),
+    *("logprobs", "prompt_logprobs", "echo", "priority", "request_id"),
+)
+FIELDS: dict[str, str] = {
+    **{name: name for name in _TOP},
+    **{name: f"sampling.{name}" for name in _SAMPLING},
+    **{name: f"beam_search.{name}" for name in _BEAMS},
+    "early_stopping": "beam_search.stop",
+}
+"""The field of the request that each option is, by its path."""
+
+_BEAM_STOPS = {
+    False: generation_pb2.BEAM_STOP_HEURISTIC,
+    True: generation_pb2.BEAM_STOP_EARLY,
+    "never": generation_pb2.BEAM_STOP_NEVER,
+}
 _EXPECTED = {
     FieldDescriptor.TYPE_STRING: "text",
     FieldDescriptor.TYPE_DOUBLE: "a number",
     FieldDescriptor.TYPE_FLOAT: "a number",
+    FieldDescriptor.TYPE_BOOL: "true or false",
     FieldDescriptor.TYPE_INT32: f"an integer from {-(2**31)} to {2**31 - 1}",
     FieldDescriptor.TYPE_UINT32: f"an integer from 0 to {2**32 - 1}",
     FieldDescriptor.TYPE_UINT64: f"an integer from 0 to {2**64 - 1}",
 }
 
 
-def build_request(
-    prompt: str | Sequence[int],
-    *,
-    max_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop_token_ids: Sequence[int] = (),
-) -> generation_pb2.GenerateRequest:
-    """Builds a request. Arguments that are None stay unset: the model's own values apply.
+def build_request(prompt: str | Sequence[int], options: Mapping[str, object]) -> generation_pb2.GenerateRequest:
+    """Builds a request to continue a prompt.
+
+    Args:
+        prompt: Text or token ids.
+        options: Those of GenerateOptions. What is None stays unset: the model's own values apply.
 
     Raises:
         InvalidRequestError: A value does not fit its field.
+        TypeError: There is no such option.
     """
     request = generation_pb2.GenerateRequest()
     if isinstance(prompt, bytes | bytearray):  # a sequence of integers to Python, and surely not what was meant
@@ -42,37 +63,137 @@ def build_request(
     else:
         request.token_ids.SetInParent()  # an empty list is still a prompt of ids, which the server can then refuse
         _set(request, "token_ids.ids", prompt)
-    optional = {
-        "max_tokens": max_tokens,
-        "sampling.temperature": temperature,
-        "sampling.top_k": top_k,
-        "sampling.top_p": top_p,
-        "sampling.seed": seed,
-    }
-    for path, value in optional.items():
-        if value is not None:
-            _set(request, path, value)
-    _set(request, "stop_token_ids", stop_token_ids)
+    _set_options(request, options)
     return request
 
 
-def _set(message: Message, path: str, value: object) -> None:
+def build_chat_request(
+    messages: Sequence[ChatMessage], options: Mapping[str, object]
+) -> generation_pb2.GenerateRequest:
+    """Builds a request to answer messages. The options and errors are those of build_request."""
+    request = generation_pb2.GenerateRequest()
+    _set_chat(request.chat, messages)
+    _set_options(request, options)
+    return request
+
+
+def build_tokenize_request(
+    prompt: str | Sequence[ChatMessage], add_special_tokens: bool | None
+) -> generation_pb2.TokenizeRequest:
+    """Builds a request for the tokens of a text or of messages.
+
+    Raises:
+        InvalidRequestError: A value does not fit its field.
+    """
+    request = generation_pb2.TokenizeRequest()
+    if isinstance(prompt, str):
+        _set(request, "text", prompt)
+    else:
+        _set_chat(request.chat, prompt)
+    if add_special_tokens is not None:
+        _set(request, "add_special_tokens", add_special_tokens)
+    return request
+
+
+def build_detokenize_request(
+    token_ids: Sequence[int], skip_special_tokens: bool | None
+) -> generation_pb2.DetokenizeRequest:
+    """Builds a request for the text of tokens.
+
+    Raises:
+        InvalidRequestError: A value does not fit its field.
+    """
+    request = generation_pb2.DetokenizeRequest()
+    _set(request, "token_ids", token_ids)
+    if skip_special_tokens is not None:
+        _set(request, "skip_special_tokens", skip_special_tokens)
+    return request
+
+
+def build_abort_request(request_id: str) -> generation_pb2.AbortRequest:
+    """Builds a request to end a generation.
+
+    Raises:
+        InvalidRequestError: The name is no text.
+    """
+    request = generation_pb2.AbortRequest()
+    _set(request, "request_id", request_id)
+    return request
+
+
+def num_generations(request: generation_pb2.GenerateRequest) -> int:
+    """How many generations the answer to a request completes."""
+    if request.HasField("beam_search"):
+        return max(request.beam_search.num_return_sequences, 1)
+    return max(request.n, 1)
+
+
+def _set_options(request: generation_pb2.GenerateRequest, options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if name == "timeout":  # which is said to gRPC
+            continue
+        if name not in FIELDS:
+            raise TypeError(f"{name!r} is no option of a generation")
+        if value is not None:
+            _set(request, FIELDS[name], _in_protos_terms(name, value))
+
+
+def _in_protos_terms(name: str, value: object) -> object:
+    if name == "stop" and isinstance(value, str):
+        return [value]
+    if name == "early_stopping":
+        # by type too, since 1 == True and a string of another kind is a key that is not there
+        if not isinstance(value, bool | str) or value not in _BEAM_STOPS:
+            raise invalid("beam_search.stop", f"must be False, True or 'never', got {reprlib.repr(value)}")
+        return _BEAM_STOPS[value]
+    return value
+
+
+def _set_chat(chat: generation_pb2.Chat, messages: Sequence[ChatMessage]) -> None:
+    chat.SetInParent()
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise invalid("chat.messages", f"must be a list of messages, got {reprlib.repr(messages)}")
+    for position, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+            problem = f'must be a dict of "role" and "content", got {reprlib.repr(message)}'
+            raise invalid(f"chat.messages[{position}]", problem)
+        added = chat.messages.add()
+        for name in ("role", "content"):
+            _set(added, name, message[name], f"chat.messages[{position}].{name}")
+
+
+def _set(message: Message, path: str, value: object, field_name: str | None = None) -> None:
     """Sets the field of that path.
 
     Raises:
-        InvalidRequestError: The value does not fit the field.
+        InvalidRequestError: The value does not fit the field, which is called field_name where its path is not enough.
     """
     *parents, name = path.split(".")
     for parent in parents:
         message = getattr(message, parent)
     field = message.DESCRIPTOR.fields_by_name[name]
     try:
-        if field.is_repeated:
-            getattr(message, name).extend(value)
-        else:
-            setattr(message, name, value)
-    except (TypeError, ValueError) as error:
-        expected = _EXPECTED.get(field.type, f"a value for {name}")
-        many = "a list, each item " if field.is_repeated else ""
-        problem = f"must be {many}{expected}, got {reprlib.repr(value)}"
-        raise invalid(path, problem) from error
+        _setter(message, field)(value)
+    except (TypeError, ValueError, AttributeError) as error:
+        problem = f"must be {_expected(field)}, got {reprlib.repr(value)}"
+        raise invalid(field_name or path, problem) from error
+
+
+def _setter(message: Message, field: Any) -> Callable[[Any], object]:
+    if _is_map(field):
+        return lambda values: getattr(message, field.name).update(dict(values.items()))
+    if field.is_repeated:
+        return lambda values: getattr(message, field.name).extend(values)
+    return lambda value: setattr(message, field.name, value)
+
+
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _expected(field: Any) -> str:
+    if _is_map(field):
+        key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
+        return f"a dict, each key {_EXPECTED[key.type]}, each value {_EXPECTED[value.type]}"
+    many = "a list, each item " if field.is_repeated else ""
+    return many + _EXPECTED.get(field.type, f"a value for {field.name}")

@@ -1,7 +1,9 @@
 """gRPC's statuses as the client's errors."""
 
+from typing import TypeVar
+
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -12,15 +14,17 @@ from client._errors import (
     GenerationCancelledError,
     InvalidRequestError,
     ServerError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
 _ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: BusyError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.CANCELLED: GenerationCancelledError,
 }
+_Detail = TypeVar("_Detail", bound=Message)
 _TOO_LARGE = "received message larger than max"
 
 
@@ -35,6 +39,8 @@ def error_from(rpc_error: grpc.RpcError) -> ClientError:
     # gRPC gives a message over the server's limit the status of a busy server, but waiting does not make it smaller.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message.lower():
         return InvalidRequestError(message, code)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return BusyError(message, code, _retry_after_seconds(rpc_error))
     return _ERRORS.get(code, ServerError)(message, code)
 
 
@@ -54,12 +60,23 @@ def cut_short() -> ServerError:
 
 
 def _violated_field(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> str | None:
+    bad_request = _detail(rpc_error, error_details_pb2.BadRequest())
+    if bad_request is None or not bad_request.field_violations:
+        return None
+    return str(bad_request.field_violations[0].field)
+
+
+def _retry_after_seconds(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> float | None:
+    retry_info = _detail(rpc_error, error_details_pb2.RetryInfo())
+    if retry_info is None:
+        return None
+    return float(max(0.0, retry_info.retry_delay.ToTimedelta().total_seconds()))
+
+
+def _detail(rpc_error: grpc.Call | grpc.aio.AioRpcError, kind: _Detail) -> _Detail | None:
+    """The detail of that kind, filled in, which the server sent with its status; None where there is none."""
     try:
         status = rpc_status.from_call(rpc_error)  # type: ignore[arg-type]  # an AioRpcError has what it asks for
     except (ValueError, DecodeError):  # details that contradict the status, or are none: the message is what is left
         return None
-    bad_request = error_details_pb2.BadRequest()
-    for detail in status.details if status else ():
-        if detail.Unpack(bad_request) and bad_request.field_violations:
-            return str(bad_request.field_violations[0].field)
-    return None
+    return next((kind for detail in (status.details if status else ()) if detail.Unpack(kind)), None)

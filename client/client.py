@@ -1,17 +1,29 @@
 """The synchronous client. What it shares with its asynchronous twin is in _base.py."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
+from google.protobuf.message import Message
 
-from client._base import DEFAULT_TARGET, BaseClient, BaseGeneration, ConnectionOptions
-from client._messages import Chunk, Complete, ModelInfo, ServerInfo, event_from, model_info_from, server_info_from
-from client._statuses import error_from
+from client._base import DEFAULT_TARGET, REQUEST_ID_KEY, BaseClient, BaseGeneration, texts_of
+from client._infos import ModelInfo, ServerInfo, Tokens, model_info_from, server_info_from, tokens_from
+from client._messages import Event, event_from
+from client._options import ChatMessage, ConnectionOptions, GenerateOptions
+from client._request import (
+    build_abort_request,
+    build_chat_request,
+    build_detokenize_request,
+    build_request,
+    build_tokenize_request,
+)
+from client._retries import Retries
+from client._statuses import cancelled, error_from
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 
-_Question = TypeVar("_Question")
+_Question = TypeVar("_Question", bound=Message)
 _Answer = TypeVar("_Answer")
 
 
@@ -29,50 +41,75 @@ class Client(BaseClient):
             options: How to connect, see ConnectionOptions.
 
         Raises:
-            InvalidRequestError: The target is no address.
+            InvalidRequestError: The target is no address, or an option is wrong.
         """
         super().__init__(target, **options)
-        self._channel = grpc.insecure_channel(self.target, self._options)
+        if self._credentials is None:
+            self._channel = grpc.insecure_channel(self.target, self._options)
+        else:
+            self._channel = grpc.secure_channel(self.target, self._credentials, self._options)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        stop_token_ids: Sequence[int] = (),
-        timeout: float | None = None,
-    ) -> "Generation":
-        """Starts a generation. What goes wrong on the way is raised where its messages are read.
+    def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> "Generation":
+        """Continues a prompt. What goes wrong on the way is raised where the generation's messages are read.
 
         Args:
             prompt: What to continue: text, or token ids that are taken as they are.
-            max_tokens: The most tokens to generate. None: the server's default.
-            temperature: 0 takes the likeliest token, above 0 draws. None, here and below: the model's own.
-            top_k: Draw from the k likeliest tokens only; 0: from all.
-            top_p: Draw from the smallest set of tokens whose probabilities sum to this or more.
-            seed: The seed of this request's random numbers. None: a different one each time.
-            stop_token_ids: Token ids that end the generation, besides the model's own.
-            timeout: The most seconds that all of it may take. None: no limit.
+            options: How, see GenerateOptions.
 
         Raises:
             InvalidRequestError: A value cannot even be sent.
         """
-        self._check_open()
-        request = self._request(
-            prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
-            stop_token_ids=stop_token_ids,
-        )
-        return Generation(self._stub.Generate(request, **self._call_options(timeout)))
+        return self._generate(build_request(prompt, options), options)
+
+    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerateOptions]) -> "Generation":
+        """Answers the last message of a conversation, by the model's chat template. Otherwise as generate().
+
+        Args:
+            messages: The messages so far: [{"role": "user", "content": "Who are you?"}].
+            options: How, see GenerateOptions.
+
+        Raises:
+            InvalidRequestError: A value cannot even be sent.
+        """
+        return self._generate(build_chat_request(messages, options), options)
+
+    def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
+        """Ends a generation, whoever reads it: that gets its end, with FinishReason.CANCELLED.
+
+        Returns:
+            Whether it was under way, and is no longer.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._ask(self._stub.Abort, build_abort_request(request_id), timeout).aborted
+
+    def tokenize(
+        self,
+        prompt: str | Sequence[ChatMessage],
+        *,
+        add_special_tokens: bool | None = None,
+        timeout: float | None = None,
+    ) -> Tokens:
+        """Turns a text, or messages, into the tokens that generate() or chat() would compute on.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        question = build_tokenize_request(prompt, add_special_tokens)
+        return tokens_from(self._ask(self._stub.Tokenize, question, timeout))
+
+    def detokenize(
+        self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None
+    ) -> str:
+        """Turns token ids into text.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        question = build_detokenize_request(token_ids, skip_special_tokens)
+        return self._ask(self._stub.Detokenize, question, timeout).text
 
     def model_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks about the model that is served.
@@ -103,10 +140,23 @@ class Client(BaseClient):
     ) -> None:
         self.close()
 
+    def _generate(self, request: generation_pb2.GenerateRequest, options: GenerateOptions) -> "Generation":
+        self._check_open()
+        self._check_size(request)
+        retries = self._retries(options.get("timeout"))
+
+        def start() -> _Call:
+            if self._closed:
+                raise cancelled()
+            return self._stub.Generate(request, **self._call_options(retries.remaining_seconds()))
+
+        return Generation(request, retries, start)
+
     def _ask(
         self, method: "grpc.UnaryUnaryMultiCallable[_Question, _Answer]", question: _Question, timeout: float | None
     ) -> _Answer:
         self._check_open()
+        self._check_size(question)
         try:
             return method(question, **self._call_options(timeout))
         except grpc.RpcError as error:
@@ -120,22 +170,27 @@ class _Call(Protocol):
 
     def cancel(self) -> bool: ...
 
+    def initial_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
+
 
 class Generation(BaseGeneration):
-    """The messages of one generation, as they come.
+    """The messages of one request, as they come.
 
-    Iterating yields Chunk after Chunk, then one Complete, and raises a ClientError where the generation fails. Leaving
-    its `with` block before the end cancels it on the server.
+    Iterating yields what GenerateOptions asked for: PromptLogprobs, then Chunk after Chunk, or BestBeam, and a Complete
+    for each generation; it raises a ClientError where the request fails. Leaving its `with` block before the end
+    cancels it on the server.
     """
 
-    def __init__(self, call: _Call) -> None:
-        super().__init__()
-        self._call = call
+    def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries, start: Callable[[], _Call]) -> None:
+        super().__init__(request, retries)
+        self._start = start
+        self._cancelled = threading.Event()
+        self._call = start()
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Chunk | Complete:
+    def __next__(self) -> Event:
         for response in self.responses():
             if (event := event_from(response)) is not None:
                 return event
@@ -147,11 +202,22 @@ class Generation(BaseGeneration):
             yield response
 
     def text(self) -> str:
-        """Reads to the end and returns the text that was still to come."""
-        return "".join(event.text for event in self if isinstance(event, Chunk))
+        """Reads to the end and returns the text that was still to come: of the first generation, where several are."""
+        return self.texts()[0]
+
+    def texts(self) -> list[str]:
+        """Reads to the end and returns the texts, still to come, of all generations, by index."""
+        return texts_of(self, self.num_generations)
+
+    def request_id(self) -> str | None:
+        """The request's name, for abort(); waits until the server has taken the request. None where it did not."""
+        if self._request_id is None:
+            self._request_id = dict(self._call.initial_metadata()).get(REQUEST_ID_KEY)  # type: ignore[assignment]
+        return self._request_id
 
     def cancel(self) -> None:
-        """Ends the generation on the server. Whoever reads it, in any thread, gets a GenerationCancelledError."""
+        """Ends the request on the server. Whoever reads it, in any thread, gets a GenerationCancelledError."""
+        self._cancelled.set()
         self._call.cancel()
 
     def __enter__(self) -> Self:
@@ -163,12 +229,25 @@ class Generation(BaseGeneration):
         self.cancel()
 
     def _receive(self) -> generation_pb2.GenerateResponse | None:
-        try:
-            response = next(self._call, None)
-        except grpc.RpcError as error:
-            raise error_from(error) from error
+        while True:
+            try:
+                response = next(self._call, None)
+                break
+            except grpc.RpcError as rpc_error:
+                error = error_from(rpc_error)
+                delay_seconds = self._delay_seconds(error, self._call.initial_metadata())
+                if delay_seconds is None:
+                    raise error from rpc_error
+            self._restart(delay_seconds)
         if response is None:
             self._check_complete()
         else:
             self._note(response)
         return response
+
+    def _restart(self, delay_seconds: float) -> None:
+        if self._cancelled.wait(delay_seconds):
+            raise cancelled()
+        self._call = self._start()
+        if self._cancelled.is_set():  # between the wait and the new call, which nobody else knew yet
+            self._call.cancel()

@@ -26,14 +26,21 @@ class Listener:
                     self._socket.unlink()
 
 
-def bind(server: grpc.Server | grpc.aio.Server, address: str) -> Listener:
+def bind(
+    server: grpc.Server | grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
+) -> Listener:
     """Binds a server to an address. A socket's directory is made where it is missing, mode 0700.
+
+    Args:
+        server: What serves there.
+        address: HOST:PORT or unix:PATH.
+        credentials: The server's side of TLS, for HOST:PORT; None: there is none.
 
     Raises:
         OSError: The address is taken, or the socket's directory cannot be made.
     """
     if not address.startswith("unix:"):
-        _add_port(server, address, address)
+        _add_port(server, address, address, credentials)
         return Listener(address)
     path = Path(address.removeprefix("unix:"))
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -46,9 +53,14 @@ def bind(server: grpc.Server | grpc.aio.Server, address: str) -> Listener:
     return Listener(address, path, _identity(path))
 
 
-def _add_port(server: grpc.Server | grpc.aio.Server, address: str, name: str) -> None:
+def _add_port(
+    server: grpc.Server | grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None = None
+) -> None:
     try:
-        server.add_insecure_port(address)
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
     except RuntimeError:
         raise OSError(f"--listen: cannot serve on {name}; is it taken?") from None
 

@@ -5,6 +5,7 @@ import re
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf import duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -73,6 +74,18 @@ def failed_precondition(subject: str, problem: str) -> StatusError:
     )
 
 
+def busy(message: str, retry_seconds: float) -> StatusError:
+    """There is no room for the call now.
+
+    Args:
+        message: What there is too much of.
+        retry_seconds: How long the caller should wait before it asks again.
+    """
+    delay = duration_pb2.Duration()
+    delay.FromNanoseconds(round(retry_seconds * 1e9))
+    return StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, error_details_pb2.RetryInfo(retry_delay=delay))
+
+
 def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
     """Whether the server of a channel answers grpc.health.v1 and is ready."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
@@ -98,6 +111,11 @@ def check_address(address: str) -> str:
     return address
 
 
+def is_local(address: str) -> bool:
+    """Whether only this host can reach an address: a Unix socket, or the loopback interface."""
+    return address.startswith("unix:") or _LOOPBACK.fullmatch(address) is not None
+
+
 def channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:
     """Options of every channel."""
     options = message_size_options(max_message_bytes)
@@ -118,3 +136,19 @@ def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Options of both services' servers."""
     # without the second, gRPC lets two servers listen on one port, and each gets some of the calls
     return [*message_size_options(max_message_bytes), ("grpc.so_reuseport", 0)]
+
+
+def keepalive_options() -> list[tuple[str, int]]:
+    """Options of a server that hosts on a network call, which vanish without a word.
+
+    The server pings a connection that was silent for a minute, so that a caller that is gone frees what it held, and
+    routers on the way keep the connection in mind. Callers may ping as well, idle or not, every 10 seconds. An idle
+    connection is never closed for being idle.
+    """
+    return [
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]

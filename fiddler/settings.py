@@ -29,6 +29,8 @@ class ProgramSettings(BaseSettings):
         nested_model_default_partial_update=False,
     )
     program: ClassVar[str]
+    secrets: ClassVar[frozenset[str]] = frozenset()
+    """Environment variables that belong to the service and are no settings, since no command line should show them."""
 
     model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
     dtype: DtypeName = Field(
@@ -89,7 +91,8 @@ class ProgramSettings(BaseSettings):
     def _refuse_unknown_environment(cls) -> None:
         prefix = cls._environment_prefix()
         known = {(prefix + name).upper() for name in cls.model_fields}
-        unknown = sorted(name for name in os.environ if name.upper().startswith(prefix) and name.upper() not in known)
+        ours = {name for name in os.environ if name.upper().startswith(prefix)} - cls.secrets
+        unknown = sorted(name for name in ours if name.upper() not in known)
         if unknown:
             raise ValueError(f"environment variable {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
 

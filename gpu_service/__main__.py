@@ -1,18 +1,26 @@
 """`python -m gpu_service`: reads settings, serves, and tells a user's mistake in one line."""
 
 import asyncio
+import signal
 import sys
 
 from fiddler import process
 
 process.prepare()
 
-from gpu_service.settings import Settings  # noqa: E402 - grpc is imported after the process is prepared
+# grpc is imported after the process is prepared
+from gpu_service.access import Access  # noqa: E402
+from gpu_service.settings import Settings  # noqa: E402
 
 
 def main() -> int:
     """Runs the service. Returns its exit status: 0 after a signal, 1 where it could not start."""
     settings = Settings.load()
+    try:
+        access = Access.read(settings)
+    except ValueError as error:
+        print(f"gpu_service: {error}", file=sys.stderr)
+        return 1
     # imported here, so that --help and a wrong flag need not wait for torch and transformers
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
@@ -23,10 +31,14 @@ def main() -> int:
 
     logs.configure(settings.log_level, settings.log_format)
     try:
-        asyncio.run(server.run(settings))
+        asyncio.run(server.run(settings, access))
     except (CheckpointError, ModelError, ExpertServiceError, EngineStoppedError, OSError, ValueError) as error:
         print(f"gpu_service: {error}", file=sys.stderr)
         return 1
+    finally:
+        # the event loop has given signals back, and one that comes again has nothing left to stop
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 

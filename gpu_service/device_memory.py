@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from gpu_service.batch import Logits
 from gpu_service.memory_budget import DeviceMemory
 from gpu_service.model import Model
 
@@ -62,11 +63,12 @@ def host_memory(meminfo: Path = _MEMINFO) -> DeviceMemory:
 
 def _workspace_bytes(model: Model, prefill_chunk: int) -> int:
     """What the largest step takes at its peak: a whole chunk at the end of the longest context."""
-    tokens = min(prefill_chunk, model.max_context)
-    positions = torch.arange(model.max_context - tokens, model.max_context)[None]
+    length = min(model.max_context, model.cache.max_length)
+    tokens = min(prefill_chunk, length)
+    positions = torch.arange(length - tokens, length)[None]
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
     with model.dispatcher.instead(_NoExperts()), torch.inference_mode():
-        model.forward(torch.zeros(1, tokens, dtype=torch.int64), positions, 0, True)
+        model.forward(torch.zeros(1, tokens, dtype=torch.int64), positions, 0, Logits.LAST)
     torch.cuda.synchronize(model.device)
     return torch.cuda.max_memory_allocated(model.device) - before

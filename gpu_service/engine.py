@@ -1,19 +1,17 @@
-"""The step loop: one thread that computes a batch after another and hands every request its tokens."""
+"""The engine: one thread that runs one step after another, and how other threads speak to it."""
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 
 import structlog
 import torch
 
-from gpu_service import metrics
-from gpu_service.expert_client import ExpertServiceError
 from gpu_service.model import Model
-from gpu_service.request import Event, Failed, FinishReason, Request, Token
-from gpu_service.sampling import Sampler, sample
-from gpu_service.scheduler import Batch, QueueFullError, Scheduler
+from gpu_service.request import FinishReason, Request
+from gpu_service.request_ids import RequestIds
+from gpu_service.scheduler import Scheduler
+from gpu_service.stepper import Stepper
 
 _log = structlog.get_logger(__name__)
 
@@ -23,7 +21,7 @@ class EngineStoppedError(Exception):
 
 
 class Engine:
-    """Runs requests on a model. `submit` and `cancel` may be called from any thread; all else is the engine's own."""
+    """Runs requests on a model. `submit`, `cancel` and `abort` are for any thread; all else is the engine's own."""
 
     def __init__(self, model: Model, scheduler: Scheduler, on_failure: Callable[[Exception], None]) -> None:
         """Prepares the engine; `start` starts it.
@@ -34,23 +32,38 @@ class Engine:
             on_failure: Called, from the engine's thread, with what made a whole step fail; with an EngineStoppedError
                 where the engine cannot go on.
         """
-        self._model = model
         self._scheduler = scheduler
         self._on_failure = on_failure
-        self._samplers: dict[Request, Sampler] = {}
+        self._ids = RequestIds()
+        self._stepper = Stepper(model, scheduler, self._ids, on_failure)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._stopped = threading.Event()
 
     @property
     def num_running(self) -> int:
-        """Requests that have a slot."""
+        """Requests that are being computed."""
         return self._scheduler.num_running
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait for a slot."""
+        """Requests that wait until what they need is free."""
         return self._scheduler.num_waiting
+
+    @property
+    def used_slots(self) -> int:
+        """Rows that the requests being computed need."""
+        return self._scheduler.used_slots
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that may be held."""
+        return self._scheduler.budget.num_bytes
+
+    @property
+    def used_kv_bytes(self) -> int:
+        """Bytes of keys and values that the requests being computed may come to hold."""
+        return self._scheduler.used_kv_bytes
 
     def start(self) -> None:
         """Starts the thread."""
@@ -62,81 +75,38 @@ class Engine:
         self._inbox.put(None)
         self._thread.join()
 
+    def check(self, request: Request) -> None:
+        """Makes sure that a request can be run where nothing else is.
+
+        Raises:
+            NeverFitsError: It is too large for the memory of keys and values, or for the slots.
+        """
+        self._scheduler.budget.check(request)
+
     def submit(self, request: Request) -> None:
         """Queues a request; its events come through request.emit.
 
         A queue that is full is told as a Failed event with a QueueFullError.
+
+        Raises:
+            NeverFitsError: See `check`.
+            DuplicateIdError: A request with its request_id is under way.
         """
-        self._inbox.put(lambda: self._add(request))
+        self.check(request)
+        self._ids.add(request)
+        self._inbox.put(lambda: self._stepper.add(request))
 
     def cancel(self, request: Request, reason: FinishReason = FinishReason.CANCELLED) -> None:
-        """Ends a request before its next step, if it has not ended. Its slot is free from then on."""
-        self._inbox.put(lambda: self._finish(request, request.finished(reason)))
+        """Ends a request before its next step, if it has not ended. Its slots are free from then on."""
+        self._inbox.put(lambda: self._stepper.cancel(request, reason))
 
-    def step(self) -> bool:
-        """Computes one batch. Returns False where there was nothing to compute."""
-        batch = self._scheduler.next_batch()
-        if batch is None:
+    def abort(self, request_id: str) -> bool:
+        """Cancels the request of that id. Returns whether there was one that had not ended; it waits for nothing."""
+        request = self._ids.abort(request_id)
+        if request is None:
             return False
-        try:
-            logits = self._forward(batch)
-            tokens = [] if logits is None else self._choose(batch, logits)
-        except Exception as error:
-            self._fail(batch, error)
-            return True
-        self._scheduler.commit(batch, tokens)
-        self._deliver(batch, tokens)
+        self.cancel(request)
         return True
-
-    def _forward(self, batch: Batch) -> torch.Tensor | None:
-        for request in batch.requests:
-            request.started_at = request.started_at or time.monotonic()
-        return self._model.forward(
-            torch.tensor(batch.token_ids), torch.tensor(batch.positions), batch.first_row, batch.samples
-        )
-
-    def _choose(self, batch: Batch, logits: torch.Tensor) -> list[int]:
-        """[requests, vocab] -> the next token of each request."""
-        samplers = [self._samplers[request] for request in batch.requests]
-        return sample(logits, samplers, [(request.prompt, request.output) for request in batch.requests])
-
-    def _deliver(self, batch: Batch, tokens: list[int]) -> None:
-        now = time.monotonic()
-        for request, token in zip(batch.requests, tokens, strict=False):
-            metrics.observe_token(request, now)
-            request.first_token_at = request.first_token_at or now
-            request.last_token_at = now
-            request.emit(Token(token))
-            if reason := request.finish_reason():
-                self._finish(request, request.finished(reason))
-
-    def _add(self, request: Request) -> None:
-        try:
-            sampler = Sampler(request.sampling, self._model.device)
-            self._scheduler.add(request)
-        except QueueFullError as error:
-            request.emit(Failed(error))
-        except ValueError as error:
-            _log.error("request refused", error=str(error))
-            request.emit(Failed(error))
-        else:
-            self._samplers[request] = sampler
-
-    def _finish(self, request: Request, event: Event) -> None:
-        if self._samplers.pop(request, None) is None:
-            return  # it ended before
-        for move in self._scheduler.remove(request):
-            self._model.cache.move(move.source, move.target, move.length)
-        request.emit(event)
-
-    def _fail(self, batch: Batch, error: Exception) -> None:
-        expected = isinstance(error, ExpertServiceError)  # the message says it all
-        _log.error("step failed", requests=len(batch.requests), error=str(error), exc_info=None if expected else error)
-        self._on_failure(error)
-        for request in batch.requests:
-            self._finish(request, Failed(error))
-        if isinstance(error, torch.AcceleratorError):
-            raise error  # after a fault on the device, all that it computes fails
 
     def _loop(self) -> None:
         reason = EngineStoppedError("the service is stopping")
@@ -144,14 +114,12 @@ class Engine:
             with torch.inference_mode():
                 while not self._stopped.is_set():
                     self._read_inbox(block=self._scheduler.num_running + self._scheduler.num_waiting == 0)
-                    self.step()
+                    self._stepper.step()
         except Exception as error:
             _log.exception("the engine failed")
             reason = EngineStoppedError(f"the engine failed: {error}")
             self._on_failure(reason)
-        for request in list(self._samplers):
-            self._samplers.pop(request)
-            request.emit(Failed(reason))
+        self._stepper.fail_all(reason)
 
     def _read_inbox(self, block: bool) -> None:
         while block or not self._inbox.empty():

@@ -1,10 +1,11 @@
 """Carries one request's events from the engine's thread to the event loop that serves its call."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
 
-from gpu_service.request import Event, Failed, Finished
+from gpu_service.request import Best, Event, Failed, Finished
 
 
 class SlowReaderError(Exception):
@@ -18,25 +19,33 @@ class EventQueue:
         """An empty queue.
 
         Args:
-            max_events: How many may wait to be read.
+            max_events: How many may wait to be read, besides those that end a generation.
             on_overflow: Called once, from the writer's thread, when one more comes.
         """
         self._max_events = max_events
         self._on_overflow = on_overflow
         self._events: deque[Event] = deque()
+        self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._overflowed = False
 
     def put(self, event: Event) -> None:
-        """Appends an event and never blocks. One too many ends the queue with a SlowReaderError."""
+        """Appends an event and never blocks. One too many ends the queue with a SlowReaderError.
+
+        A Best takes the place of one that waits, so that a beam search whose reader is slow holds few of them.
+        """
         if self._overflowed:
             return
-        if len(self._events) >= self._max_events and not isinstance(event, Finished | Failed):
-            self._overflowed = True
-            event = Failed(SlowReaderError(f"{self._max_events} messages were not read"))
+        with self._lock:
+            if isinstance(event, Best) and self._events and isinstance(self._events[-1], Best):
+                self._events.pop()
+            if len(self._events) >= self._max_events and not isinstance(event, Finished | Failed):
+                self._overflowed = True
+                event = Failed(SlowReaderError(f"{self._max_events} messages were not read"))
+            self._events.append(event)
+        if self._overflowed:
             self._on_overflow()
-        self._events.append(event)
         self._loop.call_soon_threadsafe(self._ready.set)
 
     async def get(self) -> list[Event]:
@@ -45,4 +54,7 @@ class EventQueue:
             self._ready.clear()
             if not self._events:  # one may have come before the clear
                 await self._ready.wait()
-        return [self._events.popleft() for _ in range(len(self._events))]
+        with self._lock:
+            events = list(self._events)
+            self._events.clear()
+        return events

@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from fiddler.metrics import LATENCY_BUCKETS
-from gpu_service.request import Request
+from gpu_service.request import Sequence
 from gpu_service.selection_counts import SelectionCounts
 
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
@@ -29,7 +29,7 @@ TIME_TO_FIRST_TOKEN = Histogram(
     buckets=_TIME_TO_FIRST_TOKEN_BUCKETS,
 )
 INTER_TOKEN_LATENCY = Histogram(
-    "fiddler_inter_token_latency_seconds", "Seconds between two tokens of a request.", buckets=_INTER_TOKEN_BUCKETS
+    "fiddler_inter_token_latency_seconds", "Seconds between two tokens of a generation.", buckets=_INTER_TOKEN_BUCKETS
 )
 EXPERT_CALL_SECONDS = Histogram(
     "fiddler_expert_call_seconds",
@@ -75,13 +75,13 @@ DEGRADED = Gauge(
 )
 
 
-def observe_token(request: Request, now: float) -> None:
-    """Counts a token that a request was given at time.monotonic() == now, before its own times are updated."""
+def observe_token(sequence: Sequence, now: float) -> None:
+    """Counts a token that a sequence was given at time.monotonic() == now, before its own times are updated."""
     GENERATION_TOKENS.inc()
-    if request.last_token_at is None:
-        TIME_TO_FIRST_TOKEN.observe(now - request.submitted_at)
-    else:
-        INTER_TOKEN_LATENCY.observe(now - request.last_token_at)
+    if sequence.request.first_token_at is None:
+        TIME_TO_FIRST_TOKEN.observe(now - sequence.request.submitted_at)
+    if sequence.last_token_at is not None:
+        INTER_TOKEN_LATENCY.observe(now - sequence.last_token_at)
 
 
 class SelectionCollector(Collector):

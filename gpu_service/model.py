@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
@@ -47,8 +48,13 @@ class Model:
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
         """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""
-        self._last = torch.tensor([-1], device=device)
         self._batch_shape = (0, 1)
+        # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
+        self._kept = {
+            Logits.NONE: torch.empty(0, dtype=torch.int64, device=device),
+            Logits.LAST: torch.tensor([-1], device=device),
+            Logits.ALL: 0,  # as transformers says all of them
+        }
         self._windows = _attention_windows(self.text_config)
         self._connect(checkpoint)
 
@@ -67,18 +73,18 @@ class Model:
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants_logits: bool
-    ) -> torch.Tensor | None:
+        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
 
         Args:
-            token_ids: [requests, tokens] int64 on the CPU. More than one token only for one request.
-            positions: [requests, tokens] int64 on the CPU, ascending runs.
-            first_row: The cache's row of the first request.
-            wants_logits: False where nobody looks at them.
+            token_ids: [sequences, tokens] int64 on the CPU. More than one token only for one sequence.
+            positions: [sequences, tokens] int64 on the CPU, ascending runs.
+            first_row: The cache's row of the first sequence.
+            wants: Which tokens' logits are computed.
 
         Returns:
-            [requests, vocab] float32: the logits after each request's last token; None where nobody wants them.
+            [rows, vocab] float32: no rows, one for each sequence, or one for each token of the only one.
 
         Raises:
             ExpertServiceError: Experts can be computed nowhere.
@@ -87,13 +93,13 @@ class Model:
         self.dispatcher.spoiled_rows.clear()
         began = time.monotonic()
         try:
-            logits = self._compute(token_ids, positions, first_row, wants_logits)
+            logits = self._compute(token_ids, positions, first_row, wants)
         except torch.OutOfMemoryError:
             self.dispatcher.abandon()
             if not self.dispatcher.make_room():
                 raise
             # what was stored of the batch's keys and values is stored again in the same place
-            logits = self._compute(token_ids, positions, first_row, wants_logits)
+            logits = self._compute(token_ids, positions, first_row, wants)
         except Exception:
             self.dispatcher.abandon()
             raise
@@ -101,17 +107,14 @@ class Model:
         return logits
 
     @property
-    def spoiled_requests(self) -> set[int]:
-        """Requests of the latest batch, by their place in it, that were answered with what is not finite.
-
-        Their logits mean nothing.
-        """
+    def poisoned_rows(self) -> set[int]:
+        """Sequences of the latest batch, from 0 on, whose experts gave what is not finite; their logits mean nothing."""
         _, tokens = self._batch_shape
         return {row // tokens for row in self.dispatcher.spoiled_rows}
 
     def _compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants_logits: bool
-    ) -> torch.Tensor | None:
+        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         self.cache.begin(first_row, positions, self.device)
         positions = positions.to(self.device)
         output = self._module(
@@ -120,10 +123,10 @@ class Model:
             attention_mask=self._masks(positions),
             past_key_values=self.cache,
             use_cache=True,
-            # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
-            logits_to_keep=self._last,
+            logits_to_keep=self._kept[wants],
         )
-        return output.logits[:, -1].to(torch.float32) if wants_logits else None
+        logits: torch.Tensor = output.logits.flatten(0, 1)
+        return logits.to(torch.float32)
 
     def _masks(self, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
         """The mask, or one for each layer type where the model has several."""

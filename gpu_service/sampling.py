@@ -1,71 +1,249 @@
-"""Chooses each request's next token. Logits processors are transformers'; random numbers are the request's own."""
+"""Chooses each row's next token. Logits processors are transformers'; random numbers are the generation's own."""
 
 import secrets
-from collections.abc import Sequence
-from typing import cast
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any, cast
 
 import torch
 from transformers import (
-    LogitsProcessorList,
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
+from gpu_service import logprobs
+from gpu_service.request import TokenLogprobs
 from gpu_service.sampling_parameters import SamplingParameters
 
-Text = tuple[Sequence[int], Sequence[int]]
+WarperValues = tuple[float, int, float, float, float]
+
+_CPU = torch.device("cpu")
+_HISTORY_ROOM = 256  # tokens; doubled whenever it is full
+
+
+class OccurrencePenalties(LogitsProcessor):
+    """OpenAI's penalties: logit - count * frequency_penalty - (count > 0) * presence_penalty.
+
+    They count what was generated and not the prompt, as OpenAI's do; transformers has no such processor.
+    """
+
+    def __init__(self, frequency_penalty: float, presence_penalty: float, prompt_length: int) -> None:
+        self._frequency_penalty = frequency_penalty
+        self._presence_penalty = presence_penalty
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
+        """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
+        generated = input_ids[:, self._prompt_length :]
+        ones = torch.ones((), dtype=scores.dtype, device=scores.device).expand(generated.shape)
+        counts = torch.zeros_like(scores).scatter_add_(1, generated, ones)
+        penalties = self._frequency_penalty * counts + self._presence_penalty * (counts > 0)
+        return cast("torch.FloatTensor", scores - penalties)
+
+
+def processors(
+    parameters: SamplingParameters, prompt_length: int, min_tokens: int, end_ids: Collection[int], device: torch.device
+) -> list[LogitsProcessor]:
+    """What changes logits before anything is drawn, in transformers' order. Holds no state of a row; beams use it, too.
+
+    Args:
+        parameters: What was asked.
+        prompt_length: Tokens of the prompt, which the history that the processors are given begins with.
+        min_tokens: How many tokens are made before one of end_ids may be.
+        end_ids: Tokens that end the generation.
+        device: Where the logits are.
+
+    Raises:
+        ValueError: A processor refuses its parameter.
+    """
+    chain: list[LogitsProcessor] = []
+    if parameters.logit_bias:
+        biases: Any = {(token,): float(bias) for token, bias in parameters.logit_bias}  # its annotation lacks the dict
+        chain.append(SequenceBiasLogitsProcessor(biases))
+    if parameters.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
+    if min_tokens > 0 and end_ids:
+        ids = torch.tensor(sorted(end_ids), device=device)
+        chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ids))
+    if parameters.frequency_penalty or parameters.presence_penalty:
+        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, prompt_length))
+    return chain
+
+
+def warpers(parameters: SamplingParameters) -> list[LogitsProcessor]:
+    """What shapes the distribution that a token is drawn from, in transformers' order.
+
+    Raises:
+        ValueError: A warper refuses its parameter.
+    """
+    chain: list[LogitsProcessor] = []
+    if parameters.temperature != 1:
+        chain.append(TemperatureLogitsWarper(float(parameters.temperature)))
+    if parameters.top_k > 0:
+        chain.append(TopKLogitsWarper(parameters.top_k))
+    if parameters.top_p < 1:
+        chain.append(TopPLogitsWarper(parameters.top_p))
+    if parameters.min_p > 0:
+        chain.append(MinPLogitsWarper(parameters.min_p))
+    if parameters.typical_p < 1:
+        chain.append(TypicalLogitsWarper(parameters.typical_p))
+    return chain
+
+
+def _warper_values(parameters: SamplingParameters) -> WarperValues:
+    return parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p, parameters.typical_p
+
+
+def apply(chain: Sequence[LogitsProcessor], history: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+    """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
+    for processor in chain:  # transformers' own list looks up each one's signature at every call
+        scores = processor(cast("torch.LongTensor", history), cast("torch.FloatTensor", scores))
+    return scores
+
+
+class History:
+    """One generation's tokens, prompt first, on the device; it grows and is never built anew."""
+
+    def __init__(self, prompt: Sequence[int], device: torch.device) -> None:
+        self._prompt_length = self._length = len(prompt)
+        self._tokens = torch.empty(len(prompt) + _HISTORY_ROOM, dtype=torch.int64, device=device)
+        self._tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+
+    def read(self, output: Sequence[int]) -> torch.Tensor:
+        """The prompt and the output, [1, tokens] int64. Appends what the output has more than last time."""
+        total = self._prompt_length + len(output)
+        while total > len(self._tokens):
+            self._tokens = torch.cat([self._tokens, torch.empty_like(self._tokens)])
+        for position in range(self._length, total):
+            # a number, and not a tensor of one, goes to the device as an argument and waits for nothing
+            self._tokens[position] = output[position - self._prompt_length]
+        self._length = total
+        return self._tokens[None, :total]
 
 
 class Sampler:
-    """One request's way to choose a token. Draws what transformers' generate() draws with the same seed."""
+    """One generation's way to choose a token: what transformers' generate() chooses with the same seed."""
 
-    def __init__(self, parameters: SamplingParameters, device: torch.device) -> None:
-        """Prepares the processors, in transformers' order.
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        index: int = 0,
+        prompt: Sequence[int] = (),
+        min_tokens: int = 0,
+        end_ids: Collection[int] = (),
+        device: torch.device = _CPU,
+    ) -> None:
+        """Prepares the processors.
+
+        Args:
+            parameters: What was asked.
+            index: Which of the request's generations it is; it is seeded with seed + index.
+            prompt: The prompt's tokens.
+            min_tokens: How many tokens are made before one of end_ids may be.
+            end_ids: Tokens that end the generation.
+            device: Where the logits are.
 
         Raises:
             ValueError: A processor refuses its parameter.
         """
-        self._device = device
-        self._greedy = parameters.temperature == 0
-        self._processors = LogitsProcessorList()
-        if parameters.repetition_penalty != 1:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(parameters.repetition_penalty))
-        self.is_plain = self._greedy and not self._processors
-        if self._greedy:
+        self._min_tokens = min_tokens
+        self._processors = processors(parameters, len(prompt), min_tokens, end_ids, device)
+        self._history = History(prompt, device) if self._processors else None
+        self._generator: torch.Generator | None = None
+        self.warper_values = _warper_values(parameters)
+        """Samplers that have the same have the same warpers."""
+        self.warpers: list[LogitsProcessor] = []
+        if parameters.temperature == 0:
             return
+        self.warpers = warpers(parameters)
         self._generator = torch.Generator(device)
-        self._generator.manual_seed(secrets.randbits(63) if parameters.seed is None else parameters.seed)
-        if parameters.temperature != 1:
-            self._processors.append(TemperatureLogitsWarper(float(parameters.temperature)))
-        if parameters.top_k > 0:
-            self._processors.append(TopKLogitsWarper(parameters.top_k))
-        if parameters.top_p < 1:
-            self._processors.append(TopPLogitsWarper(parameters.top_p))
-        if parameters.min_p > 0:
-            self._processors.append(MinPLogitsWarper(parameters.min_p))
+        self._generator.manual_seed(secrets.randbits(63) if parameters.seed is None else parameters.seed + index)
 
-    def choose(self, logits: torch.Tensor, token_ids: Sequence[int]) -> torch.Tensor:
-        """[1, vocab] float32 and the request's tokens so far -> [1] int64."""
-        history = torch.tensor([token_ids], dtype=torch.int64, device=self._device)
-        scores: torch.Tensor = self._processors(cast("torch.LongTensor", history), cast("torch.FloatTensor", logits))
-        if self._greedy:
-            return scores.argmax(dim=-1)
-        return torch.multinomial(torch.softmax(scores, dim=-1), 1, generator=self._generator)[0]
+    @property
+    def is_plain(self) -> bool:
+        """Whether it takes the largest logit as it is."""
+        return self._generator is None and not self._processors
+
+    @property
+    def draws(self) -> bool:
+        """Whether it draws, and does not take the likeliest token."""
+        return self._generator is not None
+
+    def process(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
+        """[1, vocab] float32 and the tokens generated so far -> [1, vocab]: penalties, biases, what may not be yet."""
+        if self._history is None:
+            return logits
+        scores = apply(self._processors, self._history.read(output), logits)
+        self._forget_min_tokens(len(output) + 1)
+        return scores
+
+    def draw(self, probabilities: torch.Tensor) -> torch.Tensor:
+        """[1, vocab] -> [1] int64."""
+        return torch.multinomial(probabilities, 1, generator=self._generator)[0]
+
+    def _forget_min_tokens(self, num_made: int) -> None:
+        """Drops the processor that has nothing left to forbid."""
+        if num_made == self._min_tokens:
+            kept = [each for each in self._processors if not isinstance(each, MinNewTokensLengthLogitsProcessor)]
+            self._processors = kept
+            self._history = self._history if kept else None
 
 
-def sample(logits: torch.Tensor, samplers: Sequence[Sampler], texts: Sequence[Text]) -> list[int]:
+def sample(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> list[int]:
     """Chooses one token for each row.
 
     Args:
-        logits: [requests, vocab] float32.
+        logits: [rows, vocab] float32.
         samplers: One for each row.
-        texts: The tokens of each row so far, as prompt and output.
+        outputs: What each row has generated so far.
     """
+    return _choose(logits, samplers, outputs).tolist()  # the step's one wait for the device
+
+
+def sample_with_logprobs(
+    logits: torch.Tensor,
+    samplers: Sequence[Sampler],
+    outputs: Sequence[Sequence[int]],
+    num_top: Sequence[int | None],
+) -> list[TokenLogprobs]:
+    """Chooses one token for each row, and tells its log probability; as `sample`, with one wait for the device.
+
+    Args:
+        logits: [rows, vocab] float32.
+        samplers: One for each row.
+        outputs: What each row has generated so far.
+        num_top: How many alternatives each row wants to know; None where it wants no log probability.
+
+    Returns:
+        One for each row; without log probability where none is wanted.
+    """
+    tokens = _choose(logits, samplers, outputs)
+    return logprobs.of_rows(logits, tokens, num_top)
+
+
+def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> torch.Tensor:
+    """[rows, vocab] -> [rows] int64, on the device and without waiting for it."""
     tokens = logits.argmax(dim=-1)
+    drawn: dict[WarperValues, list[int]] = defaultdict(list)
+    scores = {}
     for row, sampler in enumerate(samplers):
-        if not sampler.is_plain:
-            tokens[row : row + 1] = sampler.choose(logits[row : row + 1], [*texts[row][0], *texts[row][1]])
-    return tokens.tolist()  # the step's one wait for the device
+        if sampler.is_plain:
+            continue
+        scores[row] = sampler.process(logits[row : row + 1], outputs[row])
+        if sampler.draws:
+            drawn[sampler.warper_values].append(row)
+        else:
+            tokens[row : row + 1] = scores[row].argmax(dim=-1)
+    for rows in drawn.values():
+        # rows that are warped alike go through together: each comes out as it would alone
+        warped = apply(samplers[rows[0]].warpers, None, torch.cat([scores[row] for row in rows]))
+        for row, probabilities in zip(rows, torch.softmax(warped, dim=-1)[:, None], strict=True):
+            tokens[row : row + 1] = samplers[row].draw(probabilities)
+    return tokens

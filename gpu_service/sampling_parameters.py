@@ -1,5 +1,6 @@
 """How a request's tokens are chosen. Plain values; sampling.py does it. torch is not imported here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,6 @@ _TRANSFORMERS_TOP_K = 50
 """What transformers takes where a generation_config samples and says no top_k."""
 
 _OTHERS: dict[str, float | None] = {
-    "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
     "top_h": None,
@@ -44,34 +44,42 @@ class SamplingParameters:
     """None: a different one each time."""
     repetition_penalty: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit), no id twice."""
 
     @classmethod
     def resolve(
         cls,
         defaults: "GenerationConfig",
-        temperature: float | None,
-        top_k: int | None,
-        top_p: float | None,
-        seed: int | None,
+        asked: Mapping[str, float],
+        logit_bias: tuple[tuple[int, float], ...] = (),
     ) -> "SamplingParameters":
-        """Fills what is None from the model's generation_config, where that one samples.
+        """Fills what was not asked for from the model's generation_config, where that one samples.
+
+        Args:
+            defaults: The generation_config.
+            asked: Values by the names above.
+            logit_bias: Of this request.
 
         Raises:
             ValueError: A value of the generation_config is not one that can be sampled with.
         """
         samples = bool(defaults.do_sample)
-
-        def default(name: str, unset: float, neutral: float) -> float:
-            return _number(defaults, name, unset) if samples else neutral
-
-        return cls(
-            temperature=default("temperature", 1.0, 0.0) if temperature is None else temperature,
-            top_k=int(default("top_k", _TRANSFORMERS_TOP_K, 0)) if top_k is None else top_k,
-            top_p=default("top_p", 1.0, 1.0) if top_p is None else top_p,
-            seed=seed,
-            repetition_penalty=_number(defaults, "repetition_penalty", 1.0),
-            min_p=default("min_p", 0.0, 0.0),
-        )
+        values: dict[str, float] = {"repetition_penalty": _number(defaults, "repetition_penalty", 1.0)}
+        if samples:
+            values |= {
+                "temperature": _number(defaults, "temperature", 1.0),
+                "top_k": _number(defaults, "top_k", _TRANSFORMERS_TOP_K),
+                "top_p": _number(defaults, "top_p", 1.0),
+                "min_p": _number(defaults, "min_p", 0.0),
+                "typical_p": _number(defaults, "typical_p", 1.0),
+            }
+        values |= asked
+        values["top_k"] = int(values.get("top_k", 0))
+        return cls(**values, logit_bias=logit_bias)  # type: ignore[arg-type]
 
 
 def _number(defaults: "GenerationConfig", name: str, unset: float) -> float:

@@ -1,146 +1,187 @@
 """Says what the engine computes next. Knows requests and rows of the cache, no tensors; torch is not imported here.
 
-Rows 0 to D-1 of the cache hold the D requests that decode, and row D the one whose prompt is being computed, so that
-every batch is a run of rows and its attention reads a view. A prompt is computed in chunks, and between two of them
-everyone else decodes one token.
+A request is admitted when all that it may come to need fits, and waits until then; within one priority nobody
+overtakes. Prompts are computed in chunks, and between two of them everyone else decodes one token.
 """
 
-from collections import deque
+import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from gpu_service import request as words
+from gpu_service.batch import Batch, Logits
+from gpu_service.kv_budget import KvBudget
 from gpu_service.request import Request
+from gpu_service.row_table import RowStorage, RowTable
 
 
 class QueueFullError(Exception):
     """As many requests wait as may."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one forward computes: requests in adjacent rows, each with as many tokens as the others."""
-
-    requests: tuple[Request, ...]
-    first_row: int
-    token_ids: list[list[int]]
-    """[requests, tokens]"""
-    positions: list[list[int]]
-    """[requests, tokens]"""
-    samples: bool
-    """Whether the last token's logits are the next token's: not for a chunk within a prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A row of the cache that must be copied over another one, up to a length, before anything else is computed."""
-
-    source: int
-    target: int
-    length: int
-
-
 class Scheduler:
-    """Requests in arrival order: waiting, one in prefill, the others decoding."""
+    """Requests by priority and arrival: waiting, admitted with their prompts under way, decoding."""
 
-    def __init__(self, max_slots: int, max_waiting: int, prefill_chunk: int) -> None:
-        self._max_slots = max_slots
+    def __init__(
+        self,
+        storage: RowStorage,
+        budget: KvBudget,
+        max_waiting: int,
+        prefill_chunk: int,
+        logprobs_chunk: int | None = None,
+    ) -> None:
+        """Starts with nothing to do.
+
+        Args:
+            storage: What holds keys and values.
+            budget: How many it may hold.
+            max_waiting: The most requests that wait.
+            prefill_chunk: The most prompt tokens computed between two decode steps.
+            logprobs_chunk: The same where the logits of all of them are needed; None: no fewer.
+        """
+        self.budget = budget
+        self._rows = RowTable(storage, budget)
         self._max_waiting = max_waiting
         self._prefill_chunk = prefill_chunk
-        self._waiting: deque[Request] = deque()
-        self._prefilling: Request | None = None
-        self._decoding: list[Request] = []
+        self._logprobs_chunk = min(prefill_chunk, logprobs_chunk or prefill_chunk)
+        self._waiting: list[Request] = []
+        self._admitted: dict[Request, None] = {}
+        self._prompts: list[Request] = []  # those of the admitted whose prompts are not computed yet
         self._prefilled_last = False
+        self._served_oldest = False
 
     @property
     def num_waiting(self) -> int:
-        """Requests that have no slot."""
+        """Requests that are not admitted yet."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Requests that have a slot."""
-        return len(self._decoding) + (self._prefilling is not None)
+        """Requests that are admitted."""
+        return len(self._admitted)
 
     @property
-    def requests(self) -> list[Request]:
-        """All of them, waiting ones last."""
-        prefilling = [self._prefilling] if self._prefilling else []
-        return [*self._decoding, *prefilling, *self._waiting]
+    def used_slots(self) -> int:
+        """Rows that admitted requests need, those included that they do not fill yet."""
+        return sum(not sequence.is_finished for request in self._admitted for sequence in request.sequences)
+
+    @property
+    def used_kv_bytes(self) -> int:
+        """Bytes of keys and values that admitted requests may come to hold."""
+        return self.used_slots * self._longest() * self.budget.token_bytes
 
     def add(self, request: Request) -> None:
-        """Lets a request wait for a slot.
+        """Admits a request, or lets it wait.
 
         Raises:
             QueueFullError: Too many wait.
+            NeverFitsError: It is too large for the budget.
         """
-        if self.num_running + len(self._waiting) >= self._max_slots + self._max_waiting:
+        self.budget.check(request)
+        bisect.insort(self._waiting, request, key=lambda waiting: (-waiting.priority, waiting.number))
+        self._admit()
+        if request not in self._admitted and len(self._waiting) > self._max_waiting:
+            self._waiting.remove(request)
             raise QueueFullError(f"{len(self._waiting)} requests wait already")
-        self._waiting.append(request)
 
     def next_batch(self) -> Batch | None:
         """What to compute next; None when there is nothing."""
-        if self._prefilling is None and self._waiting and len(self._decoding) < self._max_slots:
-            self._prefilling = self._waiting.popleft()
-        if self._prefilling and not (self._prefilled_last and self._decoding):
+        decoding = self._rows.decoding()
+        if self._prompts and not (self._prefilled_last and decoding):
             self._prefilled_last = True
-            return self._prefill_batch(self._prefilling)
+            return self._prompt_batch()
         self._prefilled_last = False
-        return self._decode_batch() if self._decoding else None
+        return self._decode_batch(decoding) if decoding else None
 
-    def commit(self, batch: Batch, tokens: Sequence[int]) -> None:
-        """Records that a batch was computed.
+    def commit(self, batch: Batch) -> None:
+        """Records that a batch was computed: its tokens' keys and values are in the cache."""
+        for sequence, token_ids in zip(batch.sequences, batch.token_ids, strict=True):
+            sequence.num_computed += len(token_ids)
+        if batch.ends_prompt:
+            request = batch.sequences[0].request
+            self._prompts.remove(request)
+            self._rows.join(request.sequences)
+
+    def fork(self, source: words.Sequence, target: words.Sequence, start: int) -> None:
+        """Makes one beam's row hold what another's does, from a position on."""
+        self._rows.fork(source, target, start)
+
+    def finish(self, sequence: words.Sequence, spoiled: bool = False) -> None:
+        """Forgets a sequence that was admitted; its row is free.
 
         Args:
-            batch: What next_batch returned last.
-            tokens: The next token of each of its requests, or nothing where the batch does not sample.
+            sequence: Which.
+            spoiled: Whether its row may hold what is not a number.
         """
-        for request, token_ids in zip(batch.requests, batch.token_ids, strict=True):
-            request.num_computed += len(token_ids)
-        if not batch.samples:
-            return
-        for request, token in zip(batch.requests, tokens, strict=True):
-            request.output.append(token)
-        if batch.requests[0] is self._prefilling:
-            self._decoding.append(self._prefilling)
-            self._prefilling = None
+        request = sequence.request
+        sequence.is_finished = True
+        unfinished_prompt = request in self._prompts
+        # nobody has looked at what an unfinished prompt has left
+        stop = sequence.num_computed + self._prefill_chunk if spoiled or unfinished_prompt else 0
+        self._rows.release(sequence, clear_stop=stop)
+        if all(other.is_finished for other in request.sequences):
+            self._admitted.pop(request)
+            if unfinished_prompt:
+                self._prompts.remove(request)
+        self._admit()
 
-    def remove(self, request: Request) -> list[Move]:
-        """Forgets a request and closes the hole it leaves. Returns the moves that do that in the cache, in order."""
-        if request in self._waiting:
+    def remove(self, request: Request, spoiled: bool = False) -> None:
+        """Forgets a request, wherever it is."""
+        if request in self._admitted:
+            for sequence in request.sequences:
+                if not sequence.is_finished:
+                    self.finish(sequence, spoiled)
+        elif request in self._waiting:
             self._waiting.remove(request)
-            return []
-        if request is self._prefilling:
-            self._prefilling = None
-            return []
-        if request not in self._decoding:
-            return []
-        moves = []
-        hole = self._decoding.index(request)
-        last = self._decoding.pop()
-        last_row = len(self._decoding)
-        if last is not request:
-            self._decoding[hole] = last
-            moves.append(Move(last_row, hole, last.num_computed))
-        if self._prefilling and self._prefilling.num_computed:
-            moves.append(Move(last_row + 1, last_row, self._prefilling.num_computed))
-        return moves
+            self._admit()
 
-    def _prefill_batch(self, request: Request) -> Batch:
-        start = request.num_computed
-        end = min(start + self._prefill_chunk, len(request.prompt))
+    def _admit(self) -> None:
+        """Admits those that have waited longest, as long as they fit."""
+        while self._waiting:
+            request = self._waiting[0]
+            rows, length = self.used_slots + request.num_rows, max(self._longest(), request.max_length)
+            if self.budget.shape(rows, length) is None:
+                return  # nor may a smaller one that came later: this one would never be next
+            self._waiting.pop(0)
+            self._rows.reserve(rows, length)
+            self._admitted[request] = None
+            self._prompts.append(request)
+
+    def _longest(self) -> int:
+        return max((request.max_length for request in self._admitted), default=0)
+
+    def _prompt_batch(self) -> Batch:
+        request = self._next_prompt()
+        sequence = request.sequences[0]
+        if sequence.row < 0:
+            self._rows.begin(sequence, may_share=request.prompt_logprobs is None)
+            request.cached_prompt_tokens = sequence.num_computed
+        wants_all = request.prompt_logprobs is not None
+        start = sequence.num_computed
+        end = min(start + (self._logprobs_chunk if wants_all else self._prefill_chunk), len(request.prompt))
+        is_last = end == len(request.prompt)
         return Batch(
-            requests=(request,),
-            first_row=len(self._decoding),
+            sequences=(sequence,),
+            first_row=sequence.row,
             token_ids=[request.prompt[start:end]],
-            positions=[list(range(start, end))],
-            samples=end == len(request.prompt),
+            start=[start],
+            logits=Logits.ALL if wants_all else Logits.LAST if is_last else Logits.NONE,
+            ends_prompt=is_last,
+            is_prompt=True,
         )
 
-    def _decode_batch(self) -> Batch:
+    def _next_prompt(self) -> Request:
+        """By turns the oldest and the one with the least left: a short prompt need not wait for a long one's end."""
+        oldest = self._prompts[0]
+        shortest = min(self._prompts, key=lambda request: len(request.prompt) - request.sequences[0].num_computed)
+        request = shortest if self._served_oldest else oldest
+        self._served_oldest = request is oldest
+        return request
+
+    def _decode_batch(self, decoding: Sequence[words.Sequence]) -> Batch:
         return Batch(
-            requests=tuple(self._decoding),
+            sequences=tuple(decoding),
             first_row=0,
-            token_ids=[[request.output[-1]] for request in self._decoding],
-            positions=[[request.num_computed] for request in self._decoding],
-            samples=True,
+            token_ids=[[sequence.output[-1]] for sequence in decoding],
+            start=[sequence.num_computed for sequence in decoding],
+            logits=Logits.LAST,
         )

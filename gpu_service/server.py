@@ -20,28 +20,36 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import metrics
+from gpu_service.access import Access
 from gpu_service.availability import Availability
+from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.engine import Engine, EngineStoppedError
 from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
 from gpu_service.in_process import InProcessExperts
+from gpu_service.kv_budget import KvBudget, free_host_bytes
+from gpu_service.loaded import Loaded
+from gpu_service.malformed import MalformedMessageInterceptor
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
 from gpu_service.orchestration import Orchestration
 from gpu_service.popularity import Popularity
 from gpu_service.preparation import prepare
 from gpu_service.sampling_parameters import not_honoured
+from gpu_service.sampling_validation import check_defaults
 from gpu_service.scheduler import Scheduler
-from gpu_service.service import GenerationServicer, Loaded
+from gpu_service.service import GenerationServicer
 from gpu_service.settings import Settings
 from gpu_service.tokenizer import Tokenizer
-from gpu_service.validation import check_defaults
 
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 _POLL_SECONDS = 0.2
 _CONNECT_SECONDS = 2.0
 _REMIND_SECONDS = 5.0
 _MESSAGE_OVERHEAD_BYTES = 1024
+_LOGITS_BYTES = 64 * 2**20  # of a prompt's log probabilities at one time
+_LAST_STEP_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0
 _log = structlog.get_logger("gpu_service")
 _Result = TypeVar("_Result")
 
@@ -49,7 +57,7 @@ _Result = TypeVar("_Result")
 class Server:
     """One GPU service. `run` returns when a signal has stopped it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, access: Access) -> None:
         """Opens the checkpoint and binds nothing yet. Made in the event loop that runs it.
 
         Raises:
@@ -57,6 +65,7 @@ class Server:
             ValueError: The device is not there, or the popularity file is wrong.
         """
         self._settings = settings
+        self._access = access
         self._checkpoint = Checkpoint.open(settings.model)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
@@ -86,6 +95,8 @@ class Server:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, stop.set)
+        if self._settings.tokens_file:
+            self._loop.add_signal_handler(signal.SIGHUP, self._access.tokens.reload)
         server = await self._listen()
         work = asyncio.create_task(self._start_and_watch())
         stopping = asyncio.create_task(stop.wait())
@@ -101,7 +112,10 @@ class Server:
 
     async def _listen(self) -> grpc.aio.Server:
         settings = self._settings
-        server = grpc.aio.server(options=rpc.server_options(settings.max_message_bytes))
+        server = grpc.aio.server(
+            interceptors=[*self._access.interceptors, MalformedMessageInterceptor()],
+            options=[*rpc.server_options(settings.max_message_bytes), *rpc.keepalive_options()],
+        )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -109,19 +123,22 @@ class Server:
         await self._availability.tell(self._experts.error)
         set_build_info("gpu_service", model_type=self._checkpoint.model_type, device=str(self._device))
         serve(settings.metrics_host, settings.metrics_port)
-        self._listener = listen.bind(server, settings.listen)
+        self._listener = listen.bind(server, settings.listen, self._access.credentials)
+        for warning in self._access.warnings(settings.listen):
+            _log.warning(warning, address=settings.listen)
         await server.start()
         return server
 
     async def _start_and_watch(self) -> None:
         """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
         (model, tokenizer), experts = await asyncio.gather(_in_thread(self._load), self._await_experts())
-        await _in_thread(lambda: self._warm_up(model))
+        budget = await _in_thread(lambda: self._warm_up(model))
         settings = self._settings
         chunk = min(settings.prefill_chunk, _max_rows(experts, settings))
         orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
-        scheduler = Scheduler(settings.max_slots, settings.max_waiting, chunk)
+        logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
+        scheduler = Scheduler(model.cache, budget, settings.max_waiting, chunk, logprobs_chunk)
         engine = Engine(model, scheduler, self._step_failed)
         metrics.publish_degraded(self._availability.degraded_seconds)
         metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)
@@ -130,7 +147,17 @@ class Server:
         )
         engine.start()
         self._servicer.loaded = Loaded(
-            self._checkpoint, model, tokenizer, engine, experts, settings.max_slots, time.monotonic()
+            checkpoint=self._checkpoint,
+            model=model,
+            tokenizer=tokenizer,
+            engine=engine,
+            experts=experts,
+            limits=settings.limits,
+            max_slots=settings.max_slots,
+            max_waiting=settings.max_waiting,
+            max_message_bytes=settings.max_message_bytes,
+            ready_at=time.monotonic(),
+            is_degraded=lambda: not self._experts.available,
         )
         await self._set_serving(True)
         _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
@@ -158,17 +185,28 @@ class Server:
         if ignored := not_honoured(model.generation_config):
             _log.warning("settings that are not honoured", file=str(path), settings=ignored)
 
-    def _warm_up(self, model: Model) -> None:
+    def _warm_up(self, model: Model) -> KvBudget:
         """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
         started = time.monotonic()
+        settings = self._settings
         token = torch.zeros(1, 1, dtype=torch.int64)
         try:
             with torch.inference_mode():
-                model.forward(token, token, 0, True)
+                model.cache.set_capacity(1)
+                model.forward(token, token, 0, Logits.LAST)
+                budget = KvBudget.resolve(
+                    settings.kv_memory,
+                    model.cache.token_bytes,
+                    settings.max_slots,
+                    model.max_context,
+                    _free_bytes(model.device),
+                )
+                model.cache.set_capacity(budget.num_tokens)
         except RuntimeError as error:  # out of memory is one
             raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
         model.dispatcher.selections.clear()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
+        return budget
 
     async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, chunk: int) -> Orchestration:
         """Makes what plans are made from; begins anew where the CPU expert service is lost on the way."""
@@ -217,15 +255,25 @@ class Server:
             await self._health.set(name, status)
 
     async def _stop(self, server: grpc.aio.Server) -> None:
+        """Lets generations go on for the grace period; what is left then fails, and its callers are told.
+
+        Meanwhile the server still listens: it says that it is not serving, and refuses what is new by itself, so that
+        callers that have not noticed get an answer rather than a broken connection.
+        """
+        self._servicer.unavailable = "the service is stopping"
         await self._health.enter_graceful_shutdown()
         if self._listener:
             self._listener.remove()
-        await server.stop(self._settings.grace_seconds)
-        self._experts.abort()  # the engine may wait for an answer that never comes
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._servicer.calls.wait_until_none(), self._settings.grace_seconds)
         if self._servicer.loaded:
-            await asyncio.to_thread(self._servicer.loaded.engine.stop)
+            stopping = asyncio.create_task(asyncio.to_thread(self._servicer.loaded.engine.stop))
+            await asyncio.wait({stopping}, timeout=_LAST_STEP_SECONDS)
+            self._experts.abort()  # the engine may wait for an answer that never comes
+            await stopping
             self._save_popularity(self._servicer.loaded.model)
             self._servicer.loaded.model.dispatcher.close()
+        await server.stop(_LAST_WORDS_SECONDS)
         self._experts.close()
 
     def _save_popularity(self, model: Model) -> None:
@@ -240,13 +288,13 @@ class Server:
             _log.error("--save-popularity: not written", file=str(path), reason=error.strerror)
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, access: Access) -> None:
     """Runs the service until a signal stops it.
 
     Raises:
         CheckpointError, ModelError, HandshakeError, OSError, ValueError: It cannot be started.
     """
-    await Server(settings).run()
+    await Server(settings, access).run()
 
 
 async def _in_thread(function: Callable[[], _Result]) -> _Result:
@@ -288,6 +336,11 @@ def _max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
     if rows < settings.max_slots:
         raise ValueError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
     return rows
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that is free where keys and values are held."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
 
 
 def _device(name: str) -> torch.device:

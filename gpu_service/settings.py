@@ -1,13 +1,14 @@
 """Settings of the GPU service."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from fiddler import rpc
 from fiddler.settings import ServiceSettings
+from gpu_service.limits import RequestLimits
 from gpu_service.memory_budget import parse_budget
 
 
@@ -16,6 +17,7 @@ class Settings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="FIDDLER_GPU_")
     program: ClassVar[str] = "gpu_service"
+    secrets: ClassVar[frozenset[str]] = frozenset({"FIDDLER_GPU_TOKENS"})
 
     listen: str = Field("127.0.0.1:50051", description="address to serve on: HOST:PORT or unix:PATH")
     metrics_port: int = Field(9100, ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
@@ -24,7 +26,14 @@ class Settings(ServiceSettings):
         "auto", description="where all but the experts is computed; auto: cuda where there is one"
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice")
-    max_slots: int = Field(8, ge=1, le=1024, description="the most requests computed at one time")
+    max_slots: int = Field(
+        16, ge=1, le=1024, description="the most sequences computed at one time: a request's generations and beams count"
+    )
+    kv_memory: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        "auto",
+        description="memory for keys and values, in GiB, which the requests computed at one time share; auto: a quarter"
+        " of what is free, and no more than --max-slots of --max-context tokens take",
+    )
     max_context: int = Field(
         4096, ge=2, description="the most tokens in a prompt and its continuation; the model's own limit also holds"
     )
@@ -66,6 +75,39 @@ class Settings(ServiceSettings):
     def _gpu_expert_memory_is_a_budget(cls, value: str) -> str:
         parse_budget(value)
         return value
+
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the certificate to serve TLS with, and of those that lead to its root"
+    )
+    tls_key: Path | None = Field(None, description="PEM file of its private key, without a passphrase")
+    tls_client_ca: Path | None = Field(
+        None, description="PEM file of who signs callers' certificates; callers must then have one (mutual TLS)"
+    )
+    tokens_file: Path | None = Field(
+        None,
+        description="file of bearer tokens, one in each line, of which a caller must present one; read again on SIGHUP."
+        " FIDDLER_GPU_TOKENS holds more, between commas",
+    )
+    max_tokens_limit: int | None = Field(
+        None, ge=1, description="the most tokens that a request may ask for; unset: what the context holds"
+    )
+    max_n: int = Field(16, ge=1, description="the most generations that a request may sample")
+    max_beams: int = Field(16, ge=1, description="the most beams of a request")
+    max_stop_strings: int = Field(16, ge=0, description="the most stop strings of a request")
+    max_stop_bytes: int = Field(1024, ge=1, description="the longest stop string, in bytes of UTF-8")
+    max_logprobs: int = Field(20, ge=0, description="the most alternatives that a request may ask for at each token")
+
+    @property
+    def limits(self) -> RequestLimits:
+        """What one request may ask for."""
+        return RequestLimits(
+            max_tokens=self.max_tokens_limit,
+            max_n=self.max_n,
+            max_beams=self.max_beams,
+            max_stop_strings=self.max_stop_strings,
+            max_stop_bytes=self.max_stop_bytes,
+            max_logprobs=self.max_logprobs,
+        )
 
     @field_validator("experts")
     @classmethod

@@ -1,19 +1,45 @@
-"""Keys and values of the requests under way: one row of memory each, the rows in use side by side.
+"""Keys and values of the sequences under way: one row of memory each, the rows in use side by side.
 
 It is what transformers' attention calls its cache, for one forward at a time: `begin` says which rows and positions
-the forward is about, `update` stores a layer's new keys and values and returns views of all of them.
+the forward is about, `update` stores a layer's new keys and values and returns views of all of them. Who holds which
+row is row_table.py's to know.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+
+class _Block:
+    """The memory of one layer's keys, or of its values."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        """Prepares memory for tokens as in `like`, [sequences, heads, tokens, dim]."""
+        _, self.heads, _, self.dim = like.shape
+        self._memory = torch.zeros(0, dtype=like.dtype, device=like.device)
+        self.token_bytes = self.heads * self.dim * like.itemsize
+
+    def allocate(self, num_tokens: int) -> None:
+        """Takes memory for so many tokens, and gives back what it had."""
+        memory, self._memory = self._memory, self._memory[:0]
+        self.rows = self._memory
+        del memory
+        # zeros, since a masked position is multiplied by 0 and what was in the memory before may be NaN
+        self._memory = self._memory.new_zeros(num_tokens * self.heads * self.dim)
+
+    def divide(self, num_slots: int, length: int) -> None:
+        """Divides it into rows; what they held is lost."""
+        shape = num_slots, self.heads, length, self.dim
+        self.rows = self._memory[: torch.Size(shape).numel()].view(shape)
 
 
 class SlotCache:
     """K/V of shape [slots, heads, length, dim] for each layer; rows may differ in how much of `length` they use.
 
     Memory is taken when a layer is first seen, since only the attention itself knows what it stores (heads x head_dim,
-    or one latent of another width for keys than for values).
+    or one latent of another width for keys than for values). It is one block for each layer's keys and one for its
+    values, which `reshape` divides into more or longer rows.
     """
 
     is_compileable = False
@@ -21,7 +47,8 @@ class SlotCache:
     def __init__(self, num_slots: int, max_length: int) -> None:
         self.num_slots = num_slots
         self.max_length = max_length
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._num_tokens = num_slots * max_length
+        self._blocks: dict[int, tuple[_Block, _Block]] = {}
         self._rows = slice(0, 0)
         self._row_index = torch.empty(0, dtype=torch.int64)
         self._positions = torch.empty(0, 0, dtype=torch.int64)
@@ -32,16 +59,16 @@ class SlotCache:
         """Says what the next forward is about.
 
         Args:
-            first_row: The row of the batch's first request.
-            positions: [requests, tokens] int64 on the CPU: ascending runs. More than one token only for one request.
+            first_row: The row of the batch's first sequence.
+            positions: [sequences, tokens] int64 on the CPU: ascending runs. More than one token only for one sequence.
             device: Where the keys and values will come from; None is the CPU.
         """
-        requests, tokens = positions.shape
-        if requests > 1 and tokens > 1:
-            raise ValueError(f"a batch of {requests} requests has one token each, got {tokens}")
-        self._rows = slice(first_row, first_row + requests)
+        sequences, tokens = positions.shape
+        if sequences > 1 and tokens > 1:
+            raise ValueError(f"a batch of {sequences} sequences has one token each, got {tokens}")
+        self._rows = slice(first_row, first_row + sequences)
         # moved once here rather than in every layer
-        self._row_index = torch.arange(first_row, first_row + requests, device=device)
+        self._row_index = torch.arange(first_row, first_row + sequences, device=device)
         self._positions = positions[:, 0].to(device)
         self._start = int(positions[0, 0])
         self._length = int(positions.max()) + 1
@@ -59,26 +86,62 @@ class SlotCache:
         """Stores a layer's new keys and values. transformers' attention calls it.
 
         Args:
-            key_states: [requests, heads, tokens, key_dim].
-            value_states: [requests, heads, tokens, value_dim].
+            key_states: [sequences, heads, tokens, key_dim].
+            value_states: [sequences, heads, tokens, value_dim].
             layer_idx: The decoder layer.
 
         Returns:
-            Views [requests, heads, length, dim] of all keys and all values; what lies beyond a row's own positions is
+            Views [sequences, heads, length, dim] of all keys and all values; what lies beyond a row's own positions is
             to be masked.
         """
-        if layer_idx not in self._layers:
-            self._layers[layer_idx] = self._allocate(key_states), self._allocate(value_states)
-        keys, values = self._layers[layer_idx]
+        if layer_idx not in self._blocks:
+            self._blocks[layer_idx] = self._allocate(key_states), self._allocate(value_states)
+        keys, values = (block.rows for block in self._blocks[layer_idx])
         self._store(keys, key_states)
         self._store(values, value_states)
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of one row over another."""
-        for layer in self._layers.values():
-            for tensor in layer:
-                tensor[target, :, :length] = tensor[source, :, :length]
+    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+        """Copies positions start to stop - 1 of one row over another's."""
+        for block in self._all_blocks():
+            block.rows[target, :, start:stop] = block.rows[source, :, start:stop]
+
+    def swap(self, one: int, other: int, stop: int) -> None:
+        """Exchanges the first `stop` positions of two rows."""
+        for block in self._all_blocks():
+            held = block.rows[one, :, :stop].clone()
+            block.rows[one, :, :stop] = block.rows[other, :, :stop]
+            block.rows[other, :, :stop] = held
+
+    def clear(self, row: int, stop: int) -> None:
+        """Makes the first `stop` positions of a row zeros."""
+        for block in self._all_blocks():
+            block.rows[row, :, :stop] = 0
+
+    def reshape(self, num_slots: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
+        """Divides the memory anew.
+
+        Args:
+            num_slots: How many rows.
+            length: Positions in each.
+            kept: (old row, new row, positions) of what rows must still hold.
+        """
+        if num_slots * length > self._num_tokens:
+            raise ValueError(f"{num_slots} rows of {length} positions exceed the cache of {self._num_tokens}")
+        self.num_slots, self.max_length = num_slots, length
+        for block in self._all_blocks():
+            held = [(target, block.rows[source, :, :stop].clone()) for source, target, stop in kept]
+            block.divide(num_slots, length)
+            for target, states in held:
+                block.rows[target, :, : states.shape[1]] = states
+
+    def set_capacity(self, num_tokens: int) -> None:
+        """Forgets everything and takes memory for so many tokens, as one row until it is divided otherwise."""
+        self._num_tokens = num_tokens
+        self.num_slots, self.max_length = 1, num_tokens
+        for block in self._all_blocks():
+            block.allocate(num_tokens)
+            block.divide(1, num_tokens)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before this forward; transformers asks where it is given none."""
@@ -87,12 +150,21 @@ class SlotCache:
     @property
     def allocated_bytes(self) -> int:
         """Bytes taken for all layers seen so far."""
-        return sum(tensor.nbytes for layer in self._layers.values() for tensor in layer)
+        return self.token_bytes * self._num_tokens
 
-    def _allocate(self, states: torch.Tensor) -> torch.Tensor:
-        _, heads, _, dim = states.shape
-        # zeros, since a masked position is multiplied by 0 and what was in the memory before may be NaN
-        return torch.zeros(self.num_slots, heads, self.max_length, dim, dtype=states.dtype, device=states.device)
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token of one row in all layers seen so far."""
+        return sum(block.token_bytes for block in self._all_blocks())
+
+    def _all_blocks(self) -> list[_Block]:
+        return [block for layer in self._blocks.values() for block in layer]
+
+    def _allocate(self, states: torch.Tensor) -> _Block:
+        block = _Block(states)
+        block.allocate(self._num_tokens)
+        block.divide(self.num_slots, self.max_length)
+        return block
 
     def _store(self, storage: torch.Tensor, states: torch.Tensor) -> None:
         if states.shape[2] == 1:
@@ -105,12 +177,12 @@ def attention_mask(positions: torch.Tensor, length: int, window: int | None = No
     """Which keys each query sees.
 
     Args:
-        positions: [requests, tokens] int64.
+        positions: [sequences, tokens] int64.
         length: Positions that the attention is given.
         window: A query sees itself and the window - 1 positions before it; None: all before it.
 
     Returns:
-        [requests, 1, tokens, length] bool, True where it sees.
+        [sequences, 1, tokens, length] bool, True where it sees.
     """
     keys = torch.arange(length, device=positions.device)
     queries = positions[:, None, :, None]

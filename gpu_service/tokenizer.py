@@ -1,18 +1,26 @@
-"""Text to tokens and back, a token at a time."""
+"""Text to tokens and back, as the checkpoint's tokenizer has it. Streaming a text is in text_stream.py."""
 
+import json
 import re
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # how sentencepiece spells a byte of a character it has no token for
-_REPLACEMENT = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how sentencepiece spells a byte of a character it has no token for
+_PREFIX = "abcdef"
+"""What a token is decoded after, since a leading space is dropped at the beginning of a text."""
+
+
+class ChatTemplateError(Exception):
+    """The chat template refused the messages. The text is the template's own."""
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. Several threads may encode, and one at a time decode."""
+    """A checkpoint's tokenizer. Several threads may encode and decode."""
 
     def __init__(self, directory: Path) -> None:
         """Reads the tokenizer's files.
@@ -30,17 +38,45 @@ class Tokenizer:
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many has at least n tokens."""
         self._special_ids = frozenset(self._tokenizer.all_special_ids)
+        self._spelling = _spelling(self._tokenizer)
+        self._prefix_tokens: list[str] = self._tokenizer.convert_ids_to_tokens(  # type: ignore[assignment]
+            self._encode(_PREFIX, add_special_tokens=False)
+        )
+        self._bytes: dict[int, bytes | None] = {}
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the model expects around it."""
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be rendered."""
+        return bool(self._tokenizer.chat_template)
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with or without the special tokens that the model expects around it."""
         with self._encode_lock:
-            return list(self._tokenizer(text, verbose=False)["input_ids"])
+            return self._encode(text, add_special_tokens)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of token ids, without special tokens."""
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def render(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The text of messages, each a role and what it says, by the chat template; the model's answer comes next.
+
+        Raises:
+            ChatTemplateError: The template refuses them.
+        """
+        conversation = [{"role": role, "content": content} for role, content in messages]
+        try:
+            text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program, and not one of ours
+            raise ChatTemplateError(str(error)) from error
         assert isinstance(text, str)
         return text
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        assert isinstance(text, str)
+        return text
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether a token is no text."""
+        return token_id in self._special_ids
 
     def ends_in_byte(self, token_ids: Sequence[int]) -> bool:
         """Whether the last token that is text is one byte of a character, which may go on in the next token."""
@@ -48,37 +84,53 @@ class Tokenizer:
         token = None if last is None else self._tokenizer.convert_ids_to_tokens(last)
         return isinstance(token, str) and _BYTE_TOKEN.fullmatch(token) is not None
 
+    def token_bytes(self, token_id: int) -> bytes | None:
+        """What a token adds to a text that goes on: UTF-8, or part of a character. None: there is no such token.
 
-class Detokenizer:
-    """Turns one generation's tokens into text as they come. The pieces, joined, are decode(all ids).
+        It is how transformers' StopStringCriteria spells tokens: special ones by their names.
+        """
+        if token_id not in self._bytes:
+            token = self._tokenizer.convert_ids_to_tokens(token_id)
+            self._bytes[token_id] = self._bytes_of(token) if isinstance(token, str) else None
+        return self._bytes[token_id]
 
-    A token's text depends on those before it (a leading space is dropped at the very start, bytes join to characters),
-    so a window of tokens is decoded, once without and once with the new ones, and the difference is what is new. The
-    window begins at the last place where the text was complete.
-    """
+    def token_text(self, token_id: int) -> str:
+        """The text of a token, alone, as it would be within a text; what is no whole character is replaced."""
+        return (self.token_bytes(token_id) or b"").decode(errors="replace")
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self._window_start = 0
-        self._num_emitted = 0  # tokens whose text was given out
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
-    def add(self, token_ids: Sequence[int]) -> str:
-        """Returns the text that has become certain; it may be empty."""
-        self._token_ids.extend(token_ids)
-        if self._tokenizer.ends_in_byte(self._token_ids[self._num_emitted :]):
-            return ""  # one more byte can change how the whole run of bytes before it is read
-        return self._emit(hold_incomplete=True)
+    def _bytes_of(self, token: str) -> bytes:
+        if self._spelling == "ByteLevel" and all(character in _BYTES for character in token):
+            return bytes(_BYTES[character] for character in token)
+        if self._spelling == "ByteFallback" and (match := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(match[1], 16)])
+        text = self._tokenizer.convert_tokens_to_string([*self._prefix_tokens, token])
+        _, prefix, rest = text.partition(_PREFIX)
+        return (rest if prefix else text).encode()
 
-    def finish(self) -> str:
-        """Returns the rest."""
-        return self._emit(hold_incomplete=False)
 
-    def _emit(self, hold_incomplete: bool) -> str:
-        before = self._tokenizer.decode(self._token_ids[self._window_start : self._num_emitted])
-        after = self._tokenizer.decode(self._token_ids[self._window_start :])
-        if hold_incomplete and (after.endswith(_REPLACEMENT) or len(after) <= len(before)):
-            return ""
-        self._window_start = self._num_emitted
-        self._num_emitted = len(self._token_ids)
-        return after[len(before) :]
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+"""How byte-level vocabularies spell bytes."""
+
+
+def _spelling(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """How the vocabulary spells a part of a character: "ByteFallback", "ByteLevel", or None where it has no way to."""
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None:
+        return None
+    try:
+        types = _types(json.loads(decoder.__getstate__()))
+    except (TypeError, ValueError):  # a decoder written in Python has no such state
+        return None
+    return next((name for name in ("ByteFallback", "ByteLevel") if name in types), None)
+
+
+def _types(state: Any) -> set[str]:
+    """The types of a decoder and of all that it consists of."""
+    if isinstance(state, list):
+        return {name for part in state for name in _types(part)}
+    if isinstance(state, dict):
+        return {str(state.get("type"))} | {name for part in state.values() for name in _types(part)}
+    return set()

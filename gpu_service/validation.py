@@ -1,86 +1,152 @@
 """Turns a GenerateRequest into what the engine runs, or says which field is wrong."""
 
-import math
-from collections.abc import Callable, Iterable
-
-import torch
-from transformers import GenerationConfig
+import re
+import reprlib
+import secrets
+from collections.abc import Callable
+from typing import Literal
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
+from gpu_service import prompts
+from gpu_service.limits import RequestLimits
 from gpu_service.model import Model
-from gpu_service.request import Event, Request
-from gpu_service.sampling import Sampler
+from gpu_service.request import BeamParameters, Event, Request
 from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.sampling_validation import check_seed, sampling_of, show
+from gpu_service.stop_strings import StopStrings
 from gpu_service.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
-_MIN_TEMPERATURE = 0.001  # logits divided by less overflow
-_MAX_SEED = 2**63 - 1  # torch's generator takes no more
+_MAX_LENGTH_PENALTY = 5  # a context's length to a higher power leaves float32
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")  # what a metadata value holds
+_EARLY_STOPPING: dict[generation_pb2.BeamStop.ValueType, bool | Literal["never"]] = {
+    generation_pb2.BEAM_STOP_HEURISTIC: False,
+    generation_pb2.BEAM_STOP_EARLY: True,
+    generation_pb2.BEAM_STOP_NEVER: "never",
+}
 
 
 def parse_request(
-    message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer, emit: Callable[[Event], None]
+    message: generation_pb2.GenerateRequest,
+    model: Model,
+    tokenizer: Tokenizer,
+    limits: RequestLimits,
+    emit: Callable[[Event], None],
 ) -> Request:
     """Checks a request and fills in what it leaves unset.
 
     Args:
         message: The request.
         model: Its limits and defaults.
-        tokenizer: Encodes the prompt where it is text.
+        tokenizer: Encodes the prompt where it is text or a chat.
+        limits: What it may ask for.
         emit: Where the request's events go.
 
     Raises:
         StatusError: INVALID_ARGUMENT, naming the field.
     """
-    prompt = _prompt(message, model, tokenizer)
-    _check_token_ids(message.stop_token_ids, "stop_token_ids", model)
+    beam = _beam(message, limits)
+    sampling = sampling_of(message.sampling, model, draws=beam is None)
+    n = _number_of_generations(message, sampling, limits)
+    logprobs = _alternatives(message, "logprobs", model, limits)
+    prompt_logprobs = _alternatives(message, "prompt_logprobs", model, limits)
+    stop_ids = _stop_ids(message, model)
+    eos_ids = frozenset[int]() if message.ignore_eos else model.eos_ids
+    _check_stop(message, limits)
+    request_id = _request_id(message)
+    prompt = prompts.of_request(message, model, tokenizer)  # last, since it may take long
+    max_tokens = _max_tokens(message, len(prompt), model, limits)
+    min_tokens = _min_tokens(message, max_tokens, stop_ids | eos_ids, model)
+    stop = StopStrings(message.stop, tokenizer, message.include_stop_in_output, min_tokens) if message.stop else None
     return Request(
         prompt=prompt,
-        sampling=_sampling(message.sampling, model),
-        max_tokens=_max_tokens(message, len(prompt), model),
-        eos_ids=model.eos_ids,
-        stop_ids=frozenset(message.stop_token_ids),
+        sampling=sampling,
+        max_tokens=max_tokens,
         emit=emit,
+        eos_ids=eos_ids,
+        stop_ids=stop_ids,
+        stop=stop,
+        min_tokens=min_tokens,
+        n=n,
+        beam=beam,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        priority=message.priority,
+        request_id=request_id,
     )
 
 
-def _prompt(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
-    kind = message.WhichOneof("prompt")
-    if kind is None:
-        raise rpc.invalid_argument("prompt", "must be set: either text or token_ids")
-    field = "text" if kind == "text" else "token_ids.ids"
-    if kind == "text":
-        if len(message.text) > model.max_context * tokenizer.longest_token:
-            raise rpc.invalid_argument(
-                field, f"{len(message.text)} characters are more than the context of {model.max_context} tokens holds"
-            )
-        prompt = tokenizer.encode(message.text) if message.text else []
-    else:
-        prompt = list(message.token_ids.ids)
-    # a text's too: a tokenizer may have tokens that the model has no embedding for
-    _check_token_ids(prompt, field, model)
-    if not prompt:
-        raise rpc.invalid_argument(field, "must not be empty")
-    if len(prompt) >= model.max_context:
-        raise rpc.invalid_argument(
-            field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
-        )
-    return prompt
+def _beam(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> BeamParameters | None:
+    if not message.HasField("beam_search"):
+        return None
+    if message.HasField("n") and message.n != 1:
+        raise rpc.invalid_argument("n", f"must be 1 or unset with beam_search, got {message.n}")
+    for field, is_set in (("logprobs", message.HasField("logprobs")), ("stop", bool(message.stop))):
+        if is_set:
+            raise rpc.invalid_argument(field, "must be unset with beam_search")
+    search = message.beam_search
+    _check_range("beam_search.num_beams", search.num_beams, 1, limits.max_beams)
+    count = search.num_return_sequences if search.HasField("num_return_sequences") else 1
+    _check_range("beam_search.num_return_sequences", count, 1, search.num_beams)
+    penalty = search.length_penalty if search.HasField("length_penalty") else 1.0
+    _check_range("beam_search.length_penalty", penalty, -_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY)
+    stop = search.stop if search.HasField("stop") else generation_pb2.BEAM_STOP_HEURISTIC
+    if stop not in _EARLY_STOPPING:
+        names = ", ".join(generation_pb2.BeamStop.Name(number) for number in sorted(_EARLY_STOPPING))
+        raise rpc.invalid_argument("beam_search.stop", f"must be one of {names}, got {stop}")
+    return BeamParameters(search.num_beams, penalty, _EARLY_STOPPING[stop], count, search.stream_best)
 
 
-def _check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
-    for position, token_id in enumerate(ids):
-        if token_id >= model.vocab_size:
-            raise rpc.invalid_argument(
-                f"{field}[{position}]", f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {token_id}"
-            )
+def _number_of_generations(
+    message: generation_pb2.GenerateRequest, sampling: SamplingParameters, limits: RequestLimits
+) -> int:
+    n = message.n if message.HasField("n") else 1
+    _check_range("n", n, 1, limits.max_n)
+    if n > 1 and sampling.temperature == 0:
+        raise rpc.invalid_argument("n", f"must be 1 where the temperature is 0, since all would be alike, got {n}")
+    check_seed(sampling.seed, n)
+    return n
 
 
-def _max_tokens(message: generation_pb2.GenerateRequest, prompt_tokens: int, model: Model) -> int:
+def _alternatives(
+    message: generation_pb2.GenerateRequest,
+    name: Literal["logprobs", "prompt_logprobs"],
+    model: Model,
+    limits: RequestLimits,
+) -> int | None:
+    if not message.HasField(name):
+        return None
+    count: int = getattr(message, name)
+    _check_range(name, count, 0, min(limits.max_logprobs, model.vocab_size))
+    return count
+
+
+def _stop_ids(message: generation_pb2.GenerateRequest, model: Model) -> frozenset[int]:
+    if len(message.stop_token_ids) > model.vocab_size:
+        problem = f"at most {model.vocab_size}, the vocabulary's size, got {len(message.stop_token_ids)}"
+        raise rpc.invalid_argument("stop_token_ids", problem)
+    prompts.check_token_ids(message.stop_token_ids, "stop_token_ids", model)
+    return frozenset(message.stop_token_ids)
+
+
+def _check_stop(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> None:
+    if len(message.stop) > limits.max_stop_strings:
+        raise rpc.invalid_argument("stop", f"at most {limits.max_stop_strings}, got {len(message.stop)}")
+    for position, text in enumerate(message.stop):
+        if not text:
+            raise rpc.invalid_argument(f"stop[{position}]", "must not be empty")
+        if (num_bytes := len(text.encode())) > limits.max_stop_bytes:
+            raise rpc.invalid_argument(f"stop[{position}]", f"at most {limits.max_stop_bytes} bytes, got {num_bytes}")
+
+
+def _max_tokens(
+    message: generation_pb2.GenerateRequest, prompt_tokens: int, model: Model, limits: RequestLimits
+) -> int:
     room = model.max_context - prompt_tokens
+    limit = room if limits.max_tokens is None else limits.max_tokens
     if not message.HasField("max_tokens"):
-        return min(DEFAULT_MAX_TOKENS, room)
+        return min(DEFAULT_MAX_TOKENS, room, limit)
     if message.max_tokens < 1:
         raise rpc.invalid_argument("max_tokens", f"must be at least 1, got {message.max_tokens}")
     if message.max_tokens > room:
@@ -89,46 +155,38 @@ def _max_tokens(message: generation_pb2.GenerateRequest, prompt_tokens: int, mod
             f"the context of {model.max_context} tokens leaves room for {room} after the prompt, "
             f"got {message.max_tokens}",
         )
+    if message.max_tokens > limit:
+        raise rpc.invalid_argument("max_tokens", f"at most {limit} are allowed here, got {message.max_tokens}")
     return message.max_tokens
 
 
-def _sampling(message: generation_pb2.SamplingParameters, model: Model) -> SamplingParameters:
-    def value(name: str) -> float | None:
-        return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
-
-    temperature, top_k, top_p, seed = value("temperature"), value("top_k"), value("top_p"), value("seed")
-    _check_sampling(temperature, top_k, top_p, seed)
-    return SamplingParameters.resolve(
-        model.generation_config,
-        temperature,
-        None if top_k is None else int(top_k),
-        top_p,
-        None if seed is None else int(seed),
-    )
+def _min_tokens(message: generation_pb2.GenerateRequest, max_tokens: int, end_ids: frozenset[int], model: Model) -> int:
+    if not 0 <= message.min_tokens <= max_tokens:
+        problem = f"must be 0 to {max_tokens}, the most tokens to generate, got {message.min_tokens}"
+        raise rpc.invalid_argument("min_tokens", problem)
+    if message.min_tokens and len(end_ids) == model.vocab_size:
+        raise rpc.invalid_argument("min_tokens", "must be 0 where every token of the vocabulary ends the generation")
+    return message.min_tokens
 
 
-def check_defaults(defaults: GenerationConfig) -> None:
-    """Makes sure that a model's own sampling parameters are ones that a request may have.
+def _request_id(message: generation_pb2.GenerateRequest) -> str:
+    if not message.HasField("request_id"):
+        return secrets.token_hex(16)
+    check_request_id(message.request_id)
+    return message.request_id
+
+
+def check_request_id(request_id: str) -> None:
+    """Makes sure that a request may be called so.
 
     Raises:
-        ValueError: One is not.
+        StatusError: INVALID_ARGUMENT, naming the field.
     """
-    parameters = SamplingParameters.resolve(defaults, None, None, None, None)
-    try:
-        _check_sampling(parameters.temperature, parameters.top_k, parameters.top_p, None)
-    except rpc.StatusError as error:
-        raise ValueError(error.message.removeprefix("sampling.")) from None
-    Sampler(parameters, torch.device("cpu"))
+    if not _REQUEST_ID.fullmatch(request_id):
+        problem = f"must be 1 to 128 printable ASCII characters without spaces, got {reprlib.repr(request_id)}"
+        raise rpc.invalid_argument("request_id", problem)
 
 
-def _check_sampling(temperature: float | None, top_k: float | None, top_p: float | None, seed: float | None) -> None:
-    if temperature is not None and temperature != 0 and not _MIN_TEMPERATURE <= temperature < math.inf:
-        raise rpc.invalid_argument(
-            "sampling.temperature", f"must be 0, or finite and at least {_MIN_TEMPERATURE}, got {temperature:g}"
-        )
-    if top_k is not None and top_k < 0:
-        raise rpc.invalid_argument("sampling.top_k", f"must be 0 or above, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise rpc.invalid_argument("sampling.top_p", f"must be above 0 and at most 1, got {top_p:g}")
-    if seed is not None and seed > _MAX_SEED:
-        raise rpc.invalid_argument("sampling.seed", f"must be at most 2^63 - 1, got {seed}")
+def _check_range(field: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # nor is NaN
+        raise rpc.invalid_argument(field, f"must be {least} to {most}, got {show(value)}")

@@ -9,9 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pair import Pair
 from tests.pairs import start, write_tiny
+
+settings.register_profile("untimed", deadline=None)  # a test is not wrong for being slow on a machine that is busy
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session", autouse=True)

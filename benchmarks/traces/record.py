@@ -120,7 +120,7 @@ def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int 
 def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) -> None:
     # the last token of a generation is chosen and not computed; the end of a text is not heeded
     sampling = SamplingParameters(temperature=TEMPERATURE, seed=seed)
-    request = Request(prompt, sampling, output_tokens + 1, frozenset(), frozenset(), emit=lambda event: None)
+    request = Request(prompt, sampling, output_tokens + 1, emit=lambda event: None)
     run(model, [request], 1, lambda _: None)
 
 

@@ -40,6 +40,21 @@ class GenerationServiceStub:
                 request_serializer=fiddler_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=fiddler_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Abort = channel.unary_unary(
+                '/fiddler.v1.GenerationService/Abort',
+                request_serializer=fiddler_dot_v1_dot_generation__pb2.AbortRequest.SerializeToString,
+                response_deserializer=fiddler_dot_v1_dot_generation__pb2.AbortResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/fiddler.v1.GenerationService/Tokenize',
+                request_serializer=fiddler_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=fiddler_dot_v1_dot_generation__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/fiddler.v1.GenerationService/Detokenize',
+                request_serializer=fiddler_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=fiddler_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/fiddler.v1.GenerationService/GetModelInfo',
                 request_serializer=fiddler_dot_v1_dot_generation__pb2.GetModelInfoRequest.SerializeToString,
@@ -57,10 +72,33 @@ class GenerationServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Streams one generation: chunks as tokens are made, then one `complete`. Ending the call early cancels it and frees
-        what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a google.rpc.BadRequest;
-        RESOURCE_EXHAUSTED where too many requests wait or the reader stopped reading; UNAVAILABLE where the expert
-        service is gone.
+        """Streams one request's generations: chunks as tokens are made, then one `complete` for each. Ending the call early
+        cancels it and frees what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a
+        google.rpc.BadRequest; RESOURCE_EXHAUSTED where too many requests wait (with a google.rpc.RetryInfo) or the reader
+        stopped reading; UNAVAILABLE where the service is starting or stopping; UNAUTHENTICATED without a valid token where
+        the server asks for one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Abort(self, request, context):
+        """Ends a generation that another call streams, which then gets its `complete` with FINISH_REASON_CANCELLED. The
+        answer says what was done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Turns text, or a chat, into the token ids that Generate would compute on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Turns token ids into text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +125,21 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=fiddler_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=fiddler_dot_v1_dot_generation__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=fiddler_dot_v1_dot_generation__pb2.AbortRequest.FromString,
+                    response_serializer=fiddler_dot_v1_dot_generation__pb2.AbortResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=fiddler_dot_v1_dot_generation__pb2.TokenizeRequest.FromString,
+                    response_serializer=fiddler_dot_v1_dot_generation__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=fiddler_dot_v1_dot_generation__pb2.DetokenizeRequest.FromString,
+                    response_serializer=fiddler_dot_v1_dot_generation__pb2.DetokenizeResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -127,6 +180,87 @@ class GenerationService:
             '/fiddler.v1.GenerationService/Generate',
             fiddler_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             fiddler_dot_v1_dot_generation__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fiddler.v1.GenerationService/Abort',
+            fiddler_dot_v1_dot_generation__pb2.AbortRequest.SerializeToString,
+            fiddler_dot_v1_dot_generation__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fiddler.v1.GenerationService/Tokenize',
+            fiddler_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
+            fiddler_dot_v1_dot_generation__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fiddler.v1.GenerationService/Detokenize',
+            fiddler_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+            fiddler_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

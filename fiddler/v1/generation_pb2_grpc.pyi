@@ -34,11 +34,20 @@ class GenerationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> GenerationServiceAsyncStub: ...
     Generate: _grpc.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]
-    """Streams one generation: chunks as tokens are made, then one `complete`. Ending the call early cancels it and frees
-    what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a google.rpc.BadRequest;
-    RESOURCE_EXHAUSTED where too many requests wait or the reader stopped reading; UNAVAILABLE where the expert
-    service is gone.
+    """Streams one request's generations: chunks as tokens are made, then one `complete` for each. Ending the call early
+    cancels it and frees what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a
+    google.rpc.BadRequest; RESOURCE_EXHAUSTED where too many requests wait (with a google.rpc.RetryInfo) or the reader
+    stopped reading; UNAVAILABLE where the service is starting or stopping; UNAUTHENTICATED without a valid token where
+    the server asks for one.
     """
+    Abort: _grpc.UnaryUnaryMultiCallable[_generation_pb2.AbortRequest, _generation_pb2.AbortResponse]
+    """Ends a generation that another call streams, which then gets its `complete` with FINISH_REASON_CANCELLED. The
+    answer says what was done.
+    """
+    Tokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]
+    """Turns text, or a chat, into the token ids that Generate would compute on."""
+    Detokenize: _grpc.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]
+    """Turns token ids into text."""
     GetModelInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]
     """Tells about the model that is served."""
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_generation_pb2.GetServerInfoRequest, _generation_pb2.GetServerInfoResponse]
@@ -50,11 +59,20 @@ class GenerationServiceAsyncStub(GenerationServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Generate: _aio.UnaryStreamMultiCallable[_generation_pb2.GenerateRequest, _generation_pb2.GenerateResponse]  # type: ignore[assignment]
-    """Streams one generation: chunks as tokens are made, then one `complete`. Ending the call early cancels it and frees
-    what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a google.rpc.BadRequest;
-    RESOURCE_EXHAUSTED where too many requests wait or the reader stopped reading; UNAVAILABLE where the expert
-    service is gone.
+    """Streams one request's generations: chunks as tokens are made, then one `complete` for each. Ending the call early
+    cancels it and frees what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a
+    google.rpc.BadRequest; RESOURCE_EXHAUSTED where too many requests wait (with a google.rpc.RetryInfo) or the reader
+    stopped reading; UNAVAILABLE where the service is starting or stopping; UNAUTHENTICATED without a valid token where
+    the server asks for one.
     """
+    Abort: _aio.UnaryUnaryMultiCallable[_generation_pb2.AbortRequest, _generation_pb2.AbortResponse]  # type: ignore[assignment]
+    """Ends a generation that another call streams, which then gets its `complete` with FINISH_REASON_CANCELLED. The
+    answer says what was done.
+    """
+    Tokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.TokenizeRequest, _generation_pb2.TokenizeResponse]  # type: ignore[assignment]
+    """Turns text, or a chat, into the token ids that Generate would compute on."""
+    Detokenize: _aio.UnaryUnaryMultiCallable[_generation_pb2.DetokenizeRequest, _generation_pb2.DetokenizeResponse]  # type: ignore[assignment]
+    """Turns token ids into text."""
     GetModelInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetModelInfoRequest, _generation_pb2.GetModelInfoResponse]  # type: ignore[assignment]
     """Tells about the model that is served."""
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_generation_pb2.GetServerInfoRequest, _generation_pb2.GetServerInfoResponse]  # type: ignore[assignment]
@@ -69,11 +87,38 @@ class GenerationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _generation_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_generation_pb2.GenerateResponse], _abc.AsyncIterator[_generation_pb2.GenerateResponse]]:
-        """Streams one generation: chunks as tokens are made, then one `complete`. Ending the call early cancels it and frees
-        what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a google.rpc.BadRequest;
-        RESOURCE_EXHAUSTED where too many requests wait or the reader stopped reading; UNAVAILABLE where the expert
-        service is gone.
+        """Streams one request's generations: chunks as tokens are made, then one `complete` for each. Ending the call early
+        cancels it and frees what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a
+        google.rpc.BadRequest; RESOURCE_EXHAUSTED where too many requests wait (with a google.rpc.RetryInfo) or the reader
+        stopped reading; UNAVAILABLE where the service is starting or stopping; UNAUTHENTICATED without a valid token where
+        the server asks for one.
         """
+
+    @_abc_1.abstractmethod
+    def Abort(
+        self,
+        request: _generation_pb2.AbortRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.AbortResponse, _abc.Awaitable[_generation_pb2.AbortResponse]]:
+        """Ends a generation that another call streams, which then gets its `complete` with FINISH_REASON_CANCELLED. The
+        answer says what was done.
+        """
+
+    @_abc_1.abstractmethod
+    def Tokenize(
+        self,
+        request: _generation_pb2.TokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.TokenizeResponse, _abc.Awaitable[_generation_pb2.TokenizeResponse]]:
+        """Turns text, or a chat, into the token ids that Generate would compute on."""
+
+    @_abc_1.abstractmethod
+    def Detokenize(
+        self,
+        request: _generation_pb2.DetokenizeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_generation_pb2.DetokenizeResponse, _abc.Awaitable[_generation_pb2.DetokenizeResponse]]:
+        """Turns token ids into text."""
 
     @_abc_1.abstractmethod
     def GetModelInfo(

@@ -14,6 +14,7 @@ from gpu_service.dispatch import Dispatcher
 from gpu_service.engine import Engine
 from gpu_service.expert_client import ExpertClient
 from gpu_service.in_process import InProcessExperts
+from gpu_service.kv_budget import KvBudget
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
 from gpu_service.popularity import Popularity
@@ -52,14 +53,14 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
         model = load_model(checkpoint, client or InProcessExperts(checkpoint), settings, dtype)
         requests = [_request(prompt, model, tokenizer, settings.max_tokens) for prompt in prompts]
         with tqdm(total=len(requests), desc="prompts", unit="prompt", disable=None) as bar:
-            run(model, requests, settings.max_slots, lambda _: bar.update())
+            num_tokens = run(model, requests, settings.max_slots, lambda _: bar.update())
     except torch.OutOfMemoryError as error:
         raise ModelError(f"--device: {settings.device} has too little memory for the model: {error}") from None
     finally:
         if client is not None:
             client.close()
     popularity = Popularity(
-        tokens=sum(request.num_computed for request in requests),
+        tokens=num_tokens,
         counts=tuple(tuple(counts) for counts in model.dispatcher.selections.read()),
     )
     popularity.save(settings.out, checkpoint)
@@ -73,8 +74,8 @@ def load_model(checkpoint: Checkpoint, experts: RemoteExperts, settings: Setting
     return Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
 
 
-def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Callable[[Request], object]) -> None:
-    """Generates for all requests, several at a time, and returns when the last one has ended.
+def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Callable[[Request], object]) -> int:
+    """Generates for all requests, several at a time, and returns the tokens computed when the last one has ended.
 
     Args:
         model: Computes them.
@@ -86,7 +87,11 @@ def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Cal
         Exception: What made one fail.
     """
     ends: queue.SimpleQueue[tuple[Request, Event]] = queue.SimpleQueue()
-    engine = Engine(model, Scheduler(max_slots, len(requests), _PREFILL_CHUNK), lambda error: None)
+    budget = KvBudget(max_slots * model.max_context, 1, max_slots, model.max_context)
+    model.cache.set_capacity(budget.num_tokens)
+    scheduler = Scheduler(model.cache, budget, len(requests), _PREFILL_CHUNK)
+    engine = Engine(model, scheduler, lambda error: None)
+    num_tokens = 0
     engine.start()
     try:
         for request in requests:
@@ -96,9 +101,13 @@ def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Cal
             request, end = ends.get()
             if isinstance(end, Failed):
                 raise end.error
+            assert isinstance(end, Finished)
+            # the last token that is made is not computed on; a prefix that another prompt had was not either
+            num_tokens += len(request.prompt) - end.cached_prompt_tokens + end.completion_tokens - 1
             finished(request)
     finally:
         engine.stop()
+    return num_tokens
 
 
 def _emit(ends: "queue.SimpleQueue[tuple[Request, Event]]", request: Request, event: Event) -> None:
@@ -116,8 +125,8 @@ def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, max_tokens: int
         )
     if max(token_ids) >= model.vocab_size:
         raise PromptsError(f"--prompts: {prompt.source}: a token is not one of the model's {model.vocab_size}")
-    sampling = SamplingParameters.resolve(model.generation_config, None, None, None, _SEED)
-    return Request(token_ids, sampling, max_tokens, model.eos_ids, frozenset(), emit=lambda event: None)
+    sampling = SamplingParameters.resolve(model.generation_config, {"seed": _SEED})
+    return Request(token_ids, sampling, max_tokens, emit=lambda event: None, eos_ids=model.eos_ids)
 
 
 def _device(name: str) -> torch.device:

@@ -64,6 +64,26 @@ def fail_with(status: rpc.StatusError, *responses: generation_pb2.GenerateRespon
     return script
 
 
+def in_turn(*scripts: Script) -> Script:
+    """Does the first, then the second, and so on, for one call each, and then the last for all others."""
+    left = list(scripts)
+
+    def script(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
+        return (left.pop(0) if len(left) > 1 else left[0])(request, context)
+
+    return script
+
+
+def taken(script: Script, request_id: str = "theirs") -> Script:
+    """Tells the request's name at once, as a server does that has taken it, and then goes on."""
+
+    def with_metadata(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
+        context.send_initial_metadata((("fiddler-request-id", request_id),))
+        yield from script(request, context)
+
+    return with_metadata
+
+
 class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
     """Answers by a script.
 
@@ -71,6 +91,8 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
         script: What the next generations do.
         requests: The requests that came, in order.
         deadlines: The seconds that each of them was given; centuries where it may take forever.
+        metadata: The metadata that each of them brought.
+        has_chat_template: Whether the model can chat.
         cancelled: Set when a generation was ended by its caller before the server was done.
     """
 
@@ -78,15 +100,38 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self.script: Script = tell_a_story
         self.requests: list[generation_pb2.GenerateRequest] = []
         self.deadlines: list[float] = []
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.has_chat_template = True
         self.cancelled = threading.Event()
 
     def Generate(self, request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:  # noqa: N802
         self.requests.append(request)
         self.deadlines.append(context.time_remaining() or 0.0)
+        self.metadata.append(dict(context.invocation_metadata()))
         done = False
         context.add_callback(lambda: None if done else self.cancelled.set())
         yield from self.script(request, context)
         done = context.is_active()
+
+    def Abort(  # noqa: N802
+        self, request: generation_pb2.AbortRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.AbortResponse:
+        return generation_pb2.AbortResponse(aborted=request.request_id == "mine")
+
+    def Tokenize(  # noqa: N802
+        self, request: generation_pb2.TokenizeRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.TokenizeResponse:
+        texts = [request.text] if request.HasField("text") else [message.content for message in request.chat.messages]
+        words = " ".join(texts).split()
+        if request.add_special_tokens or not request.HasField("add_special_tokens"):
+            words = ["<s>", *words]
+        return generation_pb2.TokenizeResponse(token_ids=range(len(words)), tokens=words)
+
+    def Detokenize(  # noqa: N802
+        self, request: generation_pb2.DetokenizeRequest, context: grpc.ServicerContext
+    ) -> generation_pb2.DetokenizeResponse:
+        skips = request.skip_special_tokens or not request.HasField("skip_special_tokens")
+        return generation_pb2.DetokenizeResponse(text=f"{list(request.token_ids)} {skips}")
 
     def GetModelInfo(  # noqa: N802
         self, request: generation_pb2.GetModelInfoRequest, context: grpc.ServicerContext
@@ -99,12 +144,19 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
             eos_token_ids=[2, 7],
             num_experts=8,
             expert_bytes=2**40,
+            has_chat_template=self.has_chat_template,
         )
 
     def GetServerInfo(  # noqa: N802
         self, request: generation_pb2.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> generation_pb2.GetServerInfoResponse:
-        return generation_pb2.GetServerInfoResponse(version="0.1.0", device="cpu", max_slots=4, uptime_seconds=1.5)
+        return generation_pb2.GetServerInfoResponse(
+            version="0.1.0",
+            device="cpu",
+            max_slots=4,
+            uptime_seconds=1.5,
+            limits=generation_pb2.RequestLimits(max_n=3, max_message_bytes=2**33),
+        )
 
 
 @dataclass
@@ -123,7 +175,7 @@ class FakeServer:
 
 
 @contextmanager
-def serving(listen: str = "127.0.0.1:0") -> Iterator[FakeServer]:
+def serving(listen: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeServer]:
     """Serves generations, health and reflection there."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     fake = FakeServer(listen)
@@ -132,7 +184,7 @@ def serving(listen: str = "127.0.0.1:0") -> Iterator[FakeServer]:
     fake.health.set("", health_pb2.HealthCheckResponse.SERVING)
     fake.health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection((SERVICE, grpc_health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(listen)
+    port = server.add_insecure_port(listen) if credentials is None else server.add_secure_port(listen, credentials)
     if not listen.startswith("unix:"):
         fake.target = f"{listen.rpartition(':')[0]}:{port}"
     server.start()

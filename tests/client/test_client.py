@@ -275,7 +275,7 @@ def test_a_unix_socket_serves_as_well(tmp_path: Path) -> None:
 
 def test_where_nobody_listens_calls_fail_at_once(tmp_path: Path) -> None:
     started = time.monotonic()
-    with Client(f"unix:{tmp_path}/nobody") as client:
+    with Client(f"unix:{tmp_path}/nobody", retry_unavailable=False) as client:
         with pytest.raises(UnavailableError):
             client.generate("a prompt").text()
         with pytest.raises(UnavailableError) as raised:
@@ -339,7 +339,7 @@ def test_messages_over_grpcs_own_limit_arrive(server: FakeServer) -> None:
 def test_silence_is_pinged(server: FakeServer) -> None:
     server.service.script = hang_after()
     refused = pytest.raises(UnavailableError, match=r"(?i)too many pings")  # that is, it pinged, and went on pinging
-    with Client(server.target, keepalive_seconds=0.5) as client, refused:
+    with Client(server.target, keepalive_seconds=0.5, retry_unavailable=False) as client, refused:
         client.generate("a prompt", timeout=TIMEOUT_SECONDS).text()
 
 

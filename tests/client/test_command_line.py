@@ -14,7 +14,19 @@ import pytest
 
 from client.__main__ import main
 from fiddler import rpc
-from tests.client.fake_server import PIECES, FakeServer, Responses, chunk, complete, fail_with, hang_after
+from fiddler.v1 import generation_pb2
+from fiddler.v1.generation_pb2 import GenerateResponse
+from tests.client.fake_server import (
+    PIECES,
+    FakeServer,
+    Responses,
+    chunk,
+    complete,
+    fail_with,
+    hang_after,
+    in_turn,
+    tell_a_story,
+)
 
 TIMEOUT_SECONDS = 20.0
 STORY = "".join(PIECES) + "\n"
@@ -67,13 +79,122 @@ def test_the_text_is_printed_as_it_comes(server: FakeServer) -> None:
 
 
 def test_every_option_arrives(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
-    options = "--max-tokens 5 --temperature 0.5 --top-k 3 --top-p 0.25 --seed 7 --stop-token-id 1 --stop-token-id 2"
-    assert main(["a prompt", "--target", server.target, *options.split(), "--timeout", "30"]) == 0
+    options = (
+        "--max-tokens 5 --min-tokens 0 --temperature 0 --top-k 0 --top-p 0.25 --min-p 0.5 --typical-p 0.75 --seed 0"
+        " --repetition-penalty 1.5 --frequency-penalty -0.5 --presence-penalty 0 --logit-bias 7=-100 --logit-bias 0=1"
+        " --stop one --stop two --include-stop --stop-token-id 1 --stop-token-id 2 --ignore-eos -n 1"
+        " --num-beams 4 --length-penalty 0 --early-stopping never --num-return-sequences 1 --stream-best"
+        " --logprobs 0 --prompt-logprobs 3 --echo --priority -2 --request-id mine --timeout 30"
+    )
+    assert main(["a prompt", "--target", server.target, *options.split()]) == 0
     (request,) = server.service.requests
-    assert (request.max_tokens, list(request.stop_token_ids)) == (5, [1, 2])
-    sampling = request.sampling
-    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.seed) == (0.5, 3, 0.25, 7)
+    assert request == generation_pb2.GenerateRequest(
+        text="a prompt",
+        max_tokens=5,
+        min_tokens=0,
+        sampling=generation_pb2.SamplingParameters(
+            temperature=0,
+            top_k=0,
+            top_p=0.25,
+            min_p=0.5,
+            typical_p=0.75,
+            seed=0,
+            repetition_penalty=1.5,
+            frequency_penalty=-0.5,
+            presence_penalty=0,
+            logit_bias={7: -100, 0: 1},
+        ),
+        stop=["one", "two"],
+        include_stop_in_output=True,
+        stop_token_ids=[1, 2],
+        ignore_eos=True,
+        n=1,
+        beam_search=generation_pb2.BeamSearch(
+            num_beams=4,
+            length_penalty=0,
+            stop=generation_pb2.BEAM_STOP_NEVER,
+            num_return_sequences=1,
+            stream_best=True,
+        ),
+        logprobs=0,
+        prompt_logprobs=3,
+        echo=True,
+        priority=-2,
+        request_id="mine",
+    )
     assert 20 < server.service.deadlines[0] < 31
+    assert {field.name for field, _ in request.ListFields()} >= {
+        field.name for field in request.DESCRIPTOR.fields if field.name not in ("token_ids", "chat")
+    }, "a field that is new has an option"
+
+
+@pytest.mark.parametrize(("given", "sent"), [("true", "EARLY"), ("false", "HEURISTIC"), ("never", "NEVER")])
+def test_early_stopping_is_a_word(server: FakeServer, given: str, sent: str, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["a prompt", "--target", server.target, "--num-beams", "2", "--early-stopping", given]
+    assert main(arguments) == 0
+    assert server.service.requests[0].beam_search.stop == generation_pb2.BeamStop.Value(f"BEAM_STOP_{sent}")
+
+
+def test_several_texts_are_printed_whole_and_in_order(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    def of(index: int, response: GenerateResponse) -> GenerateResponse:
+        (response.chunk if response.HasField("chunk") else response.complete).index = index
+        return response
+
+    ends = [complete(), complete()]
+    ends[0].complete.score = -0.5
+    sent = [of(1, chunk("be", 1)), of(0, chunk("a", 1)), of(1, chunk("\nta", 2)), of(1, ends[1]), of(0, ends[0])]
+    server.service.script = lambda request, context: iter(sent)
+    assert main(["a prompt", "--target", server.target, "-n", "2"]) == 0
+    assert capfd.readouterr().out == "--- 1 of 2, score -0.5000 ---\na\n--- 2 of 2 ---\nbe\nta\n"
+
+
+def test_a_beam_is_printed(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    best = GenerateResponse(beam=generation_pb2.BestBeam(text="never mind"))
+    end = complete()
+    end.complete.text = "the best"
+    server.service.script = lambda request, context: iter([best, end])
+    assert main(["a prompt", "--target", server.target, "--num-beams", "4", "--stream-best"]) == 0
+    assert capfd.readouterr().out == "the best\n"
+
+
+def test_a_busy_server_is_asked_again_where_told_to(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    busy = fail_with(rpc.busy("256 requests wait already", 0.01))
+    server.service.script = in_turn(busy, tell_a_story)
+    assert main(["a prompt", "--target", server.target]) == 4
+    server.service.script = in_turn(busy, tell_a_story)
+    assert main(["a prompt", "--target", server.target, "--retry"]) == 0
+    assert capfd.readouterr().out == STORY
+
+
+@pytest.mark.parametrize("arguments", [[], ["--token-file", "{file}"]])
+def test_a_token_comes_from_a_file_or_the_environment(
+    server: FakeServer, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "token"
+    file.write_text("# mine\n\nfrom-the-file\nanother\n")
+    monkeypatch.setenv("FIDDLER_TOKEN", "from-the-environment")
+    arguments = [argument.format(file=file) for argument in arguments]
+    assert main(["a prompt", "--target", server.target, *arguments]) == 0
+    where = "file" if arguments else "environment"
+    assert server.service.metadata[0]["authorization"] == f"Bearer from-the-{where}"
+
+
+def test_no_token_is_none(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIDDLER_TOKEN", "")
+    assert main(["a prompt", "--target", server.target]) == 0
+    assert "authorization" not in server.service.metadata[0]
+
+
+def test_info_is_two_lines_of_json(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--info", "--target", server.target]) == 0
+    model, info = map(json.loads, capfd.readouterr().out.splitlines())
+    assert (model["model"]["name"], info["server"]["limits"]["max_n"]) == ("demo", 3)
+
+
+def test_abort_says_what_it_did(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--abort", "mine", "--target", server.target]) == 0
+    assert main(["--abort", "another", "--target", server.target]) == 1
+    assert_one_line(capfd.readouterr().err, "no request another is under way")
 
 
 def test_what_is_not_given_stays_unset(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
@@ -87,16 +208,15 @@ def test_json_is_each_message_by_its_proto_names(server: FakeServer) -> None:
     assert (done.returncode, done.stderr) == (0, b"")
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert messages == [
-        {"chunk": {"index": 0, "token_ids": [0], "text": "Once"}},
-        {"chunk": {"index": 0, "token_ids": [1], "text": " upon"}},
-        {"chunk": {"index": 0, "token_ids": [2], "text": ""}},
-        {"chunk": {"index": 0, "token_ids": [3], "text": PIECES[3]}},
+        *({"chunk": {"index": 0, "token_ids": [n], "text": text, "logprobs": []}} for n, text in enumerate(PIECES)),
         {
             "complete": {
                 "index": 0,
                 "finish_reason": "FINISH_REASON_LENGTH",
-                "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+                "usage": {"prompt_tokens": 3, "completion_tokens": 4, "cached_prompt_tokens": 0},
                 "timings": {"queue_seconds": 0.25, "prefill_seconds": 0.5, "decode_seconds": 1.5},
+                "token_ids": [],
+                "text": "",
             }
         },
     ]
@@ -107,7 +227,7 @@ def test_json_is_printed_as_it_comes(server: FakeServer) -> None:
     with start("a prompt", "--target", server.target, "--json") as process:
         assert process.stdout is not None
         assert json.loads(os.read(process.stdout.fileno(), 1000)) == {
-            "chunk": {"index": 0, "token_ids": [1], "text": "first"}
+            "chunk": {"index": 0, "token_ids": [1], "text": "first", "logprobs": []}
         }
         process.kill()
 
@@ -151,6 +271,14 @@ def test_an_output_that_cannot_show_a_character_shows_another(server: FakeServer
         (["a", "--target", "nowhere"], ["target", "nowhere", "HOST:PORT"]),
         (["a", "--seed", "-1"], ["sampling.seed", "-1"]),
         (["a", "--timeout", "0"], ["timeout"]),
+        (["a", "--logit-bias", "7"], ["--logit-bias", "ID=BIAS", "'7'"]),
+        (["a", "--early-stopping", "soon"], ["beam_search.stop", "'soon'"]),
+        (["a", "--token-file", "/no/such/file"], ["--token-file", "/no/such/file"]),
+        (["a", "--tls-ca", "/no/such/file"], ["tls_ca", "/no/such/file"]),
+        (["a", "--tls-ca", "/etc/hostname"], ["tls_ca", "/etc/hostname", "PEM"]),
+        (["a", "--tls-cert", "/etc/hostname"], ["tls_key", "tls_cert"]),
+        (["--chat", "-n", "2"], ["-n", "--chat"]),
+        (["--chat", "--echo"], ["--echo", "--chat"]),
     ],
 )
 def test_wrong_usage_is_one_line_and_2(
@@ -169,6 +297,7 @@ def test_wrong_usage_is_one_line_and_2(
         (rpc.StatusError(grpc.StatusCode.UNAVAILABLE, "the expert\nservice is gone"), 3),
         (rpc.StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests wait"), 4),
         (rpc.StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "too late"), 5),
+        (rpc.StatusError(grpc.StatusCode.UNAUTHENTICATED, "it has no token"), 6),
         (rpc.StatusError(grpc.StatusCode.CANCELLED, "cancelled"), 1),
         (rpc.StatusError(grpc.StatusCode.INTERNAL, "it broke"), 1),
     ],
@@ -254,7 +383,7 @@ def on_a_terminal(*arguments: str) -> tuple[bytes, str]:
     return output, shown.decode().removesuffix("|")
 
 
-def test_a_terminal_gets_one_dim_line_of_figures(server: FakeServer) -> None:
+def test_a_terminal_shows_how_it_gets_on_and_then_one_dim_line_of_figures(server: FakeServer) -> None:
     def script(request: object, context: object) -> Responses:
         time.sleep(0.3)
         yield chunk("a", 1)
@@ -266,13 +395,52 @@ def test_a_terminal_gets_one_dim_line_of_figures(server: FakeServer) -> None:
     server.service.script = script
     output, shown = on_a_terminal("a prompt", "--target", server.target)
     assert output == b"ab\n"
-    assert shown.startswith("\x1b[2m4 tokens, first after 0.")  # dim
+    *live, last = shown.split("\r\x1b[K")
+    assert [line.strip() for line in live[:3]] == ["", "waiting for the first token", "1 tokens"]
+    assert live[3].startswith("2 tokens, ")
+    assert last.startswith("\x1b[2m4 tokens, first after ")  # dim
     assert shown.count("\n") == 1
-    assert "ended by length" in shown
-    seconds = float(shown.partition("after ")[2].partition(" s")[0])
-    assert 0.25 < seconds < 0.8
-    tokens_per_second = float(shown.partition(" s, ")[2].partition(" tokens/s")[0])
-    assert 1 < tokens_per_second < 3 / 0.9
+    assert "ended by length" in last
+    seconds = float(last.partition("after ")[2].partition(" s")[0])
+    assert seconds > 0.25
+    tokens_per_second = float(last.partition(" s, ")[2].partition(" tokens/s")[0])
+    assert 0 < tokens_per_second < 3 / 0.9
+
+
+def test_a_terminal_that_shows_the_text_is_not_written_over(server: FakeServer) -> None:
+    server.service.script = lambda request, context: iter([chunk("first", 1), chunk(" second", 2), complete()])
+    shown = all_on_a_terminal("a prompt", "--target", server.target)
+    before, text, after = shown.partition("first second\r\n")
+    assert text
+    assert before.endswith("\r\x1b[K")
+    assert "\x1b[K" not in after
+    assert "4 tokens" in after
+
+
+def test_the_best_beam_so_far_is_shown_on_a_terminal(server: FakeServer) -> None:
+    def script(request: object, context: object) -> Responses:
+        time.sleep(0.2)
+        yield GenerateResponse(beam=generation_pb2.BestBeam(token_ids=[1, 2], text="so\nfar", score=-0.25))
+        yield complete()
+
+    server.service.script = script
+    _, shown = on_a_terminal("a prompt", "--target", server.target, "--num-beams", "2", "--stream-best")
+    assert "2 tokens, best score so far -0.250: so " in shown
+
+
+def all_on_a_terminal(*arguments: str) -> str:
+    """What a terminal shows of both outputs."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
+    with subprocess.Popen(command(*arguments), stdout=theirs, stderr=theirs, env=environment) as process:
+        assert process.wait(TIMEOUT_SECONDS) == 0
+    os.write(theirs, b"|")
+    shown = b""
+    while not shown.endswith(b"|"):
+        shown += os.read(ours, 10_000)
+    os.close(ours)
+    os.close(theirs)
+    return shown.decode().removesuffix("|")
 
 
 def test_json_prints_no_figures(server: FakeServer) -> None:

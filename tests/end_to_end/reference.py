@@ -1,5 +1,6 @@
 """What transformers says, and engines of ours that record what they compute."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service import request as words
+from gpu_service.batch import Batch, Logits
 from gpu_service.dispatch import Dispatcher
-from gpu_service.engine import Engine
 from gpu_service.expert_client import ExpertClient
+from gpu_service.kv_budget import KvBudget
 from gpu_service.model import Model
-from gpu_service.request import Request
+from gpu_service.request import Event, Failed, Finished, Request
+from gpu_service.request_ids import RequestIds
 from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.scheduler import Batch, Scheduler
+from gpu_service.scheduler import Scheduler
+from gpu_service.stepper import Stepper
 
 PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
 """Three lengths, none a multiple of another."""
@@ -38,42 +43,74 @@ def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     return model.eval()
 
 
-class RecordingEngine(Engine):
-    """An engine in this process whose experts are computed by a CPU expert service in another; it keeps all logits."""
+class RecordingEngine:
+    """An engine in this process, without its thread, on a CPU expert service in another; it keeps what it makes."""
 
-    def __init__(self, directory: Path, experts: str, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        experts: str,
+        dtype: torch.dtype = torch.float32,
+        max_slots: int = 4,
+        prefill_chunk: int = 32,
+        num_tokens: int | None = None,
+    ) -> None:
         self.client = ExpertClient(experts, dtype, timeout_seconds=60, max_message_bytes=2**26)
         checkpoint = Checkpoint.open(directory)
         self.client.connect(checkpoint.fingerprint)
         device = torch.device("cpu")
-        model = Model(checkpoint, Dispatcher(checkpoint, device, self.client), device, dtype, 4, 512)
-        super().__init__(model, Scheduler(max_slots=4, max_waiting=16, prefill_chunk=32), self._raise)
-        self._logits: dict[Request, list[torch.Tensor]] = {}
+        self.model = Model(checkpoint, Dispatcher(checkpoint, device, self.client), device, dtype, max_slots, 512)
+        length = self.model.max_context
+        self.budget = KvBudget(num_tokens or max_slots * length, 1, max_slots, length)
+        self.model.cache.set_capacity(self.budget.num_tokens)
+        self.scheduler = Scheduler(self.model.cache, self.budget, max_waiting=64, prefill_chunk=prefill_chunk)
+        self.stepper = _RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
+        self.events: dict[Request, list[Event]] = {}
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
         """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen by."""
-        requests = [self._request(prompt, num_tokens) for prompt in prompts]
-        self._logits = {request: [] for request in requests}
-        for request in requests:
-            self._add(request)
+        requests = [self.request(prompt, num_tokens) for prompt in prompts]
+        self.run(*requests)
+        logits = self.stepper.logits
+        return [(each.sequences[0].output, torch.stack(logits[each.sequences[0]])) for each in requests]
+
+    def run(self, *requests: Request) -> None:
+        """Computes requests, all at once, until they have ended."""
         with torch.inference_mode():
-            while self.step():
+            for request in requests:
+                self.stepper.add(request)
+            while self.stepper.step():
                 pass
-        return [(request.output, torch.stack(self._logits[request])) for request in requests]
+
+    def request(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Request:
+        """A request whose events are kept; greedy, unless more is said."""
+        events: list[Event] = []
+        request = Request(list(prompt), more.pop("sampling", SamplingParameters()), max_tokens, events.append, **more)
+        self.events[request] = events
+        return request
+
+    def finished(self, request: Request) -> list[Finished]:
+        """How a request's generations ended, by index."""
+        ends = [event for event in self.events[request] if isinstance(event, Finished | Failed)]
+        assert not any(isinstance(end, Failed) for end in ends), ends
+        return sorted((end for end in ends if isinstance(end, Finished)), key=lambda end: end.index)
 
     def close(self) -> None:
         """Ends the connection."""
         self.client.close()
 
-    def _choose(self, batch: Batch, logits: torch.Tensor) -> list[int]:
-        for request, row in zip(batch.requests, logits, strict=True):
-            self._logits[request].append(row.clone())
-        return super()._choose(batch, logits)
-
-    @staticmethod
-    def _request(prompt: Sequence[int], num_tokens: int) -> Request:
-        return Request(list(prompt), SamplingParameters(), num_tokens, frozenset(), frozenset(), lambda event: None)
-
     @staticmethod
     def _raise(error: Exception) -> None:
         raise error
+
+
+class _RecordingStepper(Stepper):
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.logits: dict[words.Sequence, list[torch.Tensor]] = defaultdict(list)
+
+    def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
+        if batch.logits is not Logits.NONE:
+            for sequence, row in zip(batch.sequences, logits[-len(batch.sequences) :], strict=True):
+                self.logits[sequence].append(row.clone())
+        super()._advance(batch, logits)

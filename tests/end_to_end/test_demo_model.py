@@ -8,6 +8,7 @@ import torch
 
 from client import Client
 from fiddler.checkpoint import Checkpoint
+from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.expert_client import ExpertClient
 from gpu_service.expert_slots import ExpertSlots
@@ -92,8 +93,7 @@ def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Ten
             for position in range(len(texts[0])):
                 running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows
                 token_ids = torch.tensor([[ids[position]] for ids in running])
-                step = model.forward(token_ids, torch.full_like(token_ids, position), 0, True)
-                assert step is not None
+                step = model.forward(token_ids, torch.full_like(token_ids, position), 0, Logits.LAST)
                 for row, values in enumerate(step):
                     logits[row].append(values)
             client.close()

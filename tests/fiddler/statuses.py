@@ -14,7 +14,7 @@ def details(error: Any) -> list[Message]:
     if status is None:
         return []
     assert (status.code, status.message) == (error.code().value[0], error.details())
-    known = (error_details_pb2.BadRequest, error_details_pb2.PreconditionFailure)
+    known = (error_details_pb2.BadRequest, error_details_pb2.PreconditionFailure, error_details_pb2.RetryInfo)
     unpacked: list[Message] = []
     for detail in status.details:
         (message,) = (kind() for kind in known if detail.Is(kind.DESCRIPTOR))
@@ -40,3 +40,11 @@ def mismatch(error: Any) -> tuple[str, str]:
     (violation,) = detail.violations
     assert violation.type == "MISMATCH"
     return violation.subject, violation.description
+
+
+def retry_seconds(error: Any) -> float:
+    """When to ask again, of a RESOURCE_EXHAUSTED."""
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    (detail,) = details(error)
+    assert isinstance(detail, error_details_pb2.RetryInfo)
+    return float(detail.retry_delay.ToTimedelta().total_seconds())

@@ -35,6 +35,27 @@ def test_an_address_is_taken_as_it_is(address: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("127.0.0.1:1", True),
+        ("127.1.2.3:65535", True),
+        ("localhost:1", True),
+        ("[::1]:1", True),
+        ("unix:/run/fiddler/experts.sock", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("[::1:2]:1", False),
+        ("127.0.0.1.example.com:1", False),
+        ("localhost.example.com:1", False),
+        ("10.0.0.1:1", False),
+        ("gpu:1", False),
+    ],
+)
+def test_only_what_this_host_alone_reaches_is_local(address: str, local: bool) -> None:
+    assert rpc.is_local(address) is local
+
+
+@pytest.mark.parametrize(
     ("address", "problem"),
     [
         ("", "'' is no address; expected HOST:PORT or unix:PATH"),
@@ -104,6 +125,7 @@ def test_nobody_is_not_serving(tmp_path: Path) -> None:
 
 INVALID = rpc.invalid_argument("sampling.top_p", "must be above 0 and at most 1, got 7")
 UNFIT = rpc.failed_precondition("dtype", "the caller expects DTYPE_FLOAT32, and we have DTYPE_BFLOAT16 → ☹")
+BUSY = rpc.busy("256 requests wait already", 1.25)
 BARE = rpc.StatusError(grpc.StatusCode.DEADLINE_EXCEEDED, "too late")
 
 
@@ -138,13 +160,15 @@ def _check(error: Any, expected: rpc.StatusError) -> None:
     if expected is INVALID:
         assert statuses.wrong_field(error) == ("sampling.top_p", "must be above 0 and at most 1, got 7")
         assert expected.message == "sampling.top_p: must be above 0 and at most 1, got 7"
+    elif expected is BUSY:
+        assert statuses.retry_seconds(error) == 1.25
     elif expected is UNFIT:
         assert statuses.mismatch(error) == ("dtype", expected.message)
     else:
         assert statuses.details(error) == []
 
 
-@pytest.mark.parametrize("error", [INVALID, UNFIT, BARE])
+@pytest.mark.parametrize("error", [INVALID, UNFIT, BUSY, BARE])
 def test_a_status_arrives_whole_from_a_synchronous_server(tmp_path: Path, error: rpc.StatusError) -> None:
     server, address = _server(), f"unix:{tmp_path}/experts.sock"
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(Refusing(error), server)
@@ -160,7 +184,7 @@ def test_a_status_arrives_whole_from_a_synchronous_server(tmp_path: Path, error:
         _check(caught.value, error)
 
 
-@pytest.mark.parametrize("error", [INVALID, UNFIT, BARE])
+@pytest.mark.parametrize("error", [INVALID, UNFIT, BUSY, BARE])
 async def test_a_status_arrives_whole_from_an_asynchronous_server(tmp_path: Path, error: rpc.StatusError) -> None:
     server, address = grpc.aio.server(), f"unix:{tmp_path}/experts.sock"
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(RefusingAsync(error), server)

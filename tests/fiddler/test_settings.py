@@ -13,6 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler.settings import ServiceSettings
+from gpu_service.limits import RequestLimits
 from gpu_service.settings import Settings as GpuSettings
 
 
@@ -165,6 +166,20 @@ def test_an_unknown_environment_variable_is_refused(
     assert all(environment_name(kind, setting) in message for setting in kind.model_fields)
 
 
+def test_a_secret_of_the_environment_is_no_setting(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIDDLER_GPU_TOKENS", "secret")
+    GpuSettings.load(["--model", "m"])
+    assert refused(GpuSettings, "--model", "m", "--tokens", "secret").startswith("unrecognized arguments")
+    monkeypatch.setenv("fiddler_gpu_tokens", "secret")  # which nothing would read
+    assert refused(GpuSettings, "--model", "m").startswith("environment variable fiddler_gpu_tokens is not a setting")
+
+
+def test_limits_of_a_request_are_settings() -> None:
+    flags = "--max-tokens-limit 1 --max-n 2 --max-beams 3 --max-stop-strings 4 --max-stop-bytes 5 --max-logprobs 6"
+    assert GpuSettings.load(["--model", "m", *flags.split()]).limits == RequestLimits(1, 2, 3, 4, 5, 6)
+    assert GpuSettings.load(["--model", "m"]).limits == RequestLimits()
+
+
 @any_settings
 @pytest.mark.parametrize("key", ["modle", "max-message-bytes", "config", "tool"])
 def test_an_unknown_key_of_the_file_is_refused(
@@ -206,6 +221,12 @@ def test_the_model_must_be_named(kind: type[ServiceSettings], refused: Refused) 
         (GpuSettings, "experts", "unix:", "names no socket"),
         (GpuSettings, "device", "tpu", "'auto', 'cpu' or 'cuda'"),
         (GpuSettings, "max_slots", "0", "greater than or equal to 1"),
+        (GpuSettings, "max_tokens_limit", "0", "greater than or equal to 1"),
+        (GpuSettings, "max_n", "0", "greater than or equal to 1"),
+        (GpuSettings, "max_beams", "0", "greater than or equal to 1"),
+        (GpuSettings, "max_stop_strings", "-1", "greater than or equal to 0"),
+        (GpuSettings, "max_stop_bytes", "0", "greater than or equal to 1"),
+        (GpuSettings, "max_logprobs", "-1", "greater than or equal to 0"),
         (GpuSettings, "expert_timeout_seconds", "0", "greater than 0"),
         (GpuSettings, "expert_timeout_seconds", "nan", "greater than 0"),
     ],

@@ -2,9 +2,9 @@ import asyncio
 import threading
 
 from gpu_service.event_queue import EventQueue, SlowReaderError
-from gpu_service.request import Event, Failed, Finished, FinishReason, Token
+from gpu_service.request import Best, Event, Failed, Finished, FinishReason, Token
 
-END = Finished(FinishReason.LENGTH, 1, 0, 0, 0)
+END = Finished(0, FinishReason.LENGTH, 1, 0, 0, 0)
 
 
 def _never() -> None:
@@ -23,12 +23,12 @@ async def test_events_of_another_thread_arrive_in_order() -> None:
 
     def write() -> None:
         for number in range(1000):
-            events.put(Token(number))
+            events.put(Token(0, number))
         events.put(END)
 
     thread = threading.Thread(target=write)
     thread.start()
-    assert await _read(events) == [*map(Token, range(1000)), END]
+    assert await _read(events) == [*(Token(0, number) for number in range(1000)), END]
     thread.join()
 
 
@@ -36,10 +36,10 @@ async def test_one_event_too_many_ends_the_queue() -> None:
     overflows: list[None] = []
     events = EventQueue(3, lambda: overflows.append(None))
     for number in range(5):
-        events.put(Token(number))
+        events.put(Token(0, number))
     events.put(END)
     *tokens, end = await _read(events)
-    assert tokens == [Token(0), Token(1), Token(2)]
+    assert tokens == [Token(0, 0), Token(0, 1), Token(0, 2)]
     assert isinstance(end, Failed)
     assert isinstance(end.error, SlowReaderError)
     assert overflows == [None]
@@ -47,6 +47,15 @@ async def test_one_event_too_many_ends_the_queue() -> None:
 
 async def test_the_end_always_fits() -> None:
     events = EventQueue(1, _never)
-    events.put(Token(0))
+    events.put(Token(0, 0))
     events.put(END)
-    assert await _read(events) == [Token(0), END]
+    assert await _read(events) == [Token(0, 0), END]
+
+
+async def test_a_better_beam_takes_the_place_of_one_that_waits() -> None:
+    events = EventQueue(2, _never)
+    events.put(Token(0, 0))
+    for number in range(100):
+        events.put(Best((number,), -1.0))
+    events.put(END)
+    assert await events.get() == [Token(0, 0), Best((99,), -1.0), END]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.expert_slots import ExpertSlots
 from gpu_service.in_process import InProcessExperts
@@ -101,8 +102,7 @@ def _greedy(
     with torch.inference_mode():
         for _ in range(NUM_TOKENS):
             new = torch.tensor([tokens[position:]])
-            logits = model.forward(new, torch.arange(position, len(tokens))[None], 0, True)
-            assert logits is not None
+            logits = model.forward(new, torch.arange(position, len(tokens))[None], 0, Logits.LAST)
             position = len(tokens)
             tokens.append(int(logits[0].argmax()))
             all_logits.append(logits[0].clone())

@@ -1,110 +1,223 @@
+from typing import Any
+
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from gpu_service import sampling
-from gpu_service.sampling import Sampler
+from gpu_service.request import TokenLogprobs
+from gpu_service.sampling import History, OccurrencePenalties, Sampler, sample, sample_with_logprobs
 from gpu_service.sampling_parameters import SamplingParameters, not_honoured
 from tests import checkpoints
 
-CPU = torch.device("cpu")
+PROMPT = [3, 4, 5, 4]
+END_IDS = {2, 17}
+NUM_TOKENS = 12
+NEUTRAL = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "min_p": None, "typical_p": 1.0}
 
 
-def _sampler(**parameters: float | None) -> Sampler:
-    return Sampler(SamplingParameters(**parameters), CPU)  # type: ignore[arg-type]
+def _sampler(index: int = 0, **parameters: Any) -> Sampler:
+    return Sampler(SamplingParameters(**parameters), index)
 
 
-def sample(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
-    """For samplers that do not look at the text so far."""
-    return sampling.sample(logits, samplers, [([], [])] * len(samplers))
+def _choose(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
+    """For samplers that have generated nothing yet, or do not look at it."""
+    return sample(logits, samplers, [[]] * len(samplers))
+
+
+class _OpenAIPenalties(LogitsProcessor):
+    """The formula of OpenAI's documentation, read word by word."""
+
+    def __init__(self, frequency: float, presence: float) -> None:
+        self.frequency, self.presence = frequency, presence
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
+        scores = scores.clone()
+        generated = input_ids[0, len(PROMPT) :].tolist()
+        for token in set(generated):
+            scores[0, token] -= generated.count(token) * self.frequency + self.presence
+        return scores  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    overrides: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return checkpoints.build("mixtral", **overrides, std=0.5, bos_token_id=None, eos_token_id=None)
+
+
+def _generate(model: Any, seed: int, **generation: Any) -> tuple[list[int], tuple[torch.Tensor, ...]]:
+    """What transformers draws, and the model's logits that it was drawn from."""
+    frequency, presence = generation.pop("frequency_penalty", 0.0), generation.pop("presence_penalty", 0.0)
+    custom = [_OpenAIPenalties(frequency, presence)] if frequency or presence else []
+    torch.manual_seed(seed)
+    output = model.generate(
+        torch.tensor([PROMPT]),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            max_new_tokens=NUM_TOKENS, output_logits=True, return_dict_in_generate=True, pad_token_id=0, **generation
+        ),
+        logits_processor=LogitsProcessorList(custom),
+    )
+    return output.sequences[0, len(PROMPT) :].tolist(), output.logits
+
+
+def _replay(sampler: Sampler, logits: tuple[torch.Tensor, ...]) -> list[int]:
+    """What the sampler makes of the same logits."""
+    output: list[int] = []
+    for step in logits:
+        output += sample(step.float(), [sampler], [output])
+    return output
+
+
+_PARAMETERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "temperature": st.floats(0.1, 3),
+        "top_k": st.integers(0, 400),
+        "top_p": st.floats(0.05, 1),
+        "min_p": st.floats(0, 0.5),
+        "typical_p": st.floats(0.05, 1),
+        "repetition_penalty": st.floats(0.5, 3),
+        "frequency_penalty": st.floats(-2, 2),
+        "presence_penalty": st.floats(-2, 2),
+        "logit_bias": st.dictionaries(
+            st.integers(0, checkpoints.VOCAB_SIZE - 1), st.floats(-100, 100), min_size=1, max_size=5
+        ),
+        "min_tokens": st.integers(1, NUM_TOKENS),
+    },
+)
+
+
+@settings(max_examples=60)
+@given(asked=_PARAMETERS, draws=st.booleans(), seed=st.integers(0, 2**40))
+def test_any_parameters_choose_what_generate_chooses(
+    model: PreTrainedModel, asked: dict[str, Any], draws: bool, seed: int
+) -> None:
+    """Step by step on transformers' own logits, so that only sampling is compared."""
+    theirs = NEUTRAL | {name: value for name, value in asked.items() if name not in ("logit_bias", "min_tokens")}
+    if "logit_bias" in asked:
+        theirs["sequence_bias"] = {(token,): bias for token, bias in asked["logit_bias"].items()}
+    if "min_tokens" in asked:
+        theirs["min_new_tokens"] = asked["min_tokens"]
+    expected, logits = _generate(model, seed, do_sample=draws, eos_token_id=sorted(END_IDS), **theirs)
+    ours = {"temperature": 1.0, "seed": seed} | {name: asked[name] for name in asked if name != "min_tokens"}
+    ours["logit_bias"] = tuple(asked.get("logit_bias", {}).items())
+    if not draws:
+        ours["temperature"] = 0.0
+    sampler = Sampler(SamplingParameters(**ours), 0, PROMPT, asked.get("min_tokens", 0), END_IDS)
+    assert _replay(sampler, logits) == expected
+
+
+def test_generation_i_is_seeded_with_seed_plus_i(model: PreTrainedModel) -> None:
+    drawn = []
+    for index in range(3):
+        expected, logits = _generate(model, 11 + index, do_sample=True, **NEUTRAL)
+        assert _replay(_sampler(index, temperature=1.0, seed=11), logits) == expected
+        drawn.append(expected)
+    assert len({tuple(tokens) for tokens in drawn}) == 3
 
 
 def test_temperature_0_takes_the_likeliest_and_the_first_of_equals() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 0.0]])
-    assert sample(logits, [_sampler(), _sampler()]) == [1, 0]
+    assert _choose(logits, [_sampler(), _sampler()]) == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("settings", "parameters"),
-    [
-        ({}, {}),
-        ({"temperature": 0.7}, {"temperature": 0.7}),
-        ({"top_k": 5}, {"top_k": 5}),
-        ({"top_p": 0.6}, {"top_p": 0.6}),
-        ({"temperature": 1.6, "top_k": 40, "top_p": 0.9}, {"temperature": 1.6, "top_k": 40, "top_p": 0.9}),
-        ({"min_p": 0.02}, {"min_p": 0.02}),
-        ({"repetition_penalty": 1.5}, {"repetition_penalty": 1.5}),
-    ],
-    ids=str,
-)
-def test_a_seed_draws_the_tokens_of_transformers(settings: dict[str, float], parameters: dict[str, float]) -> None:
-    """Step by step on transformers' own logits, so that only sampling is compared."""
-    model = AutoModelForCausalLM.from_config(checkpoints.build("mixtral", eos_token_id=None).config).eval()  # type: ignore[no-untyped-call]
-    prompt = torch.tensor([[3, 4, 5]])
-    torch.manual_seed(11)
-    output = model.generate(
-        prompt,
-        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=True, max_new_tokens=20, output_logits=True, return_dict_in_generate=True,
-            **{"top_k": 0, "top_p": 1.0, "temperature": 1.0} | settings,
-        ),
-    )  # fmt: skip
-    sampler = _sampler(**{"temperature": 1.0, "seed": 11} | parameters)
-    drawn: list[int] = []
-    for logits in output.logits:
-        drawn += sampling.sample(logits.float(), [sampler], [(prompt[0].tolist(), drawn)])
-    assert drawn == output.sequences[0, 3:].tolist()
-    assert len(set(drawn)) > 3
-
-
-@given(others=st.integers(0, 4), position=st.integers(0, 4))
-def test_who_else_is_in_the_batch_changes_nothing(others: int, position: int) -> None:
-    logits = torch.randn(20, 50, generator=torch.Generator().manual_seed(3))
-    alone = _sampler(temperature=1.0, seed=5)
-    expected = [sample(row[None], [alone])[0] for row in logits]
-    sampler = _sampler(temperature=1.0, seed=5)
-    neighbours = [_sampler(temperature=2.0, seed=seed) for seed in range(others)]
+@settings(max_examples=30)
+@given(data=st.data(), others=st.integers(0, 4), position=st.integers(0, 4))
+def test_who_else_is_in_the_batch_changes_nothing(data: st.DataObject, others: int, position: int) -> None:
+    """Others that are warped alike, with which it shares what is computed, or in another way."""
+    logits = torch.randn(12, 50, generator=torch.Generator().manual_seed(3))
+    warped: list[dict[str, Any]] = [
+        {},
+        {"top_p": 0.7},
+        {"top_k": 9, "min_p": 0.05},
+        {"typical_p": 0.6},
+        {"temperature": 0.0},
+    ]
+    mine = data.draw(st.sampled_from(warped))
+    alone = _sampler(**{"temperature": 1.0, "seed": 5, **mine})
+    expected = [_choose(row[None], [alone])[0] for row in logits]
+    sampler = _sampler(**{"temperature": 1.0, "seed": 5, **mine})
+    neighbours = [
+        _sampler(**{"temperature": 1.0, "seed": seed, **data.draw(st.sampled_from(warped))}) for seed in range(others)
+    ]
     samplers = [*neighbours[:position], sampler, *neighbours[position:]]
     where = samplers.index(sampler)
     drawn = []
     for row in logits:
         batch = torch.randn(len(samplers), 50)
         batch[where] = row
-        drawn.append(sample(batch, samplers)[where])
+        drawn.append(_choose(batch, samplers)[where])
     assert drawn == expected
 
 
 def test_a_greedy_choice_is_penalised_for_repetition() -> None:
     logits = torch.tensor([[3.0, 2.5, -1.0]])
-    sampler = _sampler(repetition_penalty=1.5)
-    assert sampling.sample(logits, [sampler], [([0], [])]) == [1]
-    assert sampling.sample(logits, [sampler], [([2], [2])]) == [0]
+    parameters = SamplingParameters(repetition_penalty=1.5)
+    assert sample(logits, [Sampler(parameters, prompt=[0])], [[]]) == [1]
+    assert sample(logits, [Sampler(parameters, prompt=[2])], [[2]]) == [0]
+
+
+def test_occurrences_are_counted_in_what_was_generated() -> None:
+    penalties = OccurrencePenalties(0.5, 0.25, prompt_length=2)
+    scores = penalties(torch.tensor([[0, 1, 1, 2, 1]]), torch.zeros(1, 4))
+    assert scores.tolist() == [[0.0, -1.25, -0.75, 0.0]]
+
+
+def test_once_min_tokens_are_made_a_greedy_choice_is_plain_again() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    sampler = Sampler(SamplingParameters(), 0, [1], min_tokens=2, end_ids={2})
+    assert not sampler.is_plain
+    output: list[int] = []
+    for _ in range(4):
+        output += sample(logits, [sampler], [output])
+    assert output == [1, 1, 2, 2]
+    assert sampler.is_plain
+
+
+@given(sizes=st.lists(st.integers(0, 300), max_size=6))
+def test_a_history_is_the_prompt_and_the_output_however_it_grows(sizes: list[int]) -> None:
+    history, output = History(PROMPT, torch.device("cpu")), list[int]()
+    for size in sizes:
+        output += range(len(output), len(output) + size)
+        assert history.read(output).tolist() == [[*PROMPT, *output]]
+
+
+def test_log_probabilities_are_told_of_rows_that_want_them() -> None:
+    logits = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [5.0, 0.0, 1.0]])
+    samplers = [_sampler(), _sampler(logit_bias=((1, 9.0),)), _sampler()]
+    expected = torch.log_softmax(logits, -1).tolist()
+    none, biased, greedy = sample_with_logprobs(logits, samplers, [[]] * 3, [None, 2, 0])
+    assert none == TokenLogprobs(2, None)
+    assert biased == TokenLogprobs(1, expected[1][1], ((0, expected[1][0]), (2, expected[1][2])))
+    assert greedy == TokenLogprobs(0, expected[2][0])
 
 
 def test_what_is_not_honoured_is_known() -> None:
-    plain = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, repetition_penalty=1.1)  # type: ignore[no-untyped-call]
+    plain = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, typical_p=0.5, repetition_penalty=1.1)  # type: ignore[no-untyped-call]
     assert not_honoured(plain) == []
-    assert not_honoured(GenerationConfig(no_repeat_ngram_size=3, typical_p=0.5)) == [  # type: ignore[no-untyped-call]
-        "typical_p",
+    assert not_honoured(GenerationConfig(no_repeat_ngram_size=3, eta_cutoff=0.5)) == [  # type: ignore[no-untyped-call]
+        "eta_cutoff",
         "no_repeat_ngram_size",
     ]
 
 
 def test_without_a_seed_two_requests_differ() -> None:
     logits = torch.zeros(1, 1000)
-    assert sample(logits, [_sampler(temperature=1.0)]) != sample(logits, [_sampler(temperature=1.0)])
+    assert _choose(logits, [_sampler(temperature=1.0)]) != _choose(logits, [_sampler(temperature=1.0)])
 
 
 @pytest.mark.parametrize(
-    ("config", "given_parameters", "expected"),
+    ("config", "asked", "expected"),
     [
         ({"do_sample": False, "temperature": 0.5}, {}, SamplingParameters(0.0, 0, 1.0)),
         ({"do_sample": True}, {}, SamplingParameters(1.0, 50, 1.0)),
         ({"do_sample": True, "top_k": 0}, {}, SamplingParameters(1.0, 0, 1.0)),
         ({"do_sample": True, "min_p": 0.1}, {}, SamplingParameters(1.0, 50, 1.0, min_p=0.1)),
+        ({"do_sample": True, "typical_p": 0.4}, {}, SamplingParameters(1.0, 50, 1.0, typical_p=0.4)),
+        ({"do_sample": True, "typical_p": 0.4}, {"typical_p": 1.0}, SamplingParameters(1.0, 50)),
         ({"repetition_penalty": 1.2}, {}, SamplingParameters(repetition_penalty=1.2)),
+        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.0}, SamplingParameters()),
         (
             {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
             {},
@@ -113,11 +226,11 @@ def test_without_a_seed_two_requests_differ() -> None:
         ({"do_sample": True, "temperature": 0.6, "top_k": 20}, {"temperature": 0.0}, SamplingParameters(0.0, 20, 1.0)),
         ({"do_sample": True, "top_k": 20}, {"top_k": 0, "top_p": 0.5}, SamplingParameters(1.0, 0, 0.5)),
         ({"do_sample": False, "top_k": 20}, {"temperature": 0.9}, SamplingParameters(0.9, 0, 1.0)),
+        ({}, {"frequency_penalty": 0.5, "seed": 3}, SamplingParameters(frequency_penalty=0.5, seed=3)),
     ],
-)
+)  # fmt: skip
 def test_what_is_unset_follows_the_generation_config(
-    config: dict[str, float], given_parameters: dict[str, float], expected: SamplingParameters
+    config: dict[str, float], asked: dict[str, float], expected: SamplingParameters
 ) -> None:
-    unset = {"temperature": None, "top_k": None, "top_p": None, "seed": None}
     defaults = GenerationConfig(**{"top_k": None, "top_p": None, "temperature": None} | config)  # type: ignore[no-untyped-call]
-    assert SamplingParameters.resolve(defaults, **unset | given_parameters) == expected  # type: ignore[arg-type]
+    assert SamplingParameters.resolve(defaults, asked) == expected

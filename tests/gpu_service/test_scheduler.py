@@ -1,121 +1,283 @@
+import itertools
+import random
 import subprocess
 import sys
-from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_service import row_table
+from gpu_service.batch import Batch, Logits
+from gpu_service.kv_budget import NeverFitsError
 from gpu_service.request import Request
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.scheduler import Batch, QueueFullError, Scheduler
+from gpu_service.scheduler import QueueFullError, Scheduler
+from tests.gpu_service.model_of_cache import NAN, ModelOfCache, budget_of, request_of, text_of
+
+_tokens = itertools.count(1000)
 
 
-def _request(prompt_tokens: int = 3) -> Request:
-    return Request(list(range(prompt_tokens)), SamplingParameters(), 8, frozenset(), frozenset(), lambda event: None)
+class _Run:
+    """A scheduler and what a cache would hold by it; every token that is made is a new one."""
+
+    def __init__(
+        self,
+        max_rows: int = 4,
+        max_length: int = 64,
+        num_tokens: int | None = None,
+        max_waiting: int = 8,
+        chunk: int = 4,
+    ) -> None:
+        budget = budget_of(max_rows, max_length, num_tokens)
+        self.cache = ModelOfCache(budget)
+        self.scheduler = Scheduler(self.cache, budget, max_waiting, chunk, logprobs_chunk=3)
+
+    def add(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.add(request)
+
+    def step(self, poison: Request | None = None) -> Batch:
+        """Computes the next batch; those that have made all their tokens end."""
+        batch = self.scheduler.next_batch()
+        assert batch is not None
+        self.cache.compute(batch, poison)
+        self.scheduler.commit(batch)
+        if batch.ends_prompt or not batch.is_prompt:
+            for sequence in batch.sequences[0].request.sequences if batch.is_prompt else batch.sequences:
+                sequence.output.append(next(_tokens))
+                if len(sequence.output) >= sequence.request.max_tokens:
+                    self.scheduler.finish(sequence)
+        return batch
+
+    def order(self, num_steps: int) -> list[list[Request]]:
+        """Whose batches come next."""
+        return [self.step().requests for _ in range(num_steps)]
 
 
-def _run(scheduler: Scheduler, token: int = 100) -> Batch:
-    batch = scheduler.next_batch()
-    assert batch is not None
-    scheduler.commit(batch, [token] * len(batch.requests) if batch.samples else [])
-    return batch
+def _prompt(num_tokens: int, first: int = 0) -> list[int]:
+    return list(range(first, first + num_tokens))
 
 
 def test_nothing_to_do() -> None:
-    assert Scheduler(2, 2, 8).next_batch() is None
+    assert _Run().scheduler.next_batch() is None
 
 
-def test_a_prompt_is_computed_in_chunks_and_the_last_one_samples() -> None:
-    scheduler = Scheduler(2, 2, prefill_chunk=4)
-    request = _request(10)
-    scheduler.add(request)
-    batches = [_run(scheduler) for _ in range(3)]
-    assert [batch.positions for batch in batches] == [[[0, 1, 2, 3]], [[4, 5, 6, 7]], [[8, 9]]]
-    assert [batch.samples for batch in batches] == [False, False, True]
-    assert request.output == [100]
-    decode = _run(scheduler)
-    assert (decode.token_ids, decode.positions) == ([[100]], [[10]])
+def test_a_prompt_is_computed_in_chunks_and_the_last_one_says_the_next_token() -> None:
+    run, request = _Run(chunk=4), request_of(_prompt(10))
+    run.add(request)
+    batches = [run.step() for _ in range(3)]
+    assert [(batch.start, len(batch.token_ids[0])) for batch in batches] == [([0], 4), ([4], 4), ([8], 2)]
+    assert [batch.logits for batch in batches] == [Logits.NONE, Logits.NONE, Logits.LAST]
+    assert [batch.ends_prompt for batch in batches] == [False, False, True]
+    decode = run.step()
+    assert (decode.token_ids, decode.start, decode.logits) == ([[request.sequences[0].output[0]]], [10], Logits.LAST)
+
+
+def test_a_prompt_whose_log_probabilities_are_wanted_comes_in_chunks_of_its_own_with_all_logits() -> None:
+    run = _Run(chunk=4)
+    run.add(request_of(_prompt(5), prompt_logprobs=0))
+    assert [(len(batch.token_ids[0]), batch.logits) for batch in (run.step(), run.step())] == [
+        (3, Logits.ALL),
+        (2, Logits.ALL),
+    ]
 
 
 def test_others_decode_between_the_chunks_of_a_long_prompt() -> None:
-    scheduler = Scheduler(2, 2, prefill_chunk=2)
-    first, second = _request(1), _request(6)
-    scheduler.add(first)
-    _run(scheduler)
-    scheduler.add(second)
-    order = [_run(scheduler).requests for _ in range(6)]
-    assert order == [(first,), (second,), (first,), (second,), (first,), (second,)]
+    run, first, second = _Run(chunk=2), request_of([1]), request_of(_prompt(6))
+    run.add(first)
+    run.step()
+    run.add(second)
+    assert run.order(6) == [[first], [second], [first], [second], [first], [second]]
 
 
-def test_requests_start_in_the_order_they_came_and_never_more_than_there_are_slots() -> None:
-    scheduler = Scheduler(max_slots=2, max_waiting=8, prefill_chunk=8)
-    requests = [_request() for _ in range(4)]
-    for request in requests:
-        scheduler.add(request)
-    for _ in range(8):
-        assert scheduler.num_running <= 2
-        _run(scheduler)
-    assert (scheduler.num_running, scheduler.num_waiting) == (2, 2)
-    assert _run(scheduler).requests == tuple(requests[:2])
-    scheduler.remove(requests[0])
-    assert _run(scheduler).requests == (requests[2],)
+def test_a_short_prompt_that_comes_during_a_long_one_waits_for_no_more_than_a_chunk() -> None:
+    run, long, short = _Run(chunk=2), request_of(_prompt(20)), request_of(_prompt(2, first=50))
+    run.add(long)
+    run.step()
+    run.add(short)
+    assert run.step().requests == [short]
+    assert len(short.sequences[0].output) == 1
 
 
-def test_a_full_queue_refuses() -> None:
-    scheduler = Scheduler(max_slots=1, max_waiting=1, prefill_chunk=8)
-    scheduler.add(_request())
-    scheduler.add(_request())
+def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
+    run, long = _Run(max_rows=64, chunk=2), request_of(_prompt(8), max_tokens=1)
+    run.add(long)
+    run.step()
+    for _ in range(6):
+        run.add(request_of(_prompt(2, first=50), max_tokens=1))
+        run.step()
+    assert long.sequences[0].is_finished
+
+
+def test_requests_start_by_priority_and_then_in_the_order_they_came_and_never_more_than_fit() -> None:
+    run = _Run(max_rows=2, max_waiting=8)
+    requests = [request_of([9, number], max_tokens=2, priority=number // 3) for number in range(5)]
+    started: list[Request] = []
+    run.add(*requests)
+    while (batch := run.step()) and run.scheduler.num_running:
+        assert run.scheduler.num_running <= 2
+        started += [request for request in batch.requests if request not in started]
+    # the first was admitted at once
+    assert started == [requests[each] for each in (0, 1, 3, 4, 2)]
+
+
+def test_a_request_takes_a_row_for_each_of_its_generations_or_beams() -> None:
+    run = _Run(max_rows=4)
+    wide, beams, narrow = request_of([1, 2], rows=3), request_of([3, 4], beams=2), request_of([5])
+    run.add(wide, beams, narrow)
+    assert (run.scheduler.used_slots, run.scheduler.num_running, run.scheduler.num_waiting) == (3, 1, 2)
+    assert run.step().sequences == (wide.sequences[0],)
+    assert run.step().sequences == tuple(wide.sequences)
+    for sequence in wide.sequences[:2]:
+        run.scheduler.finish(sequence)
+    assert (run.scheduler.used_slots, run.scheduler.num_running) == (4, 3)
+
+
+def test_a_large_request_is_not_overtaken_by_small_ones_that_came_later() -> None:
+    run = _Run(max_rows=2)
+    running, large, small = request_of([1], max_tokens=3), request_of([2], rows=2), request_of([3])
+    run.add(running, large, small)
+    assert run.order(3) == [[running]] * 3
+    assert run.step().requests == [large]
+    assert run.scheduler.num_waiting == 1
+
+
+def test_those_behind_a_large_request_start_when_it_is_given_up() -> None:
+    run = _Run(max_rows=2)
+    large, small = request_of([2], rows=2), request_of([3])
+    run.add(request_of([1]), large, small)
+    run.scheduler.remove(large)
+    assert (run.scheduler.num_running, run.scheduler.num_waiting) == (2, 0)
+
+
+def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None:
+    run, prompt = _Run(chunk=64), _prompt(row_table.MIN_SHARED_TOKENS + 4)
+    shared = [request_of(prompt, max_tokens=1, **more) for more in ({}, {}, {"prompt_logprobs": 1})]
+    run.add(*shared)
+    while run.scheduler.num_running:
+        run.step()
+    assert [request.cached_prompt_tokens for request in shared] == [0, len(prompt) - 1, 0]
+
+
+def test_a_full_queue_refuses_and_what_fits_does_not_wait() -> None:
+    run = _Run(max_rows=1, max_waiting=0)
+    run.add(request_of([1]))
     with pytest.raises(QueueFullError):
-        scheduler.add(_request())
+        run.add(request_of([2]))
+    assert run.scheduler.num_waiting == 0
+
+
+def test_what_can_never_fit_is_refused() -> None:
+    run = _Run(max_rows=2, max_length=64, num_tokens=100)
+    with pytest.raises(NeverFitsError):
+        run.add(request_of([1], rows=2, max_tokens=60))
 
 
 def test_removing_twice_or_a_stranger_does_nothing() -> None:
-    scheduler = Scheduler(1, 1, 8)
-    request = _request()
-    scheduler.add(request)
-    assert scheduler.remove(request) == []
-    assert scheduler.remove(request) == []
-    assert scheduler.remove(_request()) == []
+    run, request, waiting = _Run(max_rows=1), request_of([1]), request_of([2])
+    run.add(request, waiting)
+    for each in (waiting, request, request, request_of([3])):
+        run.scheduler.remove(each)
+    assert (run.scheduler.used_slots, run.scheduler.used_kv_bytes, run.scheduler.num_waiting) == (0, 0, 0)
+    assert run.scheduler.next_batch() is None
 
 
-class _Rows:
-    """What a cache would hold: for each row, whose token is at each position."""
+@pytest.mark.parametrize("is_decoding", [False, True])
+def test_a_spoiled_row_is_made_zeros(is_decoding: bool) -> None:
+    run, request, other = _Run(), request_of(_prompt(6), rows=2), request_of(_prompt(3, first=40))
+    run.add(other, request)
+    for _ in range(8 if is_decoding else 3):
+        run.step(poison=None if is_decoding else request)
+    if is_decoding:
+        batch = run.scheduler.next_batch()
+        assert batch is not None
+        run.cache.compute(batch, poison=request)
+    assert any(NAN in row for row in run.cache.cells)
+    run.scheduler.remove(request, spoiled=True)
+    assert not any(NAN in row for row in run.cache.cells)
+    run.step()  # the other one's row is as it was
 
-    def __init__(self, slots: int) -> None:
-        self.rows: list[list[tuple[int, int]]] = [[] for _ in range(slots)]
 
-    def compute(self, batch: Batch) -> None:
-        for row, (request, positions) in enumerate(zip(batch.requests, batch.positions, strict=True), batch.first_row):
-            for position in positions:
-                self.rows[row][position:] = [(request.number, position)]
-
-    def check(self, batch: Batch) -> None:
-        for row, request in enumerate(batch.requests, batch.first_row):
-            assert self.rows[row] == [(request.number, position) for position in range(request.num_computed)]
+def test_a_prompt_that_is_given_up_leaves_zeros() -> None:
+    """Nobody has looked at what it has computed."""
+    run, request = _Run(), request_of(_prompt(12))
+    run.add(request)
+    run.step(poison=request)
+    run.scheduler.remove(request)
+    assert not any(NAN in row for row in run.cache.cells)
 
 
-@given(
-    actions=st.lists(st.one_of(st.integers(1, 9), st.sampled_from(["step", "step", "remove"])), max_size=60),
-    choices=st.randoms(use_true_random=False),
-    slots=st.integers(1, 4),
-)
-def test_every_row_holds_its_own_request_whatever_comes_and_goes(
-    actions: list[int | str], choices: "st.DataObject", slots: int
+@settings(deadline=None, max_examples=150)
+@given(data=st.data(), max_rows=st.integers(1, 6), seed=st.integers(0, 2**32), share=st.floats(0.3, 1))
+def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
+    data: st.DataObject, max_rows: int, seed: int, share: float, monkeypatch_min_shared: None
 ) -> None:
-    scheduler = Scheduler(slots, 100, prefill_chunk=4)
-    cache = _Rows(slots)
-    pick: Callable[[list[Request]], Request] = choices.choice  # type: ignore[attr-defined]
-    for action in actions:
-        if isinstance(action, int):
-            scheduler.add(_request(action))
-        elif action == "remove" and scheduler.requests:
-            for move in scheduler.remove(pick(scheduler.requests)):
-                cache.rows[move.target] = cache.rows[move.source][: move.length]
-        elif batch := scheduler.next_batch():
-            cache.compute(batch)
-            scheduler.commit(batch, [7] * len(batch.requests) if batch.samples else [])
-            cache.check(batch)
+    chance = random.Random(seed)
+    max_length = 24
+    run = _Run(max_rows, max_length, max(2, int(max_rows * max_length * share)), max_waiting=50)
+    requests: list[Request] = []
+    for action in data.draw(
+        st.lists(st.sampled_from(["add", "add", "step", "step", "step", "end", "fork"]), max_size=60)
+    ):
+        _act(run, requests, action, chance)
+        _check(run)
+    for _ in range(sum(request.max_length + 2 for request in requests)):
+        if run.scheduler.num_running + run.scheduler.num_waiting:
+            run.step()
+            _check(run)
+    assert all(sequence.is_finished for request in requests for sequence in request.sequences)
+    assert (run.scheduler.num_waiting, run.scheduler.used_slots) == (0, 0)
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_min_shared() -> "st.SearchStrategy[None]":
+    """Short beginnings are shared, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_table, "MIN_SHARED_TOKENS", 2)
+        yield
+
+
+def _act(run: _Run, requests: list[Request], action: str, chance: random.Random) -> None:
+    scheduler = run.scheduler
+    alive = [request for request in requests if not all(each.is_finished for each in request.sequences)]
+    if action == "add":
+        prompt = _prompt(chance.randint(1, 9), first=chance.choice([0, 0, 100]))
+        rows, beams = chance.choice([(1, 0), (1, 0), (3, 0), (1, 2), (1, 4)])
+        request = request_of(prompt, chance.randint(1, 9), rows, beams, priority=chance.choice([0, 0, 1]))
+        try:
+            scheduler.add(request)
+            requests.append(request)
+        except NeverFitsError:
+            assert scheduler.budget.shape(request.num_rows, request.max_length) is None
+    elif action == "end" and alive:
+        request = chance.choice(alive)
+        decoding = [each for each in request.sequences if each.output and not each.is_finished]
+        if decoding and request.beam is None and chance.random() < 0.5:
+            scheduler.finish(chance.choice(decoding))
+        else:
+            scheduler.remove(request, spoiled=chance.random() < 0.3)
+            for sequence in request.sequences:
+                sequence.is_finished = True
+    elif action == "fork":
+        beams = [request for request in alive if request.beam and request.sequences[-1].output]
+        if beams:
+            source, target = chance.sample(chance.choice(beams).sequences, 2)
+            pairs = zip(text_of(source), text_of(target), strict=True)
+            start = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
+            scheduler.fork(source, target, start)
+            target.output[:-1] = source.output[:-1]
+    elif scheduler.num_running + scheduler.num_waiting:
+        run.step()
+
+
+def _check(run: _Run) -> None:
+    scheduler, budget = run.scheduler, run.cache.budget
+    assert scheduler.used_slots <= budget.max_rows
+    assert scheduler.used_kv_bytes <= budget.num_bytes
+    decoding = scheduler._rows.decoding()
+    assert [sequence.row for sequence in decoding] == list(range(len(decoding)))
+    for sequence in decoding:
+        run.cache.check(sequence)
 
 
 def test_the_scheduler_needs_no_torch() -> None:

@@ -1,13 +1,15 @@
 import asyncio
 from pathlib import Path
 
+from gpu_service.access import Access
 from gpu_service.engine import EngineStoppedError
 from gpu_service.server import Server
 from gpu_service.settings import Settings
 
 
 async def test_an_engine_that_failed_ends_the_service_whatever_is_under_way(tiny: Path) -> None:
-    server = Server(Settings(model=tiny, device="cpu", metrics_port=0))
+    settings = Settings(model=tiny, device="cpu", metrics_port=0)
+    server = Server(settings, Access.read(settings))
     error = EngineStoppedError("a fault on the device")
     for _ in range(2):
         server._step_failed(error)

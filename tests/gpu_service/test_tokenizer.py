@@ -1,87 +1,71 @@
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer as RawTokenizer
-from tokenizers import decoders, models, normalizers
-from transformers import PreTrainedTokenizerFast
 
-from gpu_service.tokenizer import Detokenizer, Tokenizer
-from tests import checkpoints
+from gpu_service.tokenizer import ChatTemplateError, Tokenizer
+from tests.pairs import DEMO
 
-DEMO = Path(__file__).parents[2] / "models" / "demo"
-
-
-def _byte_level(directory: Path) -> Tokenizer:
-    checkpoints.write_tokenizer(directory)
-    return Tokenizer(directory)
-
-
-def _byte_fallback(directory: Path) -> Tokenizer:
-    """Laid out like a converted sentencepiece model: words with a leading space, bytes for what has no token."""
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "▁the", "a", "b", "é", "the"]
-    vocabulary = {word: number for number, word in enumerate([*words, "t", "h", "e", "th"])}
-    merges = [("t", "h"), ("th", "e"), ("▁", "the")]
-    raw = RawTokenizer(models.BPE(vocabulary, merges, byte_fallback=True))
-    raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    raw.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")  # type: ignore[no-untyped-call]
-    fast.save_pretrained(directory)
-    return Tokenizer(directory)
-
-
-@pytest.fixture(
-    scope="module",
-    params=[_byte_level, _byte_fallback, lambda _: Tokenizer(DEMO)],
-    ids=["byte level", "byte fallback", "demo"],
+_TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'nobody' %}{{ raise_exception('nobody may not speak') }}"
+    "{% endif %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-def tokenizer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    make: Callable[[Path], Tokenizer] = request.param
-    return make(tmp_path_factory.mktemp("tokenizer"))
 
 
-def _stream(tokenizer: Tokenizer, token_ids: list[int], sizes: list[int]) -> list[str]:
-    """The pieces of text, for tokens that come in groups of these sizes and then one by one."""
-    detokenizer = Detokenizer(tokenizer)
-    pieces, position = [], 0
-    while position < len(token_ids):
-        size = sizes.pop() if sizes else 1
-        pieces.append(detokenizer.add(token_ids[position : position + size]))
-        position += size
-    return [*pieces, detokenizer.finish()]
+def _with_template(directory: Path, template: str) -> Tokenizer:
+    shutil.copytree(DEMO, directory, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.safetensors"))
+    (directory / "chat_template.jinja").write_text(template)
+    return Tokenizer(directory)
 
 
-@given(token_ids=st.lists(st.integers(0, 264), max_size=40), sizes=st.lists(st.integers(0, 5), max_size=10))
-def test_pieces_of_any_tokens_join_to_what_they_decode_to(
-    tokenizer: Tokenizer, token_ids: list[int], sizes: list[int]
-) -> None:
-    assert "".join(_stream(tokenizer, token_ids, sizes)) == tokenizer.decode(token_ids)
+@given(text=st.text(alphabet="abté 🙂", max_size=30))
+def test_the_bytes_of_a_texts_tokens_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
+    """But for the space that sentencepiece puts before a text."""
+    spelt = [tokenizer.token_bytes(token_id) for token_id in tokenizer.encode(text, add_special_tokens=False)]
+    assert b"".join(each or b"" for each in spelt).decode() in (text, f" {text}")
 
 
-@given(text=st.text(max_size=20))
-def test_no_piece_splits_a_character(tokenizer: Tokenizer, text: str) -> None:
-    token_ids = tokenizer.encode(text)
-    pieces = _stream(tokenizer, token_ids, [])
-    assert "".join(pieces) == tokenizer.decode(token_ids)
-    if "\ufffd" not in text:
-        assert all("\ufffd" not in piece for piece in pieces)
+def test_a_token_keeps_its_leading_space_and_a_part_of_a_character_is_replaced(tokenizer: Tokenizer) -> None:
+    the = tokenizer.encode("a the", add_special_tokens=False)
+    assert "".join(tokenizer.token_text(token_id) for token_id in the).strip() == "a the"
+    assert tokenizer.token_text(tokenizer.encode("🙂")[-1]) == "\ufffd"
 
 
-def test_an_emoji_comes_whole_and_words_come_at_once(tokenizer: Tokenizer) -> None:
-    detokenizer = Detokenizer(tokenizer)
-    emoji = tokenizer.encode("🙂")
-    words = tokenizer.encode(" the")
-    pieces = [detokenizer.add([token]) for token in [*words, *emoji, *words]]
-    assert "🙂" in "".join([*pieces, detokenizer.finish()])
-    assert pieces[len(words) - 1].strip()
+def test_a_token_that_the_tokenizer_does_not_know_has_no_bytes(tokenizer: Tokenizer) -> None:
+    assert tokenizer.token_bytes(100_000) is None
+    assert tokenizer.token_text(100_000) == ""
 
 
-def test_special_tokens_are_no_text(tokenizer: Tokenizer) -> None:
-    assert "".join(_stream(tokenizer, [1, *tokenizer.encode("a"), 2], [])).strip() == "a"
+def test_special_tokens_are_left_out_on_demand(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a")
+    plain = tokenizer.encode("a", add_special_tokens=False)
+    assert tokenizer.decode([1, *plain], skip_special_tokens=True) == tokenizer.decode(plain)
+    assert "<s>" in tokenizer.decode([1, *plain], skip_special_tokens=False)
+    assert ids[-len(plain) :] == plain
+
+
+def test_messages_are_rendered_and_the_answer_is_next(tmp_path: Path) -> None:
+    tokenizer = _with_template(tmp_path, _TEMPLATE)
+    assert tokenizer.has_chat_template
+    assert tokenizer.render([("system", "be kind"), ("user", "hello")]) == ("<system>be kind\n<user>hello\n<assistant>")
+
+
+def test_what_a_template_refuses_is_told_in_its_words(tmp_path: Path) -> None:
+    with pytest.raises(ChatTemplateError, match="nobody may not speak"):
+        _with_template(tmp_path, _TEMPLATE).render([("nobody", "hello")])
+
+
+@pytest.mark.parametrize("template", ["{{ messages[99].content }}", "{{ 1 / 0 }}", "{% if %}"])
+def test_a_template_that_breaks_is_told_as_well(tmp_path: Path, template: str) -> None:
+    with pytest.raises(ChatTemplateError):
+        _with_template(tmp_path, template).render([("user", "hello")])
+
+
+def test_a_model_may_have_no_template(tokenizer: Tokenizer) -> None:
+    assert not tokenizer.has_chat_template
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:

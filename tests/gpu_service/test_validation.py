@@ -1,3 +1,4 @@
+import re
 from typing import Any, cast
 
 import grpc
@@ -5,10 +6,24 @@ import pytest
 from transformers import GenerationConfig
 
 from fiddler import rpc
-from fiddler.v1.generation_pb2 import GenerateRequest, SamplingParameters, TokenIds
+from fiddler.v1.generation_pb2 import (
+    BEAM_STOP_EARLY,
+    BEAM_STOP_NEVER,
+    BeamSearch,
+    Chat,
+    ChatMessage,
+    GenerateRequest,
+    SamplingParameters,
+    TokenIds,
+)
 from gpu_service import sampling_parameters
-from gpu_service.request import Request
+from gpu_service.limits import RequestLimits
+from gpu_service.request import BeamParameters, Request
+from gpu_service.sampling_validation import check_defaults
+from gpu_service.tokenizer import ChatTemplateError
 from gpu_service.validation import parse_request
+
+LIMITS = RequestLimits(max_n=4, max_beams=6, max_stop_strings=3, max_stop_bytes=8, max_logprobs=5)
 
 
 class _Model:
@@ -18,23 +33,68 @@ class _Model:
     generation_config = GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
 
 
+class _SamplingModel(_Model):
+    generation_config = GenerationConfig(do_sample=True, temperature=0.8, top_p=0.9, min_p=0.1)  # type: ignore[no-untyped-call]
+
+
 class _Tokenizer:
     """One token for each character, none for a space, and one for ~ that the model does not know."""
 
     longest_token = 2
+    has_chat_template = True
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [99 if character == "~" else ord(character) % 50 for character in text if character != " "]
 
+    def render(self, messages: list[tuple[str, str]]) -> str:
+        if messages[0][0] == "nobody":
+            raise ChatTemplateError("nobody may not speak")
+        return "".join(f"{role[0]}{content}" for role, content in messages)
 
-def _parse(**fields: Any) -> Request:
-    return parse_request(
-        GenerateRequest(**fields), cast("Any", _Model()), cast("Any", _Tokenizer()), lambda event: None
-    )
+
+class _PlainTokenizer(_Tokenizer):
+    has_chat_template = False
+
+
+def _parse(model: Any = _Model, tokenizer: Any = _Tokenizer, limits: RequestLimits = LIMITS, **fields: Any) -> Request:
+    return parse_request(GenerateRequest(**fields), model(), tokenizer(), limits, lambda event: None)
 
 
 def _ids(*ids: int) -> TokenIds:
     return TokenIds(ids=ids)
+
+
+def _chat(*messages: tuple[str, str]) -> Chat:
+    return Chat(messages=[ChatMessage(role=role, content=content) for role, content in messages])
+
+
+def _beams(num_beams: int = 2, **fields: Any) -> BeamSearch:
+    return BeamSearch(num_beams=num_beams, **fields)
+
+
+NAN, INFINITY = float("nan"), float("inf")
+_SAMPLING = [
+    ("temperature", -0.5, "got -0.5"),
+    ("temperature", 1e-9, "got 1e-09"),
+    ("temperature", NAN, "got nan"),
+    ("temperature", INFINITY, "got inf"),
+    ("temperature", 2e6, "must be 0, or 0.001 to 1000000, got 2e+06"),
+    ("top_k", -3, "must be 0 or above, got -3"),
+    ("top_p", 7, "must be above 0 and at most 1, got 7"),
+    ("top_p", 0, "got 0"),
+    ("top_p", NAN, "got nan"),
+    ("min_p", -0.1, "must be 0 to 1, got -0.1"),
+    ("min_p", 1.1, "got 1.1"),
+    ("typical_p", 0, "must be above 0 and at most 1, got 0"),
+    ("typical_p", NAN, "got nan"),
+    ("repetition_penalty", 0, "must be 0.001 to 1000, got 0"),
+    ("repetition_penalty", -1, "got -1"),
+    ("repetition_penalty", INFINITY, "got inf"),
+    ("frequency_penalty", 2.5, "must be -2 to 2, got 2.5"),
+    ("presence_penalty", -2.5, "got -2.5"),
+    ("presence_penalty", NAN, "got nan"),
+    ("seed", 2**63, "at most 2^63 - 1"),
+]
 
 
 @pytest.mark.parametrize(
@@ -46,36 +106,110 @@ def _ids(*ids: int) -> TokenIds:
         ({"token_ids": _ids()}, "token_ids.ids", "must not be empty"),
         ({"text": "x" * 16}, "text", "at most 15 tokens"),
         ({"token_ids": _ids(*[1] * 16)}, "token_ids.ids", "at most 15 tokens"),
+        ({"token_ids": _ids(*[1] * 1_000_000)}, "token_ids.ids", "at most 15 tokens"),
         ({"token_ids": _ids(1, 50)}, "token_ids.ids[1]", "must be 0 to 49, the vocabulary, got 50"),
         ({"text": "x~"}, "text[1]", "must be 0 to 49, the vocabulary, got 99"),
         ({"text": "x" * 33}, "text", "33 characters are more than the context of 16 tokens holds"),
+        ({"chat": _chat()}, "chat.messages", "must not be empty"),
+        ({"chat": _chat(*[("a", "")] * 17)}, "chat.messages", "17 are more than the context of 16 tokens holds"),
+        ({"chat": _chat(("a", "b"), ("", "b"))}, "chat.messages[1].role", "must not be empty"),
+        ({"chat": _chat(("a", "x" * 32))}, "chat.messages", "33 characters are more than"),
+        ({"chat": _chat(("nobody", "b"))}, "chat.messages", "chat template refuses them: nobody may not speak"),
+        ({"chat": _chat(("a", "~"))}, "chat[1]", "the vocabulary, got 99"),
+        ({"chat": _chat(("a", "x" * 20))}, "chat", "at most 15 tokens"),
         ({"text": "x", "stop_token_ids": [99]}, "stop_token_ids[0]", "got 99"),
+        ({"text": "x", "stop_token_ids": [1] * 51}, "stop_token_ids", "at most 50, the vocabulary's size, got 51"),
         ({"text": "x", "max_tokens": -1}, "max_tokens", "must be at least 1, got -1"),
         ({"text": "x", "max_tokens": 0}, "max_tokens", "must be at least 1, got 0"),
         ({"text": "xxx", "max_tokens": 14}, "max_tokens", "leaves room for 13 after the prompt, got 14"),
+        ({"text": "x", "min_tokens": -1}, "min_tokens", "got -1"),
+        ({"text": "x", "max_tokens": 3, "min_tokens": 4}, "min_tokens", "must be 0 to 3"),
+        ({"text": "x", "min_tokens": 1, "stop_token_ids": range(50)}, "min_tokens", "every token of the vocabulary"),
+        ({"text": "x", "stop": ["a", ""]}, "stop[1]", "must not be empty"),
+        ({"text": "x", "stop": ["a"] * 4}, "stop", "at most 3, got 4"),
+        ({"text": "x", "stop": ["b", "é" * 5]}, "stop[1]", "at most 8 bytes, got 10"),
+        ({"text": "x", "stop": ["b" * 10_000_000]}, "stop[0]", "at most 8 bytes, got 10000000"),
+        ({"text": "x", "n": 0}, "n", "must be 1 to 4, got 0"),
+        ({"text": "x", "n": 5}, "n", "must be 1 to 4, got 5"),
+        ({"text": "x", "n": 2}, "n", "must be 1 where the temperature is 0"),
+        ({"text": "x", "logprobs": -1}, "logprobs", "must be 0 to 5, got -1"),
+        ({"text": "x", "prompt_logprobs": 6}, "prompt_logprobs", "must be 0 to 5, got 6"),
+        ({"text": "x", "request_id": ""}, "request_id", "1 to 128 printable ASCII characters"),
+        ({"text": "x", "request_id": "a b"}, "request_id", "got 'a b'"),
+        ({"text": "x", "request_id": "é"}, "request_id", "got"),
+        ({"text": "x", "request_id": "a" * 129}, "request_id", "got"),
+        ({"text": "x", "request_id": "a\n"}, "request_id", "got"),
+        ({"text": "x", "beam_search": _beams(0)}, "beam_search.num_beams", "must be 1 to 6, got 0"),
+        ({"text": "x", "beam_search": _beams(7)}, "beam_search.num_beams", "got 7"),
+        ({"text": "x", "beam_search": _beams(2, num_return_sequences=3)}, "beam_search.num_return_sequences", "1 to 2"),
+        ({"text": "x", "beam_search": _beams(2, num_return_sequences=0)}, "beam_search.num_return_sequences", "got 0"),
+        ({"text": "x", "beam_search": _beams(2, length_penalty=6)}, "beam_search.length_penalty", "must be -5 to 5"),
+        ({"text": "x", "beam_search": _beams(2, length_penalty=NAN)}, "beam_search.length_penalty", "got nan"),
+        ({"text": "x", "beam_search": _beams(2, stop=0)}, "beam_search.stop", "must be one of BEAM_STOP_HEURISTIC"),
+        ({"text": "x", "beam_search": _beams(2, stop=9)}, "beam_search.stop", "got 9"),
+        ({"text": "x", "beam_search": _beams(), "n": 2}, "n", "must be 1 or unset with beam_search, got 2"),
+        ({"text": "x", "beam_search": _beams(), "n": 0}, "n", "must be 1 or unset with beam_search, got 0"),
+        ({"text": "x", "beam_search": _beams(), "logprobs": 0}, "logprobs", "must be unset with beam_search"),
+        ({"text": "x", "beam_search": _beams(), "stop": ["a"]}, "stop", "must be unset with beam_search"),
     ]
     + [
         ({"text": "x", "sampling": SamplingParameters(**cast("Any", {name: value}))}, f"sampling.{name}", text)
-        for name, value, text in [
-            ("temperature", -0.5, "got -0.5"),
-            ("temperature", 1e-9, "got 1e-09"),
-            ("temperature", float("nan"), "got nan"),
-            ("temperature", float("inf"), "got inf"),
-            ("top_k", -3, "must be 0 or above, got -3"),
-            ("top_p", 7, "must be above 0 and at most 1, got 7"),
-            ("top_p", 0, "got 0"),
-            ("top_p", float("nan"), "got nan"),
-            ("seed", 2**63, "at most 2^63 - 1"),
+        for name, value, text in _SAMPLING
+    ]
+    + [
+        ({"text": "x", "sampling": SamplingParameters(logit_bias={token: bias})}, f"sampling.logit_bias[{token}]", text)
+        for token, bias, text in [
+            (50, 1.0, "token ids are 0 to 49, the vocabulary"),
+            (3, 101.0, "must be -100 to 100, got 101"),
+            (3, NAN, "got nan"),
+        ]
+    ]
+    + [
+        (
+            {"text": "x", "beam_search": _beams(), "sampling": SamplingParameters(**cast("Any", {name: value}))},
+            f"sampling.{name}",
+            "with beam_search, which draws nothing",
+        )
+        for name, value in [
+            ("temperature", 0.5),
+            ("top_k", 3),
+            ("top_p", 0.5),
+            ("min_p", 0.5),
+            ("typical_p", 0.5),
+            ("seed", 1),
         ]
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_is_wrong_is_named(fields: dict[str, Any], field: str, text: str) -> None:
+    _assert_refused(field, text, fields)
+
+
+def _assert_refused(field: str, text: str, fields: dict[str, Any], **parts: Any) -> None:
     with pytest.raises(rpc.StatusError) as raised:
-        _parse(**fields)
+        _parse(**fields, **parts)
     assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
     assert raised.value.message.startswith(f"{field}: ")
     assert text in raised.value.message
+
+
+def test_a_chat_needs_a_template() -> None:
+    fields = {"chat": _chat(("user", "a"))}
+    _assert_refused("chat", "the model has no chat template", fields, tokenizer=_PlainTokenizer)
+
+
+def test_the_last_of_n_needs_a_seed_too() -> None:
+    fields: dict[str, Any] = {"text": "x", "n": 4, "sampling": SamplingParameters(temperature=1, seed=2**63 - 4)}
+    assert _parse(**fields).sampling.seed == 2**63 - 4
+    fields["sampling"] = SamplingParameters(temperature=1, seed=2**63 - 3)
+    _assert_refused("sampling.seed", "must be at most 2^63 - 4", fields)
+
+
+def test_the_limit_of_max_tokens_holds_for_what_is_unset_as_well() -> None:
+    limits = RequestLimits(max_tokens=5)
+    assert _parse(text="x", limits=limits).max_tokens == 5
+    assert _parse(text="x", max_tokens=5, limits=limits).max_tokens == 5
+    _assert_refused("max_tokens", "at most 5 are allowed here, got 6", {"text": "x", "max_tokens": 6}, limits=limits)
 
 
 def test_what_is_unset_has_its_default() -> None:
@@ -85,16 +219,70 @@ def test_what_is_unset_has_its_default() -> None:
     assert request.max_tokens == 13, "256, or the room that is left"
     assert request.eos_ids == frozenset({2})
     assert request.stop_ids == frozenset()
+    assert (request.stop, request.beam, request.logprobs, request.prompt_logprobs) == (None, None, None, None)
+    assert (request.n, request.min_tokens, request.priority) == (1, 0, 0)
+    assert re.fullmatch("[0-9a-f]{32}", request.request_id)
+    assert request.request_id != _parse(text="abc").request_id
 
 
 def test_what_is_set_is_kept() -> None:
     request = _parse(
         token_ids=_ids(4, 5),
         max_tokens=14,
+        min_tokens=3,
         stop_token_ids=[8, 9],
-        sampling=SamplingParameters(temperature=0.5, top_k=3, top_p=1, seed=2**63 - 1),
+        stop=["ab", "c"],
+        include_stop_in_output=True,
+        ignore_eos=True,
+        n=3,
+        logprobs=2,
+        prompt_logprobs=0,
+        priority=-4,
+        request_id="mine",
+        sampling=SamplingParameters(
+            temperature=0.5, top_k=3, top_p=1, seed=2**63 - 3, min_p=0.25, typical_p=0.75, repetition_penalty=1.5,
+            frequency_penalty=-1, presence_penalty=2, logit_bias={4: -100},
+        ),
+    )  # fmt: skip
+    assert (request.prompt, request.max_tokens, request.min_tokens) == ([4, 5], 14, 3)
+    assert (request.stop_ids, request.eos_ids) == (frozenset({8, 9}), frozenset())
+    assert request.stop is not None
+    assert (request.stop.strings, request.stop.include, request.stop.min_tokens) == (("ab", "c"), True, 3)
+    assert (request.n, request.logprobs, request.prompt_logprobs) == (3, 2, 0)
+    assert (request.priority, request.request_id) == (-4, "mine")
+    assert request.sampling == sampling_parameters.SamplingParameters(
+        0.5, 3, 1.0, 2**63 - 3, 1.5, 0.25, 0.75, -1.0, 2.0, ((4, -100.0),)
     )
-    assert request.prompt == [4, 5]
-    assert request.max_tokens == 14
-    assert request.stop_ids == frozenset({8, 9})
-    assert request.sampling == sampling_parameters.SamplingParameters(0.5, 3, 1.0, 2**63 - 1)
+
+
+def test_messages_are_a_prompt() -> None:
+    assert _parse(chat=_chat(("user", "b"), ("assistant", "d"))).prompt == _Tokenizer().encode("ubad")
+
+
+def test_beams_draw_nothing_even_where_the_model_samples_by_default() -> None:
+    sampling = SamplingParameters(temperature=0, top_k=0, top_p=1, repetition_penalty=1.5, logit_bias={3: 1})
+    request = _parse(_SamplingModel, text="x", beam_search=_beams(3), sampling=sampling)
+    assert request.beam == BeamParameters(3)
+    assert request.sampling == sampling_parameters.SamplingParameters(repetition_penalty=1.5, logit_bias=((3, 1.0),))
+    assert _parse(_SamplingModel, text="x", n=2).sampling == sampling_parameters.SamplingParameters(
+        0.8, 50, 0.9, min_p=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("stop", "early_stopping"), [(BEAM_STOP_EARLY, True), (BEAM_STOP_NEVER, "never"), (None, False)]
+)
+def test_a_search_is_kept(stop: Any, early_stopping: Any) -> None:
+    search = _beams(3, length_penalty=-1.5, num_return_sequences=2, stream_best=True, stop=stop)
+    request = _parse(text="x", n=1, beam_search=search)
+    assert request.beam == BeamParameters(3, -1.5, early_stopping, 2, True)
+
+
+@pytest.mark.parametrize("value", [{"temperature": 1e-6}, {"top_p": 1.5}, {"min_p": "much"}, {"typical_p": -1.0}])
+def test_a_models_own_parameters_are_ones_that_a_request_may_have(value: dict[str, Any]) -> None:
+    (name,) = value
+    config = GenerationConfig(do_sample=True)  # type: ignore[no-untyped-call]
+    check_defaults(config)
+    setattr(config, name, value[name])
+    with pytest.raises(ValueError, match=name):
+        check_defaults(config)

@@ -1,0 +1,104 @@
+"""What a server tells of itself, its model and its tokens, as plain typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # as in _errors.py
+    from fiddler.v1 import generation_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a text.
+
+    Attributes:
+        token_ids: The ids, in order.
+        tokens: The text of each, alone.
+    """
+
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The model that is served. What each field says is in GetModelInfoResponse of generation.proto."""
+
+    name: str
+    model_type: str
+    checkpoint_fingerprint: str
+    dtype: str
+    vocab_size: int
+    max_context_tokens: int
+    eos_token_ids: tuple[int, ...]
+    num_layers: int
+    num_moe_layers: int
+    num_experts: int
+    num_experts_per_token: int
+    dense_bytes: int
+    expert_bytes: int
+    has_chat_template: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """What one request may ask for. What each field bounds is in RequestLimits of generation.proto."""
+
+    max_tokens: int
+    max_n: int
+    max_beams: int
+    max_stop_strings: int
+    max_stop_bytes: int
+    max_logprobs: int
+    max_message_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The server and what it is doing. What each field says is in GetServerInfoResponse of generation.proto."""
+
+    version: str
+    torch_version: str
+    transformers_version: str
+    device: str
+    expert_kernel: str
+    max_slots: int
+    running_requests: int
+    waiting_requests: int
+    uptime_seconds: float
+    degraded: bool
+    max_waiting: int
+    used_slots: int
+    kv_bytes: int
+    used_kv_bytes: int
+    expert_version: str
+    limits: RequestLimits
+
+
+def model_info_from(response: generation_pb2.GetModelInfoResponse) -> ModelInfo:
+    """The model's description, with the dtype by its usual name, e.g. "bfloat16"."""
+    from fiddler.v1 import tensor_pb2
+
+    values = {field.name: getattr(response, field.name) for field in fields(ModelInfo)}
+    try:
+        values["dtype"] = tensor_pb2.Dtype.Name(response.dtype).removeprefix("DTYPE_").lower()
+    except ValueError:  # this client is too old to know it
+        values["dtype"] = str(response.dtype)
+    values["eos_token_ids"] = tuple(response.eos_token_ids)
+    return ModelInfo(**values)
+
+
+def server_info_from(response: generation_pb2.GetServerInfoResponse) -> ServerInfo:
+    """The server's description."""
+    values = {field.name: getattr(response, field.name) for field in fields(ServerInfo)}
+    values["limits"] = RequestLimits(
+        **{field.name: getattr(response.limits, field.name) for field in fields(RequestLimits)}
+    )
+    return ServerInfo(**values)
+
+
+def tokens_from(response: generation_pb2.TokenizeResponse) -> Tokens:
+    """The tokens of a text."""
+    return Tokens(tuple(response.token_ids), tuple(response.tokens))

@@ -1,0 +1,112 @@
+"""How many keys and values may be held, in bytes: what fits, what never will. It holds none itself, and no torch.
+
+Storage is rectangular, rows x positions, since attention reads rows as one view. So what requests need together is
+the number of their rows times the longest of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpu_service.request import Request
+
+GIB = 2**30
+AUTO_SHARE = 0.25
+"""Of the memory that is free at start-up, where nothing is said."""
+
+_LENGTH_STEP = 64  # rows a little longer than asked for need not be laid out anew for the next request
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+class NeverFitsError(ValueError):
+    """A request needs more rows or memory than there is. The text says how much, without the field's name."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+        """Of a GenerateRequest: what makes it too large."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvBudget:
+    """The memory of keys and values, counted in tokens of one row."""
+
+    num_tokens: int
+    token_bytes: int
+    """Of one token in all layers, keys and values."""
+    max_rows: int
+    max_length: int
+    """Tokens of the longest row."""
+
+    @classmethod
+    def resolve(
+        cls, kv_memory: float | Literal["auto"], token_bytes: int, max_rows: int, max_length: int, free_bytes: int
+    ) -> "KvBudget":
+        """Turns what was asked for into tokens, at most `max_rows` rows of `max_length`.
+
+        Args:
+            kv_memory: GiB, or "auto" for a share of what is free.
+            token_bytes: See KvBudget.
+            max_rows: See KvBudget.
+            max_length: See KvBudget.
+            free_bytes: Memory that is free where keys and values are held.
+
+        Raises:
+            ValueError: It does not hold a prompt of one token and its continuation.
+        """
+        num_bytes = int(free_bytes * AUTO_SHARE) if kv_memory == "auto" else int(kv_memory * GIB)
+        num_tokens = min(num_bytes // token_bytes, max_rows * max_length)
+        if num_tokens < 2:
+            raise ValueError(f"--kv-memory: {num_bytes} bytes do not hold two tokens of {token_bytes} bytes each")
+        return cls(num_tokens, token_bytes, max_rows, max_length)
+
+    @property
+    def num_bytes(self) -> int:
+        """All of it."""
+        return self.num_tokens * self.token_bytes
+
+    def shape(self, num_rows: int, length: int) -> tuple[int, int] | None:
+        """Rows and positions of a storage that holds so many rows of that length; None where none does."""
+        if num_rows > self.max_rows or length > self.max_length or num_rows * length > self.num_tokens:
+            return None
+        if self.max_rows * self.max_length <= self.num_tokens:
+            return self.max_rows, self.max_length
+        rounded = -(-length // _LENGTH_STEP) * _LENGTH_STEP
+        length = min(rounded, self.max_length, self.num_tokens // num_rows)
+        return min(self.max_rows, self.num_tokens // length), length
+
+    def check(self, request: Request) -> None:
+        """Makes sure that a request fits where nothing else is held.
+
+        Raises:
+            NeverFitsError: It does not.
+        """
+        rows = request.num_rows
+        if rows > self.max_rows:
+            field = "n" if request.beam is None else "beam_search.num_beams"
+            raise NeverFitsError(field, f"at most {self.max_rows} are computed at one time (--max-slots), got {rows}")
+        if self.shape(rows, request.max_length) is None:
+            raise NeverFitsError("max_tokens", self._too_long(request))
+
+    def _too_long(self, request: Request) -> str:
+        rows, room = request.num_rows, min(self.max_length, self.num_tokens // request.num_rows) - len(request.prompt)
+        needed = rows * request.max_length * self.token_bytes
+        return (
+            f"a prompt of {len(request.prompt)} tokens and {request.max_tokens} more, in {rows} "
+            f"{'row' if rows == 1 else 'rows'}, may need {needed} bytes of keys and values, and {self.num_bytes} "
+            f"are there (--kv-memory), which leaves room for {max(room, 0)} after the prompt"
+        )
+
+
+def free_host_bytes() -> int:
+    """Memory that this process may take without others' being paged out, as the kernel and its control group say."""
+    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    try:
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # what is cached of files, such as checkpoints, counts as used and gives way
+        return max(0, min(free, limit - used + int(statistics["inactive_file"]) + int(statistics["active_file"])))
+    except (OSError, ValueError, KeyError):  # no control group, no limit ("max"), or no such statistic
+        return free

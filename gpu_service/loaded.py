@@ -1,0 +1,102 @@
+"""Everything that answers requests, once it is there, and what it says of itself. It handles no call."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from fiddler import __version__, tensors
+from fiddler.checkpoint import Checkpoint
+from fiddler.v1 import experts_pb2, generation_pb2
+from gpu_service.engine import Engine
+from gpu_service.limits import RequestLimits
+from gpu_service.model import Model
+from gpu_service.scheduler import QueueFullError
+from gpu_service.statuses import status_of
+from gpu_service.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """The parts of a service that is ready."""
+
+    checkpoint: Checkpoint
+    model: Model
+    tokenizer: Tokenizer
+    engine: Engine
+    experts: experts_pb2.DescribeResponse
+    limits: RequestLimits
+    max_slots: int
+    max_waiting: int
+    max_message_bytes: int
+    ready_at: float
+    """time.monotonic()"""
+    is_degraded: Callable[[], bool] = lambda: False
+    """Whether the CPU expert service is lost, so that its experts are computed here."""
+
+    def check_room(self) -> None:
+        """Refuses a request at once, before its prompt is looked at, where the queue is known to be full.
+
+        Raises:
+            StatusError: Too many requests wait.
+        """
+        # with a queue of 0 it is the engine that knows whether a request would have to wait
+        if 0 < self.max_waiting <= self.engine.num_waiting:
+            raise status_of(QueueFullError(f"{self.engine.num_waiting} requests wait already"))
+
+    def describe_model(self) -> generation_pb2.GetModelInfoResponse:
+        """Tells about the model."""
+        checkpoint, model = self.checkpoint, self.model
+        return generation_pb2.GetModelInfoResponse(
+            name=checkpoint.directory.resolve().name,
+            model_type=checkpoint.model_type,
+            checkpoint_fingerprint=checkpoint.fingerprint,
+            dtype=tensors.PROTO_DTYPES[model.dtype],
+            vocab_size=model.vocab_size,
+            max_context_tokens=model.max_context,
+            eos_token_ids=sorted(model.eos_ids),
+            num_layers=model.text_config.num_hidden_layers,
+            num_moe_layers=len(checkpoint.layers),
+            num_experts=max(layer.num_experts for layer in checkpoint.layers),
+            num_experts_per_token=model.num_experts_per_token,
+            dense_bytes=checkpoint.dense_bytes,
+            expert_bytes=checkpoint.expert_bytes,
+            has_chat_template=self.tokenizer.has_chat_template,
+        )
+
+    def describe_server(self) -> generation_pb2.GetServerInfoResponse:
+        """Tells about the server and what it is doing."""
+        engine = self.engine
+        return generation_pb2.GetServerInfoResponse(
+            version=__version__,
+            torch_version=torch.__version__,
+            transformers_version=transformers.__version__,
+            device=str(self.model.device),
+            expert_kernel=self.experts.kernel,
+            expert_version=self.experts.version,
+            degraded=self.is_degraded(),
+            max_slots=self.max_slots,
+            used_slots=engine.used_slots,
+            running_requests=engine.num_running,
+            waiting_requests=engine.num_waiting,
+            max_waiting=self.max_waiting,
+            kv_bytes=engine.kv_bytes,
+            used_kv_bytes=engine.used_kv_bytes,
+            uptime_seconds=time.monotonic() - self.ready_at,
+            limits=self._describe_limits(),
+        )
+
+    def _describe_limits(self) -> generation_pb2.RequestLimits:
+        """What a request can really have: no more rows than slots, and no more tokens than the context leaves."""
+        limits, context = self.limits, self.model.max_context - 1
+        return generation_pb2.RequestLimits(
+            max_tokens=context if limits.max_tokens is None else min(limits.max_tokens, context),
+            max_n=min(limits.max_n, self.max_slots),
+            max_beams=min(limits.max_beams, self.max_slots),
+            max_stop_strings=limits.max_stop_strings,
+            max_stop_bytes=limits.max_stop_bytes,
+            max_logprobs=limits.max_logprobs,
+            max_message_bytes=self.max_message_bytes,
+        )

@@ -1,0 +1,94 @@
+"""Prompts to token ids: of Generate and Tokenize alike. Says which field is wrong."""
+
+from collections.abc import Iterable
+
+from fiddler import rpc
+from fiddler.v1 import generation_pb2
+from gpu_service.model import Model
+from gpu_service.tokenizer import ChatTemplateError, Tokenizer
+
+
+def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
+    """The prompt's token ids, of which there is at least one, and room for one more in the context.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the field.
+    """
+    kind = message.WhichOneof("prompt")
+    if kind is None:
+        raise rpc.invalid_argument("prompt", "must be set: text, token_ids or chat")
+    field = "token_ids.ids" if kind == "token_ids" else str(kind)
+    if kind == "text":
+        prompt = of_text(message.text, model, tokenizer) if message.text else []
+    elif kind == "chat":
+        prompt = of_chat(message.chat, model, tokenizer)
+    else:
+        prompt = list(message.token_ids.ids)
+    if not prompt:
+        raise rpc.invalid_argument(field, "must not be empty")
+    if len(prompt) >= model.max_context:
+        raise rpc.invalid_argument(
+            field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
+        )
+    # a text's too: a tokenizer may have tokens that the model has no embedding for
+    check_token_ids(prompt, field, model)
+    return prompt
+
+
+def of_text(text: str, model: Model, tokenizer: Tokenizer, add_special_tokens: bool = True) -> list[int]:
+    """The token ids of a text, which may be more than the context holds, but not by far.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the field `text`.
+    """
+    _check_length(len(text), "text", model, tokenizer)
+    return tokenizer.encode(text, add_special_tokens)
+
+
+def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> list[int]:
+    """The token ids of messages and of what makes the model answer, by its chat template.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the field: `chat` or one in it.
+    """
+    if not tokenizer.has_chat_template:
+        raise rpc.invalid_argument("chat", "the model has no chat template; send text or token_ids instead")
+    if not chat.messages:
+        raise rpc.invalid_argument("chat.messages", "must not be empty")
+    # each makes a token at least, and characters are counted before the template sees them
+    if len(chat.messages) > model.max_context:
+        raise rpc.invalid_argument(
+            "chat.messages", f"{len(chat.messages)} are more than the context of {model.max_context} tokens holds"
+        )
+    for position, message in enumerate(chat.messages):
+        if not message.role:
+            raise rpc.invalid_argument(f"chat.messages[{position}].role", "must not be empty")
+    num_characters = sum(len(message.role) + len(message.content) for message in chat.messages)
+    _check_length(num_characters, "chat.messages", model, tokenizer)
+    try:
+        text = tokenizer.render([(message.role, message.content) for message in chat.messages])
+    except ChatTemplateError as error:
+        raise rpc.invalid_argument("chat.messages", f"the model's chat template refuses them: {error}") from None
+    # what the template writes holds the special tokens, such as the one that begins a text
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
+    """Makes sure that all are of the model's vocabulary.
+
+    Raises:
+        StatusError: INVALID_ARGUMENT, naming the field and the position in it.
+    """
+    for position, token_id in enumerate(ids):
+        if token_id >= model.vocab_size:
+            raise rpc.invalid_argument(
+                f"{field}[{position}]", f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {token_id}"
+            )
+
+
+def _check_length(num_characters: int, field: str, model: Model, tokenizer: Tokenizer) -> None:
+    """Refuses what is too long by far without encoding it, which would take long."""
+    if num_characters > model.max_context * tokenizer.longest_token:
+        raise rpc.invalid_argument(
+            field, f"{num_characters} characters are more than the context of {model.max_context} tokens holds"
+        )

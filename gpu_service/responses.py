@@ -1,0 +1,135 @@
+"""Turns one request's events into the messages of its call. It waits for nothing and computes nothing."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from fiddler.v1 import generation_pb2
+from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateResponse
+from gpu_service import request as words
+from gpu_service.request import Best, Event, Failed, Finished, FinishReason, Prompt, Request, Token
+from gpu_service.statuses import status_of
+from gpu_service.text_stream import TextStream
+from gpu_service.tokenizer import Tokenizer
+
+_PROMPT_TOKENS_PER_MESSAGE = 256  # few enough for one message to keep no other call waiting
+_FINISH_REASONS = {
+    FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.CANCELLED: generation_pb2.FINISH_REASON_CANCELLED,
+    FinishReason.DEADLINE: generation_pb2.FINISH_REASON_DEADLINE,
+}
+
+
+class Responses:
+    """One call's messages so far."""
+
+    def __init__(self, request: Request, echo: bool, tokenizer: Tokenizer) -> None:
+        """Begins.
+
+        Args:
+            request: Whose events will come.
+            echo: Whether the prompt comes first, once for each generation.
+            tokenizer: Decodes.
+        """
+        self._request = request
+        self._tokenizer = tokenizer
+        self._echo = echo
+        self.num_unfinished = request.n if request.beam is None else request.beam.num_return_sequences
+        """Generations whose end was not sent yet."""
+        self.finish_reasons = Counter[FinishReason]()
+        """Of the others."""
+        self.num_tokens = 0
+        """Made in all of them together; of beams, once they have ended."""
+        prompt = request.prompt if echo else ()
+        self._texts = [TextStream(tokenizer, request.stop, prompt) for _ in range(self.num_unfinished)]
+
+    def begin(self) -> Iterator[GenerateResponse]:
+        """Yields what can be said before anything is computed."""
+        if self._request.prompt_logprobs is None:  # which would come before it
+            yield from self._echoes()
+
+    def of(self, events: Iterable[Event]) -> Iterator[GenerateResponse]:
+        """Yields messages for events that came together; tokens of one generation share a message.
+
+        Raises:
+            StatusError: The request failed.
+        """
+        tokens: dict[int, list[Token]] = {}
+        for event in events:
+            match event:
+                case Token():
+                    tokens.setdefault(event.index, []).append(event)
+                    self.num_tokens += 1
+                case Prompt():
+                    yield from self._prompt(event.logprobs)
+                    yield from self._echoes()
+                case Best():
+                    yield GenerateResponse(beam=self._best(event))
+                case Finished():
+                    yield from self._end(event, tokens.pop(event.index, []))
+                case Failed():
+                    yield from self._chunks(tokens)
+                    raise status_of(event.error)
+        yield from self._chunks(tokens)
+
+    def _chunks(self, tokens: dict[int, list[Token]]) -> Iterator[GenerateResponse]:
+        for index, made in tokens.items():
+            yield self._chunk(index, made, self._texts[index].add([token.token_id for token in made]))
+
+    def _chunk(self, index: int, tokens: Sequence[Token], text: str) -> GenerateResponse:
+        token_ids = [token.token_id for token in tokens]
+        logprobs = [self._logprobs(token.logprobs) for token in tokens if token.logprobs is not None]
+        return GenerateResponse(chunk=Chunk(index=index, token_ids=token_ids, text=text, logprobs=logprobs))
+
+    def _end(self, event: Finished, tokens: Sequence[Token]) -> Iterator[GenerateResponse]:
+        if self._request.beam is None:
+            text = self._texts[event.index].add([token.token_id for token in tokens])
+            text += self._texts[event.index].finish(event.stop)
+            if tokens or text:
+                yield self._chunk(event.index, tokens, text)
+        self.num_unfinished -= 1
+        self.finish_reasons[event.reason] += 1
+        self.num_tokens += len(event.token_ids)
+        yield GenerateResponse(complete=self._complete(event))
+
+    def _echoes(self) -> Iterator[GenerateResponse]:
+        for index, text in enumerate(self._texts if self._echo else ()):
+            yield GenerateResponse(chunk=Chunk(index=index, token_ids=self._request.prompt, text=text.prompt_text))
+
+    def _prompt(self, logprobs: Sequence[words.TokenLogprobs]) -> Iterator[GenerateResponse]:
+        for start in range(0, len(logprobs), _PROMPT_TOKENS_PER_MESSAGE):
+            part = [self._logprobs(each) for each in logprobs[start : start + _PROMPT_TOKENS_PER_MESSAGE]]
+            yield GenerateResponse(prompt=generation_pb2.PromptLogprobs(tokens=part))
+
+    def _best(self, event: Best) -> generation_pb2.BestBeam:
+        return generation_pb2.BestBeam(
+            token_ids=event.token_ids, text=self._tokenizer.decode(event.token_ids), score=event.score
+        )
+
+    def _logprobs(self, logprobs: words.TokenLogprobs) -> generation_pb2.TokenLogprobs:
+        top = [
+            Alternative(token_id=token_id, logprob=logprob, text=self._tokenizer.token_text(token_id))
+            for token_id, logprob in logprobs.top
+        ]
+        return generation_pb2.TokenLogprobs(token_id=logprobs.token_id, logprob=logprobs.logprob, top=top)
+
+    def _complete(self, event: Finished) -> generation_pb2.Complete:
+        return generation_pb2.Complete(
+            index=event.index,
+            finish_reason=_FINISH_REASONS[event.reason],
+            usage=generation_pb2.Usage(
+                prompt_tokens=len(self._request.prompt),
+                completion_tokens=event.completion_tokens,
+                cached_prompt_tokens=event.cached_prompt_tokens,
+            ),
+            timings=generation_pb2.Timings(
+                queue_seconds=event.queue_seconds,
+                prefill_seconds=event.prefill_seconds,
+                decode_seconds=event.decode_seconds,
+            ),
+            score=event.score,
+            stop=event.stop,
+            token_ids=event.token_ids,
+            text=self._tokenizer.decode(event.token_ids) if event.token_ids else "",
+        )

@@ -1,0 +1,237 @@
+"""One step of the engine: a batch is computed, and every request is given what the batch made of it.
+
+It runs in one thread, the engine's. What goes wrong in one request's own part, its sampler, its beams, its stop texts,
+fails that request and no other.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+import torch
+
+from gpu_service import logprobs, metrics
+from gpu_service.batch import Batch, Logits
+from gpu_service.beam import BeamSearch
+from gpu_service.expert_client import ExpertServiceError
+from gpu_service.model import Model
+from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Sequence, Token, TokenLogprobs
+from gpu_service.request_ids import RequestIds
+from gpu_service.sampling import Sampler
+from gpu_service.scheduler import QueueFullError, Scheduler
+from gpu_service.token_choice import NotFiniteError, choose, rows_of, unusable_rows
+
+_log = structlog.get_logger(__name__)
+
+
+class Stepper:
+    """Computes batches and tells requests what came of them."""
+
+    def __init__(
+        self, model: Model, scheduler: Scheduler, ids: RequestIds, on_failure: Callable[[Exception], None]
+    ) -> None:
+        """Starts without requests.
+
+        Args:
+            model: Computes logits.
+            scheduler: Says what is computed next.
+            ids: Told of requests that end.
+            on_failure: Called with what made a whole step fail.
+        """
+        self._model = model
+        self._scheduler = scheduler
+        self._ids = ids
+        self._on_failure = on_failure
+        self._requests: dict[Request, None] = {}
+
+    def add(self, request: Request) -> None:
+        """Begins with a request, or fails it."""
+        try:
+            self._make_sequences(request)
+            self._scheduler.add(request)
+        except (QueueFullError, ValueError) as error:
+            if not isinstance(error, QueueFullError):
+                _log.error("request refused", error=str(error))
+            self._ids.end(request)
+            request.emit(Failed(error))
+        else:
+            self._requests[request] = None
+
+    def cancel(self, request: Request, reason: FinishReason) -> None:
+        """Ends a request, if it has not ended."""
+        if request not in self._requests:
+            return
+        if request.search:
+            self._finish_search(request, request.search, reason)
+            return
+        unfinished = [each for each in request.sequences if not each.is_finished]
+        self._scheduler.remove(request)
+        self._forget(request)
+        for sequence in unfinished:
+            request.emit(sequence.finished(reason))
+
+    def fail_all(self, error: Exception) -> None:
+        """Fails every request."""
+        for request in list(self._requests):
+            self._forget(request)
+            request.emit(Failed(error))
+
+    def step(self) -> bool:
+        """Computes one batch. Returns False where there was nothing to compute."""
+        batch = self._scheduler.next_batch()
+        if batch is None:
+            return False
+        try:
+            logits = self._forward(batch)
+        except Exception as error:
+            self._fail_step(batch, error)
+            return True
+        self._scheduler.commit(batch)
+        self._advance(batch, logits)
+        return True
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        now = time.monotonic()
+        for sequence in batch.sequences:
+            sequence.request.started_at = sequence.request.started_at or now
+        token_ids = torch.tensor(batch.token_ids)
+        positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
+        return self._model.forward(token_ids, positions, batch.first_row, batch.logits)
+
+    def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Gives every sequence what its row of [rows, vocab] logits says."""
+        self._fail_spoiled(batch, logits)
+        sequences = batch.sequences
+        if batch.is_prompt:
+            if batch.logits is Logits.ALL and not sequences[0].is_finished:
+                self._tell_prompt(batch, logits)
+            if not batch.ends_prompt:
+                return
+            sequences = tuple(sequences[0].request.sequences)
+            logits = logits[-1:].repeat(len(sequences), 1)
+        rows = [row for row, each in enumerate(sequences) if not each.is_finished]
+        sampled = [row for row in rows if sequences[row].request.search is None]
+        if sampled:
+            chosen = [sequences[row] for row in sampled]
+            for sequence, outcome in zip(chosen, choose(rows_of(logits, sampled), chosen), strict=True):
+                self._deliver(sequence, outcome)
+        if len(sampled) < len(rows):
+            self._search_all(sequences, logits)
+
+    def _search_all(self, sequences: tuple[Sequence, ...], logits: torch.Tensor) -> None:
+        """Goes on with the beams among the sequences, request by request."""
+        rows = {sequence: row for row, sequence in enumerate(sequences) if not sequence.is_finished}
+        for request in dict.fromkeys(sequence.request for sequence in rows):
+            if request.search is not None:
+                self._search(request, request.search, logits, [rows[each] for each in request.sequences])
+
+    def _fail_spoiled(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Fails the requests whose rows hold what is not a number; the rows of others are right."""
+        spoiled = {*unusable_rows(logits), *self._model.poisoned_rows}
+        rows = [0] * bool(spoiled) if batch.is_prompt else sorted(spoiled)
+        for request in dict.fromkeys(batch.sequences[row].request for row in rows):
+            self._fail(request, NotFiniteError("the model computed what is not a finite number"), spoiled=True)
+
+    def _tell_prompt(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Adds a chunk's [tokens, vocab] logits to what is known of the prompt, and tells it when that is all."""
+        request, start = batch.sequences[0].request, batch.start[0]
+        with self._own_part(request):
+            following = request.prompt[start + 1 : start + 1 + len(logits)]
+            if start == 0:
+                request.prompt_entries.append(TokenLogprobs(request.prompt[0], None))
+            num_top = [request.prompt_logprobs] * len(following)
+            request.prompt_entries += logprobs.of_rows(logits[: len(following)], following, num_top)
+            if batch.ends_prompt:
+                request.emit(Prompt(request.prompt_entries))
+
+    def _deliver(self, sequence: Sequence, outcome: TokenLogprobs | Exception) -> None:
+        request = sequence.request
+        if sequence.is_finished:
+            return  # its request failed at another of its sequences
+        with self._own_part(request):
+            if isinstance(outcome, Exception):
+                raise outcome
+            sequence.output.append(outcome.token_id)
+            stop = sequence.matcher.add(outcome.token_id) if sequence.matcher else None
+            self._observe(sequence)
+            request.emit(Token(sequence.index, outcome.token_id, None if request.logprobs is None else outcome))
+            reason = sequence.finish_reason() if stop is None else FinishReason.STOP
+            if reason:
+                self._finish(sequence, reason, stop)
+
+    def _search(self, request: Request, search: BeamSearch, logits: torch.Tensor, rows: list[int]) -> None:
+        with self._own_part(request):
+            for fork in search.step(logits, rows):
+                self._scheduler.fork(request.sequences[fork.source], request.sequences[fork.target], fork.start)
+            self._observe(request.sequences[0])
+            if search.is_done:
+                self._finish_search(request, search)
+            elif request.beam and request.beam.stream_best:
+                best = search.best()
+                request.emit(Best(best.token_ids, best.score))
+
+    def _observe(self, sequence: Sequence) -> None:
+        """Counts a token, and when it came."""
+        now = time.monotonic()
+        metrics.observe_token(sequence, now)
+        sequence.request.first_token_at = sequence.request.first_token_at or now
+        sequence.last_token_at = now
+
+    def _make_sequences(self, request: Request) -> None:
+        request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
+        device = self._model.device
+        if request.beam:
+            request.search = BeamSearch(request, [each.output for each in request.sequences], device)
+            return
+        end_ids = request.eos_ids | request.stop_ids
+        for each in request.sequences:
+            each.sampler = Sampler(request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device)
+            each.matcher = request.stop.matcher() if request.stop else None
+
+    def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:
+        request = sequence.request
+        self._scheduler.finish(sequence)
+        if all(each.is_finished for each in request.sequences) and self._forget(request):
+            reason, stop = FinishReason.CANCELLED, None
+        request.emit(sequence.finished(reason, stop))
+
+    def _finish_search(self, request: Request, search: BeamSearch, reason: FinishReason | None = None) -> None:
+        """Ends a request with its best beams, for the given reason where they did not end by themselves."""
+        self._scheduler.remove(request)
+        if self._forget(request):
+            reason = FinishReason.CANCELLED
+        for index, beam in enumerate(search.results()):
+            request.emit(request.finished_beam(index, beam.token_ids, beam.score, reason or beam.reason))
+
+    def _forget(self, request: Request) -> bool:
+        """Returns whether it was aborted, and so must not end in any other way."""
+        self._requests.pop(request, None)
+        return not self._ids.end(request)
+
+    @contextmanager
+    def _own_part(self, request: Request) -> Iterator[None]:
+        """What is done for one request alone, and fails it alone."""
+        try:
+            yield
+        except torch.AcceleratorError:
+            raise  # after a fault on the device, all that it computes fails
+        except Exception as error:
+            _log.error("request failed", request=request.number, error=str(error), exc_info=error)
+            self._fail(request, error)
+
+    def _fail(self, request: Request, error: Exception, spoiled: bool = False) -> None:
+        if request not in self._requests:
+            return
+        self._scheduler.remove(request, spoiled)
+        self._forget(request)
+        request.emit(Failed(error))
+
+    def _fail_step(self, batch: Batch, error: Exception) -> None:
+        expected = isinstance(error, ExpertServiceError)  # the message says it all
+        _log.error("step failed", requests=len(batch.requests), error=str(error), exc_info=None if expected else error)
+        self._on_failure(error)
+        for request in batch.requests:
+            self._fail(request, error, spoiled=True)
+        if isinstance(error, torch.AcceleratorError):
+            raise error  # see _own_part

@@ -1,0 +1,144 @@
+"""Whatever runs beside a request, and whatever the cache held before: its tokens are those of transformers."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpu_service.batch import Logits
+from gpu_service.request import Event, Failed, Prompt, Request
+from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.token_choice import NotFiniteError
+from tests.end_to_end import reference
+from tests.pairs import start
+
+NUM_TOKENS = 12
+TOLERANCE = 1e-4
+
+MakeEngine = Callable[..., reference.RecordingEngine]
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path) -> Any:
+    return reference.load(tiny)
+
+
+@pytest.fixture(scope="module")
+def make_engine(tiny: Path) -> Iterator[MakeEngine]:
+    """Engines in this process on one CPU expert service."""
+    pair, engines = start(tiny), list[reference.RecordingEngine]()
+
+    def make(**more: Any) -> reference.RecordingEngine:
+        engines.append(reference.RecordingEngine(tiny, pair.experts, **more))
+        return engines[-1]
+
+    try:
+        pair.start("cpu_expert_service")
+        pair.wait_until_serving(pair.experts)
+        yield make
+        for engine in engines:
+            engine.close()
+    finally:
+        pair.close()
+
+
+def _assert_equal(engine: reference.RecordingEngine, request: Request, model: Any) -> None:
+    """Tokens and the logits of every step."""
+    tokens, logits = reference.generate(model, request.prompt, request.max_tokens)
+    sequence = request.sequences[0]
+    assert sequence.output == tokens
+    torch.testing.assert_close(torch.stack(engine.stepper.logits[sequence]), logits, rtol=0, atol=TOLERANCE)
+
+
+def test_what_an_earlier_request_left_changes_nothing(make_engine: MakeEngine, model: Any) -> None:
+    engine = make_engine(max_slots=3)
+    first = engine.request(reference.PROMPTS[2], NUM_TOKENS)
+    engine.run(first)
+    continued = [*first.prompt, *first.sequences[0].output, 9, 8, 7]
+    follower, again = engine.request(continued, NUM_TOKENS), engine.request(reference.PROMPTS[2], NUM_TOKENS)
+    other = engine.request([*continued[:40], 3, 4, 5], NUM_TOKENS)
+    engine.run(follower, again, other)
+    # the last token that was made was not computed on
+    assert follower.cached_prompt_tokens == len(first.prompt) + NUM_TOKENS - 1
+    assert again.cached_prompt_tokens == len(first.prompt) - 1
+    assert other.cached_prompt_tokens == 40
+    for request in (first, follower, again, other):
+        _assert_equal(engine, request, model)
+
+
+def test_a_budget_that_divides_its_memory_anew_changes_nothing(make_engine: MakeEngine, model: Any) -> None:
+    chance = random.Random(4)
+    engine = make_engine(max_slots=6, num_tokens=300, prefill_chunk=8)
+    shapes: set[tuple[int, int]] = set()
+    reshape = engine.model.cache.reshape
+    engine.model.cache.reshape = lambda *what: (shapes.add(what[:2]), reshape(*what))[1]  # type: ignore[method-assign]
+    requests = []
+    for _ in range(20):
+        prompt = [chance.randrange(3, 300) for _ in range(chance.choice([3, 20, 70, 150]))]
+        requests.append(engine.request(prompt, chance.randint(1, NUM_TOKENS)))
+    engine.run(*requests)
+    assert len(shapes) > 2
+    assert all(rows * length <= 300 for rows, length in shapes)
+    for request in requests:
+        _assert_equal(engine, request, model)
+
+
+def test_generations_of_one_request_are_those_of_single_ones(make_engine: MakeEngine) -> None:
+    engine = make_engine(max_slots=6)
+
+    def request(seed: int, n: int) -> Request:
+        return engine.request(
+            reference.PROMPTS[1], NUM_TOKENS, n=n, sampling=SamplingParameters(temperature=1.2, top_k=30, seed=seed)
+        )
+
+    together = request(5, 3)
+    engine.run(engine.request([3, 4], NUM_TOKENS), together, engine.request([5, 6], NUM_TOKENS))
+    alone = [request(5 + index, 1) for index in range(3)]
+    for each in alone:
+        engine.run(each)
+    assert [each.output for each in together.sequences] == [each.sequences[0].output for each in alone]
+    assert len({tuple(each.output) for each in together.sequences}) == 3
+
+
+def test_a_prompts_log_probabilities_are_those_of_transformers(make_engine: MakeEngine, model: Any) -> None:
+    engine = make_engine(prefill_chunk=32)
+    request = engine.request(reference.PROMPTS[2], 2, prompt_logprobs=3)
+    engine.run(engine.request(reference.PROMPTS[2], 1), request)
+    (event,) = (event for event in engine.events[request] if isinstance(event, Prompt))
+    with torch.inference_mode():
+        expected = model(torch.tensor([request.prompt])).logits[0].log_softmax(-1)
+    assert [entry.token_id for entry in event.logprobs] == request.prompt
+    assert event.logprobs[0].logprob is None
+    for position, entry in enumerate(event.logprobs[1:]):
+        assert entry.logprob == pytest.approx(float(expected[position, entry.token_id]), abs=TOLERANCE)
+        assert [token for token, _ in entry.top] == expected[position].topk(3).indices.tolist()
+
+
+def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_its_next_user(
+    make_engine: MakeEngine, model: Any
+) -> None:
+    engine = make_engine(max_slots=3)
+    long, spoiled, last = (engine.request(prompt, NUM_TOKENS) for prompt in (reference.PROMPTS[2], [5, 6, 7], [8, 9]))
+    follower = engine.request([30, 31], NUM_TOKENS)  # short, so that its row shows what lies beyond it
+    forward = engine.model.forward
+
+    def spoiling(token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
+        logits = forward(token_ids, positions, first_row, wants)
+        (sequence,) = spoiled.sequences
+        if sequence.row >= 0 and len(sequence.output) == 3 and len(token_ids) > 1:
+            for blocks in engine.model.cache._blocks.values():
+                for block in blocks:
+                    block.rows[sequence.row, :, : sequence.num_computed + 1] = torch.nan
+            logits[sequence.row] = torch.nan
+        return logits
+
+    engine.model.forward = spoiling  # type: ignore[method-assign]
+    engine.run(long, spoiled, last, follower)
+    end: Event = engine.events[spoiled][-1]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, NotFiniteError)
+    for request in (long, last, follower):
+        _assert_equal(engine, request, model)

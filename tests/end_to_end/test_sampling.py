@@ -1,0 +1,158 @@
+"""What is drawn equals what transformers draws with the same seed, family by family, through real services."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from fiddler.v1 import generation_pb2
+from tests import checkpoints
+from tests.end_to_end import reference
+from tests.end_to_end.calls import Answer, Stub, connect, generate, generate_one, sampling
+from tests.pairs import DEMO, start, write_tiny
+
+NUM_TOKENS = 20
+LOGPROB_TOLERANCE = 1e-4
+EOS = 2
+
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 30},
+    {"temperature": 1.3, "top_p": 0.8},
+    {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01},
+    {"temperature": 1.0, "typical_p": 0.7},
+    {"temperature": 1.1, "repetition_penalty": 1.3, "top_p": 0.95},
+    {"temperature": 0.8, "logit_bias": {5: 4.0, 9: -3.5}},
+    {"temperature": 0.0, "repetition_penalty": 1.2},
+]
+_ON_DEMO = pytest.mark.parametrize("directory", ["demo"], indirect=True)
+PROMPTS = [[5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)), [99]]
+
+
+@pytest.fixture(scope="module", params=[*checkpoints.FAMILIES, "demo"])
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "demo":
+        return DEMO
+    return write_tiny(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Any:
+    return reference.load(directory)
+
+
+@pytest.fixture(scope="module")
+def stub(directory: Path) -> Iterator[Stub]:
+    with start(directory) as pair, connect(pair.target) as stub:
+        yield stub
+
+
+def _expected(model: Any, prompt: list[int], settings: dict[str, Any], seed: int) -> tuple[list[int], torch.Tensor]:
+    """What transformers generates, and the logits [tokens, vocab] that it was chosen by."""
+    theirs: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
+    if "logit_bias" in theirs:
+        theirs["sequence_bias"] = {(token,): bias for token, bias in theirs.pop("logit_bias").items()}
+    if settings["temperature"] == 0:
+        theirs["temperature"] = 1.0
+    torch.manual_seed(seed)
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=settings["temperature"] > 0, max_new_tokens=NUM_TOKENS, output_logits=True, pad_token_id=0,
+            eos_token_id=model.generation_config.eos_token_id, return_dict_in_generate=True, **theirs,
+        ),
+    )  # fmt: skip
+    return output.sequences[0, len(prompt) :].tolist(), torch.cat(output.logits).float()
+
+
+def test_a_seed_draws_the_tokens_of_transformers_alone_and_among_seven_others(stub: Stub, model: Any) -> None:
+    requests = [(PROMPTS[number % len(PROMPTS)], settings, 100 + number) for number, settings in enumerate(SETTINGS)]
+    expected = [_expected(model, *each)[0] for each in requests]
+    assert len({tuple(tokens) for tokens in expected}) == len(requests)
+
+    def draw(request: tuple[list[int], dict[str, Any], int]) -> list[int]:
+        prompt, settings, seed = request
+        parameters = sampling(**settings, seed=seed)
+        return generate_one(stub, prompt, max_tokens=NUM_TOKENS, sampling=parameters).token_ids
+
+    assert [draw(each) for each in requests] == expected
+    with ThreadPoolExecutor(len(requests)) as threads:
+        assert list(threads.map(draw, requests)) == expected
+
+
+def test_generation_i_of_n_is_the_one_of_seed_plus_i(stub: Stub, model: Any) -> None:
+    settings = {"temperature": 1.0, "top_p": 0.9}
+    call = generate(stub, PROMPTS[1], max_tokens=NUM_TOKENS, n=4, sampling=sampling(**settings, seed=7))
+    expected = [_expected(model, PROMPTS[1], settings, 7 + index)[0] for index in range(4)]
+    assert [call.answers[index].token_ids for index in range(4)] == expected
+    assert len({tuple(tokens) for tokens in expected}) == 4
+
+
+def test_log_probabilities_are_the_models_own_whatever_changes_the_choice(stub: Stub, model: Any) -> None:
+    settings = {"temperature": 0.9, "top_k": 20, "repetition_penalty": 1.4}
+    tokens, logits = _expected(model, PROMPTS[2], settings, 5)
+    parameters = sampling(**settings, seed=5)
+    answer = generate_one(stub, PROMPTS[2], max_tokens=NUM_TOKENS, logprobs=3, sampling=parameters)
+    assert answer.token_ids == tokens
+    _assert_logprobs(answer.logprobs, tokens, logits, 3)
+
+
+def test_the_prompts_log_probabilities_are_those_of_a_forward(stub: Stub, model: Any) -> None:
+    prompt = PROMPTS[2]
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt])).logits[0].float()
+    plain = generate_one(stub, prompt, max_tokens=4, sampling=sampling(temperature=0))
+    call = generate(stub, prompt, max_tokens=4, prompt_logprobs=2, echo=True, sampling=sampling(temperature=0))
+    first, *rest = call.prompt
+    assert (first.token_id, first.HasField("logprob"), len(first.top)) == (prompt[0], False, 0)
+    _assert_logprobs(rest, prompt[1:], logits[:-1], 2)
+    assert call.answers[0].token_ids == [*prompt, *plain.token_ids]
+    assert not call.answers[0].logprobs
+
+
+def _assert_logprobs(told: Any, tokens: list[int], logits: torch.Tensor, num_top: int) -> None:
+    """Alternatives are compared by their values, since near equals may change places."""
+    expected = torch.log_softmax(logits, -1)
+    assert [each.token_id for each in told] == tokens
+    for row, each in zip(expected, told, strict=True):
+        assert each.logprob == pytest.approx(row[each.token_id].item(), abs=LOGPROB_TOLERANCE)
+        top = [other.logprob for other in each.top]
+        assert top == pytest.approx(row.topk(num_top).values.tolist(), abs=LOGPROB_TOLERANCE)
+        for other in each.top:
+            assert other.logprob == pytest.approx(row[other.token_id].item(), abs=LOGPROB_TOLERANCE)
+
+
+def _ending(stub: Stub, **fields: Any) -> Answer:
+    """A model that would do nothing but end."""
+    parameters = sampling(temperature=0, logit_bias={EOS: 100})
+    return generate_one(stub, "It was a fine morning", max_tokens=9, sampling=parameters, **fields)
+
+
+@_ON_DEMO
+def test_min_tokens_and_ignore_eos_are_about_when_a_generation_may_end(stub: Stub) -> None:
+    ended = _ending(stub)
+    assert ended.token_ids == [EOS]
+    assert ended.complete.finish_reason == generation_pb2.FINISH_REASON_EOS
+    later = _ending(stub, min_tokens=4)
+    assert later.token_ids[4:] == [EOS]
+    assert EOS not in later.token_ids[:4]
+    never = _ending(stub, ignore_eos=True)
+    assert never.token_ids == [EOS] * 9
+    assert never.complete.finish_reason == generation_pb2.FINISH_REASON_LENGTH
+    stopped = _ending(stub, ignore_eos=True, min_tokens=2, stop_token_ids=[EOS])
+    assert stopped.token_ids[2:] == [EOS]
+    assert stopped.complete.finish_reason == generation_pb2.FINISH_REASON_STOP
+
+
+@_ON_DEMO
+def test_frequency_and_presence_keep_a_greedy_model_from_repeating_itself(stub: Stub) -> None:
+    prompt = "the the the the the the the the"
+    plain = generate_one(stub, prompt, max_tokens=30, sampling=sampling(temperature=0)).token_ids
+    parameters = sampling(temperature=0, frequency_penalty=2, presence_penalty=2)
+    varied = generate_one(stub, prompt, max_tokens=30, sampling=parameters).token_ids
+    assert len(set(varied)) > len(set(plain))

@@ -1,0 +1,83 @@
+"""A model for tests of the engine: its likeliest next token is the last one plus one, around the vocabulary."""
+
+import queue
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from gpu_service.batch import Logits
+from gpu_service.kv_budget import KvBudget
+from gpu_service.request import Event, Failed, Finished, Request, Token
+from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.scheduler import Scheduler
+
+VOCAB = 100
+
+
+class NoCache:
+    """A RowStorage that holds nothing, and remembers which rows were cleared."""
+
+    def __init__(self) -> None:
+        self.cleared: list[int] = []
+
+    def copy(self, *_: int) -> None: ...
+
+    def swap(self, *_: int) -> None: ...
+
+    def reshape(self, *_: Any) -> None: ...
+
+    def clear(self, row: int, stop: int) -> None:
+        self.cleared.append(row)
+
+
+class CountingModel:
+    """It fails where it is told to, and computes what is not a number after one token."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.cache = NoCache()
+        self.poisoned_rows: set[int] = set()
+        self.error: Exception | None = None
+        self.nan_after = -1
+        self.poison_after = -1
+        self.steps = 0
+
+    def scheduler(self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8) -> Scheduler:
+        return Scheduler(self.cache, KvBudget(10**9, 1, max_slots, 10**9 // max_slots), max_waiting, chunk)
+
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
+        self.steps += 1
+        if self.error:
+            raise self.error
+        self.poisoned_rows = set((token_ids == self.poison_after).any(1).nonzero()[:, 0].tolist())
+        kept = {Logits.NONE: token_ids[:, :0], Logits.LAST: token_ids[:, -1:], Logits.ALL: token_ids}[wants].flatten()
+        logits = torch.nn.functional.one_hot((kept + 1) % VOCAB, VOCAB).float() * 9
+        # a little for the one after, so that beams have something to choose
+        logits += torch.nn.functional.one_hot((kept + 2) % VOCAB, VOCAB).float() * 7
+        logits[kept == self.nan_after] = torch.nan
+        return logits
+
+
+class Reader:
+    """One request and the events that it was given."""
+
+    def __init__(self, prompt: Sequence[int], max_tokens: int = 5, eos: int = -1, **more: Any) -> None:
+        self.events: queue.Queue[Event] = queue.Queue()
+        sampling = more.pop("sampling", SamplingParameters())
+        self.request = Request(list(prompt), sampling, max_tokens, self.events.put, eos_ids=frozenset([eos]), **more)
+
+    def all(self) -> list[Event]:
+        """What came so far."""
+        return [self.events.get() for _ in range(self.events.qsize())]
+
+    def read(self) -> tuple[list[int], Finished | Failed]:
+        """The tokens of a request of one generation, and its end, once it is there."""
+        tokens: list[int] = []
+        while True:
+            event = self.events.get(timeout=20)
+            if isinstance(event, Finished | Failed):
+                return tokens, event
+            if isinstance(event, Token):
+                tokens.append(event.token_id)

@@ -1,0 +1,233 @@
+"""Tokens, and the interceptor that asks for them, before a service that has not loaded anything."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from fiddler.v1 import generation_pb2, generation_pb2_grpc
+from gpu_service.access import TOKENS_VARIABLE, Access, TokenInterceptor, Tokens
+from gpu_service.server import Server
+from gpu_service.service import GenerationServicer
+from gpu_service.settings import Settings
+from pair import free_port
+from tests.certificates import Authority
+
+GOOD, OTHER = "kmX8-first_token.7~=", "a-second-token"
+
+
+def tokens_file(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_the_tokens_of_file_and_environment_are_taken_and_no_other(tmp_path: Path) -> None:
+    path = tokens_file(tmp_path / "tokens", "# for the gateway", GOOD, "", f"  {OTHER}  ")
+    tokens = Tokens(path, "one, two,,")
+    assert all(token in tokens for token in (GOOD, OTHER, "one", "two"))
+    assert not any(token in tokens for token in ("", "#", "# for the gateway", GOOD[:-1], GOOD + "x", "three", "ö"))
+    assert len(tokens) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "cannot read {path}: No such file or directory"),
+        (b"", "{path} holds no token"),
+        (b"# nothing but this\n\n", "{path} holds no token"),
+        (b"good\n# a comment\nnot good\n", "{path}: line 3 is no token"),
+        ("schl\u00fcssel".encode(), "{path}: line 1 is no token"),
+        (b"\xff\xfe", "{path} is no text"),
+    ],
+)
+def test_a_wrong_file_is_refused_without_showing_it(content: bytes | None, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="--tokens-file: ") as raised:
+        Tokens(path, None)
+    assert problem.format(path=path) in str(raised.value)
+    assert "not good" not in str(raised.value)
+
+
+@pytest.mark.parametrize("listed", ["", " , ", "fine, not fine"])
+def test_an_environment_without_tokens_is_refused_and_does_not_open_the_service(listed: str) -> None:
+    with pytest.raises(ValueError, match=f"^{TOKENS_VARIABLE}") as raised:
+        Tokens(None, listed)
+    assert "not fine" not in str(raised.value)
+
+
+def test_the_file_is_read_anew(tmp_path: Path) -> None:
+    path = tokens_file(tmp_path / "tokens", GOOD)
+    tokens = Tokens(path, "always")
+    tokens_file(path, OTHER)
+    assert GOOD in tokens
+    tokens.reload()
+    assert (GOOD in tokens, OTHER in tokens, "always" in tokens) == (False, True, True)
+
+
+def test_a_file_that_has_become_wrong_changes_nothing(tmp_path: Path) -> None:
+    path = tokens_file(tmp_path / "tokens", GOOD)
+    tokens = Tokens(path, None)
+    path.write_text("")
+    with structlog.testing.capture_logs() as logs:
+        tokens.reload()
+    assert GOOD in tokens
+    assert [(log["log_level"], log["error"]) for log in logs] == [("error", f"--tokens-file: {path} holds no token")]
+
+
+def settings(**changes: Any) -> Settings:
+    return Settings(model=Path("m"), **changes)
+
+
+@pytest.fixture
+def no_tokens_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TOKENS_VARIABLE, raising=False)
+
+
+@pytest.mark.usefixtures("no_tokens_in_the_environment")
+def test_what_a_network_may_see_is_warned_of(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.identity("server")
+    file = tokens_file(tmp_path / "tokens", GOOD)
+    encrypted = {"tls_cert": server.certificate, "tls_key": server.key}
+
+    def warnings(address: str, **changes: Any) -> list[str]:
+        return Access.read(settings(**changes)).warnings(address)
+
+    for local in ("127.0.0.1:1", "[::1]:1", "localhost:1", "unix:/x"):
+        assert warnings(local) == []
+    both = warnings("0.0.0.0:1")
+    assert ["unencrypted" in warning for warning in both] == [True, False]
+    assert "--tokens-file" in both[1]
+    assert [*map(len, map(str.split, warnings("0.0.0.0:1", **encrypted)))] == [len(both[1].split())]
+    (told,) = warnings("0.0.0.0:1", tokens_file=file)
+    assert "tokens cross the network unencrypted" in told
+    assert warnings("0.0.0.0:1", tokens_file=file, **encrypted) == []
+    assert warnings("0.0.0.0:1", tls_client_ca=authority.certificate, **encrypted) == []
+
+
+@pytest.mark.usefixtures("no_tokens_in_the_environment")
+async def test_the_warnings_are_logged(tiny: Path) -> None:
+    opened = Settings(model=tiny, device="cpu", metrics_port=0, listen=f"0.0.0.0:{free_port()}")
+    server = Server(opened, Access.read(opened))
+    with structlog.testing.capture_logs() as logs:
+        listening = await server._listen()
+    await listening.stop(None)
+    server._experts.close()
+    assert [log["log_level"] for log in logs] == ["warning", "warning"]
+
+
+@pytest.mark.usefixtures("no_tokens_in_the_environment")
+def test_options_that_make_no_sense_together_are_refused(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.identity("server")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"tls_key": server.key}, "--tls-cert: must be given with --tls-key"),
+        ({"tls_client_ca": authority.certificate}, "--tls-cert: must be given with --tls-client-ca"),
+        ({"tls_cert": server.certificate}, "--tls-key: must be given with --tls-cert"),
+        ({"tls_cert": server.certificate, "tls_key": server.key, "listen": "unix:/x"}, "--tls-cert: a Unix socket"),
+    ]
+    for changes, problem in wrong:
+        with pytest.raises(ValueError, match=problem):
+            Access.read(settings(**changes))
+
+
+class Guarded:
+    """A server that asks for tokens.
+
+    Attributes:
+        channel: A connection to it.
+        file: Where its tokens are.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.generation: Any = generation_pb2_grpc.GenerationServiceStub(channel)
+        self.health: Any = health_pb2_grpc.HealthStub(channel)
+
+    async def refused(self, call: Any) -> grpc.aio.AioRpcError:
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await (call if not hasattr(call, "read") else call.read())
+        return raised.value
+
+
+@pytest.fixture
+async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
+    tokens = Tokens(tokens_file(tmp_path / "tokens", GOOD, OTHER), None)
+    server = grpc.aio.server(interceptors=[TokenInterceptor(tokens)])
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(), server)
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection(["fiddler.v1.GenerationService"], server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Guarded(channel)
+    await server.stop(None)
+
+
+@pytest.mark.parametrize(
+    ("header", "challenge"),
+    [
+        (None, "Bearer"),
+        ("", "Bearer"),
+        ("Bearer", 'Bearer error="invalid_token"'),
+        ("Bearer wrong", 'Bearer error="invalid_token"'),
+        (f"Bearer {GOOD}x", 'Bearer error="invalid_token"'),
+        (f"Basic {GOOD}", 'Bearer error="invalid_token"'),
+        (GOOD, 'Bearer error="invalid_token"'),
+    ],
+)
+async def test_calls_without_a_valid_token_are_refused(guarded: Guarded, header: str | None, challenge: str) -> None:
+    metadata = () if header is None else (("authorization", header),)
+    request = generation_pb2.GenerateRequest(text="a")
+    with structlog.testing.capture_logs() as logs:
+        error = await guarded.refused(guarded.generation.Generate(request, metadata=metadata))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert "authorization: Bearer TOKEN" in (error.details() or "")
+    assert error.trailing_metadata()["www-authenticate"] == challenge
+    (log,) = logs
+    assert log["method"] == "/fiddler.v1.GenerationService/Generate"
+    assert not any(GOOD in str(value) or "wrong" in str(value) for value in log.values())
+
+
+async def test_every_method_is_covered_but_health(guarded: Guarded) -> None:
+    stub = guarded.generation
+    calls: list[tuple[Any, Any]] = [
+        (stub.Abort, generation_pb2.AbortRequest()),
+        (stub.Tokenize, generation_pb2.TokenizeRequest()),
+        (stub.Detokenize, generation_pb2.DetokenizeRequest()),
+        (stub.GetModelInfo, generation_pb2.GetModelInfoRequest()),
+        (stub.GetServerInfo, generation_pb2.GetServerInfoRequest()),
+        (guarded.channel.unary_unary("/no.such.Service/Method"), b""),
+    ]
+    for method, request in calls:
+        assert (await guarded.refused(method(request))).code() is grpc.StatusCode.UNAUTHENTICATED
+    answer = await guarded.health.Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_reflection_is_covered(guarded: Guarded) -> None:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub(guarded.channel)  # type: ignore[arg-type]
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    assert (await guarded.refused(stub.ServerReflectionInfo(iter([question])))).code() is (
+        grpc.StatusCode.UNAUTHENTICATED
+    )
+    call = stub.ServerReflectionInfo(iter([question]), metadata=(("authorization", f"Bearer {GOOD}"),))
+    names = {service.name for service in (await call.read()).list_services_response.service}
+    assert "fiddler.v1.GenerationService" in names
+
+
+@pytest.mark.parametrize("header", [f"Bearer {GOOD}", f"bearer  {OTHER} "])
+async def test_a_valid_token_opens(guarded: Guarded, header: str) -> None:
+    request = generation_pb2.GenerateRequest(text="a")
+    call = guarded.generation.Generate(request, metadata=(("authorization", header),))
+    error = await guarded.refused(call)
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "the service is starting")

@@ -1,0 +1,28 @@
+"""What a service that is ready says of itself."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from google.rpc import error_details_pb2
+
+from fiddler import rpc
+from gpu_service.loaded import Loaded
+
+
+def crowded(max_waiting: int, num_waiting: int) -> Any:
+    return SimpleNamespace(max_waiting=max_waiting, engine=SimpleNamespace(num_waiting=num_waiting))
+
+
+@pytest.mark.parametrize(("max_waiting", "num_waiting"), [(2, 0), (2, 1), (0, 0)])
+def test_there_is_room_where_fewer_wait_than_may(max_waiting: int, num_waiting: int) -> None:
+    Loaded.check_room(crowded(max_waiting, num_waiting))
+
+
+@pytest.mark.parametrize("num_waiting", [2, 3])
+def test_a_full_queue_refuses_and_says_when_to_come_again(num_waiting: int) -> None:
+    with pytest.raises(rpc.StatusError, match=f"{num_waiting} requests wait already") as raised:
+        Loaded.check_room(crowded(2, num_waiting))
+    (detail,) = raised.value.details
+    assert isinstance(detail, error_details_pb2.RetryInfo)
+    assert detail.retry_delay.seconds == 1

@@ -1,0 +1,280 @@
+"""What a step makes of each request, and that what goes wrong in one harms no other."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from gpu_service.request import (
+    BeamParameters,
+    Best,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    Prompt,
+    Token,
+)
+from gpu_service.request_ids import RequestIds
+from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.stepper import Stepper
+from gpu_service.token_choice import NotFiniteError
+from tests.gpu_service.counting_model import VOCAB, CountingModel, Reader
+
+
+class _Steps:
+    """A stepper on a model that counts."""
+
+    def __init__(self, max_slots: int = 8, chunk: int = 8) -> None:
+        self.model = CountingModel()
+        self.scheduler = self.model.scheduler(max_slots, max_waiting=64, chunk=chunk)
+        self.failures: list[Exception] = []
+        self.ids = RequestIds()
+        self.stepper = Stepper(self.model, self.scheduler, self.ids, self.failures.append)  # type: ignore[arg-type]
+
+    def run(self, *readers: Reader) -> None:
+        """Until all have ended."""
+        for reader in readers:
+            self.stepper.add(reader.request)
+        while self.stepper.step():
+            pass
+        assert (self.scheduler.num_running, self.scheduler.used_slots) == (0, 0)
+
+
+@pytest.fixture
+def steps() -> _Steps:
+    return _Steps()
+
+
+def _tokens(events: list[Event], index: int = 0) -> list[int]:
+    return [event.token_id for event in events if isinstance(event, Token) and event.index == index]
+
+
+def _ends(events: list[Event]) -> list[Finished]:
+    return [event for event in events if isinstance(event, Finished)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason", "last"),
+    [
+        ({"eos": 7}, FinishReason.EOS, 7),
+        ({"stop_ids": frozenset([6])}, FinishReason.STOP, 6),
+        ({"max_tokens": 1}, FinishReason.LENGTH, 5),
+        ({"eos": 7, "max_tokens": 3}, FinishReason.EOS, 7),
+    ],
+)
+def test_what_ends_a_generation_is_among_its_tokens(
+    steps: _Steps, limits: dict[str, Any], reason: FinishReason, last: int
+) -> None:
+    reader = Reader([4], **limits)
+    steps.run(reader)
+    tokens, end = reader.read()
+    assert tokens[-1] == last
+    assert isinstance(end, Finished)
+    assert end.reason is reason
+
+
+class _StopAt:
+    """Stands for StopStrings and its matcher."""
+
+    def __init__(self, token: int, error: Exception | None = None) -> None:
+        self._token, self._error = token, error
+
+    def matcher(self) -> "_StopAt":
+        return self
+
+    def add(self, token_id: int) -> str | None:
+        if token_id == self._token and self._error:
+            raise self._error
+        return "stop!" if token_id == self._token else None
+
+
+def test_a_stop_text_ends_a_generation_and_is_told(steps: _Steps) -> None:
+    reader = Reader([4], stop=_StopAt(7))
+    steps.run(reader)
+    tokens, end = reader.read()
+    assert isinstance(end, Finished)
+    assert (tokens, end.reason, end.stop) == ([5, 6, 7], FinishReason.STOP, "stop!")
+
+
+def test_generations_of_one_request_share_its_prompt_and_end_one_by_one(steps: _Steps) -> None:
+    sampling = SamplingParameters(temperature=3.0, seed=1)
+    reader = Reader([1, 2, 3], max_tokens=12, eos=-1, n=3, sampling=sampling, stop_ids=frozenset(range(0, VOCAB, 3)))
+    steps.run(reader)
+    events = reader.all()
+    assert sorted(end.index for end in _ends(events)) == [0, 1, 2]
+    alone = []
+    for index in range(3):
+        single = Reader([1, 2, 3], max_tokens=12, stop_ids=frozenset(range(0, VOCAB, 3)))
+        single.request.sampling = SamplingParameters(temperature=3.0, seed=1 + index)
+        steps.run(single)
+        alone.append(single.read()[0])
+    assert [_tokens(events, index) for index in range(3)] == alone
+    assert len({len(tokens) for tokens in alone}) > 1  # else they would not have ended one by one
+    for end in _ends(events):
+        assert end.completion_tokens == len(alone[end.index])
+        after = events[events.index(end) + 1 :]
+        assert not any(isinstance(event, Token) and event.index == end.index for event in after)
+
+
+def test_log_probabilities_come_with_tokens_where_they_were_asked_for(steps: _Steps) -> None:
+    with_them, without = Reader([4], logprobs=2), Reader([4])
+    steps.run(with_them, without)
+    for event in with_them.all()[:-1]:
+        assert isinstance(event, Token)
+        assert event.logprobs is not None
+        assert event.logprobs.top == (
+            (event.token_id, event.logprobs.logprob),
+            (event.token_id + 1, pytest.approx(event.logprobs.logprob - 2)),
+        )
+    assert all(event.logprobs is None for event in without.all() if isinstance(event, Token))
+
+
+def test_the_prompts_log_probabilities_come_once_and_before_its_tokens() -> None:
+    steps = _Steps(chunk=2)
+    reader = Reader([4, 5, 9, 10, 11], n=2, prompt_logprobs=1, sampling=SamplingParameters(temperature=1.0))
+    steps.run(reader)
+    first, *others = reader.all()
+    assert isinstance(first, Prompt)
+    assert [entry.token_id for entry in first.logprobs] == [4, 5, 9, 10, 11]
+    values = [entry.logprob for entry in first.logprobs]
+    assert values[0] is None
+    assert [value is not None and value > -1 for value in values[1:]] == [True, False, True, True]
+    assert [entry.top[0][0] for entry in first.logprobs[1:]] == [5, 6, 10, 11]
+    assert not any(isinstance(event, Prompt) for event in others)
+
+
+def test_beams_come_at_the_end_best_first(steps: _Steps) -> None:
+    reader = Reader([4], max_tokens=3, beam=BeamParameters(4, num_return_sequences=3))
+    steps.run(reader)
+    events = reader.all()
+    assert all(isinstance(event, Finished) for event in events)
+    ends = _ends(events)
+    assert [end.index for end in ends] == [0, 1, 2]
+    assert ends[0].token_ids == (5, 6, 7)
+    scores = [end.score or 0 for end in ends]
+    assert scores == sorted(scores, reverse=True)
+    assert {end.completion_tokens for end in ends} == {3}
+
+
+def test_the_best_beam_so_far_is_streamed_where_it_was_asked_for(steps: _Steps) -> None:
+    reader = Reader([4], max_tokens=3, beam=BeamParameters(2, stream_best=True))
+    steps.run(reader)
+    best = [event.token_ids for event in reader.all() if isinstance(event, Best)]
+    assert best == [(5,), (5, 6)]
+
+
+@pytest.mark.parametrize("num_steps", [0, 2])
+def test_a_cancelled_search_brings_its_best_so_far(steps: _Steps, num_steps: int) -> None:
+    reader = Reader([4], max_tokens=9, beam=BeamParameters(3, num_return_sequences=2))
+    steps.stepper.add(reader.request)
+    for _ in range(num_steps):
+        steps.stepper.step()
+    steps.stepper.cancel(reader.request, FinishReason.CANCELLED)
+    ends = _ends(reader.all())
+    assert [end.reason for end in ends] == [FinishReason.CANCELLED] * 2
+    assert ends[0].token_ids == (5, 6)[:num_steps]
+    assert steps.scheduler.used_slots == 0
+
+
+def test_a_failing_step_fails_its_requests_and_the_others_go_on(steps: _Steps) -> None:
+    first, second = Reader([4]), Reader([4], max_tokens=2)
+    steps.stepper.add(first.request)
+    steps.model.error = RuntimeError("no such weather")
+    steps.stepper.step()
+    assert first.read() == ([], Failed(steps.model.error))
+    assert steps.failures == [steps.model.error]
+    steps.model.error = None
+    steps.run(second)
+    assert second.read()[0] == [5, 6]
+
+
+@pytest.mark.parametrize("kind", ["sampled", "generations", "beams"])
+@pytest.mark.parametrize("in_prompt", [True, False])
+@pytest.mark.parametrize("how", ["nan_after", "poison_after"])
+def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: str, in_prompt: bool, how: str) -> None:
+    steps = _Steps()
+    more: dict[str, Any] = {"sampled": {}, "generations": {"n": 3}, "beams": {"beam": BeamParameters(3)}}[kind]
+    healthy = [Reader([40]), Reader([40], beam=BeamParameters(2)), Reader([50], logprobs=0)]
+    spoiled = Reader([20], max_tokens=9, **more)
+    setattr(steps.model, how, 20 if in_prompt else 22)
+    steps.run(*healthy, spoiled)
+    end = spoiled.all()[-1]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, NotFiniteError)
+    assert "not a finite number" in str(end.error)
+    assert len(steps.model.cache.cleared) == spoiled.request.num_rows
+    assert healthy[0].read()[0] == [41, 42, 43, 44, 45]
+    assert _ends(healthy[1].all())[0].token_ids == (41, 42, 43, 44, 45)
+    assert healthy[2].read()[0] == [51, 52, 53, 54, 55]
+    assert not steps.failures  # no step failed
+
+
+class _Broken:
+    """Breaks where it is called."""
+
+    is_plain = False
+    draws = False
+
+    def process(self, *_: object) -> torch.Tensor:
+        raise RuntimeError("a sampler that breaks")
+
+    def step(self, *_: object) -> None:
+        raise RuntimeError("a search that breaks")
+
+
+@pytest.mark.parametrize("part", ["sampler", "matcher", "beams"])
+def test_what_breaks_in_a_requests_own_part_fails_that_request_alone(steps: _Steps, part: str) -> None:
+    seeded = SamplingParameters(temperature=2.0, seed=3)
+    expected = Reader([4], sampling=seeded)
+    steps.run(expected)
+    broken = Reader(
+        [20],
+        stop=_StopAt(22, RuntimeError("a stop text that breaks")) if part == "matcher" else None,
+        beam=BeamParameters(2) if part == "beams" else None,
+    )
+    healthy = [Reader([40]), Reader([4], sampling=seeded), Reader([60], beam=BeamParameters(2))]
+    for reader in (healthy[0], broken, *healthy[1:]):
+        steps.stepper.add(reader.request)
+    steps.stepper.step()
+    if part == "sampler":
+        broken.request.sequences[0].sampler = _Broken()  # type: ignore[assignment]
+    if part == "beams":
+        broken.request.search = _Broken()  # type: ignore[assignment]
+    steps.run()
+    end = broken.all()[-1]
+    assert isinstance(end, Failed)
+    assert "that breaks" in str(end.error)
+    assert healthy[0].read()[0] == [41, 42, 43, 44, 45]
+    assert healthy[1].read()[0] == expected.read()[0]
+    assert _ends(healthy[2].all())[0].token_ids == (61, 62, 63, 64, 65)
+
+
+def test_a_request_that_no_sampler_can_be_made_for_fails_alone(steps: _Steps) -> None:
+    refused, healthy = Reader([4], sampling=SamplingParameters(temperature=-1.0)), Reader([4])
+    steps.run(refused, healthy)
+    end = refused.read()[1]
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, ValueError)
+    assert healthy.read()[0] == [5, 6, 7, 8, 9]
+
+
+def test_what_was_aborted_ends_as_cancelled_even_where_it_ends_in_that_very_step(steps: _Steps) -> None:
+    reader = Reader([4], max_tokens=1, request_id="mine")
+    steps.ids.add(reader.request)
+    steps.stepper.add(reader.request)
+    assert steps.ids.abort("mine") is reader.request
+    steps.stepper.step()
+    end = reader.read()[1]
+    assert isinstance(end, Finished)
+    assert end.reason is FinishReason.CANCELLED
+
+
+def test_tokens_of_a_prompt_that_were_there_are_counted(steps: _Steps) -> None:
+    prompt = list(range(30))
+    for cached in (0, 29):
+        reader = Reader(prompt, max_tokens=1)
+        steps.run(reader)
+        end = reader.read()[1]
+        assert isinstance(end, Finished)
+        assert end.cached_prompt_tokens == cached
