@@ -72,9 +72,7 @@ class Model:
         names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
-    def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits
-    ) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
 
         Args:
@@ -108,13 +106,11 @@ class Model:
 
     @property
     def poisoned_rows(self) -> set[int]:
-        """Sequences of the latest batch, from 0 on, whose experts gave what is not finite; their logits mean nothing."""
+        """Rows of the latest batch, from 0 on, whose experts gave what is not finite: their logits mean nothing."""
         _, tokens = self._batch_shape
         return {row // tokens for row in self.dispatcher.spoiled_rows}
 
-    def _compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits
-    ) -> torch.Tensor:
+    def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
         self.cache.begin(first_row, positions, self.device)
         positions = positions.to(self.device)
         output = self._module(

@@ -3,11 +3,8 @@
 import asyncio
 import contextlib
 import signal
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 import grpc
 import structlog
@@ -22,14 +19,17 @@ from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import metrics
 from gpu_service.access import Access
 from gpu_service.availability import Availability
+from gpu_service.background import in_thread
 from gpu_service.batch import Logits
+from gpu_service.devices import device_of, free_bytes
 from gpu_service.dispatch import Dispatcher
 from gpu_service.engine import Engine, EngineStoppedError
 from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
 from gpu_service.in_process import InProcessExperts
-from gpu_service.kv_budget import KvBudget, free_host_bytes
+from gpu_service.kv_budget import KvBudget
 from gpu_service.loaded import Loaded
 from gpu_service.malformed import MalformedMessageInterceptor
+from gpu_service.message_limits import max_rows
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
 from gpu_service.orchestration import Orchestration
@@ -46,12 +46,10 @@ _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_
 _POLL_SECONDS = 0.2
 _CONNECT_SECONDS = 2.0
 _REMIND_SECONDS = 5.0
-_MESSAGE_OVERHEAD_BYTES = 1024
 _LOGITS_BYTES = 64 * 2**20  # of a prompt's log probabilities at one time
 _LAST_STEP_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0
 _log = structlog.get_logger("gpu_service")
-_Result = TypeVar("_Result")
 
 
 class Server:
@@ -69,7 +67,7 @@ class Server:
         self._checkpoint = Checkpoint.open(settings.model)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
-        self._device = _device(settings.device)
+        self._device = device_of(settings.device)
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self._health = health.aio.HealthServicer()
@@ -131,10 +129,10 @@ class Server:
 
     async def _start_and_watch(self) -> None:
         """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
-        (model, tokenizer), experts = await asyncio.gather(_in_thread(self._load), self._await_experts())
-        budget = await _in_thread(lambda: self._warm_up(model))
+        (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
+        budget = await in_thread(lambda: self._warm_up(model))
         settings = self._settings
-        chunk = min(settings.prefill_chunk, _max_rows(experts, settings))
+        chunk = min(settings.prefill_chunk, max_rows(experts, settings))
         orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
@@ -199,7 +197,7 @@ class Server:
                     model.cache.token_bytes,
                     settings.max_slots,
                     model.max_context,
-                    _free_bytes(model.device),
+                    free_bytes(model.device),
                 )
                 model.cache.set_capacity(budget.num_tokens)
         except RuntimeError as error:  # out of memory is one
@@ -213,7 +211,7 @@ class Server:
         while True:
             try:
                 make = partial(prepare, self._settings, self._checkpoint, model, experts)
-                return await _in_thread(partial(make, self._experts, self._popularity, chunk))
+                return await in_thread(partial(make, self._experts, self._popularity, chunk))
             except ExpertServiceError as error:
                 _log.warning("costs could not be measured", reason=str(error))
                 experts = await self._await_experts()
@@ -295,62 +293,3 @@ async def run(settings: Settings, access: Access) -> None:
         CheckpointError, ModelError, HandshakeError, OSError, ValueError: It cannot be started.
     """
     await Server(settings, access).run()
-
-
-async def _in_thread(function: Callable[[], _Result]) -> _Result:
-    """Runs a function that takes long in a thread that the end of the process does not wait for."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_Result] = loop.create_future()
-
-    def settle(result: _Result | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]
-        else:
-            future.set_exception(error)
-
-    def run_it() -> None:
-        result, failure = None, None
-        try:
-            result = function()
-        except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=run_it, daemon=True).start()
-    return await future
-
-
-def _max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
-    """The most rows that one message to the expert service may hold.
-
-    Raises:
-        ValueError: A decode step, one row for each slot, may not fit.
-    """
-    limit = min(settings.max_message_bytes, experts.limits.max_message_bytes)
-    row_bytes = max(layer.hidden_size for layer in experts.layers) * tensors.DTYPES[experts.dtype].itemsize
-    row_bytes += experts.limits.max_experts_per_row * 8  # an id and a weight for each
-    rows = min(experts.limits.max_rows, (limit - _MESSAGE_OVERHEAD_BYTES) // row_bytes)
-    if rows < settings.max_slots:
-        raise ValueError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
-    return rows
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Memory that is free where keys and values are held."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one.
-
-    Raises:
-        ValueError: CUDA is asked for and not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: cuda was asked for, and PyTorch finds no CUDA device")
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

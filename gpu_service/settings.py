@@ -27,7 +27,10 @@ class Settings(ServiceSettings):
     )
     threads: int = Field(0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice")
     max_slots: int = Field(
-        16, ge=1, le=1024, description="the most sequences computed at one time: a request's generations and beams count"
+        16,
+        ge=1,
+        le=1024,
+        description="the most sequences computed at one time: a request's generations and beams count",
     )
     kv_memory: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
         "auto",

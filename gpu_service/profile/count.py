@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
+from gpu_service.devices import device_of
 from gpu_service.dispatch import Dispatcher
 from gpu_service.engine import Engine
 from gpu_service.expert_client import ExpertClient
@@ -69,7 +70,7 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
 
 def load_model(checkpoint: Checkpoint, experts: RemoteExperts, settings: Settings, dtype: torch.dtype) -> Model:
     """The model, with all of its experts computed by `experts`."""
-    device = _device(settings.device)
+    device = device_of(settings.device)
     dispatcher = Dispatcher(checkpoint, device, experts)
     return Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
 
@@ -127,11 +128,3 @@ def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, max_tokens: int
         raise PromptsError(f"--prompts: {prompt.source}: a token is not one of the model's {model.vocab_size}")
     sampling = SamplingParameters.resolve(model.generation_config, {"seed": _SEED})
     return Request(token_ids, sampling, max_tokens, emit=lambda event: None, eos_ids=model.eos_ids)
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: cuda was asked for, and PyTorch finds no CUDA device")
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
