@@ -4,7 +4,6 @@ Both are made from benchmarks/results/orchestration.jsonl. A table stands betwee
 """
 
 import math
-import re
 from pathlib import Path
 
 from benchmarks.orchestration_tables import MACHINES, MODELS, OURS, RIVALS, Cells, Result, read, tables
@@ -37,10 +36,10 @@ def fill(text: str, parts: dict[str, str]) -> str:
     """The document with what is between `<!-- NAME -->` and `<!-- end -->` replaced."""
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
-        pattern = re.escape(begin) + ".*?" + re.escape(end)
-        text, found = re.subn(pattern, lambda _, new=f"{begin}{part}\n{end}": new, text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"docs/orchestration.md: <!-- {name} --> must be there once, found {found} times")
+        if text.count(begin) != 1:
+            raise ValueError(f"docs/orchestration.md: <!-- {name} --> must be there once")
+        before, rest = text.split(begin)
+        text = f"{before}{begin}{part}\n{end}{rest.split(end, 1)[1]}"
     return text
 
 

@@ -37,6 +37,16 @@ class Sides:
         return Sides(remote, copy, compute, self.round_trip, self.resident)
 
 
+@dataclass(slots=True)
+class Cut:
+    """The first experts, as they come, are streamed and all others sent."""
+
+    num_streamed: int
+    remote_seconds: float
+    gpu_seconds: float
+    order: None = None
+
+
 class Split:
     """An order of experts, of which the first m are streamed and all others sent: the best m, or one that is given."""
 
@@ -52,9 +62,7 @@ class Split:
         """
         ordered = sides if order is None else sides.ordered(order)
         self.order = order
-        self.remote = _sums(reversed(ordered.remote), sides.round_trip)
-        self.remote[0] = 0.0  # no message
-        self.remote.reverse()
+        self.remote = _remote_sums(ordered.remote, sides.round_trip)
         self.copies = _sums(ordered.copy)
         self.compute = _sums(ordered.compute, sides.resident)
         self.crossing, best = _best_cut(self.remote, self.copies, self.compute)
@@ -95,15 +103,34 @@ class _Weights:
             yield min(self.remote * remote, self.copy * copy + self.compute * compute)
 
 
+def cut_by_copies(
+    remote: Sequence[float], round_trip: float, transfer: float, resident: float, most_compute: float
+) -> Cut | None:
+    """The best split, quickly, where every copy takes the same and computing is never the longest: nearly every layer.
+
+    Of all ways to stream m experts, that of most rows is the best for the CPU then, and as good as any for the copies.
+
+    Args:
+        remote: See Sides, as are the two below that are called the same.
+        round_trip: See above.
+        transfer: Seconds of each copy.
+        resident: See above.
+        most_compute: The most that any expert adds to the computing on the GPU.
+
+    Returns:
+        None where computing may matter.
+    """
+    sums = _remote_sums(remote, round_trip)
+    m = bisect_left(range(len(remote)), True, key=lambda m: sums[m] <= m * transfer or sums[m] <= resident)
+    if m and sums[m - 1] <= max(m * transfer, resident):
+        m -= 1
+    streamed = max(m * transfer, resident) if m else resident  # no copy is infinite times nothing
+    return Cut(m, sums[m], streamed) if resident + m * most_compute <= streamed else None
+
+
 def best_split(sides: Sides) -> Split:
     """A split that is at most 2 % longer than the best one; rarely more where experts are many."""
     split = Split(sides)
-    crossing = split.crossing
-    # Of all ways to stream m experts, those of most rows are the best for the CPU, and as good as any for equal copies.
-    # Where streaming them does not make computing the longest, the best cut is the best split: nearly every layer.
-    copies_are_equal = sides.copy.count(sides.copy[0]) == len(sides.copy)
-    if copies_are_equal and split.compute[crossing] <= max(split.copies[crossing], sides.resident):
-        return split
     bound = _bound_by_number(sides, split)
     if split.seconds <= bound * _SLACK:
         return split
@@ -121,7 +148,7 @@ def _improve(sides: Sides, first: Split, bound: float) -> Split:
     """The best cut of several orders, or better, given that of the first and a bound on what is possible."""
     best, weights = first, []
     copies_bind = first.copies[first.num_streamed] > first.compute[first.num_streamed]
-    for copy_share in (1.0 if copies_bind else 0.0, 0.5):
+    for copy_share in (1.0, 0.0, 0.5) if copies_bind else (0.0, 1.0, 0.5):
         split, weight = _split_by_rate(sides, first, copy_share)
         if split.seconds < best.seconds:
             best = split
@@ -204,6 +231,14 @@ def _best_cut(remote: Sequence[float], copies: Sequence[float], compute: Sequenc
     crossing = bisect_left(range(num), True, key=lambda m: remote[m] <= copies[m] or remote[m] <= compute[m])
     before = crossing and remote[crossing - 1] <= max(copies[crossing], compute[crossing])
     return crossing, crossing - 1 if before else crossing
+
+
+def _remote_sums(remote: Sequence[float], round_trip: float) -> list[float]:
+    """By m: seconds of the CPU's side where the first m are streamed and all others sent."""
+    seconds = _sums(reversed(remote), round_trip)
+    seconds[0] = 0.0  # no message
+    seconds.reverse()
+    return seconds
 
 
 def _sums(seconds: Iterable[float], initial: float = 0.0) -> list[float]:

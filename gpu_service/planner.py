@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpu_service.latency_model import Costs
-from gpu_service.partition import Sides, Split, best_split
+from gpu_service.partition import Cut, Sides, Split, best_split, cut_by_copies
 
 _LEAST_CHUNK_ROWS = 32
 _WORTH_CHUNKS = 1.02  # what is gained must exceed what the prediction is good for
@@ -70,11 +70,8 @@ def plan(
     if not rest:
         return Plan(tuple(here), (), (), 0.0, resident_seconds)
     rest.sort(key=counts.__getitem__, reverse=True)
-    sides = _sides([counts[expert] for expert in rest], costs, resident_seconds)
-    if pending:
-        sides.copy = [costs.transfer * pending.get(expert, 1.0) for expert in rest]
-    # an infinite transfer is a cost like any other, but where the CPU's is infinite, too, something must be done
-    split = Split(sides, num_streamed=len(rest)) if costs.round_trip == math.inf else best_split(sides)
+    copies = [costs.transfer * pending.get(expert, 1.0) for expert in rest] if pending else None
+    split = _split([counts[expert] for expert in rest], costs, resident_seconds, copies)
     ranked = rest if split.order is None else [rest[i] for i in split.order]
     streamed, remote = ranked[: split.num_streamed], ranked[split.num_streamed :]
     if pending:  # what is under way first, and what is nearly there before it, so that the GPU can begin
@@ -88,8 +85,7 @@ def all_remote(counts: Sequence[int], costs: Costs | None) -> Plan:
     remote = tuple([expert for expert, count in enumerate(counts) if count])
     if costs is None or not remote:
         return Plan((), (), remote, math.inf if remote else 0.0, 0.0)
-    sides = _sides([counts[expert] for expert in remote], costs, 0.0)
-    return Plan((), (), remote, sides.round_trip + sum(sides.remote), 0.0)
+    return Plan((), (), remote, costs.round_trip + sum(costs.remote[counts[expert]] for expert in remote), 0.0)
 
 
 def chunks(expert_ids: npt.NDArray[np.int32], costs: Costs, most: int = 8) -> int:
@@ -118,13 +114,27 @@ def chunks(expert_ids: npt.NDArray[np.int32], costs: Costs, most: int = 8) -> in
     return best if seconds(1) > _WORTH_CHUNKS * seconds(best) else 1
 
 
-def _sides(counts: list[int], costs: Costs, resident_seconds: float) -> Sides:
-    """What experts of so many rows each add to each side."""
+def _split(rows: list[int], costs: Costs, resident_seconds: float, copies: list[float] | None) -> Cut | Split:
+    """Which experts to stream.
+
+    Args:
+        rows: Of each expert, the most first.
+        costs: Seconds of everything.
+        resident_seconds: What the GPU computes in any case.
+        copies: Seconds of each copy; None: they are all the same.
+    """
     remote, gpu = costs.remote, costs.gpu
-    return Sides(
-        remote=[remote[count] for count in counts],
-        copy=[costs.transfer] * len(counts),
-        compute=[gpu[count] for count in counts],
+    sent = [remote[count] for count in rows]
+    if copies is None and costs.round_trip < math.inf:
+        cut = cut_by_copies(sent, costs.round_trip, costs.transfer, resident_seconds, gpu[rows[0]])
+        if cut is not None:
+            return cut
+    sides = Sides(
+        remote=sent,
+        copy=copies or [costs.transfer] * len(rows),
+        compute=[gpu[count] for count in rows],
         round_trip=costs.round_trip,
         resident=resident_seconds,
     )
+    # whatever a copy costs, it is what remains where nobody answers
+    return Split(sides, num_streamed=len(rows)) if costs.round_trip == math.inf else best_split(sides)

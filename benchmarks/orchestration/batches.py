@@ -23,7 +23,7 @@ class Routed:
     @property
     def rows(self) -> int:
         """Tokens."""
-        return self.ids.shape[0]
+        return len(self.ids)
 
     def ids_of(self, experts: tuple[int, ...]) -> npt.NDArray[np.int32]:
         """The rows that want one of these experts: what a message to the CPU holds, other experts being -1."""
@@ -46,7 +46,7 @@ class Batch:
     @property
     def rows(self) -> int:
         """Tokens."""
-        return self.ids.shape[1]
+        return len(self.ids[0])
 
     @cached_property
     def layers(self) -> list[Routed]:

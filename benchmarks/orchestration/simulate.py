@@ -1,7 +1,7 @@
 """Runs one strategy through one workload and sums up what it took."""
 
 import statistics
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,9 +46,10 @@ def run(
     _serve(server, warm_up, workload.is_prompt)
     server.calls = server.hits = 0
     parts = [_serve(server, request, workload.is_prompt) for request in counted]
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     for part in parts:
-        spent.update(part.spent)
+        for what, seconds in part.spent.items():
+            spent[what] += seconds
     return Result(
         strategy=kind.name,
         tokens_per_second=[part.tokens / part.seconds for part in parts],
@@ -71,7 +72,7 @@ class _Part:
     hits: int
     calls: int
     moved_bytes: float
-    spent: Counter[str]
+    spent: dict[str, float]
 
 
 def _serve(server: Server, request: Request, is_prompt: bool) -> _Part:
@@ -94,10 +95,10 @@ def _serve(server: Server, request: Request, is_prompt: bool) -> _Part:
         hits - hits_before,
         calls - calls_before,
         moved - moved_before,
-        Counter({what: seconds - earlier[what] for what, seconds in spent.items()}),
+        {what: seconds - earlier.get(what, 0.0) for what, seconds in spent.items()},
     )
 
 
-def _account(server: Server) -> tuple[Counter[str], tuple[int, int, float]]:
+def _account(server: Server) -> tuple[dict[str, float], tuple[int, int, float]]:
     server.link.advance(server.now)
-    return Counter(server.spent), (server.hits, server.calls, server.link.copied_bytes + server.written_bytes)
+    return dict(server.spent), (server.hits, server.calls, server.link.copied_bytes + server.written_bytes)

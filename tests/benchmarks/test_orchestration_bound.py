@@ -15,22 +15,28 @@ from tests.benchmarks.orchestrated import POPULARITY, request, system
 
 @given(st.randoms(use_true_random=False))
 def test_the_bound_is_below_every_division_of_whole_experts(rng: random.Random) -> None:
-    num = rng.randint(0, 6)
-    cpu = [rng.uniform(0.1, 3) for _ in range(num)]
-    gpu = [rng.uniform(0.01, 1) for _ in range(num)]
-    dense, here, transfer = rng.random(), rng.random(), rng.uniform(0.1, 2)
-    least = bound.divide(dense, here, sorted(cpu, reverse=True), sorted(gpu), transfer)
-    for copied in itertools.product([False, True], repeat=num):
-        on_cpu = dense + sum(seconds for seconds, there in zip(cpu, copied, strict=True) if not there)
-        on_gpu = dense + here + sum(seconds for seconds, there in zip(gpu, copied, strict=True) if there)
-        assert least <= max(on_cpu, on_gpu, transfer * sum(copied)) + 1e-9
+    residents = [(rng.uniform(0.01, 2), rng.uniform(0.1, 3)) for _ in range(rng.randint(0, 3))]
+    missing = [(rng.uniform(0.01, 1), rng.uniform(0.1, 3)) for _ in range(rng.randint(0, 5))]
+    dense, transfer = rng.random(), rng.uniform(0.1, 2)
+    least = bound.divide(dense, residents, missing, transfer)
+    experts = residents + missing
+    for there in itertools.product([False, True], repeat=len(experts)):
+        on_cpu = sum(cpu for (_, cpu), on_gpu in zip(experts, there, strict=True) if not on_gpu)
+        on_gpu = sum(gpu for (gpu, _), on_gpu in zip(experts, there, strict=True) if on_gpu)
+        copied = transfer * sum(there[len(residents) :]) - dense
+        assert least <= max(on_cpu, on_gpu, copied) + 1e-9
 
 
 def test_the_last_expert_is_divided_so_that_both_sides_end_together() -> None:
     # two experts of 3 s on the CPU or of 1 s of copying: 1.5 of them are copied
-    assert bound.divide(0.0, 0.0, [3.0, 3.0], [0.0, 0.0], 1.0) == pytest.approx(1.5)
-    assert bound.divide(0.0, 0.0, [], [], 1.0) == 0.0
-    assert bound.divide(1.0, 5.0, [1.0], [0.1], 1.0) == 6.0
+    missing = [(0.1, 3.0), (0.1, 3.0)]
+    assert bound.divide(0.0, [], missing, 1.0) == pytest.approx(1.5)
+    # half a second of it before
+    assert bound.divide(0.5, [], missing, 1.0) == pytest.approx(1.125)
+    assert bound.divide(9.0, [], missing, 1.0) == pytest.approx(0.2 * 3 / 3.1)
+    assert bound.divide(0.0, [], [], 1.0) == 0.0
+    # two residents that take as long on either side
+    assert bound.divide(0.0, [(2.0, 2.0), (2.0, 2.0)], [], 1.0) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("prompt_only", [False, True])

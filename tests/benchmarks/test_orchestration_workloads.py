@@ -7,13 +7,13 @@ from benchmarks.orchestration.workloads import popularity, workloads
 from benchmarks.traces import synthetic
 
 _ROUTING = replace(synthetic.MIXTRAL, num_layers=2)
-_TRACE = synthetic.generate(_ROUTING, ("first", "second"), num_generations=18, prompt_tokens=300, output_tokens=3)
+_TRACE = synthetic.generate(_ROUTING, ("first", "second"), num_generations=18, prompt_tokens=520, output_tokens=3)
 _WORKLOADS = {workload.name: workload.requests(_TRACE) for workload in workloads(quick=False)}
 
 
 def test_popularity_is_counted_on_generations_that_no_request_uses() -> None:
     counted = popularity(_TRACE)
-    assert counted.tokens == 2 * 303
+    assert counted.tokens == 2 * 523
     assert all(sum(layer) == 2 * counted.tokens for layer in counted.counts)
     used = {request.prompt.ids.tobytes() for request in _WORKLOADS["decode"]}
     assert used.isdisjoint(generation.prompt.tobytes() for generation in _TRACE.generations[:2])

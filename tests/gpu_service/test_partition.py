@@ -29,6 +29,11 @@ def test_a_subset_that_no_cut_finds_is_searched_for() -> None:
     assert sorted(split.order or []) == list(range(6))
 
 
+def test_of_experts_that_are_alike_all_may_be_streamed() -> None:
+    # 7 + 7 + 1 or 6 + 6 + 3, and nothing else comes to half
+    assert best_split(_same_on_both([7, 7, 6, 6, 3, 1])).seconds == 15
+
+
 @pytest.mark.parametrize("num", [12, 16, 30, 60])
 def test_even_shares_are_found_whatever_the_number(num: int) -> None:
     rng = random.Random(num)

@@ -281,6 +281,21 @@ def test_adaptive_fills_a_free_slot_without_evicting() -> None:
     assert (swap.load, swap.evict) == ((0, 3), None)
 
 
+def test_adaptive_evicts_once_no_slot_is_free() -> None:
+    adaptive = _adaptive(capacity=3)
+    _uses(adaptive, [0, 1, 0, 1])
+    assert [swap.evict for swap in adaptive.swaps({(0, 0), (0, 2)}, 4)] == [None, (0, 0)]
+
+
+def test_adaptive_does_not_load_what_came_by_another_way() -> None:
+    """Of so many experts a call looks at one layer only, and goes by what it saw of the others."""
+    adaptive = _adaptive(num_experts=[100, 100], capacity=2)
+    _uses(adaptive, [1 if expert < 2 else 0 for expert in range(100)])
+    assert adaptive.swaps({(0, 50), (0, 51)}, 0) == []
+    (swap,) = adaptive.swaps({(0, 1), (0, 51)}, 4)
+    assert (swap.load, swap.evict) == ((0, 0), (0, 51))
+
+
 def test_adaptive_heeds_a_capacity_that_was_lowered() -> None:
     adaptive = _adaptive(capacity=2)
     _uses(adaptive, [0, 1, 0, 1])

@@ -65,7 +65,7 @@ def test_a_plan_is_within_two_per_cent_of_the_best(case: Case) -> None:
 
 
 def test_a_plan_is_within_two_per_cent_of_the_best_where_sides_are_of_one_size() -> None:
-    rng = random.Random(0)
+    rng = random.Random(0)  # two ways of pricing for the search are not enough for one of these
     for _ in range(1000):
         case = random_case(rng)
         _check_whole(case, case.plan())

@@ -1,7 +1,7 @@
 """What all strategies share: a forward in virtual time, layer by layer, and an account of where the time went."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import defaultdict
 
 from benchmarks.orchestration.batches import Batch, Routed
 from benchmarks.orchestration.costs import System
@@ -29,7 +29,7 @@ class Server(ABC):
         self.popularity = popularity
         self.link = Link(system.machine.pcie_bytes_per_second)
         self.now = 0.0
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         """Seconds by what was waited for: attention, host, hop, cpu, copies, gpu."""
         self.calls = 0
         """Experts that were wanted, counted once for each layer and step."""
