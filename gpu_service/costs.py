@@ -12,7 +12,7 @@ from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2
 from gpu_service import costs_file
-from gpu_service.calibration import calibrate, expert_bytes
+from gpu_service.calibration import calibrate, expert_bytes, measured_layers
 from gpu_service.costs_file import MachineIdentity, ModelIdentity
 from gpu_service.expert_slots import ExpertSlots
 from gpu_service.latency_model import LatencyModel, Measurements
@@ -120,7 +120,8 @@ def _milliseconds(seconds: float) -> float:
 
 
 def _model(subject: Subject) -> ModelIdentity:
-    checkpoint, layer = subject.checkpoint, subject.checkpoint.layers[0]
+    checkpoint = subject.checkpoint
+    layer = checkpoint.layers[measured_layers(checkpoint)[0]]
     return ModelIdentity(
         checkpoint.model_type,
         checkpoint.fingerprint,

@@ -13,7 +13,6 @@ another model is refused; what differs from this machine is told, and whether th
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -71,15 +70,7 @@ def save(path: Path, model: ModelIdentity, machine: MachineIdentity, measurement
         "machine": asdict(machine),
         "measurements": asdict(measurements),
     }
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(content, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # otherwise the rename can reach the disk before the text does
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
 
 def load(path: Path, model: ModelIdentity) -> tuple[MachineIdentity, Measurements]:

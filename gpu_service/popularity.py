@@ -7,12 +7,13 @@ A token at top-2 counts 2 in each layer. `python -m gpu_service.profile` writes 
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from gpu_service.whole_file import write_whole
 
 FORMAT = 1
 
@@ -78,7 +79,7 @@ class Popularity:
                 for layer, counts in zip(checkpoint.layers, self.counts, strict=True)
             ],
         }
-        _replace(path, json.dumps(content, allow_nan=False) + "\n")
+        write_whole(path, json.dumps(content, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: Path, checkpoint: Checkpoint) -> "Popularity":
@@ -142,16 +143,3 @@ def _field(content: dict[str, Any], name: str, within: str = "") -> Any:
     if name not in content:
         raise PopularityError(f"{within}{'.' if within else ''}{name}: is missing")
     return content[name]
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes beside the file and renames: a rename within a folder is atomic."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # otherwise the rename can reach the disk before the text does
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
