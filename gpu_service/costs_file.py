@@ -19,6 +19,7 @@ from typing import Any
 
 from gpu_service.curve import Sample
 from gpu_service.latency_model import Measurements
+from gpu_service.whole_file import write_whole
 
 FORMAT = 1
 

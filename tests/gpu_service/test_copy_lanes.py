@@ -169,7 +169,7 @@ def test_sending_happens_on_the_stream_of_copies(lane: CudaLane, device: Device)
 
 @pytest.mark.parametrize(
     ("slot_bytes", "expected"),
-    [(352 * 2**20, 32 * 2**20), (9 * 2**20, 9 * 2**18), (2 * 2**20, 2**20), (73_728, 73_728), (300, 512)],
+    [(352 * 2**20, 8 * 2**20), (9 * 2**20, 9 * 2**18), (2 * 2**20, 2**20), (73_728, 73_728), (300, 512)],
     ids=["a large expert", "a quarter of a middling one", "not too little", "a small one whole", "multiples of 256"],
 )
 def test_how_much_is_copied_at_a_time(slot_bytes: int, expected: int) -> None:
