@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-_NAMES = ("hop", "startup", "memory", "kernel", "end_to_end")
+_NAMES = ("hop", "startup", "memory", "kernel", "end_to_end", "serving")
 _RESULTS = Path(__file__).parent / "results"
 
 
