@@ -113,7 +113,7 @@ class BaseGeneration:
 
     def _delay_seconds(self, error: ClientError, initial_metadata: object) -> float | None:
         """How long to wait before asking again; None: the error stands."""
-        return  self._retries.delay_seconds(error, accepted=bool(initial_metadata))
+        return None if self._begun else self._retries.delay_seconds(error, accepted=bool(initial_metadata))
 
 
 def texts_of(events: Iterable[Event], num_generations: int) -> list[str]:

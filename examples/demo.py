@@ -10,7 +10,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import Client, Complete
+from client import Chunk, Client, Complete
 from pair import Pair, PairError
 
 MODEL = Path(__file__).parents[1] / "models" / "demo"
@@ -56,7 +56,7 @@ def _stream(pair: Pair, arguments: argparse.Namespace) -> None:
         for message in generation:
             if isinstance(message, Complete):
                 _print_summary(message, (first or time.monotonic()) - sent)
-            else:
+            elif isinstance(message, Chunk):
                 first = first or time.monotonic()
                 print(message.text, end="", flush=True)
 

@@ -1,7 +1,9 @@
 """Settings of the GPU service."""
 
+import contextlib
+import math
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -30,9 +32,9 @@ class Settings(ServiceSettings):
         16,
         ge=1,
         le=1024,
-        description="the most sequences computed at one time: a request's generations and beams count",
+        description="the most sequences computed at one time: each generation or beam of a request is one",
     )
-    kv_memory: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+    kv_memory: float | Literal["auto"] = Field(
         "auto",
         description="memory for keys and values, in GiB, which the requests computed at one time share; auto: a quarter"
         " of what is free, and no more than --max-slots of --max-context tokens take",
@@ -111,6 +113,16 @@ class Settings(ServiceSettings):
             max_stop_bytes=self.max_stop_bytes,
             max_logprobs=self.max_logprobs,
         )
+
+    @field_validator("kv_memory", mode="before")
+    @classmethod
+    def _kv_memory_is_auto_or_gib(cls, value: float | str) -> float | str:
+        if value == "auto":
+            return value
+        with contextlib.suppress(TypeError, ValueError):
+            if 0 < float(value) < math.inf:
+                return float(value)
+        raise ValueError(f'must be "auto" or above 0, in GiB, got {value!r}')
 
     @field_validator("experts")
     @classmethod

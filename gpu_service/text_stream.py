@@ -82,9 +82,7 @@ class TextStream:
         if stop is None or self._stop is None:
             return text
         found = self._stop.locate(self._token_ids, stop)
-        if self._stop.include:
-            return text.removesuffix(found.rest)
-        return _without(text, found.stop + found.rest)
+        return text.removesuffix(found.rest if self._stop.include else found.stop + found.rest)
 
     def _look_for(self, number: int, text: str) -> int:
         """Where in the text, or by a negative number before it, a stop text begins that is all or partly there.
@@ -99,14 +97,3 @@ class TextStream:
                 begin = position - matched
         self._matched[number] = matched
         return len(text) - matched if begin is None else begin
-
-
-def _without(text: str, end: str) -> str:
-    """The text without its end, or without as much of that as it ends with.
-
-    It ends with less where decoding changed it, as it does with a space at the very beginning of a text.
-    """
-    for begin in range(len(end)):
-        if text.endswith(end[begin:]):
-            return text[: len(text) - len(end) + begin]
-    return text

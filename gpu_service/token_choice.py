@@ -1,5 +1,6 @@
 """What a step's logits make of each row: the next token, or why there is none. Beams are beam.py's."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,7 @@ class NotFiniteError(Exception):
 def unusable_rows(logits: torch.Tensor) -> list[int]:
     """Rows of [rows, vocab] float32 with an infinity or what is not a number."""
     # one pass: a sum is finite where all its terms are, since logits are far too small to overflow together
-    return (~logits.sum(dim=-1).isfinite()).nonzero()[:, 0].tolist()
+    return [row for row, total in enumerate(logits.sum(dim=-1).tolist()) if not math.isfinite(total)]
 
 
 def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:

@@ -178,6 +178,8 @@ def _messages(file: FileDescriptorProto) -> Iterator[tuple[DescriptorProto, str,
         message, prefix, location = waiting.pop(0)
         yield message, prefix, location
         for index, nested in enumerate(message.nested_type):
+            if nested.options.map_entry:  # protoc's own, for a map field
+                continue
             waiting.append((nested, f"{prefix}{message.name}.", (*location, _MESSAGE_NESTED, index)))
 
 

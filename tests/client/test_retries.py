@@ -71,7 +71,7 @@ async def test_a_server_that_stays_unavailable_is_asked_four_times(
 
 @both
 async def test_unavailable_after_the_first_message_stands(server: FakeServer, kind: str) -> None:
-    server.service.script = fail_with(GONE, chunk("first", 1))
+    server.service.script = taken(fail_with(GONE, chunk("first", 1)))
     with pytest.raises(UnavailableError, match="stopping"):
         await text(server, kind)
     assert len(server.service.requests) == 1

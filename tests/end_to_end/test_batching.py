@@ -1,13 +1,15 @@
 """Whatever runs beside a request, and whatever the cache held before: its tokens are those of transformers."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from client import Chunk, Client, InvalidRequestError
 from gpu_service.batch import Logits
 from gpu_service.request import Event, Failed, Prompt, Request
 from gpu_service.sampling_parameters import SamplingParameters
@@ -74,7 +76,12 @@ def test_a_budget_that_divides_its_memory_anew_changes_nothing(make_engine: Make
     engine = make_engine(max_slots=6, num_tokens=300, prefill_chunk=8)
     shapes: set[tuple[int, int]] = set()
     reshape = engine.model.cache.reshape
-    engine.model.cache.reshape = lambda *what: (shapes.add(what[:2]), reshape(*what))[1]  # type: ignore[method-assign]
+
+    def watched(num_slots: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
+        shapes.add((num_slots, length))
+        reshape(num_slots, length, kept)
+
+    engine.model.cache.reshape = watched  # type: ignore[method-assign]
     requests = []
     for _ in range(20):
         prompt = [chance.randrange(3, 300) for _ in range(chance.choice([3, 20, 70, 150]))]
@@ -142,3 +149,22 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
     assert isinstance(end.error, NotFiniteError)
     for request in (long, last, follower):
         _assert_equal(engine, request, model)
+
+
+def test_a_service_of_little_memory_lets_requests_wait_and_refuses_what_can_never_fit(tiny: Path) -> None:
+    """0.0001 GiB hold 139 tokens of this model."""
+    with start(tiny, "--kv-memory", "0.0001") as pair, Client(pair.target) as client, ThreadPoolExecutor(6) as threads:
+        assert client.server_info().kv_bytes == 139 * 768
+        lengths = list(threads.map(lambda _: len(_token_ids(client, [3, 4, 5], 60)), range(6)))
+        assert lengths == [60] * 6
+        with pytest.raises(
+            InvalidRequestError, match=r"^max_tokens: .* 3 tokens and 137 more, in 1 row, .* room for 136"
+        ):
+            client.generate([3, 4, 5], max_tokens=137).text()
+        with pytest.raises(InvalidRequestError, match=r"^max_tokens: .* in 2 rows, .* room for 66 after"):
+            client.generate([3, 4, 5], max_tokens=67, num_beams=2).text()
+
+
+def _token_ids(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
+    with client.generate(prompt, max_tokens=max_tokens, temperature=0) as generation:
+        return [token for event in generation if isinstance(event, Chunk) for token in event.token_ids]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client import Client, Complete
+from client import Chunk, Client, Complete
 from pair import Pair
 from tests import checkpoints
 from tests.end_to_end import reference
@@ -51,7 +51,7 @@ def _tokens(client: Client, prompt: list[int]) -> list[int]:
     for message in client.generate(prompt, max_tokens=NUM_TOKENS, temperature=0):
         if isinstance(message, Complete):
             assert message.completion_tokens == len(tokens)
-        else:
+        elif isinstance(message, Chunk):
             tokens.extend(message.token_ids)
     return tokens
 

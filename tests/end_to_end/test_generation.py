@@ -180,7 +180,7 @@ def test_model_and_server_describe_themselves(client: Client, tiny: Any) -> None
     assert model.max_context_tokens == 512
     assert model.expert_bytes == 3 * 8 * 3 * 64 * 96 * 4
     server = client.server_info()
-    assert (server.device, server.expert_kernel, server.max_slots) == ("cpu", best_kernel(), 8)
+    assert (server.device, server.expert_kernel, server.max_slots) == ("cpu", best_kernel(), 16)
 
 
 def test_metrics_count_what_was_done(client: Client, pair: Pair) -> None:

@@ -34,21 +34,23 @@ class _Table:
         return self._rows[[(31 * text[-2] + 7 * text[-1] + len(text)) % 61 for text in texts]].clone()
 
 
-class _TableModel(PreTrainedModel, GenerationMixin):
+class _TableModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """A table as transformers' generate takes it."""
 
     config_class = PretrainedConfig
     main_input_name = "input_ids"
 
     def __init__(self, table: _Table) -> None:
-        super().__init__(PretrainedConfig(vocab_size=table.vocab_size))
+        config: Any = PretrainedConfig()
+        config.vocab_size = table.vocab_size
+        super().__init__(config)
         self.table = table
         self.anchor = torch.nn.Parameter(torch.zeros(1))  # says on which device the model is
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
         return CausalLMOutput(logits=self.table(input_ids.tolist())[:, None])
 
-    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+    def prepare_inputs_for_generation(self, input_ids: torch.Tensor, *_: Any, **__: Any) -> dict[str, Any]:
         return {"input_ids": input_ids}
 
 
@@ -93,7 +95,8 @@ def _search(table: _Table, max_tokens: int, beam: BeamParameters, **more: Any) -
 def _expected(
     table: _Table, max_tokens: int, beam: BeamParameters, **more: Any
 ) -> list[tuple[list[int], float | None]]:
-    output = _TableModel(table).generate(
+    model: Any = _TableModel(table)
+    output = model.generate(
         torch.tensor([PROMPT]),
         max_new_tokens=max_tokens,
         do_sample=False,
@@ -163,7 +166,7 @@ def test_what_changes_log_probabilities_does_so_as_in_transformers(
     table, beam = _Table(12, seed, coarse=False), BeamParameters(num_beams)
     sampling = SamplingParameters(repetition_penalty=penalty, logit_bias=tuple(bias.items()))
     search, _ = _search(table, 9, beam, sampling=sampling, min_tokens=min_tokens, eos_ids=frozenset([5]))
-    more = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
+    more: dict[str, Any] = {"sequence_bias": {(token,): value for token, value in bias.items()}} if bias else {}
     more |= {"min_new_tokens": min_tokens} if min_tokens else {}
     _assert_equal(search, _expected(table, 9, beam, eos_token_id=5, repetition_penalty=penalty, **more))
 

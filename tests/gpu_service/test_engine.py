@@ -84,7 +84,7 @@ def test_a_cancelled_request_frees_its_slot_before_the_next_step(model: Counting
         gate.get(timeout=20)
         return forward(token_ids, *arguments)
 
-    model.forward = slow_forward  # type: ignore[method-assign]
+    model.forward = slow_forward  # type: ignore[method-assign, assignment]
     engine = Engine(model, model.scheduler(max_slots=1), lambda error: None)  # type: ignore[arg-type]
     engine.start()
     cancelled, waiting = Reader([1], max_tokens=ENDLESS), Reader([50], max_tokens=1)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,9 +72,7 @@ def test_too_much_memory_is_told_with_the_numbers() -> None:
         assert part in str(caught.value)
 
 
-def test_free_memory_is_what_the_control_group_leaves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: "kv_budget.Path"
-) -> None:
+def test_free_memory_is_what_the_control_group_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:  9999999 kB\nMemAvailable:  5000 kB\n")
     monkeypatch.setattr(kv_budget, "_MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(kv_budget, "_CGROUP", tmp_path)

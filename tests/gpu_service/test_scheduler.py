@@ -2,6 +2,7 @@ import itertools
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -230,7 +231,7 @@ def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
 
 
 @pytest.fixture(scope="module")
-def monkeypatch_min_shared() -> "st.SearchStrategy[None]":
+def monkeypatch_min_shared() -> Iterator[None]:
     """Short beginnings are shared, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(row_table, "MIN_SHARED_TOKENS", 2)
@@ -259,9 +260,9 @@ def _act(run: _Run, requests: list[Request], action: str, chance: random.Random)
             for sequence in request.sequences:
                 sequence.is_finished = True
     elif action == "fork":
-        beams = [request for request in alive if request.beam and request.sequences[-1].output]
-        if beams:
-            source, target = chance.sample(chance.choice(beams).sequences, 2)
+        searches = [request for request in alive if request.beam and request.sequences[-1].output]
+        if searches:
+            source, target = chance.sample(chance.choice(searches).sequences, 2)
             pairs = zip(text_of(source), text_of(target), strict=True)
             start = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
             scheduler.fork(source, target, start)

@@ -123,10 +123,11 @@ def test_log_probabilities_come_with_tokens_where_they_were_asked_for(steps: _St
     for event in with_them.all()[:-1]:
         assert isinstance(event, Token)
         assert event.logprobs is not None
-        assert event.logprobs.top == (
-            (event.token_id, event.logprobs.logprob),
-            (event.token_id + 1, pytest.approx(event.logprobs.logprob - 2)),
-        )
+        assert event.logprobs.logprob is not None
+        (first, first_logprob), (second, second_logprob) = event.logprobs.top
+        assert (first, second) == (event.token_id, event.token_id + 1)
+        assert first_logprob == event.logprobs.logprob
+        assert second_logprob == pytest.approx(event.logprobs.logprob - 2)
     assert all(event.logprobs is None for event in without.all() if isinstance(event, Token))
 
 
@@ -194,7 +195,12 @@ def test_a_failing_step_fails_its_requests_and_the_others_go_on(steps: _Steps) -
 @pytest.mark.parametrize("how", ["nan_after", "poison_after"])
 def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: str, in_prompt: bool, how: str) -> None:
     steps = _Steps()
-    more: dict[str, Any] = {"sampled": {}, "generations": {"n": 3}, "beams": {"beam": BeamParameters(3)}}[kind]
+    kinds: dict[str, dict[str, Any]] = {
+        "sampled": {},
+        "generations": {"n": 3},
+        "beams": {"beam": BeamParameters(3)},
+    }
+    more = kinds[kind]
     healthy = [Reader([40]), Reader([40], beam=BeamParameters(2)), Reader([50], logprobs=0)]
     spoiled = Reader([20], max_tokens=9, **more)
     setattr(steps.model, how, 20 if in_prompt else 22)

@@ -138,14 +138,14 @@ def test_a_stop_text_that_a_token_holds_twice_ends_the_text_before_the_first(tok
     assert text == tokenizer.decode([token_id]).partition(letter)[0]
 
 
-def test_a_stop_text_at_the_very_beginning_leaves_nothing(tokenizer: Tokenizer) -> None:
-    """Even where its leading space, which the token has, is none of the text."""
+def test_a_stop_text_that_only_the_tokens_spell_takes_nothing_off(tokenizer: Tokenizer) -> None:
+    """As with a space that begins a token and, at the very beginning, not the text."""
     first = tokenizer.encode("the", add_special_tokens=False)[0]
     text = tokenizer.token_text(first)[:2]
     stop = StopStrings([text], tokenizer, include=False)
     stream = TextStream(tokenizer, stop)
     assert stop.matcher().add(first) == text
-    assert stream.add([first]) + stream.finish(text) == ""
+    assert stream.add([first]) + stream.finish(text) == tokenizer.decode([first]).partition(text)[0]
 
 
 def test_of_a_stop_text_that_comes_twice_the_one_that_ended_the_generation_is_cut_off(tokenizer: Tokenizer) -> None:

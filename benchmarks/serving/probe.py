@@ -1,0 +1,164 @@
+"""An engine in this process whose steps are taken apart: experts, the rest of the model, and what is around it."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from gpu_service.batch import Batch, Logits
+from gpu_service.expert_client import ExpertClient
+from gpu_service.kv_budget import KvBudget
+from gpu_service.model import Model
+from gpu_service.moe_layer import PendingOutput
+from gpu_service.request import FinishReason, Request
+from gpu_service.request_ids import RequestIds
+from gpu_service.scheduler import Scheduler
+from gpu_service.stepper import Stepper
+from pair import Pair
+
+MAX_SLOTS = 16
+_TIMEOUT_SECONDS = 600
+_MAX_MESSAGE_BYTES = 2**26
+
+
+@dataclass(slots=True)
+class Step:
+    """Where one step's seconds went."""
+
+    batch: Batch
+    seconds: float = 0.0
+    forward_seconds: float = 0.0
+    expert_seconds: float = 0.0
+    num_distinct_experts: int = 0
+    """Summed over the layers."""
+
+    @property
+    def overhead_seconds(self) -> float:
+        """What is not the model's forward."""
+        return self.seconds - self.forward_seconds
+
+    @property
+    def dense_seconds(self) -> float:
+        """The forward without its experts."""
+        return self.forward_seconds - self.expert_seconds
+
+
+class Probe:
+    """Runs requests step by step."""
+
+    def __init__(self, directory: Path, experts: str, max_context: int, prefill_chunk: int) -> None:
+        """Loads the model; the CPU expert service at `experts` serves."""
+        checkpoint = Checkpoint.open(directory)
+        client = ExpertClient(experts, torch.bfloat16, _TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
+        self._client = _TimedExperts(client)
+        self._model = Model(checkpoint, self._client, torch.device("cpu"), torch.bfloat16, MAX_SLOTS, max_context)
+        budget = KvBudget(MAX_SLOTS * self._model.max_context, 1, MAX_SLOTS, self._model.max_context)
+        self._model.cache.set_capacity(budget.num_tokens)
+        self._scheduler = _WatchedScheduler(self._model.cache, budget, MAX_SLOTS, prefill_chunk)
+        self._stepper = Stepper(self._model, self._scheduler, RequestIds(), self._raise)
+        self._forward = self._model.forward
+        self._model.forward = self._timed_forward  # type: ignore[method-assign, assignment]
+        self._forward_seconds = 0.0
+        self.expert_bytes = checkpoint.expert_bytes // sum(layer.num_experts for layer in checkpoint.layers)
+
+    @torch.inference_mode()
+    def add(self, *requests: Request) -> None:
+        """Lets requests begin."""
+        for request in requests:
+            self._stepper.add(request)
+
+    @torch.inference_mode()
+    def cancel(self, *requests: Request) -> None:
+        """Ends requests."""
+        for request in requests:
+            self._stepper.cancel(request, FinishReason.CANCELLED)
+
+    @torch.inference_mode()
+    def step(self) -> Step:
+        """Computes one batch; there is one."""
+        self._client.clear()
+        began = time.perf_counter()
+        self._stepper.step()
+        seconds = time.perf_counter() - began
+        assert self._scheduler.batch is not None, "there was nothing to compute"
+        return Step(
+            self._scheduler.batch, seconds, self._forward_seconds, self._client.seconds, self._client.num_distinct
+        )
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+    def _timed_forward(self, ids: torch.Tensor, positions: torch.Tensor, row: int, wants: Logits) -> torch.Tensor:
+        began = time.perf_counter()
+        logits = self._forward(ids, positions, row, wants)
+        self._forward_seconds = time.perf_counter() - began
+        return logits
+
+    @staticmethod
+    def _raise(error: Exception) -> None:
+        raise error
+
+
+class _WatchedScheduler(Scheduler):
+    batch: Batch | None = None
+
+    def next_batch(self) -> Batch | None:
+        self.batch = super().next_batch()
+        return self.batch
+
+
+class _TimedExperts:
+    """A RemoteExperts that takes the time of another, and counts the experts that rows chose."""
+
+    def __init__(self, client: ExpertClient) -> None:
+        self._client = client
+        self.clear()
+
+    def clear(self) -> None:
+        """Counts from 0 again."""
+        self.seconds = 0.0
+        self.num_distinct = 0
+
+    def submit(self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> PendingOutput:
+        """See RemoteExperts."""
+        began = time.perf_counter()
+        pending = self._client.submit(layer, hidden, ids, weights)
+        self.num_distinct += len(np.unique(ids.numpy()))
+        return _TimedOutput(self, pending, began)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _TimedOutput:
+    experts: _TimedExperts
+    pending: PendingOutput
+    began: float
+
+    def join(self) -> torch.Tensor:
+        """See PendingOutput."""
+        output = self.pending.join()
+        self.experts.seconds += time.perf_counter() - self.began
+        return output
+
+
+@contextmanager
+def probe(directory: Path, max_context: int, prefill_chunk: int) -> Iterator[tuple[Probe, Pair]]:
+    """A probe on a CPU expert service of its own."""
+    pair = Pair(directory, cpu_arguments=("--dtype", "bfloat16"))
+    try:
+        pair.start("cpu_expert_service")
+        pair.wait_until_serving(pair.experts)
+        running = Probe(directory, pair.experts, max_context, prefill_chunk)
+        yield running, pair
+        running.close()
+    finally:
+        pair.close()
