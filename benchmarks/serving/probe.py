@@ -11,10 +11,11 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.batch import Batch, Logits
+from gpu_service.dispatch import Dispatcher
 from gpu_service.expert_client import ExpertClient
 from gpu_service.kv_budget import KvBudget
 from gpu_service.model import Model
-from gpu_service.moe_layer import PendingOutput
+from gpu_service.remote_experts import PendingOutput
 from gpu_service.request import FinishReason, Request
 from gpu_service.request_ids import RequestIds
 from gpu_service.scheduler import Scheduler
@@ -55,8 +56,11 @@ class Probe:
         """Loads the model; the CPU expert service at `experts` serves."""
         checkpoint = Checkpoint.open(directory)
         client = ExpertClient(experts, torch.bfloat16, _TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
+        client.connect(checkpoint.fingerprint)
         self._client = _TimedExperts(client)
-        self._model = Model(checkpoint, self._client, torch.device("cpu"), torch.bfloat16, MAX_SLOTS, max_context)
+        device = torch.device("cpu")
+        dispatcher = Dispatcher(checkpoint, device, self._client)
+        self._model = Model(checkpoint, dispatcher, device, torch.bfloat16, MAX_SLOTS, max_context)
         budget = KvBudget(MAX_SLOTS * self._model.max_context, 1, MAX_SLOTS, self._model.max_context)
         self._model.cache.set_capacity(budget.num_tokens)
         self._scheduler = _WatchedScheduler(self._model.cache, budget, MAX_SLOTS, prefill_chunk)
@@ -125,11 +129,23 @@ class _TimedExperts:
         self.seconds = 0.0
         self.num_distinct = 0
 
-    def submit(self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> PendingOutput:
+    @property
+    def available(self) -> bool:
+        """See RemoteExperts."""
+        return self._client.available
+
+    def submit(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        timeout_seconds: float | None = None,
+    ) -> PendingOutput:
         """See RemoteExperts."""
         began = time.perf_counter()
-        pending = self._client.submit(layer, hidden, ids, weights)
-        self.num_distinct += len(np.unique(ids.numpy()))
+        pending = self._client.submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
+        self.num_distinct += len(np.unique(expert_ids.numpy()))
         return _TimedOutput(self, pending, began)
 
     def close(self) -> None:
@@ -142,6 +158,11 @@ class _TimedOutput:
     experts: _TimedExperts
     pending: PendingOutput
     began: float
+
+    @property
+    def compute_seconds(self) -> float | None:
+        """See PendingOutput."""
+        return self.pending.compute_seconds
 
     def join(self) -> torch.Tensor:
         """See PendingOutput."""
