@@ -135,6 +135,7 @@ class Server:
         chunk = min(settings.prefill_chunk, max_rows(experts, settings))
         orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
+        model.dispatcher.selections.clear()  # of what was computed to measure
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
         scheduler = Scheduler(model.cache, budget, settings.max_waiting, chunk, logprobs_chunk)
         engine = Engine(model, scheduler, self._step_failed)
