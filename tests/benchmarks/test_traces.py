@@ -52,10 +52,11 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert (loaded.name, loaded.num_experts, loaded.top_k, loaded.provenance) == ("small", (4, 4), 2, "by hand")
 
 
-def test_the_same_trace_is_the_same_file(tmp_path: Path) -> None:
+def test_the_same_trace_is_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "trace.jsonl.gz"
     TRACE.save(path)
     content = path.read_bytes()
+    monkeypatch.setattr("time.time", lambda: 1e9)
     TRACE.save(path)
     assert path.read_bytes() == content
 

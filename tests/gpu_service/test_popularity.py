@@ -50,7 +50,9 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
 
 def test_saving_replaces_the_file_and_leaves_no_other(path: Path) -> None:
     path.write_text("old")
-    POPULARITY.save(path, CHECKPOINT)
+    with path.open() as read_meanwhile:
+        POPULARITY.save(path, CHECKPOINT)
+        assert read_meanwhile.read() == "old"
     assert Popularity.load(path, CHECKPOINT) == POPULARITY
     assert list(path.parent.iterdir()) == [path]
 
