@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import UnknownActivationError
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import metrics
@@ -168,8 +169,11 @@ class Server:
         logging_of_transformers()
         tokenizer = Tokenizer(self._checkpoint.directory)
         # on the CPU the experts are at hand; a GPU has them brought when the service is lost
-        in_process = InProcessExperts(self._checkpoint) if self._device.type == "cpu" else None
-        dispatcher = Dispatcher(self._checkpoint, self._device, self._experts, in_process)
+        try:
+            in_process = InProcessExperts(self._checkpoint) if self._device.type == "cpu" else None
+            dispatcher = Dispatcher(self._checkpoint, self._device, self._experts, in_process)
+        except UnknownActivationError as error:
+            raise ModelError(f"{self._checkpoint.directory}: {error}") from None
         model = Model(self._checkpoint, dispatcher, self._device, self._dtype, settings.max_slots, settings.max_context)
         self._check_generation_config(model)
         _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=self._checkpoint.dense_bytes)
