@@ -67,9 +67,7 @@ class Model:
         names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
-    def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits
-    ) -> torch.Tensor:
+    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
 
         Args:

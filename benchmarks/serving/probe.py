@@ -36,6 +36,8 @@ class Step:
     expert_seconds: float = 0.0
     num_distinct_experts: int = 0
     """Summed over the layers."""
+    num_selections: int = 0
+    """Rows times experts of each, summed over the layers."""
 
     @property
     def overhead_seconds(self) -> float:
@@ -87,7 +89,12 @@ class Probe:
         seconds = time.perf_counter() - began
         assert self._scheduler.batch is not None, "there was nothing to compute"
         return Step(
-            self._scheduler.batch, seconds, self._forward_seconds, self._client.seconds, self._client.num_distinct
+            self._scheduler.batch,
+            seconds,
+            self._forward_seconds,
+            self._client.seconds,
+            self._client.num_distinct,
+            self._client.num_selections,
         )
 
     def close(self) -> None:
@@ -124,11 +131,13 @@ class _TimedExperts:
         """Counts from 0 again."""
         self.seconds = 0.0
         self.num_distinct = 0
+        self.num_selections = 0
 
     def submit(self, layer: int, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> PendingOutput:
         """See RemoteExperts."""
         began = time.perf_counter()
         pending = self._client.submit(layer, hidden, ids, weights)
+        self.num_selections += ids.numel()
         self.num_distinct += len(np.unique(ids.numpy()))
         return _TimedOutput(self, pending, began)
 
