@@ -37,7 +37,7 @@ class Hypothesis:
 
 
 @dataclass(slots=True)
-class Candidates:
+class _Candidates:
     """The best continuations of all beams, best first; the tensors are [candidates] on the CPU."""
 
     logprobs: torch.Tensor
@@ -50,7 +50,7 @@ class Candidates:
 
 
 @dataclass(slots=True)
-class Finished:
+class _Finished:
     """The finished beams, best first; empty places have a score that anything beats."""
 
     scores: torch.Tensor
@@ -78,8 +78,6 @@ class BeamSearch:
         self._request = request
         self._parameters = request.beam
         self._num_beams = request.beam.num_beams
-        # one beam is greedy search to transformers: it ends with the first end-of-sequence token
-        self._early_stopping = self._num_beams == 1 or request.beam.early_stopping
         self._end_ids = sorted(request.eos_ids | request.stop_ids)
         self._processors = sampling.processors(
             request.sampling, len(request.prompt), request.min_tokens, self._end_ids, device
@@ -90,7 +88,7 @@ class BeamSearch:
         # all but the first begin hopeless, so that the same text is not found several times
         self._scores = torch.full((self._num_beams,), _MINUS_INFINITY)
         self._scores[0] = 0
-        self._finished = Finished(
+        self._finished = _Finished(
             torch.full((self._num_beams,), _MINUS_INFINITY),
             torch.zeros(self._num_beams, dtype=torch.bool),
             [None] * self._num_beams,
@@ -144,11 +142,12 @@ class BeamSearch:
         penalty: float = num_tokens**self._parameters.length_penalty
         return penalty
 
-    def _candidates(self, logits: torch.Tensor) -> Candidates:
+    def _candidates(self, logits: torch.Tensor) -> _Candidates:
         """[beams, vocab] -> the best continuations: enough for all beams to go on even where some candidates end."""
         scores = (self._scored(logits) + self._scores.to(logits.device)[:, None]).view(-1)
         if self._num_beams == 1:
-            places = scores.argmax(dim=0, keepdim=True)  # as greedy search does where several are the largest
+            # greedy search to transformers: of several that are the largest the first, and the first end is the end
+            places = scores.argmax(dim=0, keepdim=True)
             logprobs = scores[places]
         else:
             count = max(2, 1 + len(self._end_ids)) * self._num_beams
@@ -158,7 +157,7 @@ class BeamSearch:
         ends = torch.isin(token_ids, torch.tensor(self._end_ids, dtype=torch.int64))
         if self._num_made + 1 >= self._request.max_tokens:
             ends = torch.ones_like(ends)
-        return Candidates(logprobs.cpu(), (places // logits.shape[-1]).tolist(), token_ids.tolist(), ends)
+        return _Candidates(logprobs.cpu(), (places // logits.shape[-1]).tolist(), token_ids.tolist(), ends)
 
     def _scored(self, logits: torch.Tensor) -> torch.Tensor:
         """[beams, vocab] logits -> log probabilities, changed as the request wants it."""
@@ -170,7 +169,7 @@ class BeamSearch:
             return sampling.apply(self._processors, history, logits).log_softmax(dim=-1)
         return sampling.apply(self._processors, history, logits.log_softmax(dim=-1))
 
-    def _finish(self, candidates: Candidates) -> None:
+    def _finish(self, candidates: _Candidates) -> None:
         """Keeps the best of those that had finished and those of the first candidates that do so now."""
         ends = candidates.ends.clone()
         ends[self._num_beams :] = False  # the others are there for beams to go on, and are not good enough
@@ -180,7 +179,7 @@ class BeamSearch:
         finished = self._finished
         merged, places = torch.cat([finished.scores, scores]).topk(self._num_beams)
         hypotheses = list(finished.hypotheses)
-        self._finished = Finished(
+        self._finished = _Finished(
             merged,
             torch.cat([finished.is_there, ends])[places],
             [
@@ -190,7 +189,7 @@ class BeamSearch:
         )
 
     def _hypothesis(
-        self, candidates: Candidates, ends: torch.Tensor, scores: torch.Tensor, place: int
+        self, candidates: _Candidates, ends: torch.Tensor, scores: torch.Tensor, place: int
     ) -> Hypothesis | None:
         index = place - self._num_beams
         if not ends[index]:
@@ -202,15 +201,15 @@ class BeamSearch:
             reason = FinishReason.EOS if last in self._request.eos_ids else FinishReason.STOP
         return Hypothesis(token_ids, float(scores[index]), reason)
 
-    def _ends(self, candidates: Candidates) -> bool:
+    def _ends(self, candidates: _Candidates) -> bool:
         """Whether the search is over, now that num_made tokens are made."""
         finished = self._finished
-        if self._early_stopping is True and bool(finished.is_there.all()):
+        if self._parameters.early_stopping is True and bool(finished.is_there.all()):
             return True
         if bool(candidates.ends.all()):
             return True
         length = self._num_made
-        if self._early_stopping == "never" and self._parameters.length_penalty > 0:
+        if self._parameters.early_stopping == "never" and self._parameters.length_penalty > 0:
             length = self._request.max_tokens
         best_possible = self._scores[0] / self._penalty(length)
         worst = torch.where(finished.is_there, finished.scores.min(), _MINUS_INFINITY)

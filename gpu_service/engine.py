@@ -37,6 +37,8 @@ class Engine:
         self._ids = RequestIds()
         self._stepper = Stepper(model, scheduler, self._ids, on_failure)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox_lock = threading.Lock()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._stopped = threading.Event()
 
@@ -86,7 +88,8 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queues a request; its events come through request.emit.
 
-        A queue that is full is told as a Failed event with a QueueFullError.
+        A queue that is full is told as a Failed event with a QueueFullError, an engine that has stopped as one with an
+        EngineStoppedError.
 
         Raises:
             NeverFitsError: See `check`.
@@ -94,11 +97,12 @@ class Engine:
         """
         self.check(request)
         self._ids.add(request)
-        self._inbox.put(lambda: self._stepper.add(request))
+        if not self._post(lambda: self._stepper.add(request)):
+            self._stepper.add(request)  # which fails it, now that the engine has stopped
 
     def cancel(self, request: Request, reason: FinishReason = FinishReason.CANCELLED) -> None:
         """Ends a request before its next step, if it has not ended. Its slots are free from then on."""
-        self._inbox.put(lambda: self._stepper.cancel(request, reason))
+        self._post(lambda: self._stepper.cancel(request, reason))
 
     def abort(self, request_id: str) -> bool:
         """Cancels the request of that id. Returns whether there was one that had not ended; it waits for nothing."""
@@ -120,6 +124,16 @@ class Engine:
             reason = EngineStoppedError(f"the engine failed: {error}")
             self._on_failure(reason)
         self._stepper.fail_all(reason)
+        with self._inbox_lock:
+            self._is_closed = True
+        self._read_inbox(block=False)  # requests that came meanwhile fail, too
+
+    def _post(self, act: Callable[[], None]) -> bool:
+        """Leaves something for the engine's thread to do. Returns False where it does nothing any more."""
+        with self._inbox_lock:
+            if not self._is_closed:
+                self._inbox.put(act)
+            return not self._is_closed
 
     def _read_inbox(self, block: bool) -> None:
         while block or not self._inbox.empty():

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from gpu_service import request
+from gpu_service import request as words
 from gpu_service.kv_budget import KvBudget
 
 MIN_SHARED_TOKENS = 16
@@ -48,7 +48,7 @@ class RowTable:
     def __init__(self, storage: RowStorage, budget: KvBudget) -> None:
         self._storage = storage
         self._budget = budget
-        self._holders: list[request.Sequence | None] = []
+        self._holders: list[words.Sequence | None] = []
         self._left: list[list[int]] = []  # by row: tokens whose keys and values it holds and nobody uses
         self._left_at: list[int] = []  # by row: when that was, counted in releases; 0 where nothing is left
         self._num_releases = 0
@@ -61,7 +61,7 @@ class RowTable:
         """Sequences that decode."""
         return sum(holder is not None for holder in self._holders[: self._end])
 
-    def decoding(self) -> list[request.Sequence]:
+    def decoding(self) -> list[words.Sequence]:
         """The sequences that decode, by row from row 0 on."""
         self._close_holes()
         return [holder for holder in self._holders[: self._end] if holder is not None]
@@ -82,7 +82,7 @@ class RowTable:
             holder.row = row
         self._length = shape[1]
 
-    def begin(self, sequence: request.Sequence, may_share: bool) -> None:
+    def begin(self, sequence: words.Sequence, may_share: bool) -> None:
         """Gives a prompt a row. What the cache holds of its beginning counts as computed."""
         self._close_holes()
         prompt = sequence.request.prompt
@@ -100,7 +100,7 @@ class RowTable:
         self._put(sequence, row)
         sequence.num_computed = shared
 
-    def join(self, sequences: Sequence[request.Sequence]) -> None:
+    def join(self, sequences: Sequence[words.Sequence]) -> None:
         """Lets a request's sequences decode. The first one's prompt is computed; the others get a copy."""
         first = sequences[0]
         self._close_holes()
@@ -115,12 +115,12 @@ class RowTable:
             sequence.num_computed = first.num_computed
         self._end += len(sequences)
 
-    def fork(self, source: request.Sequence, target: request.Sequence, start: int) -> None:
+    def fork(self, source: words.Sequence, target: words.Sequence, start: int) -> None:
         """Makes a row hold what another does, from the position on where they differ."""
         if start < source.num_computed:
             self._storage.copy(source.row, target.row, start, source.num_computed)
 
-    def release(self, sequence: request.Sequence, clear_stop: int = 0) -> None:
+    def release(self, sequence: words.Sequence, clear_stop: int = 0) -> None:
         """Takes a sequence's row away, if it has one.
 
         Args:
@@ -138,12 +138,12 @@ class RowTable:
             self._num_releases += 1
             self._left[row], self._left_at[row] = list(_computed(sequence)), self._num_releases
 
-    def _put(self, sequence: request.Sequence, row: int) -> None:
+    def _put(self, sequence: words.Sequence, row: int) -> None:
         self._holders[row] = sequence
         self._left[row], self._left_at[row] = [], 0
         sequence.row = row
 
-    def _move_to(self, sequence: request.Sequence, row: int) -> None:
+    def _move_to(self, sequence: words.Sequence, row: int) -> None:
         """Moves a sequence. Who is there, or what was left there, takes the place that it leaves."""
         if sequence.row == row:
             return
@@ -187,7 +187,7 @@ class RowTable:
         return best if best[0] >= MIN_SHARED_TOKENS else (0, -1)
 
 
-def _computed(sequence: request.Sequence) -> Iterator[int]:
+def _computed(sequence: words.Sequence) -> Iterator[int]:
     """The tokens whose keys and values a sequence's row holds."""
     tokens = itertools.chain(sequence.request.prompt, sequence.output)
     return itertools.islice(tokens, sequence.num_computed)

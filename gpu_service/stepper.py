@@ -44,9 +44,14 @@ class Stepper:
         self._ids = ids
         self._on_failure = on_failure
         self._requests: dict[Request, None] = {}
+        self._reason: Exception | None = None
 
     def add(self, request: Request) -> None:
         """Begins with a request, or fails it."""
+        if self._reason:
+            self._ids.end(request)
+            request.emit(Failed(self._reason))
+            return
         try:
             self._make_sequences(request)
             self._scheduler.add(request)
@@ -72,7 +77,8 @@ class Stepper:
             request.emit(sequence.finished(reason))
 
     def fail_all(self, error: Exception) -> None:
-        """Fails every request."""
+        """Fails every request, and those that are added later."""
+        self._reason = error
         for request in list(self._requests):
             self._forget(request)
             request.emit(Failed(error))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gpu_service import request
+from gpu_service import request as words
 from gpu_service.request import TokenLogprobs
 from gpu_service.sampling import Sampler, sample_with_logprobs
 
@@ -28,7 +28,7 @@ def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return logits[torch.tensor(rows, device=logits.device)]
 
 
-def choose(logits: torch.Tensor, sequences: Sequence[request.Sequence]) -> list[TokenLogprobs | Exception]:
+def choose(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs | Exception]:
     """The next token of each sequence, with its log probabilities where they were asked for.
 
     Args:
@@ -49,7 +49,7 @@ def choose(logits: torch.Tensor, sequences: Sequence[request.Sequence]) -> list[
     return [choose(logits[row : row + 1], [sequence])[0] for row, sequence in enumerate(sequences)]
 
 
-def _sample(logits: torch.Tensor, sequences: Sequence[request.Sequence]) -> list[TokenLogprobs]:
+def _sample(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs]:
     samplers: list[Sampler] = []
     for sequence in sequences:
         assert sequence.sampler is not None

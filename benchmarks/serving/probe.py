@@ -37,6 +37,8 @@ class Step:
     expert_seconds: float = 0.0
     num_distinct_experts: int = 0
     """Summed over the layers."""
+    num_selections: int = 0
+    """Rows times experts of each, summed over the layers."""
 
     @property
     def overhead_seconds(self) -> float:
@@ -91,7 +93,12 @@ class Probe:
         seconds = time.perf_counter() - began
         assert self._scheduler.batch is not None, "there was nothing to compute"
         return Step(
-            self._scheduler.batch, seconds, self._forward_seconds, self._client.seconds, self._client.num_distinct
+            self._scheduler.batch,
+            seconds,
+            self._forward_seconds,
+            self._client.seconds,
+            self._client.num_distinct,
+            self._client.num_selections,
         )
 
     def close(self) -> None:
@@ -128,6 +135,7 @@ class _TimedExperts:
         """Counts from 0 again."""
         self.seconds = 0.0
         self.num_distinct = 0
+        self.num_selections = 0
 
     @property
     def available(self) -> bool:
@@ -145,6 +153,7 @@ class _TimedExperts:
         """See RemoteExperts."""
         began = time.perf_counter()
         pending = self._client.submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
+        self.num_selections += expert_ids.numel()
         self.num_distinct += len(np.unique(expert_ids.numpy()))
         return _TimedOutput(self, pending, began)
 

@@ -74,11 +74,13 @@ def _decode(running: Probe, requests: list[Request], num_steps: int) -> list[Ste
 def _report(out: Judge, name: str, steps: list[Step], seconds_per_expert: float) -> None:
     floors = [step.num_distinct_experts * seconds_per_expert for step in steps]
     distinct = sum(step.num_distinct_experts for step in steps) / len(steps)
+    rows = sum(step.num_selections for step in steps) / len(steps) / distinct
+    found = {"distinct_experts": round(distinct, 2), "rows_per_expert": round(rows, 2)}
     experts = [step.expert_seconds for step in steps]
-    out.samples(f"{name}.experts", [1e3 * value for value in experts], "ms", distinct_experts=round(distinct, 2))
+    out.samples(f"{name}.experts", [1e3 * value for value in experts], "ms", **found)
     out.samples(f"{name}.floor", [1e3 * value for value in floors], "ms")
     ratios = [value / floor for value, floor in zip(experts, floors, strict=True)]
-    out.samples(f"{name}.experts_over_floor", ratios, "ratio")
+    out.samples(f"{name}.experts_over_floor", ratios, "ratio", **found)
     out.samples(f"{name}.dense", [1e3 * step.dense_seconds for step in steps], "ms")
     out.samples(f"{name}.overhead", [1e3 * step.overhead_seconds for step in steps], "ms")
     out.samples(f"{name}.overhead_over_step", [step.overhead_seconds / step.seconds for step in steps], "ratio")

@@ -203,3 +203,28 @@ def test_the_best_so_far_is_there_from_the_first_step_on() -> None:
         assert search.results()[0] == search.best()
         assert search.results()[0].score >= search.results()[1].score
         assert search.results()[0].token_ids != search.results()[1].token_ids
+
+
+def test_the_best_so_far_may_be_one_that_has_ended() -> None:
+    ended = 0
+    for seed in range(20):
+        table, beam = _Table(12, seed, coarse=False), BeamParameters(3, length_penalty=0.0)
+        request = Request(PROMPT, SamplingParameters(), 12, lambda event: None, beam=beam, eos_ids=frozenset([4, 5]))
+        outputs: list[list[int]] = [[], [], []]
+        search = BeamSearch(request, outputs, CPU)
+        while not search.is_done:
+            search.step(table([[*PROMPT, *output] for output in outputs]), range(3))
+            assert search.best() == search.results()[0]
+            ended += not search.is_done and search.best().reason is FinishReason.EOS
+    assert ended
+
+
+@pytest.mark.parametrize("seed", [1, 2, 4])
+def test_when_a_search_ends_changes_what_it_finds_as_in_transformers(seed: int) -> None:
+    table, found = _Table(12, seed, coarse=False), set()
+    for early_stopping in (False, True, "never"):
+        beam = BeamParameters(3, 1.0, early_stopping, 3)
+        search, _ = _search(table, 30, beam, eos_ids=frozenset([5, 6]))
+        _assert_equal(search, _expected(table, 30, beam, eos_token_id=[5, 6]))
+        found.add(tuple(each.token_ids for each in search.results()))
+    assert len(found) > 1

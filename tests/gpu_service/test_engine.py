@@ -179,6 +179,18 @@ def test_stopping_fails_what_is_under_way(model: CountingModel) -> None:
         assert isinstance(end.error, EngineStoppedError)
 
 
+def test_a_request_that_comes_when_the_engine_has_stopped_fails(model: CountingModel) -> None:
+    engine = Engine(model, model.scheduler(), lambda error: None)  # type: ignore[arg-type]
+    engine.start()
+    engine.stop()
+    reader = Reader([1], request_id="late")
+    engine.submit(reader.request)
+    end = reader.events.get_nowait()
+    assert isinstance(end, Failed)
+    assert isinstance(end.error, EngineStoppedError)
+    assert not engine.abort("late")
+
+
 def test_an_idle_engine_computes_nothing(engine: Engine, model: CountingModel) -> None:
     reader = Reader([4], max_tokens=3)
     engine.submit(reader.request)

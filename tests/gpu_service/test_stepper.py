@@ -75,7 +75,7 @@ def test_what_ends_a_generation_is_among_its_tokens(
 
 
 class _StopAt:
-    """Stands for StopStrings and its matcher."""
+    """Stands for StopStrings and its matchers; it breaks once where it is told to."""
 
     def __init__(self, token: int, error: Exception | None = None) -> None:
         self._token, self._error = token, error
@@ -85,7 +85,8 @@ class _StopAt:
 
     def add(self, token_id: int) -> str | None:
         if token_id == self._token and self._error:
-            raise self._error
+            error, self._error = self._error, None
+            raise error
         return "stop!" if token_id == self._token else None
 
 
@@ -143,6 +144,9 @@ def test_the_prompts_log_probabilities_come_once_and_before_its_tokens() -> None
     assert [value is not None and value > -1 for value in values[1:]] == [True, False, True, True]
     assert [entry.top[0][0] for entry in first.logprobs[1:]] == [5, 6, 10, 11]
     assert not any(isinstance(event, Prompt) for event in others)
+    greedy = Reader([4, 5, 9, 10, 15, 20], max_tokens=2, prompt_logprobs=0)
+    steps.run(greedy)
+    assert greedy.read()[0] == [21, 22]
 
 
 def test_beams_come_at_the_end_best_first(steps: _Steps) -> None:
@@ -188,6 +192,24 @@ def test_a_failing_step_fails_its_requests_and_the_others_go_on(steps: _Steps) -
     steps.model.error = None
     steps.run(second)
     assert second.read()[0] == [5, 6]
+
+
+def test_what_a_failed_step_may_have_left_is_wiped_away(steps: _Steps) -> None:
+    reader = Reader([4])
+    steps.stepper.add(reader.request)
+    steps.stepper.step()
+    steps.model.error = RuntimeError("no such weather")
+    steps.stepper.step()
+    assert steps.model.cache.cleared == [0]
+
+
+def test_nothing_follows_a_failure_not_even_of_the_requests_other_generations(steps: _Steps) -> None:
+    sampling = SamplingParameters(temperature=0.01, seed=1)
+    reader = Reader([4], n=3, sampling=sampling, stop=_StopAt(6, RuntimeError("a stop text that breaks")))
+    steps.run(reader)
+    events = reader.all()
+    assert isinstance(events[-1], Failed)
+    assert [event for event in events if not isinstance(event, Token)] == [events[-1]]
 
 
 @pytest.mark.parametrize("kind", ["sampled", "generations", "beams"])

@@ -1,0 +1,24 @@
+import math
+
+import pytest
+import torch
+
+from gpu_service.token_choice import rows_of, unusable_rows
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_rows_with_what_is_not_a_finite_number_are_found(value: float) -> None:
+    logits = torch.randn(5, 100) * 1e4
+    assert unusable_rows(logits) == []
+    logits[1, 7] = logits[4, 99] = value
+    assert unusable_rows(logits) == [1, 4]
+    logits[1, 8] = -value
+    assert unusable_rows(logits) == [1, 4]
+    assert unusable_rows(logits[:0]) == []
+
+
+def test_rows_come_in_the_order_that_is_asked_for_and_adjacent_ones_as_a_view() -> None:
+    logits = torch.arange(12.0).view(4, 3)
+    assert rows_of(logits, [1, 2]).data_ptr() == logits[1].data_ptr()
+    for rows in ([1, 2], [2, 1], [3, 0, 1], [0]):
+        torch.testing.assert_close(rows_of(logits, rows), logits[torch.tensor(rows)])
