@@ -130,10 +130,10 @@ _MISTAKES = {
         1,
     ),
     "a policy without its file": (("--placement", "popularity", "--gpu-expert-memory", "0.001"), "--popularity", 1),
-    "a popularity file that is none": (("--popularity", "{file}"), "{file}: not JSON", 1),
+    "a popularity file that is none": (("--popularity", "{file}"), "--popularity: {file}: is not JSON", 1),
     "a costs file that is none": (("--costs", "{file}"), "{file}: not JSON", 1),
-    "a popularity file of another model": (("--popularity", "{other}"), "{other}: model_type: is of a", 1),
-    "a popularity file that is missing": (("--popularity", "{file}.not"), "{file}.not: cannot be read", 1),
+    "a popularity file of another model": (("--popularity", "{other}"), "--popularity: {other}: model_type: is", 1),
+    "a popularity file that is missing": (("--popularity", "{file}.not"), "--popularity: {file}.not cannot be read", 1),
 }
 
 
