@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import TypedDict, Unpack
 
+import grpc
 from google.protobuf.message import Message
 
 from client._connection import (
@@ -14,7 +15,7 @@ from client._connection import (
     credentials,
     token_metadata,
 )
-from client._errors import ClientError
+from client._errors import ClientError, GenerationCancelledError, UnavailableError
 from client._messages import Chunk, Complete, Event, complete_from
 from client._options import TlsOptions
 from client._request import num_generations
@@ -56,7 +57,7 @@ class BaseClient:
         self._metadata = token_metadata(self.target, token, self._credentials is not None)
         self._max_message_bytes = max_message_bytes
         self._options = channel_options(
-            self.target, max_message_bytes, keepalive_seconds, retry_unavailable, tls_options.get("tls_server_name")
+            self.target, max_message_bytes, keepalive_seconds, tls_options.get("tls_server_name")
         )
         self._wait_for_ready = wait_for_ready
         self._retry_unavailable = retry_unavailable
@@ -111,9 +112,15 @@ class BaseGeneration:
         if len(self.completes) < self.num_generations:
             raise cut_short()
 
-    def _delay_seconds(self, error: ClientError, initial_metadata: object) -> float | None:
+    def _judged(self, error: ClientError, is_cancelled: bool) -> ClientError:
+        """The error, or another one where it is a server's way to drop, as it stops, what has just come."""
+        if isinstance(error, GenerationCancelledError) and not (is_cancelled or self._begun):
+            return UnavailableError("the server dropped the call; it may be stopping", grpc.StatusCode.UNAVAILABLE)
+        return error
+
+    def _delay_seconds(self, error: ClientError) -> float | None:
         """How long to wait before asking again; None: the error stands."""
-        return None if self._begun else self._retries.delay_seconds(error, accepted=bool(initial_metadata))
+        return None if self._begun else self._retries.delay_seconds(error)
 
 
 def texts_of(events: Iterable[Event], num_generations: int) -> list[str]:

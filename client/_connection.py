@@ -1,6 +1,5 @@
 """What both clients and the health check ask of a connection: an address, TLS, gRPC's options, and a timeout."""
 
-import json
 import re
 from numbers import Real
 from os import fspath
@@ -17,27 +16,7 @@ DEFAULT_KEEPALIVE_SECONDS = 330.0
 MAX_TIMEOUT_SECONDS = 1e9
 """gRPC takes a deadline centuries ahead for one that has passed; three decades are as good as none."""
 
-MAX_RETRIES = 3
-FIRST_BACKOFF_SECONDS = 0.1
-MAX_BACKOFF_SECONDS = 1.0
-
 _TOKEN = re.compile(r"[\x21-\x7e]+")
-# gRPC's own retries: while nothing of an answer has come, not even its metadata. It waits between 0.8 and 1.2 times as
-# long as this says.
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "fiddler.v1.GenerationService"}],
-            "retryPolicy": {
-                "maxAttempts": MAX_RETRIES + 1,
-                "initialBackoff": f"{FIRST_BACKOFF_SECONDS}s",
-                "maxBackoff": f"{MAX_BACKOFF_SECONDS}s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ]
-}
 
 
 def checked_target(target: str) -> str:
@@ -66,7 +45,7 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 
 def channel_options(
-    target: str, max_message_bytes: int, keepalive_seconds: float, retry_unavailable: bool, tls_server_name: str | None
+    target: str, max_message_bytes: int, keepalive_seconds: float, tls_server_name: str | None
 ) -> list[tuple[str, int | str]]:
     """The options of gRPC for a channel to that target.
 
@@ -78,11 +57,10 @@ def channel_options(
         ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.http2.max_pings_without_data", 0),  # gRPC's default gives up pinging after two
+        # gRPC's default of a second is longer than all retries take, which would then find no connection tried
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
-    if retry_unavailable:
-        options.append(("grpc.service_config", json.dumps(_SERVICE_CONFIG)))
-        # a call whose request is over this is not retried; gRPC's default is 256 KiB
-        options.append(("grpc.per_rpc_retry_buffer_size", max_message_bytes))
     if tls_server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls_server_name))
     return options

@@ -4,11 +4,15 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from google.protobuf.json_format import MessageToDict
 
+from client._errors import GenerationCancelledError
 from client._messages import Chunk, Complete, event_from
 from client._progress import Progress
 from client._statuses import invalid
@@ -55,15 +59,45 @@ def print_generation(generation: Generation, *, as_json: bool, hear: Callable[[s
         hear: Gets each piece of text, once it is printed.
 
     Raises:
+        KeyboardInterrupt: The user stopped it, and the server was told.
         ClientError: The generation failed.
         OSError: The output cannot be written.
     """
-    if as_json:
-        _print_json(generation, hear)
-    elif generation.num_generations == 1:
-        _print_text(generation, hear)
-    else:
-        _print_several(generation)
+    with _interrupt_cancels(generation):
+        if as_json:
+            _print_json(generation, hear)
+        elif generation.num_generations == 1:
+            _print_text(generation, hear)
+        else:
+            _print_several(generation)
+
+
+@contextlib.contextmanager
+def _interrupt_cancels(generation: Generation) -> Iterator[None]:
+    """Has Ctrl-C cancel the generation, and raises KeyboardInterrupt once it has ended.
+
+    Raised amid gRPC's own code, as it otherwise would be, it may leave a lock taken that the next call waits for.
+    """
+    interrupted = False
+
+    def cancel(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt  # the output may be what it waits for
+        interrupted = True
+        # not from here, where a lock may be taken that it needs
+        threading.Thread(target=generation.cancel, daemon=True).start()
+
+    previous = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    except GenerationCancelledError:
+        if not interrupted:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _print_text(generation: Generation, hear: Callable[[str], object]) -> None:

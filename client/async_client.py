@@ -146,15 +146,21 @@ class AsyncClient(BaseClient):
     async def _ask(
         self, method: "grpc.aio.UnaryUnaryMultiCallable[_Question, _Answer]", question: _Question, timeout: float | None
     ) -> _Answer:
-        self._check_open()
         self._check_size(question)
-        try:
-            return await method(question, **self._call_options(timeout))
-        except grpc.RpcError as error:
-            raise error_from(error) from error
-        except asyncio.CancelledError as error:
-            _raise_unless_task_is_cancelled(error)
-            raise
+        retries = self._retries(timeout)
+        while True:
+            self._check_open()
+            try:
+                return await method(question, **self._call_options(retries.remaining_seconds()))
+            except grpc.RpcError as rpc_error:
+                error = error_from(rpc_error)
+                delay_seconds = retries.delay_seconds(error)
+                if delay_seconds is None:
+                    raise error from rpc_error
+            except asyncio.CancelledError as cancellation:
+                _raise_unless_task_is_cancelled(cancellation)
+                raise
+            await asyncio.sleep(delay_seconds)
 
 
 class AsyncGeneration(BaseGeneration):
@@ -219,8 +225,8 @@ class AsyncGeneration(BaseGeneration):
                 response = await self._call.read()
                 break
             except grpc.RpcError as rpc_error:
-                error = error_from(rpc_error)
-                delay_seconds = self._delay_seconds(error, await self._call.initial_metadata())
+                error = self._judged(error_from(rpc_error), self._cancelled.is_set())
+                delay_seconds = self._delay_seconds(error)
                 if delay_seconds is None:
                     raise error from rpc_error
             except asyncio.CancelledError as error:

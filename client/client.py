@@ -1,6 +1,7 @@
 """The synchronous client. What it shares with its asynchronous twin is in _base.py."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
@@ -155,12 +156,18 @@ class Client(BaseClient):
     def _ask(
         self, method: "grpc.UnaryUnaryMultiCallable[_Question, _Answer]", question: _Question, timeout: float | None
     ) -> _Answer:
-        self._check_open()
         self._check_size(question)
-        try:
-            return method(question, **self._call_options(timeout))
-        except grpc.RpcError as error:
-            raise error_from(error) from error
+        retries = self._retries(timeout)
+        while True:
+            self._check_open()
+            try:
+                return method(question, **self._call_options(retries.remaining_seconds()))
+            except grpc.RpcError as rpc_error:
+                error = error_from(rpc_error)
+                delay_seconds = retries.delay_seconds(error)
+                if delay_seconds is None:
+                    raise error from rpc_error
+            time.sleep(delay_seconds)
 
 
 class _Call(Protocol):
@@ -234,8 +241,8 @@ class Generation(BaseGeneration):
                 response = next(self._call, None)
                 break
             except grpc.RpcError as rpc_error:
-                error = error_from(rpc_error)
-                delay_seconds = self._delay_seconds(error, self._call.initial_metadata())
+                error = self._judged(error_from(rpc_error), self._cancelled.is_set())
+                delay_seconds = self._delay_seconds(error)
                 if delay_seconds is None:
                     raise error from rpc_error
             self._restart(delay_seconds)

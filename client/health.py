@@ -41,7 +41,6 @@ def ask_health(target: str, service: str = "", timeout: float = 5.0, **tls_optio
         checked_target(target),
         DEFAULT_MAX_MESSAGE_BYTES,
         DEFAULT_KEEPALIVE_SECONDS,
-        retry_unavailable=False,  # a probe wants to know how it is now
         tls_server_name=tls_options.get("tls_server_name"),
     )
     question = health_pb2.HealthCheckRequest(service=service)

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import pytest
@@ -20,6 +21,7 @@ from tests.client.fake_server import (
     fail_with,
     hang_after,
     in_turn,
+    serving,
     taken,
     tell_a_story,
 )
@@ -67,6 +69,34 @@ async def test_a_server_that_stays_unavailable_is_asked_four_times(
     with pytest.raises(UnavailableError, match="stopping"):
         await text(server, kind)
     assert len(server.service.requests) == 4
+
+
+@both
+async def test_a_new_call_that_a_stopping_server_drops_is_asked_again(server: FakeServer, kind: str) -> None:
+    dropped = rpc.StatusError(grpc.StatusCode.CANCELLED, "")
+    server.service.script = in_turn(fail_with(dropped), tell_a_story)
+    assert await text(server, kind) == STORY
+    server.service.script = fail_with(dropped)
+    with pytest.raises(UnavailableError, match="may be stopping"):
+        await text(server, kind)
+
+
+@both
+async def test_questions_are_asked_again_as_well(kind: str, tmp_path: Path) -> None:
+    target = f"unix:{tmp_path}/late"
+    asked: asyncio.Task[str]
+    if kind == "sync":
+        asked = asyncio.create_task(asyncio.to_thread(lambda: Client(target).model_info().name))
+    else:
+        asked = asyncio.create_task(_name(target))
+    await asyncio.sleep(0.05)
+    with serving(target):
+        assert await asked == "demo"
+
+
+async def _name(target: str) -> str:
+    async with AsyncClient(target) as client:
+        return (await client.model_info()).name
 
 
 @both
