@@ -1,11 +1,12 @@
 """What computes experts, and PyTorch's way of it. A kernel sees one layer's weights and rows, no messages or queues."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from fiddler.expert_math import LayerWeights, assign, combination, expert_forward
+from fiddler.expert_math import LayerWeights, combination, layer_forward
 
 LayerFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(hidden rows [rows, hidden], expert ids [rows, k] int32, routing weights [rows, k] float32) -> [rows, hidden].
@@ -41,17 +42,4 @@ class PyTorchKernel:
 
     def prepare(self, layer: LayerWeights) -> LayerFunction:
         """See Kernel.prepare."""
-        combine = combination(layer.activation, layer.alpha, layer.limit)
-
-        def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
-            total = torch.zeros(hidden.shape, dtype=torch.float32)
-            assignments = assign(expert_ids, routing_weights)
-            starts = assignments.starts
-            for position, expert in enumerate(assignments.experts):
-                part = slice(starts[position], starts[position + 1])
-                rows = assignments.rows[part]
-                output = expert_forward(layer.experts[expert], combine, hidden.index_select(0, rows))
-                total.index_add_(0, rows, output.to(torch.float32) * assignments.weights[part, None])
-            return total.to(hidden.dtype)
-
-        return compute
+        return partial(layer_forward, layer, combination(layer.activation, layer.alpha, layer.limit))

@@ -116,6 +116,33 @@ def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tens
     return project(combine(gate, up), expert.down, expert.down_bias)
 
 
+def layer_forward(
+    layer: LayerWeights,
+    combine: Combination,
+    hidden: torch.Tensor,
+    expert_ids: torch.Tensor,
+    routing_weights: torch.Tensor,
+) -> torch.Tensor:
+    """[rows, hidden] -> [rows, hidden], the sum of routing weight x expert(row), taken in float32. On the CPU.
+
+    Args:
+        layer: Its experts.
+        combine: Of the layer's activation.
+        hidden: [rows, hidden].
+        expert_ids: [rows, k] int32; -1 is left out.
+        routing_weights: [rows, k] float32.
+    """
+    total = torch.zeros(hidden.shape, dtype=torch.float32)
+    assignments = assign(expert_ids, routing_weights)
+    starts = assignments.starts
+    for position, expert in enumerate(assignments.experts):
+        part = slice(starts[position], starts[position + 1])
+        rows = assignments.rows[part]
+        output = expert_forward(layer.experts[expert], combine, hidden.index_select(0, rows))
+        total.index_add_(0, rows, output.to(torch.float32) * assignments.weights[part, None])
+    return total.to(hidden.dtype)
+
+
 def combination(activation: str, alpha: float = 1.702, limit: float = 7.0) -> Combination:
     """What comes between the projections of experts with this activation.
 

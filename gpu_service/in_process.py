@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import LayerWeights, assign, combination, expert_forward, layer_weights
+from fiddler.expert_math import LayerWeights, combination, layer_forward, layer_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,5 @@ class InProcessExperts:
         weights = self._weights.get(layer)
         if weights is None:
             weights = self._weights[layer] = layer_weights(self._checkpoint, self._checkpoint.layers[layer])
-        assignments = assign(expert_ids, routing_weights)
-        starts = assignments.starts
-        total = torch.zeros(hidden.shape, dtype=torch.float32)
-        for position, expert in enumerate(assignments.experts):
-            part = slice(starts[position], starts[position + 1])
-            rows = assignments.rows[part]
-            output = expert_forward(weights.experts[expert], self._combinations[layer], hidden.index_select(0, rows))
-            total.index_add_(0, rows, output.to(torch.float32) * assignments.weights[part, None])
-        return _Computed(total.to(hidden.dtype), time.monotonic() - began)
+        output = layer_forward(weights, self._combinations[layer], hidden, expert_ids, routing_weights)
+        return _Computed(output, time.monotonic() - began)
