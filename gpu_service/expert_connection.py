@@ -54,6 +54,11 @@ class Stream:
         self.failure: ExpertServiceError | None = None
         """Why it was given up, where it was."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether gRPC has seen its end, by either side or by a broken connection. For any thread."""
+        return not self._call.is_active()
+
     def send(self, request: experts_pb2.RunRequest) -> None:
         """Sends a message and returns at once. On a stream that has ended it comes to nothing."""
         self._outbox.put(request)

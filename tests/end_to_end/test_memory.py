@@ -40,4 +40,5 @@ def test_no_service_holds_a_copy_of_the_experts(large: Path, tiny: Path) -> None
         cpu_mapped = _bytes(pair, "cpu_expert_service", "RssFile")
     assert gpu_resident <= 1.25 * checkpoint.dense_bytes + FIXED_BYTES
     assert cpu_mapped > checkpoint.expert_bytes, "all experts were read in, and are the files' own pages"
-    assert cpu_anonymous - tiny_anonymous < 0.05 * checkpoint.expert_bytes
+    # what large messages and PyTorch take to compute differs by machine; a copy of one layer would be a fifth
+    assert cpu_anonymous - tiny_anonymous < 0.1 * checkpoint.expert_bytes

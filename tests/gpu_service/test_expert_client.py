@@ -298,6 +298,18 @@ def test_a_loss_is_noticed_while_nothing_is_sent(service: ScriptedService, clien
     assert "not there, or not ready" in str(client.error)
 
 
+def test_another_service_at_the_address_is_noticed_while_nothing_is_sent(
+    service: ScriptedService, client: ExpertClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+    monkeypatch.setattr(client._link, "_is_quiet", lambda: looks.acquire(timeout=0.05))
+    service.stop()
+    service.fingerprint = "another"
+    service.start()
+    looks.release(2)  # the link has not looked in between
+    _wait_until(lambda: "the checkpoint is another" in str(client.error))
+
+
 def test_a_loss_that_is_noticed_fails_what_is_under_way(service: ScriptedService, client: ExpertClient) -> None:
     released = threading.Event()
     service.script = [after(released)]
