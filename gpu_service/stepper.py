@@ -15,12 +15,13 @@ from gpu_service import logprobs, metrics
 from gpu_service.batch import Batch, Logits
 from gpu_service.beam import BeamSearch
 from gpu_service.expert_client import ExpertServiceError
+from gpu_service.logit_rows import rows_of, unusable_rows
 from gpu_service.model import Model
 from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Sequence, Token, TokenLogprobs
 from gpu_service.request_ids import RequestIds
 from gpu_service.sampling import Sampler
 from gpu_service.scheduler import QueueFullError, Scheduler
-from gpu_service.token_choice import NotFiniteError, choose, rows_of, unusable_rows
+from gpu_service.token_choice import NotFiniteError, choose
 
 _log = structlog.get_logger(__name__)
 
