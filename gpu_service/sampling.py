@@ -79,8 +79,8 @@ def processors(
     return chain
 
 
-def warpers(parameters: SamplingParameters) -> list[LogitsProcessor]:
-    """What shapes the distribution that a token is drawn from, in transformers' order.
+def warpers(parameters: SamplingParameters, same_of_equals: bool = True) -> list[LogitsProcessor]:
+    """What shapes the distribution that a token is drawn from, in transformers' order; see TopP for `same_of_equals`.
 
     Raises:
         ValueError: A warper refuses its parameter.
@@ -91,7 +91,7 @@ def warpers(parameters: SamplingParameters) -> list[LogitsProcessor]:
     if parameters.top_k > 0:
         chain.append(TopKLogitsWarper(parameters.top_k))
     if parameters.top_p < 1:
-        chain.append(TopP(parameters.top_p))
+        chain.append(TopP(parameters.top_p, same_of_equals))
     if parameters.min_p > 0:
         chain.append(MinPLogitsWarper(parameters.min_p))
     if parameters.typical_p < 1:
@@ -141,6 +141,7 @@ class Sampler:
         min_tokens: int = 0,
         end_ids: Collection[int] = (),
         device: torch.device = _CPU,
+        same_of_equals: bool = True,
     ) -> None:
         """Prepares the processors.
 
@@ -151,6 +152,7 @@ class Sampler:
             min_tokens: How many tokens are made before one of end_ids may be.
             end_ids: Tokens that end the generation.
             device: Where the logits are.
+            same_of_equals: See TopP; the same for all samplers of a batch.
 
         Raises:
             ValueError: A processor refuses its parameter.
@@ -165,7 +167,7 @@ class Sampler:
         self.warpers: list[LogitsProcessor] = []
         if parameters.temperature == 0:
             return
-        self.warpers = warpers(parameters)
+        self.warpers = warpers(parameters, same_of_equals)
         self.generator = torch.Generator(device)
         self.generator.manual_seed(secrets.randbits(63) if parameters.seed is None else parameters.seed + index)
 

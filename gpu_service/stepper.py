@@ -187,13 +187,15 @@ class Stepper:
 
     def _make_sequences(self, request: Request) -> None:
         request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
-        device = self._model.device
+        device, is_float32 = self._model.device, self._model.dtype is torch.float32
         if request.beam:
             request.search = BeamSearch(request, [each.output for each in request.sequences], device)
             return
         end_ids = request.eos_ids | request.stop_ids
         for each in request.sequences:
-            each.sampler = Sampler(request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device)
+            each.sampler = Sampler(
+                request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device, is_float32
+            )
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:
