@@ -1,11 +1,12 @@
 """Measures the memory of the device: what there is, what is free, and what a step takes while it runs."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint import Checkpoint, MoeLayer
 from gpu_service import host_memory
 from gpu_service.batch import Logits
 from gpu_service.memory_budget import DeviceMemory
@@ -60,14 +61,16 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
     return DeviceMemory(total_bytes, free_bytes, workspace_bytes)
 
 
-def experts_workspace_bytes(checkpoint: Checkpoint, experts_per_token: int, num_tokens: int, value_bytes: int) -> int:
+def experts_workspace_bytes(
+    layers: Sequence[MoeLayer], experts_per_token: int, num_tokens: int, value_bytes: int
+) -> int:
     """What computing the experts of so many tokens on the device takes beside their weights: see device_experts.py.
 
     One expert is computed at a time, and is taken to have twice its even share of the rows. Where it has more, the
     reserve holds them, and if that does not, slots are given up for them.
     """
     most = 0
-    for layer in checkpoint.layers:
+    for layer in layers:
         share = 2 * num_tokens * max(1, experts_per_token) / layer.num_experts
         rows = min(num_tokens, math.ceil(share))
         # up, gate, the activated gate and their product; the row, the expert's output, and that in float32, twice

@@ -7,7 +7,8 @@ from fiddler.v1 import experts_pb2
 from gpu_service.settings import Settings
 
 _MESSAGE_OVERHEAD_BYTES = 1024
-_CHUNK_ALONE = 4096
+CHUNK_ALONE = 4096
+"""Where experts are copied to a device and nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class Chunks:
         most = max_rows(experts, settings)
         chunk, alone = settings.prefill_chunk, settings.prefill_chunk_alone
         if alone == "auto":
-            alone = _CHUNK_ALONE if copies_experts else chunk
+            alone = CHUNK_ALONE if copies_experts else chunk
         return cls(min(chunk, most), min(max(chunk, alone), most))
 
 

@@ -50,8 +50,8 @@ class Settings(ServiceSettings):
     )
     prefill_chunk_alone: int | Literal["auto"] = Field(
         "auto",
-        description="the same while there is no other request, so that a long prompt has its experts read or copied "
-        "fewer times; auto: 4096 with a GPU, no more than --prefill-chunk without",
+        description="the same while there is no other request, so that a long prompt has its experts copied fewer "
+        "times; auto: 4096 with a GPU, as many as otherwise without",
     )
     expert_timeout_seconds: float = Field(
         60.0,
