@@ -63,6 +63,7 @@ def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the results to this file")
+    parser.add_argument("--append", action="store_true", help="add to that file: a benchmark that is run in parts")
     for flag, default in options:
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
@@ -75,7 +76,9 @@ def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple
     # an interrupted run leaves the results of the last whole one
     unfinished = arguments.out.with_suffix(".partial")
     try:
+        earlier = arguments.out.read_text() if arguments.append and arguments.out.exists() else ""
         with unfinished.open("w") as file:
+            file.write(earlier)
             yield Report(file), arguments
         unfinished.replace(arguments.out)
     finally:

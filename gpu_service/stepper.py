@@ -15,12 +15,13 @@ from gpu_service import logprobs, metrics
 from gpu_service.batch import Batch, Logits
 from gpu_service.beam import BeamSearch
 from gpu_service.expert_client import ExpertServiceError
+from gpu_service.logit_rows import rows_of, unusable_rows
 from gpu_service.model import Model
 from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Sequence, Token, TokenLogprobs
 from gpu_service.request_ids import RequestIds
 from gpu_service.sampling import Sampler
 from gpu_service.scheduler import QueueFullError, Scheduler
-from gpu_service.token_choice import NotFiniteError, choose, rows_of, unusable_rows
+from gpu_service.token_choice import NotFiniteError, choose
 
 _log = structlog.get_logger(__name__)
 
@@ -186,13 +187,15 @@ class Stepper:
 
     def _make_sequences(self, request: Request) -> None:
         request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
-        device = self._model.device
+        device, is_float32 = self._model.device, self._model.dtype is torch.float32
         if request.beam:
             request.search = BeamSearch(request, [each.output for each in request.sequences], device)
             return
         end_ids = request.eos_ids | request.stop_ids
         for each in request.sequences:
-            each.sampler = Sampler(request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device)
+            each.sampler = Sampler(
+                request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device, is_float32
+            )
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:
