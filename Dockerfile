@@ -8,6 +8,7 @@
 # Stages that run anything install into layers of their own, so that a change in the code builds neither of the large
 # ones again, and the images share the layer with PyTorch where they have the same build of it.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm
+ARG PROMETHEUS_IMAGE=prom/prometheus:v2.42.0
 
 FROM ${PYTHON_IMAGE} AS base
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_CONSTRAINT=/constraints.txt
@@ -91,3 +92,11 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 USER 10001:10001
 EXPOSE 50051 9100
 ENTRYPOINT ["python", "-m", "gpu_service"]
+
+# Prometheus as it is published, whose data directory belongs to nobody there too where an image was built otherwise: a
+# new volume takes its owner from here
+FROM base AS directories
+RUN install -d -o 65534 -g 65534 /data/prometheus
+FROM ${PROMETHEUS_IMAGE} AS prometheus
+COPY --from=directories --chown=65534:65534 /data/ /
+USER 65534:65534
