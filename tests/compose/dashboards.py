@@ -11,8 +11,9 @@ from tests.compose.stack import ROOT
 _DASHBOARDS = ROOT / "observability" / "grafana" / "dashboards"
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SUFFIXES = ("_bucket", "_sum", "_count")
-# of a dashboard that shows the last minutes of a server that is scraped every five seconds
-_BUILT_IN = {"__rate_interval": "20s", "__range": "2m", "__interval": "5s"}
+_METRIC = re.compile(r"(fiddler_|process_|python_)|.*:fiddler_|up$")
+RATE_INTERVAL = "20s"
+"""Grafana's $__rate_interval at its least: four scrapes."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,17 @@ class PanelQuery:
         return f"{self.dashboard}, {self.panel}: {self.expression}"
 
 
-def panel_queries() -> list[PanelQuery]:
-    """Every query of every dashboard."""
+def panel_queries(rate_interval: str = RATE_INTERVAL) -> list[PanelQuery]:
+    """Every query of every dashboard, of which there is at least one.
+
+    Args:
+        rate_interval: The window that rates are over.
+    """
+    built_in = {"__rate_interval": rate_interval, "__range": "5m", "__interval": "5s"}
     found = []
     for path in sorted(_DASHBOARDS.glob("*.json")):
         dashboard = json.loads(path.read_text())
-        variables = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]} | _BUILT_IN
+        variables = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]} | built_in
         for panel in _panels(dashboard["panels"]):
             for target in panel.get("targets", []):
                 found.append(PanelQuery(dashboard["title"], panel["title"], _filled(target["expr"], variables)))
@@ -48,11 +54,11 @@ def _panels(panels: list[Any]) -> Iterator[Any]:
 
 
 def _filled(expression: str, variables: dict[str, str]) -> str:
-    filled = re.sub(r"\$\{?([a-z_]{2,})\}?", lambda match: variables[match[1]], expression)
-    return filled
+    return re.sub(r"\$\{?([a-z_]{2,})\}?", lambda match: variables[match[1]], expression)
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The names in a query that may be metrics, histograms by their own name."""
-    names = set(_NAME.findall(re.sub(r'"[^"]*"', "", expression)))
-    return names | {name.removesuffix(suffix) for name in names for suffix in _SUFFIXES}
+    """The metrics and recorded series that a query names; of histograms their names without _bucket, _sum and _count."""
+    names = {name for name in _NAME.findall(re.sub(r'"[^"]*"', "", expression)) if _METRIC.match(name)}
+    histograms = {name for name in names if name.endswith(_SUFFIXES)}
+    return names - histograms | {name[: name.rindex("_")] for name in histograms}
