@@ -23,7 +23,9 @@ def check_all() -> None:
         r"--listen: user 10001 cannot make a socket in /run/fiddler, which belongs to user 4242 with mode 0700",
         _OVERRIDES / "foreign_sockets.yaml",
     )
-    one_line("gpu-service", r"--listen: cannot serve on 0\.0\.0\.0:50051; is it taken\?", _OVERRIDES / "port_taken.yaml")
+    one_line(
+        "gpu-service", r"--listen: cannot serve on 0\.0\.0\.0:50051; is it taken\?", _OVERRIDES / "port_taken.yaml"
+    )
     waiting_without_permission()
     port_taken_on_the_host()
 

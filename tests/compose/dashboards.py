@@ -1,4 +1,4 @@
-"""What Grafana would ask Prometheus for: the queries of every panel, with the variables as a reader first finds them."""
+"""What Grafana would ask Prometheus for: the queries of every panel, with the variables as they first are."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def _filled(expression: str, variables: dict[str, str]) -> str:
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The metrics and recorded series that a query names; of histograms their names without _bucket, _sum and _count."""
+    """The metrics and recorded series that a query names, histograms by their own names."""
     names = {name for name in _NAME.findall(re.sub(r'"[^"]*"', "", expression)) if _METRIC.match(name)}
     histograms = {name for name in names if name.endswith(_SUFFIXES)}
     return names - histograms | {name[: name.rindex("_")] for name in histograms}

@@ -38,7 +38,7 @@ LOSS = {
 
 
 def event_of(query: PanelQuery) -> str:
-    """"load", "loss", "placement" or "never"."""
+    """What moves a query: "load", "loss", "placement" or "never"."""
     metrics = metrics_of(query.expression)
     if 'code!="OK"' in query.expression:
         metrics = {f"{metric} not OK" for metric in metrics}

@@ -1,10 +1,9 @@
 """A load whose tokens are counted here, so that what the counters must say is known."""
 
 import threading
-import time
 from dataclasses import dataclass
 
-from client import Client, Complete
+from client import Client, Complete, InvalidRequestError
 from tests.compose.prometheus import Prometheus
 from tests.compose.stack import ComposeError
 
@@ -13,6 +12,8 @@ MAX_SLOTS = 4
 """Fewer than callers, so that some wait."""
 _NUM_TOKENS = 120
 _EXPERTS_PER_TOKEN = 2  # models/demo
+# long enough to be kept, so that later prompts go on where earlier ones left off
+_PREFIX = "It was a fine morning in the country, and the windows of the house had been open since the sun rose, when "
 
 COUNTERS = {
     "generations": 'sum(fiddler_requests_total{finish_reason="length",status="OK"})',
@@ -50,6 +51,7 @@ class Load:
 
     ends: list[Complete]
     num_refused: int
+    """Requests for more than the context holds."""
 
     def expected(self) -> dict[str, int]:
         """By how much each of COUNTERS must have grown."""
@@ -76,6 +78,7 @@ class Callers:
         self._target = target
         self._stop = threading.Event()
         self._ends: list[list[Complete]] = [[] for _ in range(num_callers)]
+        self._num_refused = [0] * num_callers
         self._errors: list[str] = []
         self._threads = [threading.Thread(target=self._call, args=(number,)) for number in range(num_callers)]
 
@@ -97,19 +100,28 @@ class Callers:
         """
         if self._errors:
             raise ComposeError(f"{len(self._errors)} generations failed: {self._errors[0]}")
-        return Load([end for ends in self._ends for end in ends], 0)
+        return Load([end for ends in self._ends for end in ends], sum(self._num_refused))
 
     def _call(self, number: int) -> None:
         try:
             with Client(self._target) as client:
                 while not self._stop.is_set():
-                    prompt = f"{number} {len(self._ends[number])} said it was a fine morning, and"
+                    prompt = f"{_PREFIX}{number} {len(self._ends[number])}"
                     events = client.generate(
                         prompt, max_tokens=_NUM_TOKENS, ignore_eos=True, temperature=1.0, seed=number, timeout=300
                     )
                     self._ends[number] += [event for event in events if isinstance(event, Complete)]
+                    self._num_refused[number] += _is_refused(client)
         except Exception as error:  # told by done(), where the test can fail
             self._errors.append(f"{type(error).__name__}: {error}")
+
+
+def _is_refused(client: Client) -> bool:
+    try:
+        client.generate("It was", max_tokens=10**6).text()
+    except InvalidRequestError:
+        return True
+    return False
 
 
 def read(prometheus: Prometheus, queries: dict[str, str]) -> dict[str, float]:
@@ -121,8 +133,3 @@ def read(prometheus: Prometheus, queries: dict[str, str]) -> dict[str, float]:
 def grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
     """By how much each has grown."""
     return {name: after[name] - before[name] for name in before}
-
-
-def seconds_since(began: float) -> float:
-    """By the monotonic clock."""
-    return time.monotonic() - began

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ SERVICES = ("cpu-expert-service", "gpu-service", "prometheus")
 """What is started: all but Grafana."""
 OWN_IMAGES = ("cpu-expert-service", "gpu-service")
 VERSION = "compose-test"
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PORTS = ("GPU_SERVICE_PORT", "GPU_METRICS_PORT", "CPU_METRICS_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
 
@@ -38,9 +40,12 @@ def attempt(
     *command: str, environment: Mapping[str, str] | None = None, timeout_seconds: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Runs a command that may fail."""
-    return subprocess.run(
+    done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_seconds, check=False
     )
+    # docker compose clears lines that no terminal has
+    done.stdout, done.stderr = _ESCAPES.sub("", done.stdout), _ESCAPES.sub("", done.stderr)
+    return done
 
 
 def wait(what: str, condition: Callable[[], bool], timeout_seconds: float = 120, poll_seconds: float = 0.5) -> float:
