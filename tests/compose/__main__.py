@@ -34,7 +34,7 @@ def main() -> int:
     stack.down("--volumes")  # of a test that was killed
     steps: list[Callable[[], str | None]] = [
         *(phases.build, images.check_all, phases.rules, phases.start, phases.processes, phases.idle_panels),
-        *(phases.generate, phases.load, phases.exported, phases.kill, phases.stopped, phases.down),
+        *(phases.generate, phases.load, phases.exported, phases.all_remote, phases.kill, phases.stopped, phases.down),
         bad_setups.check_all,
     ]
     try:

@@ -21,8 +21,13 @@ CONSTANT = {
 }
 """Metrics that no event of the test moves, each with the reason."""
 
-PLACEMENT = {"fiddler_resident_experts", "fiddler_expert_resident", "fiddler_placement_swaps_total"}
-"""Metrics that move if the policy finds that a swap pays, which depends on measured costs."""
+PLANS = {
+    "fiddler_resident_experts",
+    "fiddler_expert_resident",
+    "fiddler_placement_swaps_total",
+    "fiddler_expert_copied_bytes_total on demand",
+}
+"""Metrics that move where a swap or a copy pays, which depends on the costs that were measured."""
 
 LOSS = {
     "up",
@@ -38,12 +43,14 @@ LOSS = {
 
 
 def event_of(query: PanelQuery) -> str:
-    """What moves a query: "load", "loss", "placement" or "never"."""
+    """What moves a query: "load", "loss", "plans" or "never"."""
     metrics = metrics_of(query.expression)
     if 'code!="OK"' in query.expression:
         metrics = {f"{metric} not OK" for metric in metrics}
+    if 'reason="demand"' in query.expression:
+        metrics |= {f"{metric} on demand" for metric in metrics}
     if metrics <= CONSTANT.keys():
         return "never"
     if metrics & LOSS:
         return "loss"
-    return "placement" if metrics & PLACEMENT else "load"
+    return "plans" if metrics & PLANS else "load"

@@ -90,13 +90,12 @@ class Phases:
         alerts = [rule for group in groups for rule in group["rules"] if rule["type"] == "alerting"]
         if bad or not alerts:
             raise ComposeError(f"{len(alerts)} alerts are loaded; rules that fail: {bad}")
-        firing = [alert["labels"]["alertname"] for alert in self.prometheus.get("alerts")["alerts"]]
+        firing = [a["labels"]["alertname"] for a in self.prometheus.get("alerts")["alerts"] if a["state"] == "firing"]
         if firing:
             raise ComposeError(f"alerts without a cause: {firing}")
         # rates need four scrapes
         wait("there are rates", lambda: self.prometheus.total("min(count_over_time(up[5m]))") >= 5)
         self.idle = panels.snapshot(self.prometheus)
-        self.idle_long = panels.snapshot(self.prometheus, _LONG_WINDOW)
         return f"{len(alerts)} alerts, {len(self.idle)} queries"
 
     def generate(self) -> str:
@@ -186,6 +185,16 @@ class Phases:
         return {
             family.name + suffixes.get(family.type, "") for family in families if not family.name.endswith("_created")
         }
+
+    def all_remote(self) -> str:
+        """The GPU service anew, with no expert of its own, so that losing the CPU expert service is felt."""
+        self.stack.change(FIDDLER_GPU_GPU_EXPERT_MEMORY="auto")
+        self.stack.up("gpu-service")
+        self.stack.wait_until_healthy("gpu-service")
+        self.prometheus.wait_for_scrapes()
+        self.idle_long = panels.snapshot(self.prometheus, _LONG_WINDOW)
+        self._check_tokens()
+        return ""
 
     def kill(self) -> str:
         """The CPU expert service's process is killed amid generations: they go on, and the restart policy acts."""

@@ -83,6 +83,10 @@ class Stack:
         ports = {name: str(port) for name, port in self.ports.items()}
         self._environment = {**kept, **ports, "FIDDLER_VERSION": VERSION, **settings}
 
+    def change(self, **settings: str) -> None:
+        """Other settings from the next `up` on."""
+        self._environment |= settings
+
     @property
     def target(self) -> str:
         """Where the GPU service can be called from here."""
