@@ -53,10 +53,11 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     # the build is chosen without what it needs, which comes from the usual index
  && $pip --no-deps --extra-index-url "$TORCH_INDEX" "$TORCH" \
  && $pip --requirement /requirements.txt \
-    # headers, PyTorch's own tests and its protoc; torch_shm_manager is looked for by `import torch`
- && cd /opt/fiddler/lib/python3*/site-packages/torch \
- && rm -rf include share test \
- && find bin -mindepth 1 ! -name torch_shm_manager -delete
+    # packages' own tests; PyTorch's headers and its protoc, but torch_shm_manager, which `import torch` looks for
+ && cd /opt/fiddler/lib/python3*/site-packages \
+ && find sympy numpy networkx -type d -name tests -prune -exec rm -r {} + \
+ && rm -rf torch/include torch/share torch/test \
+ && find torch/bin -mindepth 1 ! -name torch_shm_manager -delete
 
 FROM cpu-packages AS gpu-packages
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
