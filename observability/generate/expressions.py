@@ -1,5 +1,7 @@
 """Pieces of queries, and of what is done with their results, that several panels share."""
 
+from collections.abc import Mapping
+
 from observability.generate.model import Json, Query
 
 HERE = 'instance=~"$instance"'
@@ -43,6 +45,14 @@ def padded(expression: str) -> str:
 def matrix(row: str, column: str) -> list[Json]:
     """Makes a table of one label by another."""
     return [{"id": "groupingToMatrix", "options": {"rowField": row, "columnField": column, "valueField": "Value"}}]
+
+
+def value_names(names: Mapping[int, tuple[str, str]]) -> Json:
+    """Shows values as texts, each in a colour."""
+    return {
+        "type": "value",
+        "options": {str(value): {"text": text, "color": colour} for value, (text, colour) in names.items()},
+    }
 
 
 def on_the_right(name: str, unit: str) -> Json:

@@ -5,7 +5,7 @@ from observability.generate.model import INSTANCE, LAYER, Dashboard, Panel, Quer
 from observability.generate.routing_experts import EXPERTS
 
 _SELECTIONS = "fiddler_expert_selections_total"
-_UNEVEN = {1: "green", 3: "yellow", 6: "orange"}
+_UNEVEN = {1.0: "green", 3.0: "yellow", 6.0: "orange"}
 
 _NOW = (
     Panel(

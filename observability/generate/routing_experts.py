@@ -1,6 +1,6 @@
 """Panels of the dashboard *Expert routing* that tell of single experts, and by which route they are computed."""
 
-from observability.generate.expressions import HERE, LAYERS, matrix, padded, total_rate
+from observability.generate.expressions import HERE, LAYERS, matrix, padded, total_rate, value_names
 from observability.generate.model import Panel, Query
 
 _BY_EXPERT = "fiddler_expert_selections_by_expert_total"
@@ -68,9 +68,7 @@ EXPERTS = (
         width=12,
         height=9,
         thresholds={0: "text", 1: "green"},
-        mappings=[
-            {"type": "value", "options": {"0": {"text": "·", "color": "text"}, "1": {"text": "■", "color": "green"}}}
-        ],
+        mappings=[value_names({0: ("·", "text"), 1: ("■", "green")})],
         custom={"cellOptions": {"type": "color-text"}},
         transformations=matrix("layer", "expert"),
     ),

@@ -1,15 +1,10 @@
 """Panels of the dashboard *Service*: whether both services are well, and what memory they use."""
 
-from observability.generate.expressions import BOTH, HERE, THERE, total_rate
+from observability.generate.expressions import BOTH, HERE, THERE, total_rate, value_names
 from observability.generate.model import Panel, Query
 
 _JOBS = 'job=~"gpu_service|cpu_expert_service"'
-_BAD_ABOVE_ZERO = {0: "green", 1: "red"}
-
-
-def _mapping(**texts: tuple[str, str]) -> dict[str, object]:
-    options = {value[1:]: {"text": text, "color": colour} for value, (text, colour) in texts.items()}
-    return {"type": "value", "options": options}
+_BAD_ABOVE_ZERO = {0.0: "green", 1.0: "red"}
 
 
 HEALTH = (
@@ -22,7 +17,7 @@ HEALTH = (
         width=6,
         height=5,
         thresholds={0: "red", 1: "green"},
-        mappings=[_mapping(_0=("down", "red"), _1=("up", "green"))],
+        mappings=[value_names({0: ("down", "red"), 1: ("up", "green")})],
         options={"graphMode": "none"},
     ),
     Panel(
@@ -34,7 +29,7 @@ HEALTH = (
         width=3,
         height=5,
         thresholds=_BAD_ABOVE_ZERO,
-        mappings=[_mapping(_0=("no", "green"), _1=("degraded", "red"))],
+        mappings=[value_names({0: ("no", "green"), 1: ("degraded", "red")})],
         options={"graphMode": "none"},
     ),
     Panel(
@@ -57,7 +52,7 @@ HEALTH = (
         width=6,
         height=5,
         thresholds={0: "red", 1: "green"},
-        mappings=[_mapping(_0=("not in use", "red"), _1=("in use", "green"))],
+        mappings=[value_names({0: ("not in use", "red"), 1: ("in use", "green")})],
         options={"showValue": "never"},
     ),
     Panel(
