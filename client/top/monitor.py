@@ -151,12 +151,12 @@ class Monitor:
     def _bandwidth(self) -> Bandwidth:
         now, growth = (self._cpu.now, self._cpu.growth) if self._cpu else (None, None)
         read_bytes = growth.value(names.READ_BYTES) if growth else None
-        compute_seconds = growth.value(names.COMPUTE_SECONDS) if growth else None
-        achieved = busy = None
-        if growth and compute_seconds is not None:
-            busy = compute_seconds / growth.seconds
-            achieved = read_bytes / compute_seconds if read_bytes is not None and compute_seconds > 0 else None
-        return Bandwidth(achieved, now.value(names.MEMORY_READ_BANDWIDTH) if now else None, busy)
+        read_seconds = growth.value(names.READ_SECONDS) if growth else None
+        return Bandwidth(
+            achieved_bytes_per_second=read_bytes / read_seconds if read_bytes and read_seconds else None,
+            measured_bytes_per_second=now.value(names.MEMORY_READ_BANDWIDTH) if now else None,
+            busy=_rate(growth, names.COMPUTE_SECONDS),
+        )
 
 
 def _rate(growth: Growth | None, name: str) -> float | None:

@@ -19,6 +19,7 @@ SWAPS = "fiddler_placement_swaps_total"
 DEGRADED = "fiddler_degraded"
 
 # the CPU expert service's
-READ_BYTES = "fiddler_expert_read_bytes_total"
+READ_BYTES = "fiddler_expert_weight_read_bytes_total"
+READ_SECONDS = "fiddler_expert_weight_read_seconds_total"
 COMPUTE_SECONDS = "fiddler_expert_compute_seconds_sum"
 MEMORY_READ_BANDWIDTH = "fiddler_expert_memory_read_bytes_per_second"

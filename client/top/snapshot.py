@@ -74,7 +74,7 @@ class Bandwidth:
     """How fast the CPU expert service reads weights.
 
     Attributes:
-        achieved_bytes_per_second: While it computed, within the window.
+        achieved_bytes_per_second: In the window's messages that have so few rows that reading weights takes the time.
         measured_bytes_per_second: What its threads read at start-up, computing nothing: the limit.
         busy: The share of the window in which it computed.
     """

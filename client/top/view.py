@@ -116,7 +116,7 @@ class View:
         layers = self.snapshot.layers
         keys = "   q quit, m maps" if self.live else ""
         if not layers or not maps.num_experts(layers):
-            reason = "the GPU service exports no selections by expert"
+            reason = "the GPU service exports no selections by expert (--metrics-by-expert)"
             if not layers:
                 reason = "no layers are known"
             elif self.snapshot.window_seconds is None:
