@@ -61,12 +61,13 @@ class Scheduler:
 
     @property
     def used_slots(self) -> int:
-        """Rows that admitted requests need, those included that they do not fill yet."""
-        return sum(not sequence.is_finished for request in self._admitted for sequence in request.sequences)
+        """Rows that admitted requests need, those included that they do not fill yet. For any thread."""
+        admitted = tuple(self._admitted)  # in one go, since the engine's thread may change it meanwhile
+        return sum(not sequence.is_finished for request in admitted for sequence in request.sequences)
 
     @property
     def used_kv_bytes(self) -> int:
-        """Bytes of keys and values that admitted requests may come to hold."""
+        """Bytes of keys and values that admitted requests may come to hold. For any thread."""
         return self.used_slots * self._longest() * self.budget.token_bytes
 
     def add(self, request: Request) -> None:
@@ -147,7 +148,7 @@ class Scheduler:
             self._prompts.append(request)
 
     def _longest(self) -> int:
-        return max((request.max_length for request in self._admitted), default=0)
+        return max((request.max_length for request in tuple(self._admitted)), default=0)
 
     def _prompt_batch(self) -> Batch:
         request = self._next_prompt()

@@ -17,7 +17,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import UnknownActivationError
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
-from gpu_service import metrics
+from gpu_service import collectors
 from gpu_service.access import Access
 from gpu_service.availability import Availability
 from gpu_service.background import in_thread
@@ -136,14 +136,14 @@ class Server:
         chunk = min(settings.prefill_chunk, max_rows(experts, settings))
         orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
-        model.dispatcher.selections.clear()  # of what was computed to measure
+        model.dispatcher.clear_counts()  # of what was computed to measure
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
         scheduler = Scheduler(model.cache, budget, settings.max_waiting, chunk, logprobs_chunk)
         engine = Engine(model, scheduler, self._step_failed)
-        metrics.publish_degraded(self._availability.degraded_seconds)
-        metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)
-        metrics.publish_selections(
-            model.dispatcher.selections, [layer.decoder_layer for layer in self._checkpoint.layers]
+        collectors.publish(
+            collectors.EngineCollector(engine, settings.max_waiting, self._availability.degraded_seconds),
+            collectors.RoutingCollector(model.dispatcher, self._checkpoint, settings.metrics_by_expert),
+            collectors.CostCollector(model.dispatcher, self._checkpoint),
         )
         engine.start()
         self._servicer.loaded = Loaded(
@@ -207,7 +207,7 @@ class Server:
                 model.cache.set_capacity(budget.num_tokens)
         except RuntimeError as error:  # out of memory is one
             raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
-        model.dispatcher.selections.clear()
+        model.dispatcher.clear_counts()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
         return budget
 

@@ -100,6 +100,11 @@ class Settings(ServiceSettings):
     max_beams: int = Field(16, ge=1, description="the most beams of a request")
     max_stop_strings: int = Field(16, ge=0, description="the most stop strings of a request")
     max_stop_bytes: int = Field(1024, ge=1, description="the longest stop string, in bytes of UTF-8")
+    metrics_by_expert: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="metrics of each expert of each layer, two series each; auto: where layers x experts are at most"
+        " 1024",
+    )
     max_logprobs: int = Field(20, ge=0, description="the most alternatives that a request may ask for at each token")
 
     @property

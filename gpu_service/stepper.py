@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from gpu_service import logprobs, metrics
+from gpu_service import logprobs, metrics, request_metrics
 from gpu_service.batch import Batch, Logits
 from gpu_service.beam import BeamSearch
 from gpu_service.expert_client import ExpertServiceError
@@ -23,6 +23,7 @@ from gpu_service.scheduler import QueueFullError, Scheduler
 from gpu_service.token_choice import NotFiniteError, choose, rows_of, unusable_rows
 
 _log = structlog.get_logger(__name__)
+_PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phase in ("prefill", "decode"))
 
 
 class Stepper:
@@ -103,7 +104,9 @@ class Stepper:
             sequence.request.started_at = sequence.request.started_at or now
         token_ids = torch.tensor(batch.token_ids)
         positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
-        return self._model.forward(token_ids, positions, batch.first_row, batch.logits)
+        logits = self._model.forward(token_ids, positions, batch.first_row, batch.logits)
+        (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(time.monotonic() - now)
+        return logits
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         """Gives every sequence what its row of [rows, vocab] logits says."""
@@ -180,7 +183,7 @@ class Stepper:
     def _observe(self, sequence: Sequence) -> None:
         """Counts a token, and when it came."""
         now = time.monotonic()
-        metrics.observe_token(sequence, now)
+        request_metrics.observe_token(sequence, now)
         sequence.request.first_token_at = sequence.request.first_token_at or now
         sequence.last_token_at = now
 
