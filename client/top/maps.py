@@ -89,7 +89,7 @@ def table(layers: Sequence[Layer], choice: Choice, window: str, ink: Ink, column
     for each in maps:
         assert fit is not None
         together = fit.experts_per_cell * len(groups[0])
-        binned = f", the largest of {together} a cell" if together > 1 else ""
+        binned = f", max of {together}" if together > 1 else ""
         shown.add_column(Text(f"{each.title}{binned}\n{_ruler(fit)}"), no_wrap=True, width=fit.columns)
     for heading in ("% res", "\nstr", "\nrem", "im-\nbal", "on\ndev"):
         shown.add_column(heading, justify="right", no_wrap=True)
