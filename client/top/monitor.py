@@ -32,20 +32,26 @@ class _Watched:
         self.source = source
         self.readings: list[Exposition] = []
         self.error: ClientError | None = None
+        # by how much it grew since it answered last, however long ago
+        self.latest_growth: Growth | None = None
+        self._latest: Exposition | None = None
 
-    def read(self, timeout_seconds: float) -> None:
-        """Asks it. An error is kept instead."""
+    def read(self, timeout_seconds: float, window_seconds: float) -> None:
+        """Asks it. An error is kept instead, and ends the window."""
+        self.latest_growth = None
         try:
-            self.readings.append(self.source.scrape(timeout_seconds))
-            self.error = None
+            reading = self.source.scrape(timeout_seconds)
         except ClientError as error:
             self.error = error
-
-    def forget(self, seconds: float) -> None:
-        """Drops readings that were made that long or longer before the latest."""
-        self.readings = [
-            reading for reading in self.readings if self.readings[-1].at_seconds - reading.at_seconds < seconds
-        ]
+            self.readings.clear()
+            return
+        self.error = None
+        if self._latest is not None:
+            self.latest_growth = increase(self._latest, reading)
+        self._latest = reading
+        # the one before stays, however slow the other service is to answer
+        kept = [old for old in self.readings[:-1] if reading.at_seconds - old.at_seconds <= window_seconds]
+        self.readings = [*kept, *self.readings[-1:], reading]
 
     @property
     def now(self) -> Exposition | None:
@@ -117,14 +123,10 @@ class Monitor:
 
     def sample(self) -> Snapshot:
         """Asks both and says what is known now."""
-        before = self._gpu.readings[-1] if self._gpu and self._gpu.readings else None
-        list(self._threads.map(lambda watched: watched.read(self._timeout_seconds), self._watched))
-        for watched in self._watched:
-            watched.forget(self._window_seconds)
-        now = self._gpu.now if self._gpu else None
-        if now is not None and before is not None:
-            self._decayed.add(increase(before, now))
-        return self._snapshot(now, self._gpu.growth if self._gpu else None)
+        list(self._threads.map(lambda each: each.read(self._timeout_seconds, self._window_seconds), self._watched))
+        if self._gpu and self._gpu.latest_growth:
+            self._decayed.add(self._gpu.latest_growth)
+        return self._snapshot(self._gpu.now if self._gpu else None, self._gpu.growth if self._gpu else None)
 
     def _snapshot(self, now: Exposition | None, growth: Growth | None) -> Snapshot:
         degraded = now.value(names.DEGRADED) if now else None
