@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test compose-test sanitize interop lint format bench kernel-plot orchestration-plot protos settings clean
+.PHONY: help setup demo test compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos settings clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,10 @@ kernel-plot: $(STAMP) ## Draw docs/kernel_scaling.svg from the results of benchm
 
 orchestration-plot: $(STAMP) ## Draw docs/orchestration.svg from the results of benchmarks.orchestration
 	$(BIN)/python -m benchmarks.orchestration_plot
+
+routing-picture: $(STAMP) ## Run a pair through a change of topic; draw docs/routing.svg and docs/top.svg from its metrics
+	$(BIN)/python -m benchmarks.routing --out benchmarks/results/routing.jsonl >/dev/null
+	$(BIN)/python -m benchmarks.routing_plot
 
 protos: $(STAMP) ## Generate fiddler/v1 from protos/fiddler/v1
 	$(BIN)/python -m tests.protos

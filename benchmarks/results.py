@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +46,16 @@ class Report:
             {"name": name, "value": rounded["median"], "unit": unit, "n": len(ordered), **rounded, **more},
         )
 
-    def _write(self, result: dict[str, Field]) -> None:
+    def record(self, name: str, **content: Any) -> None:
+        """What is no sample of a quantity, as it is.
+
+        Args:
+            name: BENCHMARK.WHAT.
+            content: Whatever JSON can say.
+        """
+        self._write({"name": name, **content})
+
+    def _write(self, result: Mapping[str, Any]) -> None:
         line = json.dumps(result)
         print(line, flush=True)
         if self._file:
