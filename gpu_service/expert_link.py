@@ -174,13 +174,14 @@ class ExpertLink:
         return backoff_seconds
 
     def _look(self) -> None:
-        """Asks a service that nothing was heard of for a while whether it is there."""
+        """Asks a service that nothing was heard of for a while whether it is there, and still the same."""
         with self._lock:
             connection, stream = self._connection, self._stream
         if connection is None or stream is None or not self._is_quiet():
             return
         try:
-            serving = connection.is_serving(_LOOK_SECONDS)
+            # Health is answered by whoever is at the address now; only the stream tells that it is who shook hands.
+            serving = not stream.has_ended and connection.is_serving(_LOOK_SECONDS)
         except ExpertServiceError:  # closed meanwhile
             return
         if not serving and self._is_quiet():

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_service.dispatch import Dispatcher, Work
+from gpu_service.dispatch import Dispatcher
 from gpu_service.shared_experts import SharedExperts, same_rows
+from gpu_service.work import Work
 
 
 class MoeLayer(nn.Module):

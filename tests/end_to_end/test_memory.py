@@ -8,7 +8,6 @@ from client import Client
 from fiddler.checkpoint import Checkpoint
 from pair import Pair
 from tests import checkpoints
-from tests.pairs import start
 
 GIGABYTE = 10**9
 FIXED_BYTES = 600 * 10**6
@@ -30,7 +29,7 @@ def _bytes(pair: Pair, service: str, field: str) -> int:
 
 def test_no_service_holds_a_copy_of_the_experts(large: Path, tiny: Path) -> None:
     checkpoint = Checkpoint.open(large)
-    with start(tiny) as pair:
+    with Pair(tiny, gpu_arguments=("--device", "cpu")) as pair:
         tiny_anonymous = _bytes(pair, "cpu_expert_service", "RssAnon")
     with Pair(large, gpu_arguments=("--device", "cpu")) as pair:
         with Client(pair.target) as client:
@@ -40,4 +39,5 @@ def test_no_service_holds_a_copy_of_the_experts(large: Path, tiny: Path) -> None
         cpu_mapped = _bytes(pair, "cpu_expert_service", "RssFile")
     assert gpu_resident <= 1.25 * checkpoint.dense_bytes + FIXED_BYTES
     assert cpu_mapped > checkpoint.expert_bytes, "all experts were read in, and are the files' own pages"
-    assert cpu_anonymous - tiny_anonymous < 0.05 * checkpoint.expert_bytes
+    # what large messages and PyTorch take to compute differs by machine; a copy of one layer would be a fifth
+    assert cpu_anonymous - tiny_anonymous < 0.1 * checkpoint.expert_bytes

@@ -1,6 +1,7 @@
 """The client against a scripted service on a real Unix socket."""
 
 import gc
+import os
 import socket
 import threading
 import time
@@ -160,6 +161,22 @@ def test_nobody_there(lonely: ExpertClient, address: str) -> None:
         lonely.connect("right")
 
 
+@pytest.mark.parametrize("is_hidden", [True, False])
+def test_a_socket_that_may_not_be_connected_to_is_told(
+    service: ScriptedService, lonely: ExpertClient, monkeypatch: pytest.MonkeyPatch, is_hidden: bool
+) -> None:
+    def refuse(path: str) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", path)
+
+    service.set_ready(False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be root, who may do anything
+    if is_hidden:
+        monkeypatch.setattr(os, "stat", refuse)
+    what = "to look into /" if is_hidden else "to connect to it; it belongs to user"
+    with pytest.raises(ExpertServiceError, match=f"user {os.getuid()} has no permission {what}"):
+        lonely.connect("right")
+
+
 def test_a_service_that_is_not_ready_is_not_used(service: ScriptedService, lonely: ExpertClient) -> None:
     service.set_ready(False)
     with pytest.raises(ExpertServiceError, match="not there, or not ready"):
@@ -296,6 +313,18 @@ def test_a_loss_is_noticed_while_nothing_is_sent(service: ScriptedService, clien
         service.set_ready(False)
     _wait_until(lambda: not client.available)
     assert "not there, or not ready" in str(client.error)
+
+
+def test_another_service_at_the_address_is_noticed_while_nothing_is_sent(
+    service: ScriptedService, client: ExpertClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = threading.Semaphore(0)
+    monkeypatch.setattr(client._link, "_is_quiet", lambda: looks.acquire(timeout=0.05))
+    service.stop()
+    service.fingerprint = "another"
+    service.start()
+    looks.release(2)  # the link has not looked in between
+    _wait_until(lambda: "the checkpoint is another" in str(client.error))
 
 
 def test_a_loss_that_is_noticed_fails_what_is_under_way(service: ScriptedService, client: ExpertClient) -> None:
