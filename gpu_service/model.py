@@ -1,6 +1,5 @@
 """transformers' model without its experts: one forward over rows of the slot cache."""
 
-import re
 import time
 from typing import Any
 
@@ -8,14 +7,13 @@ import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.architectures import Architecture, architecture_of
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
 from gpu_service.shared_experts import find_router
 from gpu_service.slot_cache import SlotCache, attention_mask
-
-_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 class Model:
@@ -56,7 +54,7 @@ class Model:
             Logits.ALL: 0,  # as transformers says all of them
         }
         self._windows = _attention_windows(self.text_config)
-        self._connect(checkpoint)
+        self._connect(checkpoint, architecture_of(config.model_type))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -132,14 +130,14 @@ class Model:
         }
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
-    def _connect(self, checkpoint: Checkpoint) -> None:
+    def _connect(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
         connected = set()
         for name, module in list(self._module.named_modules()):  # connecting puts modules of ours into the blocks
             if not isinstance(module, MoeLayer):
                 continue
-            match = _LAYER_NUMBER.search(name)
-            index = by_decoder_layer.get(int(match[1])) if match else None
+            number = architecture.layer_number(name)
+            index = None if number is None else by_decoder_layer.get(number)
             if index is None:
                 raise ModelError(
                     f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"

@@ -10,10 +10,12 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service import architectures
+from gpu_service.architectures import Architecture, Replacements, architecture_of
 from gpu_service.moe_layer import MoeLayer
 
 
@@ -35,6 +37,7 @@ def read_config(directory: Path) -> Any:
         ModelError: transformers has no such model, or a value is wrong, or the weights are quantised.
     """
     path = directory / "config.json"
+    architectures.register()
     with _told_as(f"{path}: transformers {transformers.__version__} cannot read it"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
@@ -61,9 +64,10 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
-    classes = _experts_classes(checkpoint, config)
-    with _quiet(), _replaced(classes), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    architecture = architecture_of(config.model_type)
+    replacements = _replacements(checkpoint, config, architecture)
+    with _quiet(), _replaced(replacements), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
+        loaded: Any = architecture.auto_class.from_pretrained(
             checkpoint.directory,
             config=config,
             dtype=dtype,
@@ -78,18 +82,18 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     return cast("nn.Module", module.eval())
 
 
-def _experts_classes(checkpoint: Checkpoint, config: Any) -> set[type[nn.Module]]:
-    """The classes of the model's experts, found by transformers' experts interface on a model without memory."""
+def _replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
+    """What takes the place of which of the model's classes, found on a model without memory."""
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
     with _told_as(what), torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    classes = {type(module) for module in skeleton.modules() if hasattr(module, "_apply_gate")}
-    if not classes:
+        skeleton = architecture.auto_class.from_config(config)
+    replacements = architecture.replacements(skeleton)
+    if not replacements:
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
             "so that they cannot be computed elsewhere"
         )
-    return classes
+    return replacements
 
 
 @contextmanager
@@ -102,19 +106,19 @@ def _told_as(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(classes: set[type[nn.Module]]) -> Iterator[None]:
-    """Lets transformers build MoeLayer for these classes.
+def _replaced(replacements: Replacements) -> Iterator[None]:
+    """Lets transformers build something else than these classes.
 
     transformers keeps the replacement in its modules where building raises, even once it is unregistered; so what was
     there is put back by hand.
     """
-    originals = [(inspect.getmodule(cls), cls) for cls in classes]
-    names = [cls.__name__ for cls in classes]
-    register_patch_mapping({f"^{name}$": MoeLayer for name in names})
+    originals = [(inspect.getmodule(cls), cls) for cls in replacements]
+    patterns = {f"^{cls.__name__}$": replacement for cls, replacement in replacements.items()}
+    register_patch_mapping(patterns)
     try:
         yield
     finally:
-        unregister_patch_mapping([f"^{name}$" for name in names])
+        unregister_patch_mapping(list(patterns))
         for module, cls in originals:
             setattr(module, cls.__name__, cls)
 
