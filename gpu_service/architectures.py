@@ -1,0 +1,64 @@
+"""How a model is built: which of transformers' classes builds it, and what takes its experts' place.
+
+Nearly every family has transformers' experts interface and needs no row here: it is built as `Architecture()` says. A
+row of `ARCHITECTURES` is for a family that is built otherwise, and `register` for one whose model code is ours. This
+module loads no weights.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from gpu_service.moe_layer import MoeLayer
+
+Replacements = Mapping[type[nn.Module], type[MoeLayer]]
+"""What is built in the place of a model's classes."""
+
+_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def experts_by_interface(skeleton: nn.Module) -> Replacements:
+    """The experts classes of a model, which transformers' experts interface gives a method of this name."""
+    return {type(module): MoeLayer for module in skeleton.modules() if hasattr(module, "_apply_gate")}
+
+
+def layer_number(module_name: str) -> int | None:
+    """The decoder layer that a module of the model lies in, as `fiddler.experts.MoeLayer.decoder_layer` counts it."""
+    match = _LAYER_NUMBER.search(module_name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How models of one model_type are built."""
+
+    auto_class: Any = AutoModelForCausalLM
+    """Which of transformers' Auto classes builds the model."""
+    replacements: Callable[[nn.Module], Replacements] = experts_by_interface
+    """What to replace, told from a model on the meta device; nothing where the experts cannot be replaced.
+
+    transformers builds a replacement with the arguments of what it replaces; `MoeLayer.connect` is called once the
+    model is loaded. It has no parameters of the experts', since what it has is loaded.
+    """
+    layer_number: Callable[[str], int | None] = layer_number
+    """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
+
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {}
+"""By model_type, what is built otherwise than by default."""
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """How a model of this type is built."""
+    return ARCHITECTURES.get(model_type, _DEFAULT)
+
+
+def register() -> None:
+    """Makes the families whose model code is ours known to transformers' Auto classes."""
+
+
+_DEFAULT: Final = Architecture()
