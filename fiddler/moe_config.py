@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from fiddler.checkpoint_errors import ConfigError
+from fiddler.experts import Activation
 
 # A multimodal model keeps its language model's settings one level down.
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
 _ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation")
+_ADD_ONE_TO_UP = frozenset({"gpt_oss"})
+"""Types whose published config.json does not say it, as others' swiglu_alpha does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class MoeConfig:
     num_experts: int | None
     intermediate_size: int | None
     num_decoder_layers: int | None
-    activation: str
+    activation: Activation
 
 
 def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
@@ -72,11 +75,20 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
 
 
-def _activation(config: dict[str, Any], model_type: str) -> str:
+def _activation(config: dict[str, Any], model_type: str) -> Activation:
     """The experts' activation. Clamped ones get a name of their own, so that nobody computes the plain one instead."""
     name = next((config[key] for key in _ACTIVATIONS if isinstance(config.get(key), str)), "silu")
-    clamped = any(config.get(key) is not None for key in ("swiglu_limit", "swiglu_alpha", "swiglu_limits"))
-    return f"clamped_{name}" if clamped or model_type == "gpt_oss" else name
+    alpha, limit = config.get("swiglu_alpha"), config.get("swiglu_limit")
+    if config.get("swiglu_limits") is not None:
+        return Activation(f"clamped_{name}_by_layer")
+    if alpha is not None or model_type in _ADD_ONE_TO_UP:
+        default = Activation("clamped_swiglu")
+        return Activation(default.name, _number(alpha, default.alpha), _number(limit, default.limit))
+    return Activation(name) if limit is None else Activation(f"clamped_{name}", limit=_number(limit, 0.0))
+
+
+def _number(value: Any, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default
 
 
 def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:

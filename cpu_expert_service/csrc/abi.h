@@ -13,6 +13,7 @@ enum fiddler_activation : int32_t {
   FIDDLER_RELU = 3,
   FIDDLER_RELU_SQUARED = 4,
   FIDDLER_CLAMPED_SWIGLU = 5,  // gpt-oss: min(gate, limit) * sigmoid(alpha * gate) * (clamp(up) + 1)
+  FIDDLER_CLAMPED_SILU = 6,    // DeepSeek-V4: silu(min(gate, limit)) * clamp(up)
 };
 
 enum fiddler_tier : int32_t {

@@ -147,8 +147,8 @@ int32_t check(int32_t tier, const fiddler_layer* layer, const fiddler_message* m
   if (message->rows < 0 || message->experts_per_row < 0) return FIDDLER_BAD_SIZE;
   if (is_null(layer->up, layer->num_experts) || is_null(layer->down, layer->num_experts)) return FIDDLER_NULL_POINTER;
   if (layer->gate.weights && is_null(layer->gate, layer->num_experts)) return FIDDLER_NULL_POINTER;
-  if (layer->activation < 0 || layer->activation > FIDDLER_CLAMPED_SWIGLU) return FIDDLER_BAD_DTYPE;
-  if (layer->activation == FIDDLER_CLAMPED_SWIGLU && !layer->gate.weights) return FIDDLER_NULL_POINTER;
+  if (layer->activation < 0 || layer->activation > FIDDLER_CLAMPED_SILU) return FIDDLER_BAD_DTYPE;
+  if (layer->activation >= FIDDLER_CLAMPED_SWIGLU && !layer->gate.weights) return FIDDLER_NULL_POINTER;
   for (int32_t dtype : {message->hidden_dtype, message->output_dtype}) {
     if (dtype != FIDDLER_FLOAT32 && dtype != FIDDLER_BFLOAT16) return FIDDLER_BAD_DTYPE;
   }

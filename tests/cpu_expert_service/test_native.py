@@ -31,7 +31,7 @@ BFLOAT16_ERROR = 2**-9
 FLOOR = 1e-30
 """Below this, bfloat16 instructions take numbers for 0."""
 
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu", "relu2", "clamped_swiglu")
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu", "relu2", "clamped_swiglu", "clamped_silu")
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
 Layout = str
 LAYOUTS: tuple[Layout, ...] = ("rows", "transposed", "interleaved", "interleaved transposed")
@@ -89,6 +89,8 @@ class Problem:
             gate, gate_scale = _project(expert.gate, expert.gate_bias, x)
             if self.layer.activation == "clamped_swiglu":
                 gate, up = gate.clamp(max=self.layer.limit), up.clamp(-self.layer.limit, self.layer.limit) + 1
+            if self.layer.activation == "clamped_silu":
+                gate, up = gate.clamp(max=self.layer.limit), up.clamp(-self.layer.limit, self.layer.limit)
             activated, slope = self._activate(gate)
             inner = activated * up
             inner_scale = inner.abs() + activated.abs() * up_scale + slope * gate_scale * up.abs()
@@ -99,7 +101,7 @@ class Problem:
         """Of each value, the activation and a bound of its slope nearby."""
         slope = torch.full_like(values, 1.2)
         match self.layer.activation:
-            case "silu":
+            case "silu" | "clamped_silu":
                 return functional.silu(values), slope
             case "gelu":
                 return functional.gelu(values), slope
@@ -239,7 +241,7 @@ def test_long_sums_are_computed_in_pieces(kernel: NativeKernel, rows: int) -> No
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_computed(kernel: NativeKernel, activation: str) -> None:
-    for gated in (True, False) if activation != "clamped_swiglu" else (True,):
+    for gated in (True, False) if not activation.startswith("clamped") else (True,):
         problem = make_problem(20, 2, 4, 64, 96, activation=activation, gated=gated, biased=True)
         scaled = replace(problem, hidden=problem.hidden.float() * 8)
         assert_close(scaled, kernel)
