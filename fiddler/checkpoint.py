@@ -90,6 +90,11 @@ NAMINGS: Final = (
         re.compile(rf"(?P<prefix>{_LAYER}\.block_sparse_moe)\.(?P<part>input_linear|output_linear)\.weight"),
         {"input_linear": "gate_up", "output_linear": "down"},
     ),
+    Naming(
+        "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
+        {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},
+    ),
 )
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
