@@ -16,11 +16,11 @@ from transformers.monkey_patching import register_patch_mapping, unregister_patc
 from fiddler.checkpoint import Checkpoint
 from gpu_service import architectures
 from gpu_service.architectures import Architecture, Replacements, architecture_of
+from gpu_service.experts_interface import check_experts
+from gpu_service.model_errors import ModelError
 from gpu_service.moe_layer import MoeLayer
 
-
-class ModelError(Exception):
-    """The checkpoint cannot be run. The text says what is missing."""
+__all__ = ["ModelError", "load", "logging_of_transformers", "names_of", "read_config", "read_generation_config"]
 
 
 def logging_of_transformers() -> None:
@@ -71,7 +71,6 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
             checkpoint.directory,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -93,6 +92,7 @@ def _replacements(checkpoint: Checkpoint, config: Any, architecture: Architectur
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
             "so that they cannot be computed elsewhere"
         )
+    check_experts(checkpoint, skeleton)
     return replacements
 
 

@@ -43,6 +43,7 @@ class SlotCache:
     """
 
     is_compileable = False
+    is_divisible = True
 
     def __init__(self, num_slots: int, max_length: int) -> None:
         self.num_slots = num_slots
