@@ -1,8 +1,8 @@
 """How a model is built: which of transformers' classes builds it, and what takes its experts' place.
 
 Nearly every family has transformers' experts interface and needs no row here: it is built as `Architecture()` says. A
-row of `ARCHITECTURES` is for a family that is built otherwise, and `register` for one whose model code is ours. This
-module loads no weights.
+row of `ARCHITECTURES` is for a family that is built otherwise, and one of `CONFIGURATIONS`, too, where the model code is
+ours. This module loads no weights.
 """
 
 import re
@@ -13,7 +13,9 @@ from typing import Any, Final
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 from gpu_service.moe_layer import MoeLayer
+from gpu_service.openmoe import OpenMoeConfig, OpenMoeForCausalLM
 
 Replacements = Mapping[type[nn.Module], type[MoeLayer]]
 """What is built in the place of a model's classes."""
@@ -37,7 +39,7 @@ class Architecture:
     """How models of one model_type are built."""
 
     auto_class: Any = AutoModelForCausalLM
-    """Which of transformers' Auto classes builds the model."""
+    """Builds the model: one of transformers' Auto classes, or a class of ours with the same methods."""
     replacements: Callable[[nn.Module], Replacements] = experts_by_interface
     """What to replace, told from a model on the meta device; nothing where the experts cannot be replaced.
 
@@ -48,17 +50,23 @@ class Architecture:
     """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
 
 
-ARCHITECTURES: Final[dict[str, Architecture]] = {}
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    # ours are built with MoeLayers, so that there is nothing to replace
+    "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
+}
 """By model_type, what is built otherwise than by default."""
+
+CONFIGURATIONS: Final[dict[str, type[DeepseekConfig | OpenMoeConfig]]] = {
+    "deepseek": DeepseekConfig,
+    "openmoe": OpenMoeConfig,
+}
+"""By model_type, as fiddler.moe_config tells it, what reads a config.json that transformers does not know."""
 
 
 def architecture_of(model_type: str) -> Architecture:
     """How a model of this type is built."""
     return ARCHITECTURES.get(model_type, _DEFAULT)
-
-
-def register() -> None:
-    """Makes the families whose model code is ours known to transformers' Auto classes."""
 
 
 _DEFAULT: Final = Architecture()

@@ -106,7 +106,7 @@ class Dispatcher:
         Args:
             layer: Index into the checkpoint's MoE layers.
             hidden: [rows, hidden] on the device.
-            expert_ids: [rows, k] on the device.
+            expert_ids: [rows, k] on the device; -1 is left out.
             weights: [rows, k] on the device.
         """
         orchestration = self._orchestration
@@ -116,7 +116,7 @@ class Dispatcher:
             on_host["guess"] = guess
         rows, ids, routing_weights, *guessed = self._staging.to_host(**on_host)
         # on the CPU, since counting on a GPU waits for it once more
-        counts = np.bincount(ids.numpy().reshape(-1), minlength=self._num_experts[layer])
+        counts = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
         # the slowest side first
         parts = self._send(layer, plan, rows, ids, routing_weights)

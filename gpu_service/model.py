@@ -46,6 +46,8 @@ class Model:
             self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows
         )
         self.cache = self._forward.cache
+        self.needs_whole_prompts = bool(getattr(self._module, "needs_whole_prompts", False))
+        """Whether a prompt is to be computed at once, and not from where an earlier one of the same beginning ended."""
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
         """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""
@@ -69,7 +71,7 @@ class Model:
     @property
     def num_experts_per_token(self) -> int:
         """Experts that each token uses in a MoE layer."""
-        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "router_topk")
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:

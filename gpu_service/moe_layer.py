@@ -36,7 +36,7 @@ class MoeLayer(nn.Module):
 
         Args:
             hidden: [..., hidden].
-            top_k_index: [rows, k] expert ids.
+            top_k_index: [rows, k] expert ids; -1 is left out.
             top_k_weights: [rows, k] routing weights.
         """
         assert self._dispatcher is not None, "connect() comes before forward()"

@@ -66,7 +66,7 @@ class OpenMoeConfig(LlamaConfig):
             FieldError: A field is missing or wrong.
         """
         check(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)  # it says llama
 
     def validate_architecture(self) -> None:
         """Heads of any size: those of the 8B model, 24 of 128, are wider together than its hidden state."""

@@ -5,6 +5,7 @@ overtakes. Prompts are computed in chunks, and between two of them everyone else
 """
 
 import bisect
+import sys
 from collections.abc import Sequence
 
 from gpu_service import request as words
@@ -28,6 +29,7 @@ class Scheduler:
         max_waiting: int,
         prefill_chunk: int,
         logprobs_chunk: int | None = None,
+        whole_prompts: bool = False,
     ) -> None:
         """Starts with nothing to do.
 
@@ -37,12 +39,16 @@ class Scheduler:
             max_waiting: The most requests that wait.
             prefill_chunk: The most prompt tokens computed between two decode steps.
             logprobs_chunk: The same where the logits of all of them are needed; None: no fewer.
+            whole_prompts: Whether every prompt is computed at once and from its beginning, however long it is.
         """
         self.budget = budget
         self._rows = RowTable(storage, budget)
         self._max_waiting = max_waiting
+        if whole_prompts:
+            prefill_chunk = logprobs_chunk = sys.maxsize
         self._prefill_chunk = prefill_chunk
         self._logprobs_chunk = min(prefill_chunk, logprobs_chunk or prefill_chunk)
+        self._whole_prompts = whole_prompts
         self._waiting: list[Request] = []
         self._admitted: dict[Request, None] = {}
         self._prompts: list[Request] = []  # those of the admitted whose prompts are not computed yet
@@ -153,7 +159,7 @@ class Scheduler:
         request = self._next_prompt()
         sequence = request.sequences[0]
         if sequence.row < 0:
-            self._rows.begin(sequence, may_share=request.prompt_logprobs is None)
+            self._rows.begin(sequence, may_share=request.prompt_logprobs is None and not self._whole_prompts)
             request.cached_prompt_tokens = sequence.num_computed
         wants_all = request.prompt_logprobs is not None
         start = sequence.num_computed
