@@ -134,6 +134,7 @@ class Server:
         budget = await in_thread(lambda: self._warm_up(model))
         settings = self._settings
         chunk = min(settings.prefill_chunk, max_rows(experts, settings))
+        model.dispatcher.max_rows = max(chunk, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
         model.dispatcher.selections.clear()  # of what was computed to measure
