@@ -64,7 +64,7 @@ def host_memory(meminfo: Path = _MEMINFO) -> DeviceMemory:
 def _workspace_bytes(model: Model, prefill_chunk: int) -> int:
     """What the largest step takes at its peak: a whole chunk at the end of the longest context."""
     length = min(model.max_context, model.cache.max_length)
-    tokens = min(prefill_chunk, length)
+    tokens = min(prefill_chunk, length) if model.cache.is_divisible else length
     positions = torch.arange(length - tokens, length)[None]
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)

@@ -79,6 +79,8 @@ class Dispatcher:
         self.spoiled_rows: set[int] = set()
         """Rows of the batch under way whose remote sums were not finite though what was sent was; they were replaced
         by zeros. The model clears it before a batch."""
+        self.max_rows: int | None = None
+        """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
         self._device = device
         self._remote = remote

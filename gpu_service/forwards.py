@@ -83,13 +83,15 @@ class RowByRow:
         rows, spoiled = [], set()
         num_tokens = token_ids.shape[1]
         for number in range(len(token_ids)):
+            row = first_row + number
             output = module(
                 input_ids=token_ids[number : number + 1].to(self._device),
                 position_ids=positions[number : number + 1].to(self._device),
-                past_key_values=self.cache.row(first_row + number, int(positions[number, 0])),
+                past_key_values=self.cache.row(row, int(positions[number, 0])),
                 use_cache=True,
                 logits_to_keep=kept,
             )
+            self.cache.keep(row, output.past_key_values)
             rows.append(output.logits)
             spoiled.update(number * num_tokens + token for token in self._spoiled_rows)
             self._spoiled_rows.clear()
@@ -114,8 +116,10 @@ def build_forward(
     if keeps_only_keys_and_values(config):
         implementation = text_config._attn_implementation
         masks = AttentionMasks(text_config, next(module.parameters()).dtype, is_added=implementation == "eager")
-        return Together(SlotCache(num_slots, max_length), masks, device)
-    return RowByRow(StateCache(config, num_slots, max_length), device, spoiled_rows)
+        is_divisible = not getattr(module, "needs_whole_prompts", False)
+        return Together(SlotCache(num_slots, max_length, is_divisible), masks, device)
+    own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
+    return RowByRow(StateCache(config, num_slots, max_length, own_class), device, spoiled_rows)
 
 
 def keeps_only_keys_and_values(config: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
-from gpu_service.model import Model
 from gpu_service.settings import Settings
 
 _MESSAGE_OVERHEAD_BYTES = 1024
@@ -21,20 +20,3 @@ def max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
     if rows < settings.max_slots:
         raise ValueError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
     return rows
-
-
-def prompt_rows(model: Model, experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
-    """The most tokens of a prompt that are computed at once.
-
-    Raises:
-        ValueError: A decode step, or a prompt that must not be divided, may not fit into a message.
-    """
-    rows = max_rows(experts, settings)
-    if not model.needs_whole_prompts:
-        return min(settings.prefill_chunk, rows)
-    if rows < model.max_context:
-        raise ValueError(
-            f"--max-context: prompts of up to {model.max_context} tokens, which this model computes at once, and a "
-            f"message holds {rows}"
-        )
-    return model.max_context

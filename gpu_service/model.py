@@ -46,8 +46,6 @@ class Model:
             self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows
         )
         self.cache = self._forward.cache
-        self.needs_whole_prompts = bool(getattr(self._module, "needs_whole_prompts", False))
-        """Whether a prompt is to be computed at once, and not from where an earlier one of the same beginning ended."""
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
         """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""

@@ -5,12 +5,11 @@ overtakes. Prompts are computed in chunks, and between two of them everyone else
 """
 
 import bisect
-import sys
 from collections.abc import Sequence
 
 from gpu_service import request as words
 from gpu_service.batch import Batch, Logits
-from gpu_service.kv_budget import KvBudget
+from gpu_service.kv_budget import KvBudget, NeverFitsError
 from gpu_service.request import Request
 from gpu_service.row_table import RowStorage, RowTable
 
@@ -29,7 +28,6 @@ class Scheduler:
         max_waiting: int,
         prefill_chunk: int,
         logprobs_chunk: int | None = None,
-        whole_prompts: bool = False,
     ) -> None:
         """Starts with nothing to do.
 
@@ -39,16 +37,14 @@ class Scheduler:
             max_waiting: The most requests that wait.
             prefill_chunk: The most prompt tokens computed between two decode steps.
             logprobs_chunk: The same where the logits of all of them are needed; None: no fewer.
-            whole_prompts: Whether every prompt is computed at once and from its beginning, however long it is.
         """
         self.budget = budget
         self._rows = RowTable(storage, budget)
         self._max_waiting = max_waiting
-        if whole_prompts:
-            prefill_chunk = logprobs_chunk = sys.maxsize
-        self._prefill_chunk = prefill_chunk
-        self._logprobs_chunk = min(prefill_chunk, logprobs_chunk or prefill_chunk)
-        self._whole_prompts = whole_prompts
+        # what cannot be divided may not be gone on with either
+        self._prefill_chunk = prefill_chunk if storage.is_divisible else budget.max_length
+        self._logprobs_chunk = min(self._prefill_chunk, logprobs_chunk or prefill_chunk)
+        self._divides_prompts = storage.is_divisible
         self._waiting: list[Request] = []
         self._admitted: dict[Request, None] = {}
         self._prompts: list[Request] = []  # those of the admitted whose prompts are not computed yet
@@ -75,6 +71,21 @@ class Scheduler:
         """Bytes of keys and values that admitted requests may come to hold."""
         return self.used_slots * self._longest() * self.budget.token_bytes
 
+    def check(self, request: Request) -> None:
+        """Makes sure that a request can be run where nothing else is.
+
+        Raises:
+            NeverFitsError: It is too large for the budget, or for what is computed at once.
+        """
+        self.budget.check(request)
+        at_once = len(request.prompt) > self._logprobs_chunk and not self._divides_prompts
+        if at_once and request.prompt_logprobs is not None:
+            raise NeverFitsError(
+                "prompt_logprobs",
+                f"this model computes a prompt at once, and the logits of at most {self._logprobs_chunk} tokens are "
+                f"held at one time; the prompt has {len(request.prompt)}",
+            )
+
     def add(self, request: Request) -> None:
         """Admits a request, or lets it wait.
 
@@ -82,7 +93,7 @@ class Scheduler:
             QueueFullError: Too many wait.
             NeverFitsError: It is too large for the budget.
         """
-        self.budget.check(request)
+        self.check(request)
         bisect.insort(self._waiting, request, key=lambda waiting: (-waiting.priority, waiting.number))
         self._admit()
         if request not in self._admitted and len(self._waiting) > self._max_waiting:
@@ -159,7 +170,7 @@ class Scheduler:
         request = self._next_prompt()
         sequence = request.sequences[0]
         if sequence.row < 0:
-            self._rows.begin(sequence, may_share=request.prompt_logprobs is None and not self._whole_prompts)
+            self._rows.begin(sequence, may_share=request.prompt_logprobs is None)
             request.cached_prompt_tokens = sequence.num_computed
         wants_all = request.prompt_logprobs is not None
         start = sequence.num_computed

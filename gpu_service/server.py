@@ -30,7 +30,7 @@ from gpu_service.in_process import InProcessExperts
 from gpu_service.kv_budget import KvBudget
 from gpu_service.loaded import Loaded
 from gpu_service.malformed import MalformedMessageInterceptor
-from gpu_service.message_limits import prompt_rows
+from gpu_service.message_limits import max_rows
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
 from gpu_service.orchestration import Orchestration
@@ -133,14 +133,13 @@ class Server:
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         budget = await in_thread(lambda: self._warm_up(model))
         settings = self._settings
-        chunk = prompt_rows(model, experts, settings)
+        chunk = min(settings.prefill_chunk, max_rows(experts, settings))
+        model.dispatcher.max_rows = max(chunk, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunk)
         model.dispatcher.conduct(orchestration)
         model.dispatcher.selections.clear()  # of what was computed to measure
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
-        scheduler = Scheduler(
-            model.cache, budget, settings.max_waiting, chunk, logprobs_chunk, model.needs_whole_prompts
-        )
+        scheduler = Scheduler(model.cache, budget, settings.max_waiting, chunk, logprobs_chunk)
         engine = Engine(model, scheduler, self._step_failed)
         metrics.publish_degraded(self._availability.degraded_seconds)
         metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)

@@ -18,28 +18,34 @@ class StateCache:
 
     is_divisible = False
 
-    def __init__(self, config: Any, num_slots: int, max_length: int) -> None:
+    def __init__(self, config: Any, num_slots: int, max_length: int, is_made_by_model: bool = False) -> None:
         """Holds nothing yet.
 
         Args:
             config: The model's configuration, which says what its layers keep.
             num_slots: How many rows there may be.
             max_length: Positions in the longest.
+            is_made_by_model: Whether the model has a class of its own for its cache.
         """
         self.num_slots = num_slots
         self.max_length = max_length
         self._config = config
-        self._rows: dict[int, DynamicCache] = {}
+        self._is_made_by_model = is_made_by_model
+        self._rows: dict[int, Any] = {}
         self._num_tokens = num_slots * max_length
         self._row_bytes = self._token_bytes = 0
 
-    def row(self, row: int, start: int) -> DynamicCache:
-        """The cache to go on with at position `start`, empty at 0."""
+    def row(self, row: int, start: int) -> Any:
+        """The cache to go on with at position `start`, an empty one at 0; None where the model makes its own."""
         if row >= self.num_slots:
             raise ValueError(f"row {row} exceeds the cache of {self.num_slots}")
         if start == 0 or row not in self._rows:
-            self._rows[row] = DynamicCache(config=self._config)
+            self._rows[row] = None if self._is_made_by_model else DynamicCache(config=self._config)
         return self._rows[row]
+
+    def keep(self, row: int, cache: Any) -> None:
+        """Has a row hold what the model gave back."""
+        self._rows[row] = cache
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Makes a row hold all that another does, whatever the positions."""

@@ -63,13 +63,7 @@ class RecordingEngine:
         length = self.model.max_context
         self.budget = KvBudget(num_tokens or max_slots * length, 1, max_slots, length)
         self.model.cache.set_capacity(self.budget.num_tokens)
-        self.scheduler = Scheduler(
-            self.model.cache,
-            self.budget,
-            max_waiting=64,
-            prefill_chunk=prefill_chunk,
-            whole_prompts=self.model.needs_whole_prompts,
-        )
+        self.scheduler = Scheduler(self.model.cache, self.budget, max_waiting=64, prefill_chunk=prefill_chunk)
         self.stepper = _RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
         self.events: dict[Request, list[Event]] = {}
 
