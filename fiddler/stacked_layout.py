@@ -1,8 +1,8 @@
 """Experts that lie in one tensor for each projection, transposed, as OpenMoE's do: views of every expert's matrices.
 
-The names are T5X's: wi_gate [E, H, 2I], wi_up [E, H, I] and wo [E, I, H]. An expert of OpenMoE is a gated MLP whose gate
-is a SwiGLU itself: with x wi_gate = (a | b) it is (a * silu(b) * (x wi_up)) wo. So b is what `Expert` calls the gate,
-and a, which goes through no activation, the factor. It opens no file and reads no weight.
+They are called wi_gate [E, H, 2I], wi_up [E, H, I] and wo [E, I, H]. An expert of OpenMoE is a gated MLP whose gate is
+a SwiGLU itself: with x wi_gate = (a | b) it is (a * silu(b) * (x wi_up)) wo. So b is what `Expert` calls the gate, and
+a, which goes through no activation, the factor. It opens no file and reads no weight.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """How a model is built: which of transformers' classes builds it, and what takes its experts' place.
 
 Nearly every family has transformers' experts interface and needs no row here: it is built as `Architecture()` says. A
-row of `ARCHITECTURES` is for a family that is built otherwise, and one of `CONFIGURATIONS`, too, where the model code is
-ours. This module loads no weights.
+row of `ARCHITECTURES` is for a family that is built otherwise, and one of `CONFIGURATIONS` for one whose model code is
+ours, too. This module loads no weights.
 """
 
 import re

@@ -15,7 +15,14 @@ from torch.nn import functional
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaModel
 
-from gpu_service.config_fields import FieldError, Settings, allow_counts, require_at_most, require_counts, require_one_of
+from gpu_service.config_fields import (
+    FieldError,
+    Settings,
+    allow_counts,
+    require_at_most,
+    require_counts,
+    require_one_of,
+)
 from gpu_service.moe_layer import MoeLayer
 
 _COUNTS = (
@@ -92,7 +99,8 @@ class Router(nn.Module):
 
     def __init__(self, config: DeepseekConfig) -> None:
         super().__init__()
-        assert config.n_routed_experts is not None and config.num_experts_per_tok is not None
+        assert config.n_routed_experts is not None
+        assert config.num_experts_per_tok is not None
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.num_experts_per_token = config.num_experts_per_tok
         self.normalizes = config.norm_topk_prob
@@ -128,7 +136,8 @@ class MoeBlock(nn.Module):
 
 def _shared_experts(config: DeepseekConfig) -> LlamaMLP:
     """All of them as one MLP, which is how they are stored: their outputs are added up, none weighted."""
-    assert config.n_shared_experts is not None and config.moe_intermediate_size is not None
+    assert config.n_shared_experts is not None
+    assert config.moe_intermediate_size is not None
     shared = copy(config)
     shared.intermediate_size = config.n_shared_experts * config.moe_intermediate_size
     return LlamaMLP(shared)

@@ -1,7 +1,6 @@
 """transformers' model without its experts: one forward over rows of the slot cache."""
 
 import time
-from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +10,7 @@ from gpu_service.architectures import Architecture, architecture_of
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.forwards import build_forward
-from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
+from gpu_service.model_loading import ModelError, load, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
 from gpu_service.shared_experts import find_router
 
@@ -42,9 +41,7 @@ class Model:
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
-        self._forward = build_forward(
-            self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows
-        )
+        self._forward = build_forward(self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows)
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
@@ -135,4 +132,3 @@ class Model:
                 raise ModelError(
                     f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses"
                 )
-

@@ -1,4 +1,4 @@
-"""OpenMoE (base, 8B, 34B): the decoder of ST-MoE with rotary positions, written from the paper and the checkpoints' facts.
+"""OpenMoE (base, 8B, 34B): ST-MoE's decoder with rotary positions, from the paper and the checkpoints' facts.
 
 Xue et al., "OpenMoE: An Early Effort on Open Mixture-of-Experts Language Models", arXiv 2402.01739. It comes from T5X,
 and differs from Llama, whose configuration it was published with, in that attention scores are not divided by the

@@ -1,4 +1,4 @@
-"""DeepSeek-MoE and OpenMoE in plain float64, one sequence at a time without a cache: what their model code is held against.
+"""DeepSeek-MoE and OpenMoE in plain float64, without a cache: what their model code is held against.
 
 Written from the papers and from what is known of the published checkpoints. It shares no code with the implementation,
 nor with transformers, and takes a decoder apart into functions of a checkpoint's tensors by their published names.
@@ -48,8 +48,8 @@ class PlainModel:
         raise NotImplementedError
 
     def _norm(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
-        mean_square = hidden.square().mean(-1, keepdim=True)
-        return hidden / (mean_square + self.config["rms_norm_eps"]).sqrt() * self.tensors[f"{name}.weight"]
+        root: torch.Tensor = (hidden.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
+        return hidden / root * self.tensors[f"{name}.weight"]
 
     def _attend(self, prefix: str, hidden: torch.Tensor, head: int, scale: float) -> torch.Tensor:
         """Causal attention; queries and keys are rotated by their positions, pairs being half a head apart."""
@@ -84,7 +84,7 @@ class PlainDeepseek(PlainModel):
         outputs = torch.zeros_like(hidden)
         affinities = (hidden @ self.tensors[f"{prefix}.gate.weight"].T).softmax(-1)
         for row, values in enumerate(affinities.tolist()):
-            best = sorted(range(len(values)), key=lambda expert: -values[expert])[: self.config["num_experts_per_tok"]]
+            best = sorted(range(len(values)), key=values.__getitem__)[-self.config["num_experts_per_tok"] :]
             total = sum(values[expert] for expert in best) if self.config["norm_topk_prob"] else 1.0
             for expert in best:
                 outputs[row] += values[expert] / total * self._mlp(f"{prefix}.experts.{expert}", hidden[row])
@@ -112,7 +112,7 @@ class PlainOpenMoe(PlainModel):
     def _experts(self, prefix: str, hidden: torch.Tensor, num_prompt: int) -> torch.Tensor:
         outputs = torch.zeros_like(hidden)
         chances = (hidden @ self.tensors[f"{prefix}.gate_weight"].T).softmax(-1)
-        ranked = [sorted(range(len(row)), key=lambda expert, row=row: -row[expert]) for row in chances.tolist()]
+        ranked = chances.argsort(-1, descending=True).tolist()
         room = [self._capacity(num_prompt)] * self.config["num_experts"]
         for choice in (0, 1):  # all first choices are seated before any second one
             for row, experts in enumerate(ranked):
@@ -127,7 +127,7 @@ class PlainOpenMoe(PlainModel):
 
     def _capacity(self, num_prompt: int) -> int:
         room = math.floor(2 * self.config["router_capacity_factor_eval"] * num_prompt / self.config["num_experts"])
-        return max(room if room % 2 == 0 else room + 1, self.config["router_min_capacity"])
+        return max(room if room % 2 == 0 else room + 1, int(self.config["router_min_capacity"]))
 
     def _expert(self, prefix: str, expert: int, row: torch.Tensor) -> torch.Tensor:
         gate, up, down = (self.tensors[f"{prefix}.{name}"][expert] for name in ("wi_gate", "wi_up", "wo"))

@@ -1,4 +1,4 @@
-"""Writers of small checkpoints of the families that transformers does not know, tensor by tensor as the hub has them."""
+"""Small checkpoints of the families that transformers does not know, written tensor by tensor as the hub has them."""
 
 import json
 import re
@@ -107,7 +107,8 @@ def write(
     config = CONFIGS[family] | {"torch_dtype": str(dtype).removeprefix("torch.")} | overrides
     directory.mkdir(parents=True, exist_ok=True)
     shapes = deepseek_shapes(config) if family == "deepseek" else openmoe_shapes(config)
-    save_file(_draw(shapes, dtype), directory / SINGLE_FILE, {"format": "pt"})
+    narrow = re.compile(r"\.(q_proj|gate_proj|wi_gate|wo)\b") if family == "openmoe" else re.compile("(?!)")
+    save_file(_draw(shapes, narrow, dtype), directory / SINGLE_FILE, {"format": "pt"})
     kept = {name: value for name, value in config.items() if value is not None or name not in overrides}
     (directory / "config.json").write_text(json.dumps(kept, indent=2))
     if shards > 1:
@@ -177,17 +178,17 @@ def _mlp_shapes(prefix: str, hidden: int, inner: int, gate: int | None = None) -
     }
 
 
-def _draw(shapes: Shapes, dtype: torch.dtype) -> Tensors:
-    """Matrices of standard deviation 0.2, so that experts matter; norms near 1."""
+def _draw(shapes: Shapes, narrow: re.Pattern[str], dtype: torch.dtype) -> Tensors:
+    """Matrices of standard deviation 0.2, so that experts matter; norms near 1.
+
+    Narrower are those of OpenMoE that are multiplied once more than others' are: scores are not divided, gates are
+    products. float32 would be too coarse for its logits otherwise.
+    """
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, shape in sorted(shapes.items()):
         values = torch.randn(shape, generator=generator)
-        values = values * 0.05 + 1 if len(shape) == 1 else values * _deviation(name)
+        deviation = 0.06 if narrow.search(name) else 0.2
+        values = values * 0.05 + 1 if len(shape) == 1 else values * deviation
         tensors[name] = values.to(dtype)
     return tensors
-
-
-def _deviation(name: str) -> float:
-    """Smaller where OpenMoE multiplies more: it does not divide attention scores, and its gates are products."""
-    return 0.06 if re.search(r"\.(q_proj|gate_proj|wi_gate|wo)\b", name) else 0.2
