@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from transformers.convert_slow_tokenizer import import_protobuf
 
 from tests import checkpoints
 from tests.tampering import SINGLE_FILE, Tensors
@@ -113,8 +114,52 @@ def write(
     (directory / "config.json").write_text(json.dumps(kept, indent=2))
     if shards > 1:
         checkpoints.shard(directory, shards)
-    checkpoints.write_tokenizer(directory)
+    if family == "deepseek":
+        write_deepseek_tokenizer(directory)
+    else:
+        write_openmoe_tokenizer(directory)
     return directory
+
+
+def write_deepseek_tokenizer(directory: Path) -> None:
+    """A byte-level tokenizer.json that is said to be Llama's."""
+    checkpoints.write_tokenizer(directory)
+    edit_json(
+        directory / "tokenizer_config.json",
+        tokenizer_class="LlamaTokenizerFast",
+        add_bos_token=True,
+        add_eos_token=False,
+        legacy=True,
+    )
+
+
+def write_openmoe_tokenizer(directory: Path, byte_fallback: bool = False) -> None:
+    """A sentencepiece model of words and letters, and a configuration that names code of the checkpoint's own."""
+    model = import_protobuf().ModelProto()  # type: ignore[no-untyped-call]
+    model.trainer_spec.model_type = 1
+    model.trainer_spec.unk_id = 3
+    model.trainer_spec.byte_fallback = byte_fallback
+    pieces = [("<pad>", 0.0, 3), ("</s>", 0.0, 3), ("<s>", 0.0, 3), ("<unk>", 0.0, 2)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256 if byte_fallback else 0)]
+    pieces += [(word, -2.0, 1) for word in ("▁the", "▁expert", "▁experts", "▁where", "s")]
+    pieces += [(letter, -8.0, 1) for letter in "▁abcdefghijklmnopqrtuvwxyz"]
+    for text, score, kind in pieces:
+        model.pieces.add(piece=text, score=score, type=kind)
+    (directory / "spiece.model").write_bytes(model.SerializeToString())
+    tokenizer_config = {
+        "add_bos_token": True,
+        "auto_map": {"AutoTokenizer": ["tokenization_openmoe.OpenMoeTokenizer", None]},
+        "eos_token": "</s>",
+        "pad_token": "<pad>",
+        "tokenizer_class": "OpenMoeTokenizer",
+        "unk_token": "<unk>",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Sets keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def deepseek_shapes(config: dict[str, Any]) -> Shapes:
