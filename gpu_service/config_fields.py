@@ -66,6 +66,17 @@ def require_at_most(settings: Settings, name: str, other: str) -> None:
         raise FieldError(f"{name}: must be at most {other}, which is {settings[other]}, got {settings[name]}")
 
 
+def require_divisor(settings: Settings, name: str, other: str) -> None:
+    """One whole number, where it is there and not null, must divide another.
+
+    Raises:
+        FieldError: It does not.
+    """
+    value = settings.get(name)
+    if value is not None and settings[other] % value:
+        raise FieldError(f"{name}: must divide {other}, which is {settings[other]}, got {value}")
+
+
 def _check_whole_number(settings: Settings, name: str, least: int) -> None:
     value = settings[name]
     if type(value) is not int or value < least:

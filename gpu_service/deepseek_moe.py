@@ -21,6 +21,7 @@ from gpu_service.config_fields import (
     allow_counts,
     require_at_most,
     require_counts,
+    require_divisor,
     require_one_of,
 )
 from gpu_service.moe_layer import MoeLayer
@@ -38,7 +39,7 @@ _COUNTS = (
 
 
 @strict
-class DeepseekConfig(LlamaConfig):
+class DeepseekConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     """A config.json of model_type deepseek; what is not named here is as Llama's."""
 
     model_type = "deepseek"
@@ -81,6 +82,8 @@ def check(settings: Settings) -> None:
     require_counts(settings, _COUNTS)
     require_at_most(settings, "num_experts_per_tok", "n_routed_experts")
     allow_counts(settings, ("moe_layer_freq", "n_shared_experts", "num_key_value_heads"))
+    require_divisor(settings, "num_attention_heads", "hidden_size")
+    require_divisor(settings, "num_key_value_heads", "num_attention_heads")
     allow_counts(settings, ("first_k_dense_replace",), least=0)
     require_one_of(settings, "norm_topk_prob", (False, True), False)
     require_one_of(settings, "scoring_func", ("softmax",), "softmax")
@@ -140,10 +143,10 @@ def _shared_experts(config: DeepseekConfig) -> LlamaMLP:
     assert config.moe_intermediate_size is not None
     shared = copy(config)
     shared.intermediate_size = config.n_shared_experts * config.moe_intermediate_size
-    return LlamaMLP(shared)
+    return LlamaMLP(shared)  # type: ignore[no-untyped-call]
 
 
-class DeepseekModel(LlamaModel):
+class DeepseekModel(LlamaModel):  # type: ignore[no-untyped-call]
     """Without a head."""
 
     config_class = DeepseekConfig
@@ -153,10 +156,10 @@ class DeepseekModel(LlamaModel):
         for layer_idx, layer in enumerate(self.layers):
             if config.has_experts(layer_idx):
                 layer.mlp = MoeBlock(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
-class DeepseekForCausalLM(LlamaForCausalLM):
+class DeepseekForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """The model that generates text; its experts are MoeLayers, which are to be connected."""
 
     config_class = DeepseekConfig
@@ -164,7 +167,7 @@ class DeepseekForCausalLM(LlamaForCausalLM):
     def __init__(self, config: DeepseekConfig) -> None:
         super().__init__(config)
         self.model = DeepseekModel(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(cls, config: DeepseekConfig) -> "DeepseekForCausalLM":

@@ -25,7 +25,15 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from gpu_service.config_fields import FieldError, Settings, allow_counts, require_counts, require_number, require_one_of
+from gpu_service.config_fields import (
+    FieldError,
+    Settings,
+    allow_counts,
+    require_counts,
+    require_divisor,
+    require_number,
+    require_one_of,
+)
 from gpu_service.moe_layer import MoeLayer
 
 _COUNTS = (
@@ -44,7 +52,7 @@ _ROPE_THETA = 10000.0
 
 
 @strict
-class OpenMoeConfig(LlamaConfig):
+class OpenMoeConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     """A config.json that names OpenMoeForCausalLM; what is not named here is as Llama's."""
 
     model_type = "openmoe"
@@ -85,6 +93,9 @@ def check(settings: Settings) -> None:
     """
     require_counts(settings, _COUNTS)
     allow_counts(settings, ("num_key_value_heads",))
+    require_divisor(settings, "num_key_value_heads", "num_attention_heads")
+    if settings["head_dim"] % 2:
+        raise FieldError(f"head_dim: must be even, got {settings['head_dim']}")
     for name in ("router_drop_tks", "router_capacity_factor_eval", "hidden_act"):
         if name not in settings:
             raise FieldError(f"{name}: is missing")
@@ -205,7 +216,7 @@ class DecoderLayer(nn.Module):
         return hidden_states
 
 
-class OpenMoeModel(LlamaModel):
+class OpenMoeModel(LlamaModel):  # type: ignore[no-untyped-call]
     """Without a head."""
 
     config_class = OpenMoeConfig
@@ -217,10 +228,10 @@ class OpenMoeModel(LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config)
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
-class OpenMoeForCausalLM(LlamaForCausalLM):
+class OpenMoeForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """The model that generates text; its experts are MoeLayers, which are to be connected."""
 
     config_class = OpenMoeConfig
@@ -229,7 +240,7 @@ class OpenMoeForCausalLM(LlamaForCausalLM):
         LlamaPreTrainedModel.__init__(self, config)
         self.model = OpenMoeModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(cls, config: OpenMoeConfig) -> "OpenMoeForCausalLM":
@@ -239,4 +250,4 @@ class OpenMoeForCausalLM(LlamaForCausalLM):
     @property
     def needs_whole_prompts(self) -> bool:
         """Whether a prompt must be computed at once: what an expert has room for depends on all of it."""
-        return self.config.router_drop_tks
+        return bool(self.config.router_drop_tks)

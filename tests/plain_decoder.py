@@ -126,7 +126,8 @@ class PlainOpenMoe(PlainModel):
         return outputs
 
     def _capacity(self, num_prompt: int) -> int:
-        room = math.floor(2 * self.config["router_capacity_factor_eval"] * num_prompt / self.config["num_experts"])
+        factor: float = self.config["router_capacity_factor_eval"]
+        room = math.floor(2 * factor * num_prompt / self.config["num_experts"])
         return max(room if room % 2 == 0 else room + 1, int(self.config["router_min_capacity"]))
 
     def _expert(self, prefix: str, expert: int, row: torch.Tensor) -> torch.Tensor:

@@ -53,7 +53,7 @@ def test_what_no_piece_covers_is_unknown_or_bytes(openmoe: Path, tmp_path: Path)
 
 def test_a_tokenizer_json_comes_first_and_gets_the_padding_token_too(openmoe: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(openmoe, tmp_path / "json")
-    Tokenizer(openmoe)._tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))  # type: ignore[attr-defined]
+    Tokenizer(openmoe)._tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "spiece.model").unlink()
     assert Tokenizer(directory).encode("the experts") == Tokenizer(openmoe).encode("the experts")
 
