@@ -88,9 +88,10 @@ def test_linear_scaling_of_positions_divides_them(directory: Path) -> None:
 def test_routing_weights_are_affinities_and_not_normalised() -> None:
     config = DeepseekConfig.from_dict(published.DEEPSEEK)
     router = Router(config)
-    torch.nn.init.normal_(router.weight)
-    hidden = torch.randn(5, 64)
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(router.weight, std=0.1, generator=generator)
+    hidden = torch.randn(5, 64, generator=generator)
     _, weights, ids = router(hidden)
     affinities = (hidden @ router.weight.T).softmax(-1)
     torch.testing.assert_close(weights, affinities.gather(1, ids))
-    assert (weights.sum(-1) < 1).all()
+    assert (weights.sum(-1) < 0.95).all()

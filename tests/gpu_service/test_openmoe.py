@@ -31,19 +31,16 @@ def directory(tmp_path: Path) -> Path:
     return published.write("openmoe", tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    ("sizes", "billions"), [(BASE, 0.65), (LARGE, 12.0), (LARGEST, 34.0)], ids=["base", "8b", "34b"]
-)
-def test_the_published_configurations_make_models_of_their_size(sizes: dict[str, int], billions: float) -> None:
+@pytest.mark.parametrize("sizes", [BASE, LARGE, LARGEST], ids=["base", "8b", "34b"])
+def test_the_published_configurations_make_models_with_experts_where_they_are(sizes: dict[str, int]) -> None:
     config = OpenMoeConfig.from_dict(published.OPENMOE | sizes | {"vocab_size": 256384})
     with torch.device("meta"):
         model = OpenMoeForCausalLM.from_config(config)
-    parts = [isinstance(layer.mlp, MoeBlock) for layer in model.model.layers]
-    assert sum(parts) == sizes["num_hidden_layers"] // sizes["moe_layer_interval"]
-    assert parts[-1]
-    experts = sum(parts) * sizes["num_experts"] * 4 * sizes["hidden_size"] * sizes["intermediate_size"]
-    total = sum(parameter.numel() for parameter in model.parameters()) + experts
-    assert total / 1e9 == pytest.approx(billions, rel=0.15)
+    places = [number for number, layer in enumerate(model.model.layers, 1) if isinstance(layer.mlp, MoeBlock)]
+    interval = sizes["moe_layer_interval"]
+    assert places == list(range(interval, sizes["num_hidden_layers"] + 1, interval))
+    attention = model.model.layers[0].self_attn
+    assert attention.q_proj.weight.shape == (sizes["num_attention_heads"] * sizes["head_dim"], sizes["hidden_size"])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +125,11 @@ def test_first_choices_are_seated_first_and_those_that_found_no_room_still_count
 def test_a_token_that_is_decoded_is_never_dropped_however_many_there_are() -> None:
     config = OpenMoeConfig.from_dict(published.OPENMOE)
     block = MoeBlock(config)
-    torch.nn.init.normal_(block.gate_weight)
-    hidden = torch.randn(1, 1, 64).expand(12, 1, 64)
+    generator = torch.Generator().manual_seed(0)
+    torch.nn.init.normal_(block.gate_weight, std=0.1, generator=generator)
+    hidden = torch.randn(1, 1, 64, generator=generator).expand(12, 1, 64)
     ids, weights = block.route(hidden)
     assert (ids >= 0).all()
-    assert (weights.sum(-1) < 1).all()
+    assert (weights.sum(-1) < 0.95).all()
     ids, _ = block.route(hidden.transpose(0, 1))
     assert (ids >= 0).sum() == 2 * capacity(config, 12)
