@@ -70,8 +70,8 @@ def test_a_shape_that_does_not_fit_is_told(directory: Path, part: str, shape: tu
 
 def test_another_number_of_experts_or_width_in_the_configuration_is_told(directory: Path) -> None:
     edit_config(directory, num_experts=16)
-    with pytest.raises(CheckpointError, match="holds 8 experts .* says there are 16"):
+    with pytest.raises(CheckpointError, match=r"holds 8 experts .* says there are 16"):
         Checkpoint.open(directory)
     edit_config(directory, num_experts=8, intermediate_size=50)
-    with pytest.raises(CheckpointError, match="expert intermediate size of 48 .* says 50"):
+    with pytest.raises(CheckpointError, match=r"expert intermediate size of 48 .* says 50"):
         Checkpoint.open(directory)
