@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 from gpu_service.moe_layer import MoeLayer
@@ -34,12 +35,35 @@ def layer_number(module_name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+class AutoModelThatWrites:
+    """transformers' class for models of text, or, where a family has none, the one that also takes images and sound.
+
+    Prompts are text alone either way; the towers are loaded with the rest of the dense part.
+    """
+
+    @staticmethod
+    def from_config(config: Any, **settings: Any) -> Any:
+        """The model of a configuration, its weights random."""
+        return _auto_class(config).from_config(config, **settings)
+
+    @staticmethod
+    def from_pretrained(directory: Any, *, config: Any = None, **settings: Any) -> Any:
+        """The model of a checkpoint."""
+        config = config or AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return _auto_class(config).from_pretrained(directory, config=config, **settings)
+
+
+def _auto_class(config: Any) -> Any:
+    is_known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return AutoModelForMultimodalLM if is_known else AutoModelForCausalLM
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """How models of one model_type are built."""
 
-    auto_class: Any = AutoModelForCausalLM
-    """Builds the model: one of transformers' Auto classes, or a class of ours with the same methods."""
+    auto_class: Any = AutoModelThatWrites
+    """Which of transformers' Auto classes builds the model, or what has their from_config and from_pretrained."""
     replacements: Callable[[nn.Module], Replacements] = experts_by_interface
     """What to replace, told from a model on the meta device; nothing where the experts cannot be replaced.
 

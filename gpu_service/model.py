@@ -34,7 +34,7 @@ class Model:
         """
         self.device = device
         self.dtype = dtype
-        config = read_config(checkpoint.directory)
+        self.config = config = read_config(checkpoint.directory)
         self.generation_config = read_generation_config(checkpoint.directory, config)
         self._module = load(checkpoint, config, dtype).to(device)
         self._module.requires_grad_(False)
