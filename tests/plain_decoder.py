@@ -128,7 +128,8 @@ class PlainOpenMoe(PlainModel):
     def _capacity(self, num_prompt: int) -> int:
         factor: float = self.config["router_capacity_factor_eval"]
         room = math.floor(2 * factor * num_prompt / self.config["num_experts"])
-        return max(room if room % 2 == 0 else room + 1, int(self.config["router_min_capacity"]))
+        least: int = self.config["router_min_capacity"]
+        return max(room if room % 2 == 0 else room + 1, least)
 
     def _expert(self, prefix: str, expert: int, row: torch.Tensor) -> torch.Tensor:
         gate, up, down = (self.tensors[f"{prefix}.{name}"][expert] for name in ("wi_gate", "wi_up", "wo"))
