@@ -17,9 +17,19 @@ def require_counts(settings: Settings, names: Iterable[str]) -> None:
         FieldError: One is not.
     """
     for name in names:
+        require_present(settings, (name,))
+        _check_whole_number(settings, name, 1)
+
+
+def require_present(settings: Settings, names: Iterable[str]) -> None:
+    """Each must be there.
+
+    Raises:
+        FieldError: One is not.
+    """
+    for name in names:
         if name not in settings:
             raise FieldError(f"{name}: is missing")
-        _check_whole_number(settings, name, 1)
 
 
 def allow_counts(settings: Settings, names: Iterable[str], least: int = 1) -> None:

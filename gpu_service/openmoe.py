@@ -29,10 +29,12 @@ from gpu_service.config_fields import (
     FieldError,
     Settings,
     allow_counts,
+    require_at_most,
     require_counts,
     require_divisor,
     require_number,
     require_one_of,
+    require_present,
 )
 from gpu_service.moe_layer import MoeLayer
 
@@ -96,9 +98,7 @@ def check(settings: Settings) -> None:
     require_divisor(settings, "num_key_value_heads", "num_attention_heads")
     if settings["head_dim"] % 2:
         raise FieldError(f"head_dim: must be even, got {settings['head_dim']}")
-    for name in ("router_drop_tks", "router_capacity_factor_eval", "hidden_act"):
-        if name not in settings:
-            raise FieldError(f"{name}: is missing")
+    require_present(settings, ("router_drop_tks", "router_capacity_factor_eval", "hidden_act"))
     require_one_of(settings, "router_topk", (2,), None)
     require_one_of(settings, "router_drop_tks", (False, True), None)
     require_number(settings, "router_capacity_factor_eval", 0, 2.0)
@@ -108,8 +108,7 @@ def check(settings: Settings) -> None:
     require_one_of(settings, "rope_scaling", (None,), None)
     if settings["num_experts"] < settings["router_topk"]:
         raise FieldError(f"num_experts: must be at least router_topk, which is 2, got {settings['num_experts']}")
-    if settings["moe_layer_interval"] > settings["num_hidden_layers"]:
-        raise FieldError(f"moe_layer_interval: {settings['moe_layer_interval']} leaves no layer that has experts")
+    require_at_most(settings, "moe_layer_interval", "num_hidden_layers")
 
 
 def capacity(config: OpenMoeConfig, num_tokens: int) -> int:

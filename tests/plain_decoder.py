@@ -127,7 +127,7 @@ class PlainOpenMoe(PlainModel):
 
     def _capacity(self, num_prompt: int) -> int:
         factor: float = self.config["router_capacity_factor_eval"]
-        room = math.floor(2 * factor * num_prompt / self.config["num_experts"])
+        room: int = math.floor(2 * factor * num_prompt / self.config["num_experts"])
         least: int = self.config["router_min_capacity"]
         return max(room if room % 2 == 0 else room + 1, least)
 

@@ -61,7 +61,7 @@ def test_the_published_configurations_make_models_with_experts_where_they_are(si
         ),
         ({"mlp_gated": False}, "mlp_gated: must be True, got False"),
         ({"rope_theta": 500000.0}, "rope_theta: must be 10000.0 or 10000, got 500000.0"),
-        ({"moe_layer_interval": 5}, "moe_layer_interval: 5 leaves no layer that has experts"),
+        ({"moe_layer_interval": 5}, "moe_layer_interval: must be at most num_hidden_layers, which is 4, got 5"),
         ({"num_experts": 1}, "num_experts: must be at least router_topk, which is 2, got 1"),
         ({"head_dim": 23}, "head_dim: must be even, got 23"),
         ({"num_key_value_heads": 2}, "num_key_value_heads: must divide num_attention_heads, which is 3, got 2"),
