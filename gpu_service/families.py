@@ -1,0 +1,149 @@
+"""Which families of transformers are served, how that was shown, and why others are not.
+
+It is the table behind `python -m gpu_service.models` and docs/models.md, and it decides nothing: what can be built is
+built (gpu_service/architectures.py), whether or not it has a row. tests/families walks all families of the installed
+transformers and fails on one that has none. Names are transformers' `model_type`s.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+SWEEP: Final = "tests/families/test_sweep.py"
+OWN: Final = "tests/end_to_end/test_own_architectures.py"
+"""Of families that are published with code of their own, none of which is run, and that transformers does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family that is served, and what its tiny checkpoints have that others have not."""
+
+    model_type: str
+    features: tuple[str, ...]
+    """In alphabetical order; the test computes them from the model."""
+    is_batched: bool = True
+    """Whether sequences are computed together; if not, one after another within a step."""
+    needs: str = ""
+    """The weight format of the published checkpoints where it is one that is not read yet; others of the family run."""
+    test: str = SWEEP
+    """What shows that its tokens are transformers', or an independent reference's."""
+
+
+_VERIFIED = (
+    Family("afmoe", ("corrected router", "dense layers", "shared experts", "sliding window")),
+    Family("aria_text", ("fused", "shared experts", "transposed")),
+    Family("axk1", ("corrected router", "dense layers", "latent attention", "shared experts")),
+    Family(
+        "axk2",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family(
+        "bailing_hybrid",
+        ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
+        is_batched=False,
+    ),
+    Family("beam", ("corrected router", "dense layers", "sliding window")),
+    Family("cohere2_moe", ("shared experts", "sliding window")),
+    Family("deepseek", ("dense layers", "shared experts"), test=OWN),
+    Family("deepseek_v2", ("dense layers", "latent attention", "shared experts")),
+    Family("deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), needs="FP8"),
+    Family(
+        "deepseek_v32",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+        needs="FP8",
+    ),
+    Family(
+        "deepseek_v4", ("clamped_silu", "shared experts", "sparse attention"), is_batched=False, needs="FP8 and FP4"
+    ),
+    Family("dots1", ("corrected router", "dense layers", "shared experts")),
+    Family(
+        "dots3_note_text",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family("ernie4_5_moe", ("corrected router", "dense layers", "shared experts")),
+    Family("exaone_moe", ("corrected router", "dense layers", "shared experts", "sliding window")),
+    Family("flex_olmo", ()),
+    Family("flint", ("dense layers", "shared experts", "sliding window")),
+    Family("gemma4_text", ("fused", "gelu_pytorch_tanh", "sliding window")),
+    Family("glm4_moe", ("corrected router", "dense layers", "shared experts")),
+    Family("glm4_moe_lite", ("corrected router", "dense layers", "latent attention", "shared experts")),
+    Family(
+        "glm_moe_dsa",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family(
+        "gpt_oss", ("biases", "clamped_swiglu", "fused", "interleaved", "sliding window", "transposed"), needs="MXFP4"
+    ),
+    Family("granitemoe", ("fused",)),
+    Family("granitemoe_swa", ("fused", "shared experts", "sliding window")),
+    Family("granitemoehybrid", ("fused", "recurrent state", "shared experts"), is_batched=False),
+    Family("granitemoeshared", ("fused", "shared experts")),
+    Family("hunyuan_v1_moe", ("shared experts",)),
+    Family("hy_v3", ("corrected router", "dense layers", "shared experts")),
+    Family(
+        "hy_v4",
+        (
+            "clamped_silu",
+            "corrected router",
+            "dense layers",
+            "fused",
+            "latent attention",
+            "shared experts",
+            "sparse attention",
+        ),
+        is_batched=False,
+    ),
+    Family(
+        "inkling_text",
+        ("corrected router", "fused", "recurrent state", "shared experts", "sliding window"),
+        is_batched=False,
+    ),
+    Family("jamba", ("dense layers", "recurrent state"), is_batched=False),
+    Family(
+        "kimi_linear",
+        ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
+        is_batched=False,
+    ),
+    Family("kolibri1", ("corrected router", "shared experts", "sliding window")),
+    Family("laguna", ("corrected router", "dense layers", "shared experts")),
+    Family("lfm2_moe", ("corrected router", "dense layers", "recurrent state"), is_batched=False),
+    Family("mellum", ()),
+    Family("mimo_v2_flash", ("corrected router", "dense layers", "sliding window"), needs="FP8"),
+    Family("minimax", ("recurrent state",), is_batched=False),
+    Family("minimax_m2", ("corrected router",), needs="FP8"),
+    Family("minimax_m3_vl_text", ("clamped_swiglu", "corrected router", "fused", "shared experts")),
+    Family("mixtral", ("sliding window",)),
+    Family(
+        "nemotron_h",
+        ("corrected router", "dense layers", "not gated", "recurrent state", "relu2", "shared experts"),
+        is_batched=False,
+    ),
+    Family("olmoe", ()),
+    Family("openmoe", ("dense layers", "doubly gated", "fused", "limited capacity", "transposed"), test=OWN),
+    Family("phimoe", ("sliding window",)),
+    Family("qwen2_moe", ("shared experts",)),
+    Family("qwen3_5_moe_text", ("recurrent state", "shared experts"), is_batched=False),
+    Family("qwen3_moe", ()),
+    Family("qwen3_next", ("recurrent state", "shared experts"), is_batched=False),
+    Family("qwen4_exp_text", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
+    Family("solar_open", ("corrected router", "shared experts")),
+    Family("zaya", ("fused", "recurrent state"), is_batched=False),
+)
+VERIFIED: Final = {family.model_type: family for family in _VERIFIED}
+
+SWEPT: Final = {name: family for name, family in VERIFIED.items() if family.test == SWEEP}
+
+_NO_INTERFACE = "its experts do not have transformers' experts interface"
+_SEES = "it is published together with towers for images or sound, and only models of text are built"
+
+REFUSED: Final[dict[str, str]] = {
+    "aria": f"{_SEES}; its text model is aria_text",
+    "dbrx": _NO_INTERFACE,
+    "deepseek_ocr2": _SEES,
+    "diffusion_gemma": "it generates blocks by diffusion, not one token after another",
+    "doge": "its experts are rows of two embedding tables, not matrices",
+}
+"""By model_type, the reason in words that follow "refused: "."""
