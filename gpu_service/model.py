@@ -42,9 +42,7 @@ class Model:
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
-        self._forward = build_forward(
-            self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows
-        )
+        self._forward = build_forward(self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows)
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
@@ -135,4 +133,3 @@ class Model:
                 raise ModelError(
                     f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses"
                 )
-

@@ -83,6 +83,9 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"head_dim": 8},
     "deepseek_v32": _LATENT,
+    "deepseek_ocr2_text": _LATENT | {"mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "dots3_note_vision_encoder": {"per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 64},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 64},
     "dots3_note_text": _LATENT | {"layer_types": ["indexed_attention"] * 4},
     "gemma4_text": {
         "enable_moe_block": True,
@@ -96,6 +99,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     "glm5_next_text": _LATENT | {"qk_rope_head_dim": 0},
     "glm_moe_dsa": _LATENT,
     "granitemoehybrid": _RECURRENT,
+    "inkling_vision": {"num_hidden_layers": 4, "text_hidden_size": 64},
     "inkling_text": {
         "swa_num_attention_heads": 4,
         "swa_num_key_value_heads": 2,
@@ -105,8 +109,10 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kimi_linear": _LATENT | _RECURRENT,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    "mistral4": _LATENT | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
+    "mistral4": _LATENT
+    | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
     "mistral_large4_text": _LATENT,
+    "nemotron_h_omni": {"projector_hidden_size": 64, "vision_hidden_size": 32},
     "phimoe": {"tie_word_embeddings": True},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 300},
     # published without a window; transformers would not look through one
@@ -137,6 +143,10 @@ _TOWER: Final[dict[str, Any]] = {
     "encoder_ffn_dim": 32,
     "mlp_ratio": 2.0,
     "depth": 1,
+    "n_layers": 4,
+    "max_img_size": 32,
+    "text_hidden_size": 64,
+    "video_temporal_patch_size": 2,
     "num_layers": 1,
     "encoder_layers": 1,
     "num_hidden_layers": 1,
