@@ -16,6 +16,9 @@ class MoeLayer(nn.Module):
     `connect` gives it what it needs once the model is built; transformers builds it from the model's configuration.
     """
 
+    # some models' own initialisation touches these; they are no parameters, so that nothing is loaded into them
+    gate_up_proj = up_proj = down_proj = torch.empty(0)
+
     def __init__(self, config: Any, *_: Any, **__: Any) -> None:
         super().__init__()
         self._layer = -1
