@@ -12,7 +12,7 @@ import torch
 
 from cpu_expert_service.kernel import LayerFunction
 from cpu_expert_service.native import TIERS, Layer, Message, NativeError, Pool, Projection, available_tiers, check, load
-from fiddler.expert_math import LayerWeights, UnknownActivationError
+from fiddler.expert_math import CLAMPED, LayerWeights, UnknownActivationError
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MESSAGE_DTYPES = (torch.float32, torch.bfloat16)
@@ -25,6 +25,7 @@ _ACTIVATIONS = {
     "relu": 3,
     "relu2": 4,
     "clamped_swiglu": 5,
+    "clamped_silu": 6,
 }
 _BAD_EXPERT_ID = 4
 
@@ -117,10 +118,12 @@ def _describe(layer: LayerWeights) -> tuple[Layer, list[Any]]:
     borrowed: list[Any] = [len(layer.experts), layer, described]
     if layer.experts[0].gate is not None or any(expert.gate is not None for expert in layer.experts):
         described.gate = _projection(layer, "gate", wide, borrowed)
-    elif layer.activation == "clamped_swiglu":
-        raise NativeError("experts[0].gate: clamped_swiglu needs one, got None")
+    elif layer.activation in CLAMPED:
+        raise NativeError(f"experts[0].gate: {layer.activation} needs one, got None")
     described.up = _projection(layer, "up", wide, borrowed)
     described.down = _projection(layer, "down", wide[::-1], borrowed)
+    if any(expert.factor is not None for expert in layer.experts):
+        described.factor = _projection(layer, "factor", wide, borrowed)
     return described, borrowed
 
 
@@ -141,7 +144,7 @@ def _projection(layer: LayerWeights, name: str, shape: tuple[int, ...], borrowed
 
 def _biases(layer: LayerWeights, name: str, length: int, borrowed: list[Any]) -> int | None:
     """The address of the experts' biases in float32; None where they have none."""
-    biases = [getattr(expert, f"{name}_bias") for expert in layer.experts]
+    biases: list[Any] = [getattr(expert, f"{name}_bias", None) for expert in layer.experts]
     if all(bias is None for bias in biases):
         return None
     for number, bias in enumerate(biases):

@@ -177,7 +177,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
                     num_experts=layer.num_experts,
                     hidden_size=layer.hidden_size,
                     intermediate_size=layer.intermediate_size,
-                    activation=layer.activation,
+                    activation=layer.activation.name,
                 )
                 for layer in self._checkpoint.layers
             ],

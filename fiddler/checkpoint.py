@@ -41,36 +41,59 @@ _LAYER = r"(?:[\w.]+\.)?layers\.(?P<layer>\d{1,9})"
 
 def _each(block: str, part: str) -> re.Pattern[str]:
     """The pattern of namings in which every expert has tensors of its own."""
-    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}\.experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
+    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
 
 
 NAMINGS: Final = (
     Naming(
         "layers.N.block_sparse_moe.experts.M.{w1,w3,w2}.weight",
-        _each(r"\w+", "w1|w2|w3"),
+        _each(r"(?:\w+\.)?", "w1|w2|w3"),
         {"w1": "gate", "w3": "up", "w2": "down"},
     ),
     Naming(
         "layers.N.mlp.experts.M.{gate_proj,up_proj,down_proj}.weight",
         # Nemotron-H calls its blocks "mixer"; its experts have no gate and are the next row's
-        _each(r"(?!mixer\.)\w+", "gate_proj|up_proj|down_proj"),
+        _each(r"(?!mixer\.)\w+\.", "gate_proj|up_proj|down_proj"),
         {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
     ),
     Naming(
         "layers.N.mixer.experts.M.{up_proj,down_proj}.weight",
-        _each("mixer", "up_proj|down_proj"),
+        _each(r"mixer\.", "up_proj|down_proj"),
         {"up_proj": "up", "down_proj": "down"},
     ),
     Naming(
         "layers.N.mlp.experts.{gate_up_proj,down_proj}",
-        re.compile(rf"(?P<prefix>{_LAYER}\.(?:\w+\.)?experts)\.(?P<part>gate_up_proj|down_proj)(?:\.weight)?"),
-        {"gate_up_proj": "gate_up", "down_proj": "down"},
+        re.compile(
+            rf"(?P<prefix>{_LAYER}\.(?:\w+\.)?experts)\.(?P<part>(?:gate_up_proj|down_proj)(?:_bias)?)(?:\.weight)?"
+        ),
+        {
+            "gate_up_proj": "gate_up",
+            "down_proj": "down",
+            "gate_up_proj_bias": "gate_up_bias",
+            "down_proj_bias": "down_bias",
+        },
         interleaved_in=frozenset({"gpt_oss"}),
+    ),
+    Naming(
+        "layers.N.mlp.experts.{fc1,fc2}.weight",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>fc1|fc2)\.weight"),
+        {"fc1": "gate_up", "fc2": "down"},
+    ),
+    Naming(
+        "layers.N.mlp.experts.{w13_weight,w2_weight}",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>w13_weight|w2_weight)"),
+        {"w13_weight": "gate_up", "w2_weight": "down"},
+        interleaved_in=frozenset({"inkling_mm_model", "inkling2", "inkling2_text"}),
     ),
     Naming(
         "layers.N.block_sparse_moe.{input_linear,output_linear}.weight",
         re.compile(rf"(?P<prefix>{_LAYER}\.block_sparse_moe)\.(?P<part>input_linear|output_linear)\.weight"),
         {"input_linear": "gate_up", "output_linear": "down"},
+    ),
+    Naming(
+        "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
+        {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},
     ),
 )
 

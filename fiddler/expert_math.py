@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.experts import MoeLayer
+from fiddler.experts import Activation, Expert, MoeLayer
 
-Activation = Callable[[torch.Tensor], torch.Tensor]
+Function = Callable[[torch.Tensor], torch.Tensor]
 Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
 """What comes between an expert's projections: of (gate or None, up), both [rows, intermediate]."""
 
@@ -40,6 +40,8 @@ class ExpertWeights:
     """[intermediate]"""
     down_bias: torch.Tensor | None = None
     """[hidden]"""
+    factor: torch.Tensor | None = None
+    """[intermediate, hidden]; what it gives is multiplied with what up gives. OpenMoE's experts have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +52,9 @@ class LayerWeights:
     activation: str
     """What transformers calls the function between an expert's projections."""
     alpha: float = 1.702
-    """Of the activation clamped_swiglu, as `limit` is."""
+    """Of the activation clamped_swiglu."""
     limit: float = 7.0
+    """Of the clamped activations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +73,19 @@ class Assignments:
 
 def layer_weights(checkpoint: Checkpoint, layer: MoeLayer) -> LayerWeights:
     """Views of a layer's matrices where they lie in the checkpoint's memory map."""
-    experts = tuple(
-        ExpertWeights(
-            gate=checkpoint.tensor(expert.gate) if expert.gate else None,
-            up=checkpoint.tensor(expert.up),
-            down=checkpoint.tensor(expert.down),
-        )
-        for expert in layer.experts
+    experts = tuple(_weights(checkpoint, expert) for expert in layer.experts)
+    return LayerWeights(experts, layer.activation.name, layer.activation.alpha, layer.activation.limit)
+
+
+def _weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
+    tensors = {name: checkpoint.tensor(view) for name, view in expert.views.items()}
+    return ExpertWeights(
+        gate=tensors.get("gate"),
+        up=tensors["up"],
+        down=tensors["down"],
+        factor=tensors.get("factor"),
+        **{name: tensor[0] for name, tensor in tensors.items() if name.endswith("_bias")},
     )
-    return LayerWeights(experts, layer.activation)
 
 
 def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignments:
@@ -112,6 +119,8 @@ def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tens
         return functional.linear(rows.to(torch.float32), weight.to(torch.float32), bias).to(rows.dtype)
 
     up = project(rows, expert.up, expert.up_bias)
+    if expert.factor is not None:
+        up = up * project(rows, expert.factor, None)
     gate = None if expert.gate is None else project(rows, expert.gate, expert.gate_bias)
     return project(combine(gate, up), expert.down, expert.down_bias)
 
@@ -147,15 +156,17 @@ def combination(activation: str, alpha: float = 1.702, limit: float = 7.0) -> Co
     """What comes between the projections of experts with this activation.
 
     Args:
-        activation: What transformers calls it, or clamped_swiglu.
-        alpha: Of clamped_swiglu, as `limit` is.
-        limit: See `alpha`.
+        activation: What transformers calls it, or one of the clamped ones.
+        alpha: Of clamped_swiglu.
+        limit: Of the clamped ones.
 
     Raises:
         UnknownActivationError: It is none that is known.
     """
     if activation == "clamped_swiglu":
         return partial(_clamped_swiglu, alpha=alpha, limit=limit)
+    if activation == "clamped_silu":
+        return partial(_clamped_silu, limit=limit)
     activate = activation_function(activation)
     return lambda gate, up: activate(up) if gate is None else activate(gate) * up
 
@@ -167,12 +178,21 @@ def _clamped_swiglu(gate: torch.Tensor | None, up: torch.Tensor, alpha: float, l
     return (up + 1) * (gate * torch.sigmoid(alpha * gate))
 
 
+def _clamped_silu(gate: torch.Tensor | None, up: torch.Tensor, limit: float) -> torch.Tensor:
+    """DeepSeek-V4's activation."""
+    assert gate is not None
+    return functional.silu(gate.clamp(max=limit)) * up.clamp(-limit, limit)
+
+
 def _relu_squared(values: torch.Tensor) -> torch.Tensor:
     return functional.relu(values).square()
 
 
+CLAMPED = ("clamped_silu", "clamped_swiglu")
+"""Activations that take gate and up together and need both."""
+
 _GELU_TANH = partial(functional.gelu, approximate="tanh")
-_ACTIVATIONS: dict[str, Activation] = {
+_ACTIVATIONS: dict[str, Function] = {
     "silu": functional.silu,
     "swish": functional.silu,
     "gelu": functional.gelu,
@@ -183,12 +203,18 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def activation_function(name: str) -> Activation:
+def layer_combination(activation: Activation) -> Combination:
+    """The same, of a layer of a checkpoint."""
+    return combination(activation.name, activation.alpha, activation.limit)
+
+
+def activation_function(name: str) -> Function:
     """The activation that transformers calls by this name.
 
     Raises:
         UnknownActivationError: It is none that is known.
     """
     if name not in _ACTIVATIONS:
-        raise UnknownActivationError(f"activation {name!r} is not supported; known: {', '.join(sorted(_ACTIVATIONS))}")
+        known = ", ".join(sorted([*_ACTIVATIONS, *CLAMPED]))
+        raise UnknownActivationError(f"activation {name!r} is not supported; known: {known}")
     return _ACTIVATIONS[name]

@@ -33,12 +33,36 @@ class WeightView:
 
 
 @dataclass(frozen=True, slots=True)
+class Activation:
+    """What an expert computes between its projections, by its name in `fiddler.expert_math`."""
+
+    name: str
+    alpha: float = 1.702
+    """Of clamped_swiglu."""
+    limit: float = 7.0
+    """Of the clamped ones."""
+
+
+@dataclass(frozen=True, slots=True)
 class Expert:
-    """One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` where gate is None."""
+    """One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` where gate is None.
+
+    Where there is a factor, up(x) * factor(x) takes the place of up(x). A bias is a view of shape [1, out_features].
+    """
 
     gate: WeightView | None
     up: WeightView
     down: WeightView
+    gate_bias: WeightView | None = None
+    up_bias: WeightView | None = None
+    down_bias: WeightView | None = None
+    factor: WeightView | None = None
+
+    @property
+    def views(self) -> dict[str, WeightView]:
+        """What there is of it, by the names above."""
+        parts = {name: getattr(self, name) for name in self.__slots__}
+        return {name: view for name, view in parts.items() if view is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +74,7 @@ class MoeLayer:
     experts: tuple[Expert, ...]
     hidden_size: int
     intermediate_size: int
-    activation: str
+    activation: Activation
 
     @property
     def num_experts(self) -> int:

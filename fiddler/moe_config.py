@@ -6,12 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from fiddler.checkpoint_errors import ConfigError
+from fiddler.experts import Activation
 
 # A multimodal model keeps its language model's settings one level down.
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
 _ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation")
+_EXPERT_SIZES = ("moe_intermediate_size",)
+_DENSE_SIZES = ("intermediate_size",)  # where experts are as wide as the dense layers
+_TYPES_BY_ARCHITECTURE = {"OpenMoeForCausalLM": "openmoe"}
+"""Published with the model_type of the family whose configuration they took: OpenMoE's says llama."""
+_ADD_ONE_TO_UP = frozenset({"gpt_oss"})
+"""Types whose published config.json does not say it, as others' swiglu_alpha does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +32,7 @@ class MoeConfig:
     num_experts: int | None
     intermediate_size: int | None
     num_decoder_layers: int | None
-    activation: str
+    activation: Activation
 
 
 def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
@@ -34,12 +41,12 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     Raises:
         ConfigError: config.json lacks its model_type or hidden size.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
+    model_type = model_type_of(config)
+    if model_type is None:
         raise ConfigError(f"{path} names no model_type.")
     text: dict[str, Any] = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
     # what the language model's own section leaves out, the top level may say
-    merged = config | text
+    merged = {**config, "model_type": model_type, **text}
     hidden_size = _first_int(merged, _HIDDEN_SIZES)
     if hidden_size is None:
         raise ConfigError(f"{path} says no hidden_size.")
@@ -49,10 +56,20 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
         text_model_type=str(merged["model_type"]),
         hidden_size=hidden_size,
         num_experts=_first_int(merged, _NUM_EXPERTS),
-        intermediate_size=_first_int(merged, ("moe_intermediate_size",)),
+        intermediate_size=_first_int(merged, _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES),
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
         activation=_activation(merged, model_type),
     )
+
+
+def model_type_of(config: dict[str, Any]) -> str | None:
+    """The family of a config.json; None where it names none."""
+    architectures = config.get("architectures")
+    for architecture in architectures if isinstance(architectures, list) else ():
+        if architecture in _TYPES_BY_ARCHITECTURE:
+            return _TYPES_BY_ARCHITECTURE[architecture]
+    model_type = config.get("model_type")
+    return model_type if isinstance(model_type, str) else None
 
 
 def speaks_of_experts(config: dict[str, Any]) -> bool:
@@ -72,11 +89,22 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield from _settings(value)
 
 
-def _activation(config: dict[str, Any], model_type: str) -> str:
+def _activation(config: dict[str, Any], model_type: str) -> Activation:
     """The experts' activation. Clamped ones get a name of their own, so that nobody computes the plain one instead."""
     name = next((config[key] for key in _ACTIVATIONS if isinstance(config.get(key), str)), "silu")
-    clamped = any(config.get(key) is not None for key in ("swiglu_limit", "swiglu_alpha", "swiglu_limits"))
-    return f"clamped_{name}" if clamped or model_type == "gpt_oss" else name
+    alpha, limit = config.get("swiglu_alpha"), config.get("swiglu_limit")
+    if model_type == "openmoe" and name == "swiglu":
+        return Activation("silu")  # of one half of what is called its gate; the other half is Expert.factor
+    if config.get("swiglu_limits") is not None:
+        return Activation(f"clamped_{name}_by_layer")
+    if alpha is not None or model_type in _ADD_ONE_TO_UP:
+        default = Activation("clamped_swiglu")
+        return Activation(default.name, _number(alpha, default.alpha), _number(limit, default.limit))
+    return Activation(name) if limit is None else Activation(f"clamped_{name}", limit=_number(limit, 0.0))
+
+
+def _number(value: Any, default: float) -> float:
+    return float(value) if isinstance(value, int | float) else default
 
 
 def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:

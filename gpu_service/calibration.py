@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from fiddler.checkpoint import Checkpoint, MoeLayer
-from fiddler.expert_math import combination, expert_forward
+from fiddler.expert_math import expert_forward, layer_combination
 from gpu_service.curve import Sample
 from gpu_service.device_experts import Copy
 from gpu_service.latency_model import Measurements
@@ -47,7 +47,7 @@ class Slots(Protocol):
 def expert_bytes(layer: MoeLayer) -> int:
     """Of one expert's matrices."""
     expert = layer.experts[0]
-    return sum(view.num_bytes for view in (expert.gate, expert.up, expert.down) if view is not None)
+    return sum(view.num_bytes for view in expert.views.values())
 
 
 def measured_layers(checkpoint: Checkpoint) -> list[int]:
@@ -172,7 +172,7 @@ def _measure_gpu(
     """One expert by rows, its weights being on the device."""
     index = measured_layers(checkpoint)[0]
     layer = checkpoint.layers[index]
-    combine = combination(layer.activation)
+    combine = layer_combination(layer.activation)
     hidden = torch.randn(max_rows, layer.hidden_size).to(device, dtype)
     total = torch.zeros(hidden.shape, dtype=torch.float32, device=device)
     weights = torch.ones(max_rows, 1, device=device)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import Assignments, ExpertWeights, assign, combination, expert_forward
+from fiddler.expert_math import Assignments, ExpertWeights, assign, expert_forward, layer_combination
 
 
 class Copy(Protocol):
@@ -33,7 +33,7 @@ class DeviceExperts:
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self._device = device
-        self._combinations = [combination(layer.activation) for layer in checkpoint.layers]
+        self._combinations = [layer_combination(layer.activation) for layer in checkpoint.layers]
 
     def run(
         self,

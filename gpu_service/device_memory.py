@@ -54,7 +54,7 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
         return DeviceMemory(memory.total_bytes, memory.free_bytes, 0, is_host=True)
     workspace_bytes = _workspace_bytes(model, max_tokens)
     workspace_bytes += experts_workspace_bytes(
-        checkpoint, model.num_experts_per_token, max_tokens, model.dtype.itemsize
+        checkpoint.layers, model.num_experts_per_token, max_tokens, model.dtype.itemsize
     )
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
@@ -82,7 +82,7 @@ def experts_workspace_bytes(
 def _workspace_bytes(model: Model, max_tokens: int) -> int:
     """What the largest step takes at its peak, experts aside: a whole chunk at the end of the longest context."""
     length = min(model.max_context, model.cache.max_length)
-    tokens = min(max_tokens, length)
+    tokens = min(max_tokens, length) if model.cache.is_divisible else length
     positions = torch.arange(length - tokens, length)[None]
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)

@@ -48,6 +48,8 @@ class Dispatcher:
         self.spoiled_rows: set[int] = set()
         """Rows of the batch under way whose remote sums were not finite though what was sent was; they were replaced
         by zeros. The model clears it before a batch."""
+        self.max_rows: int | None = None
+        """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
         self._device = device
         self._remote = remote
@@ -81,7 +83,7 @@ class Dispatcher:
         Args:
             layer: Index into the checkpoint's MoE layers.
             hidden: [rows, hidden] on the device.
-            expert_ids: [rows, k] on the device.
+            expert_ids: [rows, k] on the device; -1 is left out.
             weights: [rows, k] on the device.
         """
         began_at, orchestration = time.perf_counter(), self.orchestration
@@ -91,7 +93,7 @@ class Dispatcher:
             on_host["guess"] = guess
         rows, ids, routing_weights, *guessed = self._staging.to_host(**on_host)
         # on the CPU, since counting on a GPU waits for it once more
-        counts = np.bincount(ids.numpy().reshape(-1), minlength=self._num_experts[layer])
+        counts = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
         # the slowest side first
         parts = self._send(layer, plan, rows, ids, routing_weights)

@@ -88,7 +88,7 @@ class Engine:
         Raises:
             NeverFitsError: It is too large for the memory of keys and values, or for the slots.
         """
-        self._scheduler.budget.check(request)
+        self._scheduler.check(request)
 
     def submit(self, request: Request) -> None:
         """Queues a request; its events come through request.emit.

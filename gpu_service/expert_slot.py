@@ -26,7 +26,7 @@ def parts(expert: ExpertWeights) -> Iterator[tuple[str, torch.Tensor]]:
 def slot_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of a slot that holds any of the checkpoint's experts, in the dtype they are stored in."""
     return max(
-        sum(_padded(view.num_bytes) for view in (expert.gate, expert.up, expert.down) if view is not None)
+        sum(_padded(view.num_bytes) for view in expert.views.values())
         for layer in checkpoint.layers
         for expert in layer.experts
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import LayerWeights, combination, layer_forward, layer_weights
+from fiddler.expert_math import LayerWeights, layer_combination, layer_forward, layer_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class InProcessExperts:
             UnknownActivationError: The model's activation is none that is known.
         """
         self._checkpoint = checkpoint
-        self._combinations = [combination(layer.activation) for layer in checkpoint.layers]
+        self._combinations = [layer_combination(layer.activation) for layer in checkpoint.layers]
         self._weights: dict[int, LayerWeights] = {}
 
     def submit(

@@ -1,21 +1,18 @@
 """transformers' model without its experts: one forward over rows of the slot cache."""
 
-import re
 import time
-from typing import Any
 
 import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.architectures import Architecture, architecture_of
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
-from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
+from gpu_service.forwards import build_forward
+from gpu_service.model_loading import ModelError, load, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
 from gpu_service.shared_experts import find_router
-from gpu_service.slot_cache import SlotCache, attention_mask
-
-_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 class Model:
@@ -37,14 +34,15 @@ class Model:
         """
         self.device = device
         self.dtype = dtype
-        config = read_config(checkpoint.directory)
+        self.config = config = read_config(checkpoint.directory)
         self.generation_config = read_generation_config(checkpoint.directory, config)
         self._module = load(checkpoint, config, dtype).to(device)
         self._module.requires_grad_(False)
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
-        self.cache = SlotCache(num_slots, self.max_context)
+        self._forward = build_forward(self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows)
+        self.cache = self._forward.cache
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
         """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""
@@ -55,8 +53,7 @@ class Model:
             Logits.LAST: torch.tensor([-1], device=device),
             Logits.ALL: 0,  # as transformers says all of them
         }
-        self._windows = _attention_windows(self.text_config)
-        self._connect(checkpoint)
+        self._connect(checkpoint, architecture_of(config.model_type))
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -69,7 +66,7 @@ class Model:
     @property
     def num_experts_per_token(self) -> int:
         """Experts that each token uses in a MoE layer."""
-        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "router_topk")
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
@@ -94,9 +91,8 @@ class Model:
             logits = self._compute(token_ids, positions, first_row, wants)
         except torch.OutOfMemoryError:
             self.dispatcher.abandon()
-            if not self.dispatcher.make_room():
+            if not self.dispatcher.make_room() or not self._forward.is_repeatable:
                 raise
-            # what was stored of the batch's keys and values is stored again in the same place
             logits = self._compute(token_ids, positions, first_row, wants)
         except Exception:
             self.dispatcher.abandon()
@@ -111,35 +107,17 @@ class Model:
         return {row // tokens for row in self.dispatcher.spoiled_rows}
 
     def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
-        self.cache.begin(first_row, positions, self.device)
-        positions = positions.to(self.device)
-        output = self._module(
-            input_ids=token_ids.to(self.device),
-            position_ids=positions,
-            attention_mask=self._masks(positions),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=self._kept[wants],
-        )
-        logits: torch.Tensor = output.logits.flatten(0, 1)
-        return logits.to(torch.float32)
+        logits = self._forward.compute(self._module, token_ids, positions, first_row, self._kept[wants])
+        return logits.flatten(0, 1).to(torch.float32)
 
-    def _masks(self, positions: torch.Tensor) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The mask, or one for each layer type where the model has several."""
-        masks = {
-            layer_type: attention_mask(positions, self.cache.length, window)
-            for layer_type, window in self._windows.items()
-        }
-        return masks if len(masks) > 1 else next(iter(masks.values()))
-
-    def _connect(self, checkpoint: Checkpoint) -> None:
+    def _connect(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
         connected = set()
         for name, module in list(self._module.named_modules()):  # connecting puts modules of ours into the blocks
             if not isinstance(module, MoeLayer):
                 continue
-            match = _LAYER_NUMBER.search(name)
-            index = by_decoder_layer.get(int(match[1])) if match else None
+            number = architecture.layer_number(name)
+            index = None if number is None else by_decoder_layer.get(number)
             if index is None:
                 raise ModelError(
                     f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"
@@ -154,18 +132,3 @@ class Model:
                 raise ModelError(
                     f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses"
                 )
-
-
-def _attention_windows(config: Any) -> dict[str, int | None]:
-    """The sliding window of each type of attention layer; None where it sees everything.
-
-    Raises:
-        ModelError: Layers of a type whose state the slot cache does not hold.
-    """
-    window = getattr(config, "sliding_window", None) or None
-    types = set(getattr(config, "layer_types", None) or [])
-    if not types:
-        return {"attention": window}
-    if unknown := types - {"full_attention", "sliding_attention"}:
-        raise ModelError(f"{config.model_type} has layers of type {names_of(unknown)}, which are not supported")
-    return {layer_type: window if layer_type == "sliding_attention" else None for layer_type in types}

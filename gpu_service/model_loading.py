@@ -10,15 +10,21 @@ from typing import Any, cast
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint_errors import ConfigError
+from fiddler.moe_config import model_type_of
+from fiddler.safetensors_index import read_json
+from gpu_service import architectures
+from gpu_service.architectures import Architecture, Replacements, architecture_of
+from gpu_service.config_fields import FieldError
+from gpu_service.experts_interface import check_experts
+from gpu_service.model_errors import ModelError
 from gpu_service.moe_layer import MoeLayer
 
-
-class ModelError(Exception):
-    """The checkpoint cannot be run. The text says what is missing."""
+__all__ = ["ModelError", "load", "logging_of_transformers", "names_of", "read_config", "read_generation_config"]
 
 
 def logging_of_transformers() -> None:
@@ -32,14 +38,27 @@ def read_config(directory: Path) -> Any:
     """The model's configuration.
 
     Raises:
+        CheckpointError: It is no JSON object.
         ModelError: transformers has no such model, or a value is wrong, or the weights are quantised.
     """
     path = directory / "config.json"
+    settings = read_json(path, ConfigError)
+    own = architectures.CONFIGURATIONS.get(model_type_of(settings) or "")
     with _told_as(f"{path}: transformers {transformers.__version__} cannot read it"):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        if own is None:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        else:
+            config = _read_own(own, settings, path)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
     return config
+
+
+def _read_own(configuration: Any, settings: dict[str, Any], path: Path) -> Any:
+    try:
+        return configuration.from_dict(settings)
+    except FieldError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def read_generation_config(directory: Path, config: Any) -> GenerationConfig:
@@ -61,13 +80,13 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
-    classes = _experts_classes(checkpoint, config)
-    with _quiet(), _replaced(classes), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+    architecture = architecture_of(config.model_type)
+    replacements = _replacements(checkpoint, config, architecture)
+    with _quiet(), _replaced(replacements), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
+        loaded: Any = architecture.auto_class.from_pretrained(
             checkpoint.directory,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa",
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -78,18 +97,19 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     return cast("nn.Module", module.eval())
 
 
-def _experts_classes(checkpoint: Checkpoint, config: Any) -> set[type[nn.Module]]:
-    """The classes of the model's experts, found by transformers' experts interface on a model without memory."""
+def _replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
+    """What takes the place of which of the model's classes, found on a model without memory."""
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
     with _told_as(what), torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    classes = {type(module) for module in skeleton.modules() if hasattr(module, "_apply_gate")}
-    if not classes:
+        skeleton = architecture.auto_class.from_config(config)
+    replacements = architecture.replacements(skeleton)
+    if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
             "so that they cannot be computed elsewhere"
         )
-    return classes
+    check_experts(checkpoint, skeleton)
+    return replacements
 
 
 @contextmanager
@@ -97,24 +117,26 @@ def _told_as(what: str) -> Iterator[None]:
     """Turns whatever transformers raises into a ModelError; it raises of all kinds at files that are wrong."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def _replaced(classes: set[type[nn.Module]]) -> Iterator[None]:
-    """Lets transformers build MoeLayer for these classes.
+def _replaced(replacements: Replacements) -> Iterator[None]:
+    """Lets transformers build something else than these classes.
 
     transformers keeps the replacement in its modules where building raises, even once it is unregistered; so what was
     there is put back by hand.
     """
-    originals = [(inspect.getmodule(cls), cls) for cls in classes]
-    names = [cls.__name__ for cls in classes]
-    register_patch_mapping({f"^{name}$": MoeLayer for name in names})
+    originals = [(inspect.getmodule(cls), cls) for cls in replacements]
+    patterns: dict[str, type[nn.Module]] = {f"^{cls.__name__}$": new for cls, new in replacements.items()}
+    register_patch_mapping(patterns)
     try:
         yield
     finally:
-        unregister_patch_mapping([f"^{name}$" for name in names])
+        unregister_patch_mapping(list(patterns))
         for module, cls in originals:
             setattr(module, cls.__name__, cls)
 

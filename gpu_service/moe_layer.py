@@ -16,6 +16,9 @@ class MoeLayer(nn.Module):
     `connect` gives it what it needs once the model is built; transformers builds it from the model's configuration.
     """
 
+    # some models' own initialisation touches these; they are no parameters, so that nothing is loaded into them
+    gate_up_proj = up_proj = down_proj = torch.empty(0)
+
     def __init__(self, config: Any, *_: Any, **__: Any) -> None:
         super().__init__()
         self._layer = -1
@@ -37,12 +40,15 @@ class MoeLayer(nn.Module):
 
         Args:
             hidden: [..., hidden].
-            top_k_index: [rows, k] expert ids.
+            top_k_index: [rows, k] expert ids; -1 is left out.
             top_k_weights: [rows, k] routing weights.
         """
         assert self._dispatcher is not None, "connect() comes before forward()"
         early, self._early = self._early, None
         rows = hidden.reshape(-1, hidden.shape[-1])
+        limit = self._dispatcher.max_rows
+        if limit is not None and len(rows) > limit:
+            return self._in_parts(rows, top_k_index, top_k_weights, limit).view(hidden.shape)
         work = early
         if work is None or not same_rows(work.hidden, rows):
             work = self._dispatcher.begin(self._layer, rows, top_k_index, top_k_weights)
@@ -50,6 +56,20 @@ class MoeLayer(nn.Module):
             self._shared.routed_experts_called(rows)
         return self._dispatcher.finish(work).view(hidden.shape)
 
+    def _in_parts(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor, limit: int
+    ) -> torch.Tensor:
+        """The same for more rows than are computed at once."""
+        assert self._dispatcher is not None
+        output = torch.empty_like(rows)
+        for begin in range(0, len(rows), limit):
+            part = slice(begin, begin + limit)
+            work = self._dispatcher.begin(self._layer, rows[part], expert_ids[part], routing_weights[part])
+            output[part] = self._dispatcher.finish(work)
+        return output
+
     def _begin_early(self, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> None:
         assert self._dispatcher is not None
+        if self._dispatcher.max_rows is not None and len(hidden) > self._dispatcher.max_rows:
+            return
         self._early = self._dispatcher.begin(self._layer, hidden, expert_ids, routing_weights)

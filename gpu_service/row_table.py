@@ -19,6 +19,11 @@ MIN_SHARED_TOKENS = 16
 class RowStorage(Protocol):
     """What holds keys and values by row and position."""
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether the beginning of what a row holds can be used without the rest."""
+        ...
+
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Copies positions start to stop - 1 of one row over another's."""
         ...
@@ -86,7 +91,7 @@ class RowTable:
         """Gives a prompt a row. What the cache holds of its beginning counts as computed."""
         self._close_holes()
         prompt = sequence.request.prompt
-        shared, source = self._longest_shared(prompt) if may_share else (0, -1)
+        shared, source = self._longest_shared(prompt) if may_share and self._storage.is_divisible else (0, -1)
         row = self._free_row(besides=source)
         if (
             shared
@@ -132,7 +137,7 @@ class RowTable:
             return
         row, sequence.row = sequence.row, -1
         self._holders[row] = None
-        if clear_stop:
+        if clear_stop or not self._storage.is_divisible:
             self._storage.clear(row, min(clear_stop, self._length))
         elif sequence.num_computed >= MIN_SHARED_TOKENS:
             self._num_releases += 1
@@ -150,7 +155,7 @@ class RowTable:
         origin, occupant = sequence.row, self._holders[row]
         left, left_at = self._left[row], self._left_at[row]
         self._holders[origin] = None
-        if occupant is None and len(left) < MIN_SHARED_TOKENS:
+        if occupant is None and len(left) < MIN_SHARED_TOKENS and self._storage.is_divisible:
             self._storage.copy(origin, row, 0, sequence.num_computed)
         else:
             num_held = len(left) if occupant is None else occupant.num_computed

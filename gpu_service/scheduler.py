@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from gpu_service import request as words
 from gpu_service.batch import Batch, Logits
-from gpu_service.kv_budget import KvBudget
+from gpu_service.kv_budget import KvBudget, NeverFitsError
 from gpu_service.request import Request
 from gpu_service.row_table import RowStorage, RowTable
 
@@ -44,9 +44,11 @@ class Scheduler:
         self.budget = budget
         self._rows = RowTable(storage, budget)
         self._max_waiting = max_waiting
-        self._prefill_chunk = prefill_chunk
-        self._alone_chunk = max(prefill_chunk, alone_chunk or 0)
-        self._logprobs_chunk = min(prefill_chunk, logprobs_chunk or prefill_chunk)
+        # what cannot be divided may not be gone on with either
+        self._prefill_chunk = prefill_chunk if storage.is_divisible else budget.max_length
+        self._alone_chunk = max(self._prefill_chunk, alone_chunk or 0)
+        self._logprobs_chunk = min(self._prefill_chunk, logprobs_chunk or prefill_chunk)
+        self._divides_prompts = storage.is_divisible
         self._waiting: list[Request] = []
         self._admitted: dict[Request, None] = {}
         self._prompts: list[Request] = []  # those of the admitted whose prompts are not computed yet
@@ -74,6 +76,21 @@ class Scheduler:
         """Bytes of keys and values that admitted requests may come to hold. For any thread."""
         return self.used_slots * self._longest() * self.budget.token_bytes
 
+    def check(self, request: Request) -> None:
+        """Makes sure that a request can be run where nothing else is.
+
+        Raises:
+            NeverFitsError: It is too large for the budget, or for what is computed at once.
+        """
+        self.budget.check(request)
+        at_once = len(request.prompt) > self._logprobs_chunk and not self._divides_prompts
+        if at_once and request.prompt_logprobs is not None:
+            raise NeverFitsError(
+                "prompt_logprobs",
+                f"this model computes a prompt at once, and the logits of at most {self._logprobs_chunk} tokens are "
+                f"held at one time; the prompt has {len(request.prompt)}",
+            )
+
     def add(self, request: Request) -> None:
         """Admits a request, or lets it wait.
 
@@ -81,7 +98,7 @@ class Scheduler:
             QueueFullError: Too many wait.
             NeverFitsError: It is too large for the budget.
         """
-        self.budget.check(request)
+        self.check(request)
         bisect.insort(self._waiting, request, key=lambda waiting: (-waiting.priority, waiting.number))
         self._admit()
         if request not in self._admitted and len(self._waiting) > self._max_waiting:

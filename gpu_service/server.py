@@ -134,6 +134,7 @@ class Server:
         budget = await in_thread(lambda: self._warm_up(model))
         settings = self._settings
         chunks = Chunks.resolve(experts, settings, copies_experts=model.device.type == "cuda")
+        model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunks.alone)
         model.dispatcher.conduct(orchestration)
         model.dispatcher.clear_counts()  # of what was computed to measure

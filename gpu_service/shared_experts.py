@@ -6,6 +6,7 @@ rows and the wait for their partial sums. The order is not known by name but see
 """
 
 import enum
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +19,17 @@ _ROUTER_NAMES = ("gate", "router")
 
 
 def find_router(block: nn.Module) -> nn.Module | None:
-    """The router of a MoE block, by the name that transformers gives it."""
-    return next((child for name in _ROUTER_NAMES if isinstance(child := getattr(block, name, None), nn.Module)), None)
+    """The router of a MoE block, by the name that transformers gives it; None where it wants more than rows."""
+    return next((child for name in _ROUTER_NAMES if _takes_rows(child := getattr(block, name, None))), None)
+
+
+def _takes_rows(module: Any) -> bool:
+    """Whether it is a module that is called with rows and needs nothing else."""
+    if not isinstance(module, nn.Module):
+        return False
+    parameters = inspect.signature(module.forward).parameters.values()
+    required = [each for each in parameters if each.default is each.empty and each.kind is each.POSITIONAL_OR_KEYWORD]
+    return len(required) == 1
 
 
 def route(router: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -63,7 +73,7 @@ class SharedExperts(nn.Module):
         """Puts one into a block that has shared experts."""
         for name in _SHARED_NAMES:
             inner = getattr(block, name, None)
-            if isinstance(inner, nn.Module):
+            if isinstance(inner, nn.Module) and _takes_rows(inner):
                 shared = cls(inner, find_router(block))
                 setattr(block, name, shared)
                 return shared

@@ -53,5 +53,4 @@ class StoredExperts:
 
     def _views(self, key: Key) -> list[WeightView]:
         layer, number = key
-        expert = self._checkpoint.layers[layer].experts[number]
-        return [view for view in (expert.gate, expert.up, expert.down) if view is not None]
+        return list(self._checkpoint.layers[layer].experts[number].views.values())

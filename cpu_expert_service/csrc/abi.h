@@ -13,6 +13,7 @@ enum fiddler_activation : int32_t {
   FIDDLER_RELU = 3,
   FIDDLER_RELU_SQUARED = 4,
   FIDDLER_CLAMPED_SWIGLU = 5,  // gpt-oss: min(gate, limit) * sigmoid(alpha * gate) * (clamp(up) + 1)
+  FIDDLER_CLAMPED_SILU = 6,    // DeepSeek-V4: silu(min(gate, limit)) * clamp(up)
 };
 
 enum fiddler_tier : int32_t {
@@ -58,6 +59,7 @@ struct fiddler_layer {
   fiddler_projection gate;  // weights is null where the experts are not gated
   fiddler_projection up;
   fiddler_projection down;
+  fiddler_projection factor;  // multiplies up, output by output (OpenMoE); weights is null where experts have none
 };
 
 struct fiddler_message {

@@ -62,6 +62,15 @@ inline void combine_clamped(const Job& job, const float* gate, const float* up, 
   }
 }
 
+template <class Math, class Operand>
+inline void combine_clamped_silu(float limit, const float* gate, const float* up, int64_t count, Operand* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    const float g = gate[i] > limit ? limit : gate[i];
+    const float u = up[i] > limit ? limit : up[i] < -limit ? -limit : up[i];
+    from_float(g / (1.0f + Math::exp(-g)) * u, out + i);
+  }
+}
+
 // out = activation(gate) * up, or activation(up) where gate is null.
 template <class Math, class Operand>
 void activate(const Job& job, const float* gate, const float* up, int64_t count, Operand* out) {
@@ -78,6 +87,8 @@ void activate(const Job& job, const float* gate, const float* up, int64_t count,
       return combine(gate, up, count, out, [](float x) { return x < 0.0f ? 0.0f : x * x; });
     case FIDDLER_CLAMPED_SWIGLU:
       return combine_clamped<Math>(job, gate, up, count, out);
+    case FIDDLER_CLAMPED_SILU:
+      return combine_clamped_silu<Math>(job.limit, gate, up, count, out);
     default:
       return;  // refused at the boundary
   }

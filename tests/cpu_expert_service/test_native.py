@@ -31,7 +31,7 @@ BFLOAT16_ERROR = 2**-9
 FLOOR = 1e-30
 """Below this, bfloat16 instructions take numbers for 0."""
 
-ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu", "relu2", "clamped_swiglu")
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu", "relu2", "clamped_swiglu", "clamped_silu")
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
 Layout = str
 LAYOUTS: tuple[Layout, ...] = ("rows", "transposed", "interleaved", "interleaved transposed")
@@ -82,6 +82,9 @@ class Problem:
     def _expert(self, expert: ExpertWeights, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The exact output, and what its error is proportional to: sum |w||x| of each projection, passed on."""
         up, up_scale = _project(expert.up, expert.up_bias, x)
+        if expert.factor is not None:
+            factor, factor_scale = _project(expert.factor, None, x)
+            up, up_scale = up * factor, up_scale * factor.abs() + up.abs() * factor_scale
         if expert.gate is None:
             inner, slope = self._activate(up)
             inner_scale = inner.abs() + slope * up_scale
@@ -89,6 +92,8 @@ class Problem:
             gate, gate_scale = _project(expert.gate, expert.gate_bias, x)
             if self.layer.activation == "clamped_swiglu":
                 gate, up = gate.clamp(max=self.layer.limit), up.clamp(-self.layer.limit, self.layer.limit) + 1
+            if self.layer.activation == "clamped_silu":
+                gate, up = gate.clamp(max=self.layer.limit), up.clamp(-self.layer.limit, self.layer.limit)
             activated, slope = self._activate(gate)
             inner = activated * up
             inner_scale = inner.abs() + activated.abs() * up_scale + slope * gate_scale * up.abs()
@@ -99,7 +104,7 @@ class Problem:
         """Of each value, the activation and a bound of its slope nearby."""
         slope = torch.full_like(values, 1.2)
         match self.layer.activation:
-            case "silu":
+            case "silu" | "clamped_silu":
                 return functional.silu(values), slope
             case "gelu":
                 return functional.gelu(values), slope
@@ -170,6 +175,7 @@ def make_problem(
     activation: str = "silu",
     gated: bool = True,
     biased: bool = False,
+    has_factor: bool = False,
     offset: int = 0,
     seed: int = 0,
 ) -> Problem:
@@ -188,7 +194,8 @@ def make_problem(
         gate, up = lay_out(wide, layout, dtype, offset)
         down, _ = lay_out(narrow, layout, dtype, offset)
         biases = bias(intermediate_size) if gated else None, bias(intermediate_size), bias(hidden_size)
-        experts.append(ExpertWeights(gate if gated else None, up, down, *biases))
+        factor = lay_out(wide.flip(1), layout, dtype, offset)[1] if has_factor else None
+        experts.append(ExpertWeights(gate if gated else None, up, down, *biases, factor=factor))
     ids = torch.randint(-1, num_experts, (rows, k), generator=generator, dtype=torch.int32)
     weights = draw(rows, k)
     weights[ids < 0] = math.nan  # the contract is that these are not read
@@ -206,9 +213,10 @@ problems = st.builds(
     dtype=st.sampled_from(FORMATS),
     hidden_dtype=st.sampled_from((torch.bfloat16, torch.float32)),
     layout=st.sampled_from(LAYOUTS),
-    activation=st.sampled_from(ACTIVATIONS[:-1]),
+    activation=st.sampled_from([name for name in ACTIVATIONS if not name.startswith("clamped")]),
     gated=st.booleans(),
     biased=st.booleans(),
+    has_factor=st.booleans(),
     offset=st.integers(0, 65),
     seed=st.integers(0, 2**32),
 )
@@ -239,7 +247,7 @@ def test_long_sums_are_computed_in_pieces(kernel: NativeKernel, rows: int) -> No
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_computed(kernel: NativeKernel, activation: str) -> None:
-    for gated in (True, False) if activation != "clamped_swiglu" else (True,):
+    for gated in (True, False) if not activation.startswith("clamped") else (True,):
         problem = make_problem(20, 2, 4, 64, 96, activation=activation, gated=gated, biased=True)
         scaled = replace(problem, hidden=problem.hidden.float() * 8)
         assert_close(scaled, kernel)
@@ -416,6 +424,18 @@ def test_a_tier_that_this_cpu_lacks_is_refused(pool: Pool) -> None:
 def test_a_pool_of_no_use_is_refused(cpus: list[int], nodes: list[int]) -> None:
     with pytest.raises(NativeError, match="cpus: at least one, each once, and a node for each"):
         Pool(cpus, nodes)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [1, 7, 40])
+def test_a_factor_multiplies_what_up_gives(kernel: NativeKernel, layout: Layout, rows: int) -> None:
+    problem = make_problem(rows, 2, 3, 96, 70, layout=layout, has_factor=True)
+    assert_close(problem, kernel)
+    pytorch = PyTorchKernel(1).prepare(problem.layer)(
+        problem.hidden.float(), problem.expert_ids, problem.routing_weights
+    )
+    exact, _ = problem.solve()
+    torch.testing.assert_close(pytorch.double(), exact, rtol=1e-3, atol=1e-3)
 
 
 def test_pytorch_agrees_on_biases_and_clamping(scalar: NativeKernel) -> None:

@@ -64,7 +64,7 @@ class RecordingEngine:
         self.budget = KvBudget(num_tokens or max_slots * length, 1, max_slots, length)
         self.model.cache.set_capacity(self.budget.num_tokens)
         self.scheduler = Scheduler(self.model.cache, self.budget, max_waiting=64, prefill_chunk=prefill_chunk)
-        self.stepper = _RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
+        self.stepper = RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
         self.events: dict[Request, list[Event]] = {}
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
@@ -104,7 +104,9 @@ class RecordingEngine:
         raise error
 
 
-class _RecordingStepper(Stepper):
+class RecordingStepper(Stepper):
+    """A stepper that keeps the logits each token was chosen by."""
+
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.logits: dict[words.Sequence, list[torch.Tensor]] = defaultdict(list)

@@ -18,6 +18,8 @@ VOCAB = 100
 class NoCache:
     """A RowStorage that holds nothing, and remembers which rows were cleared."""
 
+    is_divisible = True
+
     def __init__(self) -> None:
         self.cleared: list[int] = []
 

@@ -18,6 +18,8 @@ NAN = "nan"
 class ModelOfCache:
     """A RowStorage of texts. It counts the positions that it copies."""
 
+    is_divisible = True
+
     def __init__(self, budget: KvBudget) -> None:
         self.budget = budget
         self.cells: list[list[Cell]] = []

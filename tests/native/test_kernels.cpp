@@ -143,7 +143,7 @@ void refuse(fiddler_pool* pool) {
   expect(status([](L, M m) { m.rows = -1; }) == FIDDLER_BAD_SIZE, "negative rows");
   expect(status([](L, M m) { m.hidden_dtype = FIDDLER_FLOAT16; }) == FIDDLER_BAD_DTYPE, "float16 rows");
   expect(status([](L l, M) { l.weight_dtype = 3; }) == FIDDLER_BAD_DTYPE, "an unknown dtype");
-  expect(status([](L l, M) { l.activation = 6; }) == FIDDLER_BAD_DTYPE, "an unknown activation");
+  expect(status([](L l, M) { l.activation = 7; }) == FIDDLER_BAD_DTYPE, "an unknown activation");
   const auto misaligned = [](L, M m) { m.hidden = static_cast<const char*>(m.hidden) + 1; };
   expect(status(misaligned) == FIDDLER_MISALIGNED, "misaligned rows");
   id = 1;
@@ -198,7 +198,7 @@ void compare_emulated_tiles() {
     const auto matrix = [](const fiddler_projection& p) {
       return Matrix{static_cast<const unsigned char*>(p.weights[0]), p.biases[0], p.out_stride, p.in_stride};
     };
-    const ExpertRows expert = {matrix(layer.layer.gate), matrix(layer.layer.up), matrix(layer.layer.down), 0, rows};
+    const ExpertRows expert = {matrix(layer.layer.gate), matrix(layer.layer.up), matrix(layer.layer.down), {}, 0, rows};
     const auto compute = [&](const Ops& ops) {
       Random random;
       const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
@@ -219,7 +219,7 @@ void compare_emulated_tiles() {
         row.push_back(static_cast<int32_t>(a));
       }
       const std::vector<float> weight(row.size(), 1.0f);
-      const Job job = {rows, shape.hidden, shape.intermediate, true, FIDDLER_SILU, 0, 0, &expert, 1, row.data(),
+      const Job job = {rows, shape.hidden, shape.intermediate, true, false, FIDDLER_SILU, 0, 0, &expert, 1, row.data(),
                        weight.data(), hidden_rows.data(), inner_rows.data(), sums.data(), nullptr, FIDDLER_FLOAT32};
       const auto scratch = std::make_unique<Scratch>();
       ops.inner(job, expert, 0, shape.intermediate, *scratch);

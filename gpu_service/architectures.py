@@ -1,0 +1,96 @@
+"""How a model is built: which of transformers' classes builds it, and what takes its experts' place.
+
+Nearly every family has transformers' experts interface and needs no row here: it is built as `Architecture()` says. A
+row of `ARCHITECTURES` is for a family that is built otherwise, and one of `CONFIGURATIONS` for one whose model code is
+ours, too. This module loads no weights.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
+from gpu_service.moe_layer import MoeLayer
+from gpu_service.openmoe import OpenMoeConfig, OpenMoeForCausalLM
+
+Replacements = Mapping[type[nn.Module], type[MoeLayer]]
+"""What is built in the place of a model's classes."""
+
+_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+
+
+def experts_by_interface(skeleton: nn.Module) -> Replacements:
+    """The experts classes of a model, which transformers' experts interface gives a method of this name."""
+    return {type(module): MoeLayer for module in skeleton.modules() if hasattr(module, "_apply_gate")}
+
+
+def layer_number(module_name: str) -> int | None:
+    """The decoder layer that a module of the model lies in, as `fiddler.experts.MoeLayer.decoder_layer` counts it."""
+    match = _LAYER_NUMBER.search(module_name)
+    return int(match[1]) if match else None
+
+
+class AutoModelThatWrites:
+    """transformers' class for models of text, or, where a family has none, the one that also takes images and sound.
+
+    Prompts are text alone either way; the towers are loaded with the rest of the dense part.
+    """
+
+    @staticmethod
+    def from_config(config: Any, **settings: Any) -> Any:
+        """The model of a configuration, its weights random."""
+        return _auto_class(config).from_config(config, **settings)
+
+    @staticmethod
+    def from_pretrained(directory: Any, *, config: Any = None, **settings: Any) -> Any:
+        """The model of a checkpoint."""
+        config = config or AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return _auto_class(config).from_pretrained(directory, config=config, **settings)
+
+
+def _auto_class(config: Any) -> Any:
+    is_known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return AutoModelForMultimodalLM if is_known else AutoModelForCausalLM
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """How models of one model_type are built."""
+
+    auto_class: Any = AutoModelThatWrites
+    """Which of transformers' Auto classes builds the model, or what has their from_config and from_pretrained."""
+    replacements: Callable[[nn.Module], Replacements] = experts_by_interface
+    """What to replace, told from a model on the meta device; nothing where the experts cannot be replaced.
+
+    transformers builds a replacement with the arguments of what it replaces; `MoeLayer.connect` is called once the
+    model is loaded. It has no parameters of the experts', since what it has is loaded.
+    """
+    layer_number: Callable[[str], int | None] = layer_number
+    """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
+
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    # ours are built with MoeLayers, so that there is nothing to replace
+    "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
+}
+"""By model_type, what is built otherwise than by default."""
+
+CONFIGURATIONS: Final[dict[str, type[DeepseekConfig | OpenMoeConfig]]] = {
+    "deepseek": DeepseekConfig,
+    "openmoe": OpenMoeConfig,
+}
+"""By model_type, as fiddler.moe_config tells it, what reads a config.json that transformers does not know."""
+
+
+def architecture_of(model_type: str) -> Architecture:
+    """How a model of this type is built."""
+    return ARCHITECTURES.get(model_type, _DEFAULT)
+
+
+_DEFAULT: Final = Architecture()

@@ -1,0 +1,71 @@
+"""Which keys each query of a batch sees, layer type by layer type, in the form that a model's attention wants."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gpu_service.slot_cache import attention_mask
+
+_Mask = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+class AttentionMasks:
+    """Makes the masks of a batch."""
+
+    def __init__(self, config: Any, dtype: torch.dtype, is_added: bool) -> None:
+        """Reads what the layers see.
+
+        Args:
+            config: Of the decoder.
+            dtype: Of the attention's scores.
+            is_added: Whether the attention adds its mask to the scores, rather than take booleans.
+        """
+        self._dtype = dtype
+        self._is_added = is_added
+        self._kinds = _kinds(config)
+
+    def of(self, positions: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
+        """The mask [sequences, 1, tokens, length], or one for each layer type where the model has several.
+
+        Args:
+            positions: [sequences, tokens] int64.
+            length: Positions that the attention is given.
+        """
+        masks = {layer_type: self._formed(mask(positions, length)) for layer_type, mask in self._kinds.items()}
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    def _formed(self, mask: torch.Tensor) -> torch.Tensor:
+        if not self._is_added:
+            return mask
+        added = torch.zeros(mask.shape, dtype=self._dtype, device=mask.device)
+        return added.masked_fill_(~mask, torch.finfo(self._dtype).min)
+
+
+def _kinds(config: Any) -> dict[str, _Mask]:
+    """What each type of attention layer sees, by the type's name."""
+    window = getattr(config, "sliding_window", None) or None
+    types = set(getattr(config, "layer_types", None) or [])
+    if not types:
+        return {"attention": _sliding(window)}
+    return {layer_type: _of_type(layer_type, config, window) for layer_type in sorted(types)}
+
+
+def _of_type(layer_type: str, config: Any, window: int | None) -> _Mask:
+    if layer_type == "chunked_attention":
+        return _chunked(config.attention_chunk_size)
+    return _sliding(window if "sliding" in layer_type else None)
+
+
+def _sliding(window: int | None) -> _Mask:
+    return lambda positions, length: attention_mask(positions, length, window)
+
+
+def _chunked(chunk: int) -> _Mask:
+    """A query sees what comes before it in its own chunk of positions."""
+
+    def mask(positions: torch.Tensor, length: int) -> torch.Tensor:
+        keys = torch.arange(length, device=positions.device)
+        return attention_mask(positions, length) & (keys // chunk == positions[:, None, :, None] // chunk)
+
+    return mask

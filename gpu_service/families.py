@@ -1,0 +1,201 @@
+"""Which families of transformers are served, how that was shown, and why others are not.
+
+It is the table behind `python -m gpu_service.models` and docs/models.md, and it decides nothing: what can be built is
+built (gpu_service/architectures.py), whether or not it has a row. tests/families walks all families of the installed
+transformers and fails on one that has none. Names are transformers' `model_type`s.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+SWEEP: Final = "tests/families/test_sweep.py"
+OWN: Final = "tests/end_to_end/test_own_architectures.py"
+"""Of families that are published with code of their own, none of which is run, and that transformers does not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A family that is served, and what its tiny checkpoints have that others have not."""
+
+    model_type: str
+    features: tuple[str, ...]
+    """In alphabetical order; the test computes them from the model."""
+    is_batched: bool = True
+    """Whether sequences are computed together; if not, one after another within a step."""
+    needs: str = ""
+    """The weight format of the published checkpoints where it is one that is not read yet; others of the family run."""
+    test: str = SWEEP
+    """What shows that its tokens are transformers', or an independent reference's."""
+
+
+_VERIFIED = (
+    Family("aria", ("fused", "shared experts", "transposed")),
+    Family("deepseek_ocr2", ("dense layers", "shared experts")),
+    Family(
+        "dots3_note",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family("gemma4", ("fused", "gelu_pytorch_tanh", "sliding window")),
+    Family("glm4v_moe", ("corrected router", "dense layers", "shared experts")),
+    Family(
+        "glm5_next",
+        (
+            "clamped_silu",
+            "corrected router",
+            "dense layers",
+            "latent attention",
+            "recurrent state",
+            "shared experts",
+            "sparse attention",
+        ),
+        is_batched=False,
+    ),
+    Family(
+        "inkling_mm_model",
+        ("fused", "interleaved", "recurrent state", "shared experts", "sliding window"),
+        is_batched=False,
+    ),
+    Family("minimax_m3_vl", ("clamped_swiglu", "corrected router", "shared experts")),
+    Family("mistral4", ("dense layers", "fused", "latent attention", "shared experts")),
+    Family("mistral_large4", ("dense layers", "shared experts", "sparse attention"), is_batched=False),
+    Family(
+        "nemotron_h_omni",
+        ("corrected router", "dense layers", "not gated", "recurrent state", "relu2", "shared experts"),
+        is_batched=False,
+    ),
+    Family("qwen3_5_moe", ("recurrent state", "shared experts"), is_batched=False),
+    Family("qwen3_omni_moe_thinker", ()),
+    Family("qwen3_vl_moe", ("fused",)),
+    Family("qwen4_exp", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
+    Family("unlimited_ocr", ("dense layers", "shared experts", "sliding window", "sparse attention"), is_batched=False),
+    Family("afmoe", ("corrected router", "dense layers", "shared experts", "sliding window")),
+    Family("aria_text", ("fused", "shared experts", "transposed")),
+    Family("axk1", ("corrected router", "dense layers", "latent attention", "shared experts")),
+    Family(
+        "axk2",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family(
+        "bailing_hybrid",
+        ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
+        is_batched=False,
+    ),
+    Family("beam", ("corrected router", "dense layers", "sliding window")),
+    Family("cohere2_moe", ("shared experts", "sliding window")),
+    Family("deepseek", ("dense layers", "shared experts"), test=OWN),
+    Family("deepseek_v2", ("dense layers", "latent attention", "shared experts")),
+    Family("deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), needs="FP8"),
+    Family(
+        "deepseek_v32",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+        needs="FP8",
+    ),
+    Family(
+        "deepseek_v4", ("clamped_silu", "shared experts", "sparse attention"), is_batched=False, needs="FP8 and FP4"
+    ),
+    Family("dots1", ("corrected router", "dense layers", "shared experts")),
+    Family(
+        "dots3_note_text",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family("ernie4_5_moe", ("corrected router", "dense layers", "shared experts")),
+    Family("exaone_moe", ("corrected router", "dense layers", "shared experts", "sliding window")),
+    Family("flex_olmo", ()),
+    Family("flint", ("dense layers", "shared experts", "sliding window")),
+    Family("gemma4_text", ("fused", "gelu_pytorch_tanh", "sliding window")),
+    Family("glm4_moe", ("corrected router", "dense layers", "shared experts")),
+    Family("glm4_moe_lite", ("corrected router", "dense layers", "latent attention", "shared experts")),
+    Family(
+        "glm_moe_dsa",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family(
+        "gpt_oss", ("biases", "clamped_swiglu", "fused", "interleaved", "sliding window", "transposed"), needs="MXFP4"
+    ),
+    Family("granitemoe", ("fused",)),
+    Family("granitemoe_swa", ("fused", "shared experts", "sliding window")),
+    Family("granitemoehybrid", ("fused", "recurrent state", "shared experts"), is_batched=False),
+    Family("granitemoeshared", ("fused", "shared experts")),
+    Family("hunyuan_v1_moe", ("shared experts",)),
+    Family("hy_v3", ("corrected router", "dense layers", "shared experts")),
+    Family(
+        "hy_v4",
+        (
+            "clamped_silu",
+            "corrected router",
+            "dense layers",
+            "fused",
+            "latent attention",
+            "shared experts",
+            "sparse attention",
+        ),
+        is_batched=False,
+    ),
+    Family(
+        "inkling_text",
+        ("corrected router", "fused", "recurrent state", "shared experts", "sliding window"),
+        is_batched=False,
+    ),
+    Family("jamba", ("dense layers", "recurrent state"), is_batched=False),
+    Family(
+        "kimi_linear",
+        ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
+        is_batched=False,
+    ),
+    Family("kolibri1", ("corrected router", "shared experts", "sliding window")),
+    Family("laguna", ("corrected router", "dense layers", "shared experts")),
+    Family("lfm2_moe", ("corrected router", "dense layers", "recurrent state"), is_batched=False),
+    Family("mellum", ()),
+    Family("mimo_v2_flash", ("corrected router", "dense layers", "sliding window"), needs="FP8"),
+    Family("minimax", ("recurrent state",), is_batched=False),
+    Family("minimax_m2", ("corrected router",), needs="FP8"),
+    Family("minimax_m3_vl_text", ("clamped_swiglu", "corrected router", "fused", "shared experts")),
+    Family("mixtral", ("sliding window",)),
+    Family(
+        "nemotron_h",
+        ("corrected router", "dense layers", "not gated", "recurrent state", "relu2", "shared experts"),
+        is_batched=False,
+    ),
+    Family("olmoe", ()),
+    Family("openmoe", ("dense layers", "doubly gated", "fused", "limited capacity", "transposed"), test=OWN),
+    Family("phimoe", ("sliding window",)),
+    Family("qwen2_moe", ("shared experts",)),
+    Family("qwen3_5_moe_text", ("recurrent state", "shared experts"), is_batched=False),
+    Family("qwen3_moe", ()),
+    Family("qwen3_next", ("recurrent state", "shared experts"), is_batched=False),
+    Family("qwen4_exp_text", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
+    Family("solar_open", ("corrected router", "shared experts")),
+    Family("zaya", ("fused", "recurrent state"), is_batched=False),
+)
+VERIFIED: Final = {family.model_type: family for family in _VERIFIED}
+
+SWEPT: Final = {name: family for name, family in VERIFIED.items() if family.test == SWEEP}
+
+_NO_INTERFACE = "its experts do not have transformers' experts interface"
+_SOFTCAPPED = "its experts' activation is softcapped, and no kernel here has that"
+
+REFUSED: Final[dict[str, str]] = {
+    "dbrx": _NO_INTERFACE,
+    "diffusion_gemma": "it writes blocks of text by diffusion, not one token after another",
+    "doge": "its experts are rows of embedding tables, found by product keys, and not matrices",
+    "ernie4_5_vl_moe": "its layers have two sets of experts each, of two sizes: for text and for images",
+    "inkling2": _SOFTCAPPED,
+    "inkling2_text": _SOFTCAPPED,
+    "jetmoe": f"{_NO_INTERFACE}, and its attention has experts, too",
+    "kimi_k25": "its checkpoints are published in packed INT4, a format that is not read yet",
+    "llama4": f"{_NO_INTERFACE}: its router scales what goes into them",
+    "llama4_text": f"{_NO_INTERFACE}: its router scales what goes into them",
+    "longcat_flash": f"{_NO_INTERFACE}, and some of them have no weights and hand rows through",
+    "muse_spark": "its experts' outputs are normalised before they are weighted, which nothing here computes",
+    "nemo_speechlm": "it transcribes speech, and is not prompted with text",
+    "nllb-moe": f"{_NO_INTERFACE}; it is an encoder and a decoder",
+    "qwen3_omni_moe": "it is two models, one that thinks and one that speaks; qwen3_omni_moe_thinker is the former",
+    "step3p7": "it clamps its experts' activation by layer, and no kernel here has that",
+    "switch_transformers": f"{_NO_INTERFACE}; it is an encoder and a decoder",
+}
+"""By model_type, why not, in words that follow "refused: "."""

@@ -1,0 +1,111 @@
+"""The real engine and the real CPU kernel in one process, which costs a tenth of a second rather than ten."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpu_expert_service.kernel import Kernel, PyTorchKernel
+from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
+from cpu_expert_service.native_kernel import NativeKernel
+from cpu_expert_service.runner import Result, Runner
+from fiddler.checkpoint import Checkpoint
+from gpu_service import request as words
+from gpu_service.dispatch import Dispatcher
+from gpu_service.kv_budget import KvBudget
+from gpu_service.model import Model
+from gpu_service.request import BeamParameters, Request
+from gpu_service.request_ids import RequestIds
+from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.scheduler import Scheduler
+from tests.end_to_end.reference import RecordingStepper
+
+CPU = torch.device("cpu")
+MAX_SLOTS = 4
+
+
+@dataclass(frozen=True)
+class _Computed:
+    result: Result
+
+    @property
+    def compute_seconds(self) -> float:
+        return self.result.compute_seconds
+
+    def join(self) -> torch.Tensor:
+        return self.result.output
+
+
+class RunnerExperts:
+    """RemoteExperts by the CPU expert service's own runner and the best kernel of this machine."""
+
+    available = True
+
+    def __init__(self, checkpoint: Checkpoint, kernel: Kernel) -> None:
+        self._runner = Runner(checkpoint, kernel)
+
+    def submit(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        timeout_seconds: float | None = None,
+    ) -> _Computed:
+        return _Computed(self._runner.run(layer, hidden, expert_ids, routing_weights))
+
+
+def best_kernel() -> Kernel:
+    """A native kernel with one thread, or PyTorch's where there is none."""
+    try:
+        tier = available_tiers()[-1]
+        return NativeKernel(Pool([0], [0]), tier)
+    except NativeUnavailableError:
+        return PyTorchKernel(1)
+
+
+class Engine:
+    """A model of ours that generates in this thread and records the logits that it chose by."""
+
+    def __init__(self, directory: Path, kernel: Kernel, max_rows: int | None = None) -> None:
+        self.checkpoint = checkpoint = Checkpoint.open(directory)
+        dispatcher = Dispatcher(checkpoint, CPU, RunnerExperts(checkpoint, kernel))
+        dispatcher.max_rows = max_rows
+        self.model = Model(checkpoint, dispatcher, CPU, torch.float32, MAX_SLOTS, 512)
+        length = self.model.max_context
+        budget = KvBudget(MAX_SLOTS * length, 1, MAX_SLOTS, length)
+        self.model.cache.set_capacity(budget.num_tokens)
+        self.scheduler = Scheduler(self.model.cache, budget, max_waiting=64, prefill_chunk=32)
+        self.stepper = RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
+
+    def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
+        """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen by."""
+        requests = [self.request(prompt, num_tokens) for prompt in prompts]
+        self.run(*requests)
+        return [(each.sequences[0].output, self.logits(each.sequences[0])) for each in requests]
+
+    def search(self, prompt: Sequence[int], num_tokens: int, num_beams: int) -> list[int]:
+        """The best of so many beams."""
+        request = self.request(prompt, num_tokens, beam=BeamParameters(num_beams))
+        self.run(request)
+        assert request.search is not None
+        return list(request.search.results()[0].token_ids)
+
+    def request(self, prompt: Sequence[int], num_tokens: int, **more: Any) -> Request:
+        return Request(list(prompt), SamplingParameters(), num_tokens, lambda event: None, **more)
+
+    def run(self, *requests: Request) -> None:
+        with torch.inference_mode():
+            for request in requests:
+                self.stepper.add(request)
+            while self.stepper.step():
+                pass
+
+    def logits(self, sequence: words.Sequence) -> torch.Tensor:
+        return torch.stack(self.stepper.logits[sequence])
+
+    @staticmethod
+    def _raise(error: Exception) -> None:
+        raise error

@@ -1,0 +1,109 @@
+"""Every family that is claimed: its tokens are transformers', alone and beside others, and its experts matter.
+
+In one process, with the real engine, dispatcher and kernel; test_pairs.py has a family of each structure go through the
+two real services.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from cpu_expert_service.kernel import Kernel
+from cpu_expert_service.native_kernel import NativeKernel
+from gpu_service.architectures import architecture_of
+from gpu_service.families import SWEPT
+from tests import checkpoints
+from tests.end_to_end import reference
+from tests.families import tiny
+from tests.families.engine import Engine, best_kernel
+from tests.families.features import features_of
+
+NUM_TOKENS = 32
+TOLERANCE = 5e-5
+"""Largest difference of a logit, in units of the largest logit."""
+
+MAX_ROWS = 48
+"""Of a layer at once: fewer than the longest prompt has, so that it is computed in parts."""
+
+Expected = list[tuple[list[int], torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family's checkpoint, and what transformers makes of it."""
+
+    directory: Path
+    expected: Expected
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Kernel]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices are so small that threads only wait for each other
+    kernel = best_kernel()
+    yield kernel
+    if isinstance(kernel, NativeKernel):
+        kernel.close()
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(scope="module", params=sorted(SWEPT))
+def case(request: pytest.FixtureRequest, kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    directory = tiny.write(request.param, tmp_path_factory.mktemp(request.param))
+    architecture = architecture_of(request.param)
+    model = architecture.auto_class.from_pretrained(directory, dtype=torch.float32).eval()
+    return Case(directory, [reference.generate(model, prompt, NUM_TOKENS) for prompt in reference.PROMPTS])
+
+
+@pytest.fixture(scope="module")
+def engine(case: Case, kernel: Kernel) -> Engine:
+    return Engine(case.directory, kernel, MAX_ROWS)
+
+
+def _largest_difference(actual: Expected, expected: Expected) -> float:
+    """In units of the largest logit."""
+    pairs = zip(actual, expected, strict=True)
+    return max(_difference(logits, due) for (_, logits), (_, due) in pairs)
+
+
+def _difference(logits: torch.Tensor, due: torch.Tensor) -> float:
+    return float((logits - due).abs().max() / due.abs().max())
+
+
+def test_tokens_are_those_of_transformers_alone(case: Case, engine: Engine) -> None:
+    alone = [engine.generate([prompt], NUM_TOKENS)[0] for prompt in reference.PROMPTS]
+    assert [tokens for tokens, _ in alone] == [tokens for tokens, _ in case.expected]
+    assert _largest_difference(alone, case.expected) < TOLERANCE
+
+
+def test_tokens_are_the_same_beside_others(case: Case, engine: Engine) -> None:
+    together = engine.generate(reference.PROMPTS, NUM_TOKENS)
+    assert [tokens for tokens, _ in together] == [tokens for tokens, _ in case.expected]
+    assert _largest_difference(together, case.expected) < TOLERANCE
+
+
+def test_one_expert_scaled_by_a_hundredth_is_noticed(case: Case, engine: Engine, kernel: Kernel) -> None:
+    prompt, num_tokens = reference.PROMPTS[2], 8
+    engine.model.dispatcher.selections.clear()
+    ((_, unscaled),) = engine.generate([prompt], num_tokens)
+    counts = engine.model.dispatcher.selections.read()[0]
+    scaled = counts.index(max(counts)), engine.checkpoint.layers[0].decoder_layer
+    checkpoints.scale_expert(case.directory, scaled[1], scaled[0], 1.01)
+    try:
+        ((_, logits),) = Engine(case.directory, kernel).generate([prompt], num_tokens)
+    finally:
+        checkpoints.scale_expert(case.directory, scaled[1], scaled[0], 1 / 1.01)
+    expected = case.expected[2][1][:num_tokens]
+    noise = _difference(unscaled, expected)
+    assert _difference(logits, expected) > max(10 * noise, TOLERANCE)
+
+
+def test_its_structure_is_what_the_table_says(case: Case, engine: Engine) -> None:
+    family = SWEPT[engine.checkpoint.model_type]
+    assert (family.features, family.is_batched) == (
+        features_of(engine.checkpoint, engine.model.config),
+        engine.model.cache.is_divisible,
+    )

@@ -1,0 +1,40 @@
+"""Tiny random checkpoints of any family of transformers, in the layout that the family is published in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from gpu_service.architectures import architecture_of
+from tests.families.configs import config_of
+
+
+def build(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A tiny random model, whose matrices are drawn so wide that its experts matter."""
+    config = config_of(model_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = architecture_of(config.model_type).auto_class.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in _drawn(model):
+            tensor.normal_(0, 0.2 if tensor.ndim >= 2 else 0.05, generator=generator)
+            if tensor.ndim == 1 and ("norm" in name or name.endswith("scale")):
+                tensor.add_(1)  # what multiplies is near one in a model that was trained
+    torch.nn.Module.to(model, dtype)
+    model.train(False)
+    return model
+
+
+def write(model_type: str, directory: Path, dtype: torch.dtype = torch.float32, **saving: Any) -> Path:
+    """Writes what `build` makes: save_pretrained undoes the fusing that transformers does on loading."""
+    build(model_type, dtype).save_pretrained(directory, **saving)
+    return directory
+
+
+def _drawn(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from sorted(model.named_parameters())
+    # a router's correction is a buffer in some families, and published
+    yield from ((name, buffer) for name, buffer in sorted(model.named_buffers()) if name.endswith("_bias"))
