@@ -12,7 +12,9 @@ from fiddler.experts import Activation
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
-_ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation")
+_ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
+_EXPERT_SECTION = "ffn_config"
+"""Where DBRX keeps what it says of its experts."""
 _ADD_ONE_TO_UP = frozenset({"gpt_oss"})
 """Types whose published config.json does not say it, as others' swiglu_alpha does."""
 
@@ -28,6 +30,8 @@ class MoeConfig:
     num_experts: int | None
     intermediate_size: int | None
     num_decoder_layers: int | None
+    num_encoder_layers: int | None
+    """Of a model with an encoder and a decoder, whose layers are counted in this order."""
     activation: Activation
 
 
@@ -43,6 +47,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     text: dict[str, Any] = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
     # what the language model's own section leaves out, the top level may say
     merged = config | text
+    merged |= _of_expert_section(merged)
     hidden_size = _first_int(merged, _HIDDEN_SIZES)
     if hidden_size is None:
         raise ConfigError(f"{path} says no hidden_size.")
@@ -54,8 +59,23 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
         num_experts=_first_int(merged, _NUM_EXPERTS),
         intermediate_size=_first_int(merged, ("moe_intermediate_size",)),
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
+        num_encoder_layers=_first_int(merged, ("num_layers",)) if merged.get("is_encoder_decoder") else None,
         activation=_activation(merged, model_type),
     )
+
+
+def _of_expert_section(config: dict[str, Any]) -> dict[str, Any]:
+    """What a section of its own says of the experts, in the words that other families use."""
+    section = config.get(_EXPERT_SECTION)
+    if not isinstance(section, dict):
+        return {}
+    activation = section.get("ffn_act_fn")
+    found = {
+        "moe_num_experts": section.get("moe_num_experts"),
+        "moe_intermediate_size": section.get("ffn_hidden_size"),
+        "hidden_act": activation.get("name") if isinstance(activation, dict) else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def speaks_of_experts(config: dict[str, Any]) -> bool:

@@ -11,15 +11,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
+from gpu_service.blocks import replacing
+from gpu_service.blocks.jetmoe import JetMoeBlock
+from gpu_service.blocks.llama4 import Llama4Block
+from gpu_service.blocks.switch import SwitchExperts
 from gpu_service.moe_layer import MoeLayer
 
-Replacements = Mapping[type[nn.Module], type[MoeLayer]]
-"""What is built in the place of a model's classes."""
+Replacements = Mapping[type[nn.Module], type[nn.Module]]
+"""What is built in the place of a model's classes: a MoeLayer, or a block that has one."""
 
-_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 
 
 def experts_by_interface(skeleton: nn.Module) -> Replacements:
@@ -72,7 +82,17 @@ class Architecture:
     """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
 
 
-ARCHITECTURES: Final[dict[str, Architecture]] = {}
+_LLAMA4: Final = replacing("Llama4TextMoe", Llama4Block)
+
+ARCHITECTURES: Final[dict[str, Architecture]] = {
+    "dbrx": Architecture(replacements=replacing("DbrxExperts", MoeLayer)),
+    "jetmoe": Architecture(replacements=replacing("JetMoeMoE", JetMoeBlock)),
+    "llama4": Architecture(auto_class=AutoModelForImageTextToText, replacements=_LLAMA4),
+    "llama4_text": Architecture(replacements=_LLAMA4),
+    "switch_transformers": Architecture(
+        auto_class=AutoModelForSeq2SeqLM, replacements=replacing("SwitchTransformersExperts", SwitchExperts)
+    ),
+}
 """By model_type, what is built otherwise than by default."""
 
 

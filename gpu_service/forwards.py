@@ -11,6 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from gpu_service import encoder_decoder
 from gpu_service.attention_masks import AttentionMasks
 from gpu_service.slot_cache import SlotCache
 from gpu_service.state_cache import StateCache
@@ -43,15 +44,33 @@ class Together:
 
     is_repeatable = True  # what was stored of a batch's keys and values is stored again in the same place
 
-    def __init__(self, cache: SlotCache, masks: AttentionMasks, device: torch.device) -> None:
+    def __init__(
+        self, cache: SlotCache, masks: AttentionMasks, device: torch.device, temperature_step: int | None = None
+    ) -> None:
+        """Prepares.
+
+        Args:
+            cache: Holds keys and values.
+            masks: Makes the model's masks.
+            device: Where the model is.
+            temperature_step: Positions after which the attention's temperature changes, which transformers tells from
+                the first row's position for all; None: it does not change.
+        """
         self.cache = cache
         self._masks = masks
         self._device = device
+        self._temperature_step = temperature_step
 
     def compute(
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
     ) -> torch.Tensor:
         """See Forward."""
+        if self._temperature_step and len(positions) > 1:
+            temperatures = (positions[:, 0] + 1) // self._temperature_step
+            if (temperatures != temperatures[0]).any():
+                rows = range(len(positions))
+                each = [(token_ids[row : row + 1], positions[row : row + 1], first_row + row) for row in rows]
+                return torch.cat([self.compute(module, *row, kept) for row in each])
         self.cache.begin(first_row, positions, self._device)
         positions = positions.to(self._device)
         output = module(
@@ -100,7 +119,12 @@ class RowByRow:
 
 
 def build_forward(
-    module: nn.Module, num_slots: int, max_length: int, device: torch.device, spoiled_rows: set[int]
+    module: nn.Module,
+    num_slots: int,
+    max_length: int,
+    device: torch.device,
+    spoiled_rows: set[int],
+    start_token_id: int | None = None,
 ) -> Forward:
     """The forward that fits a model's layers.
 
@@ -110,13 +134,18 @@ def build_forward(
         max_length: Positions in each.
         device: Where the model is.
         spoiled_rows: Dispatcher.spoiled_rows, which counts the rows of one forward, and here of one batch.
+        start_token_id: What the decoder begins with; None where the model has no encoder.
     """
+    if start_token_id is not None:
+        return encoder_decoder.build(module, num_slots, max_length, start_token_id, spoiled_rows)
     config: Any = module.config
     text_config = config.get_text_config(decoder=True)
     if keeps_only_keys_and_values(config):
         implementation = text_config._attn_implementation
         masks = AttentionMasks(text_config, next(module.parameters()).dtype, is_added=implementation == "eager")
-        return Together(SlotCache(num_slots, max_length), masks, device)
+        # Llama-4's
+        step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
+        return Together(SlotCache(num_slots, max_length), masks, device, step)
     own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
     return RowByRow(StateCache(config, num_slots, max_length, own_class), device, spoiled_rows)
 

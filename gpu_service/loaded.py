@@ -64,6 +64,7 @@ class Loaded:
             dense_bytes=checkpoint.dense_bytes,
             expert_bytes=checkpoint.expert_bytes,
             has_chat_template=self.tokenizer.has_chat_template,
+            is_encoder_decoder=model.start_token_id is not None,
         )
 
     def describe_server(self) -> generation_pb2.GetServerInfoResponse:

@@ -10,6 +10,7 @@ from fiddler.checkpoint import Checkpoint
 from gpu_service.architectures import Architecture, architecture_of
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
+from gpu_service.encoder_decoder import start_token_of
 from gpu_service.forwards import build_forward
 from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
@@ -42,8 +43,10 @@ class Model:
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
+        self.start_token_id = start_token_of(self.generation_config, config)
+        """What a decoder's output begins with where the prompt is an encoder's input; None elsewhere."""
         self._forward = build_forward(
-            self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows
+            self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows, self.start_token_id
         )
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
@@ -114,13 +117,14 @@ class Model:
         return logits.flatten(0, 1).to(torch.float32)
 
     def _connect(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+        by_name = {layer.name: index for index, layer in enumerate(checkpoint.layers)}
         by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
         connected = set()
         for name, module in list(self._module.named_modules()):  # connecting puts modules of ours into the blocks
             if not isinstance(module, MoeLayer):
                 continue
             number = architecture.layer_number(name)
-            index = None if number is None else by_decoder_layer.get(number)
+            index = by_name.get(name, None if number is None else by_decoder_layer.get(number))
             if index is None:
                 raise ModelError(
                     f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"

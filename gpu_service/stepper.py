@@ -192,7 +192,7 @@ class Stepper:
             return
         end_ids = request.eos_ids | request.stop_ids
         for each in request.sequences:
-            each.sampler = Sampler(request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device)
+            each.sampler = Sampler(request.sampling, each.index, request.preceding, request.min_tokens, end_ids, device)
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:
