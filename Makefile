@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sanitize interop lint format bench kernel-plot orchestration-plot protos clean
+.PHONY: help setup demo test compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos settings clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ demo: $(STAMP) ## Start both services on models/demo and watch it write
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
+
+compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2
+	$(BIN)/python -m tests.compose
 
 sanitize: $(STAMP) ## Run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
@@ -60,8 +63,15 @@ kernel-plot: $(STAMP) ## Draw docs/kernel_scaling.svg from the results of benchm
 orchestration-plot: $(STAMP) ## Draw docs/orchestration.svg from the results of benchmarks.orchestration
 	$(BIN)/python -m benchmarks.orchestration_plot
 
+routing-picture: $(STAMP) ## Run a pair through a change of topic; draw docs/routing.svg and docs/top.svg from its metrics
+	$(BIN)/python -m benchmarks.routing --out benchmarks/results/routing.jsonl >/dev/null
+	$(BIN)/python -m benchmarks.routing_plot
+
 protos: $(STAMP) ## Generate fiddler/v1 from protos/fiddler/v1
 	$(BIN)/python -m tests.protos
+
+settings: $(STAMP) ## Write docs/settings.md from the services' settings
+	$(BIN)/python -m tests.settings_page
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +46,16 @@ class Report:
             {"name": name, "value": rounded["median"], "unit": unit, "n": len(ordered), **rounded, **more},
         )
 
-    def _write(self, result: dict[str, Field]) -> None:
+    def record(self, name: str, **content: Any) -> None:
+        """What is no sample of a quantity, as it is.
+
+        Args:
+            name: BENCHMARK.WHAT.
+            content: Whatever JSON can say.
+        """
+        self._write({"name": name, **content})
+
+    def _write(self, result: Mapping[str, Any]) -> None:
         line = json.dumps(result)
         print(line, flush=True)
         if self._file:
@@ -63,6 +72,7 @@ def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="also write the results to this file")
+    parser.add_argument("--append", action="store_true", help="add to that file: a benchmark that is run in parts")
     for flag, default in options:
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
@@ -75,7 +85,9 @@ def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple
     # an interrupted run leaves the results of the last whole one
     unfinished = arguments.out.with_suffix(".partial")
     try:
+        earlier = arguments.out.read_text() if arguments.append and arguments.out.exists() else ""
         with unfinished.open("w") as file:
+            file.write(earlier)
             yield Report(file), arguments
         unfinished.replace(arguments.out)
     finally:

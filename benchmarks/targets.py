@@ -15,6 +15,10 @@ class Target:
     bound: float
     at_least: bool = True
 
+    def is_met(self, value: float) -> bool:
+        """Whether a value is on the right side of the bound; the bound itself is."""
+        return value >= self.bound if self.at_least else value <= self.bound
+
 
 def judge(values: Sequence[float], target: Target) -> str:
     """The verdict: ok, missed, or inconclusive where p10 to p90 is wider than the distance of median and bound."""
@@ -22,7 +26,7 @@ def judge(values: Sequence[float], target: Target) -> str:
     median = statistics.median(ordered)
     if quantile(ordered, 0.9) - quantile(ordered, 0.1) > abs(median - target.bound):
         return "inconclusive"
-    return "ok" if (median >= target.bound) is target.at_least else "missed"
+    return "ok" if target.is_met(median) else "missed"
 
 
 @dataclass(slots=True)
@@ -41,7 +45,7 @@ class Judge:
             return
         verdict, bound = judge(values, target), "at_least" if target.at_least else "at_most"
         # an inconclusive median still lies on one side
-        side = "meets" if (statistics.median(values) >= target.bound) is target.at_least else "misses"
+        side = "meets" if target.is_met(statistics.median(values)) else "misses"
         more = {bound: target.bound, "verdict": verdict, "median_is": side, **more}
         self.out.samples(name, values, unit, **more)
         sign = ">=" if target.at_least else "<="

@@ -7,24 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from client._errors import (
-    BusyError,
-    ClientError,
-    DeadlineError,
-    InvalidRequestError,
-    UnauthenticatedError,
-    UnavailableError,
-)
+from client._errors import ClientError
+from client._exit_status import DONE, FAILED, INTERRUPTED, USAGE, exit_status
 
-DONE, FAILED, USAGE, UNAVAILABLE, BUSY, DEADLINE, UNAUTHENTICATED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
-
-_EXIT_CODES: dict[type[ClientError], int] = {
-    InvalidRequestError: USAGE,
-    UnavailableError: UNAVAILABLE,
-    BusyError: BUSY,
-    DeadlineError: DEADLINE,
-    UnauthenticatedError: UNAUTHENTICATED,
-}
 _EPILOG = (
     "Exit status: 0 done, also where whoever read the output has left; 1 the server or the output failed; "
     "2 wrong usage or request; 3 nothing serves there; 4 the server is busy; 5 the timeout passed; "
@@ -105,7 +90,7 @@ def generate(
     try:
         return DONE if run(context.params) else FAILED
     except ClientError as error:
-        return _fail(error.message, _EXIT_CODES.get(type(error), FAILED))
+        return _fail(error.message, exit_status(error))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,8 @@ from typing import Any
 
 from client._chat import chat
 from client._options import ConnectionOptions, GenerateOptions
-from client._printing import output_that_may_end, print_generation, read_prompt
+from client._output import output_that_may_end
+from client._printing import print_generation, read_prompt
 from client._statuses import invalid
 from client.client import Client
 

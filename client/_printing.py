@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import signal
 import sys
 import threading
@@ -33,21 +32,6 @@ def read_prompt(argument: str) -> str:
         raise invalid("prompt", f"standard input cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise invalid("prompt", f"standard input is no UTF-8: {error.reason} at byte {error.start}") from error
-
-
-@contextlib.contextmanager
-def output_that_may_end() -> Iterator[None]:
-    """Ends its block, without a word, where whoever reads the output has left.
-
-    Raises:
-        OSError: The output cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        _abandon_output()
-        if not isinstance(error, BrokenPipeError):
-            raise
 
 
 def print_generation(generation: Generation, *, as_json: bool, hear: Callable[[str], object] = len) -> None:
@@ -160,8 +144,3 @@ def _heading(complete: Complete, num_generations: int) -> str:
 def _be_able_to_print_all() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
-
-
-def _abandon_output() -> None:
-    """Keeps Python from flushing, as it exits, what nobody reads any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -59,7 +59,7 @@ def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
 
 def num_bytes(expert: ExpertWeights) -> int:
     """Bytes of an expert's matrices."""
-    matrices = (expert.gate, expert.up, expert.down)
+    matrices = (expert.gate, expert.up, expert.down, expert.factor)
     return sum(matrix.numel() * matrix.itemsize for matrix in matrices if matrix is not None)
 
 

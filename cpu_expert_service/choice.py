@@ -108,6 +108,7 @@ def _part(expert: ExpertWeights) -> ExpertWeights:
         down=expert.down[:, :_CALIBRATED_INTERMEDIATE],
         gate_bias=first(expert.gate_bias),
         up_bias=first(expert.up_bias),
+        factor=first(expert.factor),
     )
 
 

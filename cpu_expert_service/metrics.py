@@ -1,22 +1,48 @@
-"""The CPU expert service's metrics."""
+"""The CPU expert service's metrics: what each is called and means. docs/metrics.md is made from this file.
+
+Nothing is counted here. A Family's numbers are kept by whoever knows them and published by collectors.py.
+"""
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fiddler.metrics import LATENCY_BUCKETS
+from fiddler.metrics import LATENCY_BUCKETS, Family
 
+_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+
+# Messages
 REQUESTS = Counter("fiddler_expert_requests_total", "Layer messages answered, by gRPC status code.", ["code"])
 ROWS = Counter("fiddler_expert_rows_total", "Hidden rows in messages that were computed.")
+CALL_ROWS = Histogram("fiddler_expert_call_rows", "Hidden rows in a message that was computed.", buckets=_ROW_BUCKETS)
 QUEUE_SECONDS = Histogram(
     "fiddler_expert_queue_seconds", "Seconds that a message waited for others to be computed.", buckets=LATENCY_BUCKETS
 )
 COMPUTE_SECONDS = Histogram(
     "fiddler_expert_compute_seconds", "Seconds that a message took to compute.", buckets=LATENCY_BUCKETS
 )
+IDLE_SECONDS = Family(
+    "fiddler_expert_idle_seconds_total", "counter", "Seconds in which no message was computed, since the start."
+)
 RECEIVED_BYTES = Counter("fiddler_expert_received_bytes_total", "Bytes of requests received.")
 SENT_BYTES = Counter("fiddler_expert_sent_bytes_total", "Bytes of responses sent.")
 STREAMS = Gauge("fiddler_expert_streams", "Streams that are open.")
-WEIGHT_BYTES = Gauge("fiddler_expert_weight_bytes", "Bytes of expert weights that are served, as stored.")
 THREADS = Gauge("fiddler_expert_threads", "Threads that compute one message.")
+
+# Memory
+WEIGHT_BYTES = Gauge("fiddler_expert_weight_bytes", "Bytes of expert weights that are served, as stored.")
+RESIDENT_BYTES = Family(
+    "fiddler_expert_resident_bytes",
+    "gauge",
+    "Bytes of those that lie in this process's memory, estimated from some of their pages. The rest is read from disk "
+    "when it is needed.",
+)
+WEIGHT_READ_BYTES = Counter(
+    "fiddler_expert_weight_read_bytes_total",
+    "Bytes of the experts that messages with few rows chose; for those, reading weights is what takes the time.",
+)
+WEIGHT_READ_SECONDS = Counter(
+    "fiddler_expert_weight_read_seconds_total",
+    "Seconds that those messages took: bytes over seconds are the bandwidth achieved.",
+)
 KERNEL_SECONDS = Gauge(
     "fiddler_expert_kernel_seconds",
     "Seconds that a kernel took at start-up for one expert, by how many rows the expert had.",
@@ -30,3 +56,7 @@ MEMORY_READ_BANDWIDTH = Gauge(
     "fiddler_expert_memory_read_bytes_per_second",
     "Bytes per second that the same threads read from the same weights at start-up, computing nothing: the limit.",
 )
+
+# What has never happened is 0 from the start, so that its first time is seen as an increase.
+for _code in ("OK", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL"):
+    REQUESTS.labels(_code)

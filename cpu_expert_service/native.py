@@ -60,6 +60,7 @@ class Layer(ctypes.Structure):
         ("gate", Projection),
         ("up", Projection),
         ("down", Projection),
+        ("factor", Projection),
     )
 
 

@@ -122,6 +122,8 @@ def _describe(layer: LayerWeights) -> tuple[Layer, list[Any]]:
         raise NativeError(f"experts[0].gate: {layer.activation} needs one, got None")
     described.up = _projection(layer, "up", wide, borrowed)
     described.down = _projection(layer, "down", wide[::-1], borrowed)
+    if any(expert.factor is not None for expert in layer.experts):
+        described.factor = _projection(layer, "factor", wide, borrowed)
     return described, borrowed
 
 
@@ -142,7 +144,7 @@ def _projection(layer: LayerWeights, name: str, shape: tuple[int, ...], borrowed
 
 def _biases(layer: LayerWeights, name: str, length: int, borrowed: list[Any]) -> int | None:
     """The address of the experts' biases in float32; None where they have none."""
-    biases = [getattr(expert, f"{name}_bias") for expert in layer.experts]
+    biases: list[Any] = [getattr(expert, f"{name}_bias", None) for expert in layer.experts]
     if all(bias is None for bias in biases):
         return None
     for number, bias in enumerate(biases):

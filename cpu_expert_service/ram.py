@@ -18,7 +18,7 @@ from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
 _OUTPUTS_MULTIPLE = 64
-_MATRICES = ("gate", "up", "down")
+_MATRICES = ("gate", "up", "down", "factor")
 _ALIGNMENT = 64
 
 Progress = Callable[[int, int], None]

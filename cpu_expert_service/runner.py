@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
+from cpu_expert_service.calibration import num_bytes
 from cpu_expert_service.choice import calibrate, pool_of
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.ram import Progress, copy_layers
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import layer_weights
+from fiddler.expert_math import LayerWeights, layer_weights
 
 
 class ExpiredError(Exception):
@@ -44,6 +45,21 @@ class Runner:
         self._lock = threading.Lock()
         self._weights = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
         self._layers = tuple(kernel.prepare(weights) for weights in self._weights)
+        self.expert_bytes = tuple(num_bytes(weights.experts[0]) for weights in self._weights)
+        """By layer: bytes of one expert's matrices."""
+        self._made_at = time.monotonic()
+        self._busy: tuple[float, float | None] = 0.0, None  # seconds of messages that ended; when this one began
+
+    @property
+    def weights(self) -> tuple[LayerWeights, ...]:
+        """By layer, as they are computed from."""
+        return self._weights
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since it was made in which it computed no message. For any thread."""
+        now, (busy_seconds, began) = time.monotonic(), self._busy
+        return now - self._made_at - busy_seconds - (0.0 if began is None else max(0.0, now - began))
 
     def copy_to_ram(self, progress: Progress) -> None:
         """Computes from copies in memory of this process's own from now on.
@@ -85,5 +101,11 @@ class Runner:
             started = time.monotonic()
             if deadline is not None and started >= deadline:
                 raise ExpiredError
-            output = self._layers[layer](hidden, expert_ids, routing_weights)
-            return Result(output, started - arrived, time.monotonic() - started)
+            busy_seconds, _ = self._busy
+            self._busy = busy_seconds, started
+            try:
+                output = self._layers[layer](hidden, expert_ids, routing_weights)
+            finally:
+                seconds = time.monotonic() - started
+                self._busy = busy_seconds + seconds, None
+            return Result(output, started - arrived, seconds)

@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tqdm import tqdm
 
-from cpu_expert_service import metrics
+from cpu_expert_service import collectors, metrics
 from cpu_expert_service.choice import build_kernel
 from cpu_expert_service.cpus import read_topology
 from cpu_expert_service.kernel import Kernel
@@ -45,7 +45,7 @@ def run(settings: Settings) -> None:
     kernel = build_kernel(settings, read_topology())
     runner = Runner(checkpoint, kernel)
     servicer = ExpertServicer(checkpoint, runner, dtype, settings)
-    _publish(checkpoint, kernel, settings)
+    _publish(checkpoint, kernel, runner, settings)
     server, health_servicer = _build_server(settings, servicer)
     listener = listen.bind(server, settings.listen)
     server.start()
@@ -101,8 +101,9 @@ def _load(checkpoint: Checkpoint, runner: Runner, settings: Settings, stop: thre
             checkpoint.prefault(progress)
 
 
-def _publish(checkpoint: Checkpoint, kernel: Kernel, settings: Settings) -> None:
+def _publish(checkpoint: Checkpoint, kernel: Kernel, runner: Runner, settings: Settings) -> None:
     set_build_info("cpu_expert_service", kernel=kernel.name, model_type=checkpoint.model_type)
     metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
     metrics.THREADS.set(kernel.num_threads)
+    collectors.publish(runner)
     serve(settings.metrics_host, settings.metrics_port)

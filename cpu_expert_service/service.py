@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import grpc
+import numpy as np
 import structlog
 import torch
 
@@ -16,6 +17,8 @@ from fiddler.checkpoint import Checkpoint, MoeLayer
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _log = structlog.get_logger(__name__)
+_FEW_ROWS = 4  # of one expert: reading its weights takes longer than computing them, on every CPU
+_MOST_ROWS_TO_COUNT = 256  # in a message: with more, some expert has more than a few
 _ANSWERED = metrics.REQUESTS.labels(grpc.StatusCode.OK.name)
 
 
@@ -49,13 +52,14 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     ) -> Iterator[experts_pb2.RunResponse]:
         """Answers a stream's messages in order, until one is wrong."""
         if not self._free_streams.acquire(blocking=False):
+            metrics.REQUESTS.labels(grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
         metrics.STREAMS.inc()
         try:
             while (request := self._next(request_iterator, context)) is not None:
-                response = self._answer(request)
+                response, expert_ids = self._answer(request)
                 yield response
-                _count(request, response)  # once it is on its way
+                self._count(request, response, expert_ids)  # once it is on its way
         except rpc.StatusError as error:
             metrics.REQUESTS.labels(error.code.name).inc()
             _log.warning("stream ended", code=error.code.name, reason=error.message)
@@ -91,7 +95,8 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             with self._idle_lock:
                 self._idle.discard(context)
 
-    def _answer(self, request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
+    def _answer(self, request: experts_pb2.RunRequest) -> tuple[experts_pb2.RunResponse, torch.Tensor]:
+        """The answer, and the [rows, k] expert ids that were asked for."""
         deadline = None
         if request.HasField("time_remaining_seconds"):
             deadline = time.monotonic() + request.time_remaining_seconds
@@ -109,7 +114,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             compute_seconds=result.compute_seconds,
         )
         tensors.encode(result.output, response.output)
-        return response
+        return response, expert_ids
 
     def _parse(self, request: experts_pb2.RunRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Returns hidden rows, expert ids and routing weights, or raises a StatusError that names the field."""
@@ -142,6 +147,24 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             wrong = lowest if lowest < -1 else highest
             raise rpc.invalid_argument("expert_ids", f"must be -1 to {layer.num_experts - 1}, got {wrong}")
 
+    def _count(
+        self, request: experts_pb2.RunRequest, response: experts_pb2.RunResponse, expert_ids: torch.Tensor
+    ) -> None:
+        num_rows, seconds = expert_ids.shape[0], response.compute_seconds
+        _ANSWERED.inc()
+        metrics.ROWS.inc(num_rows)
+        metrics.CALL_ROWS.observe(num_rows)
+        metrics.QUEUE_SECONDS.observe(response.queue_seconds)
+        metrics.COMPUTE_SECONDS.observe(seconds)
+        metrics.RECEIVED_BYTES.inc(request.ByteSize())
+        metrics.SENT_BYTES.inc(response.ByteSize())
+        if num_rows > _MOST_ROWS_TO_COUNT:
+            return
+        rows = np.bincount(expert_ids.numpy().reshape(-1) + 1)[1:]  # -1 is computed elsewhere
+        if len(rows) and rows.max() <= _FEW_ROWS:
+            metrics.WEIGHT_READ_BYTES.inc(int(np.count_nonzero(rows)) * self._runner.expert_bytes[request.layer])
+            metrics.WEIGHT_READ_SECONDS.inc(seconds)
+
     def _describe(self) -> experts_pb2.DescribeResponse:
         return experts_pb2.DescribeResponse(
             protocol_version=PROTOCOL_VERSION,
@@ -170,15 +193,6 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             threads=self._runner.kernel.num_threads,
             version=__version__,
         )
-
-
-def _count(request: experts_pb2.RunRequest, response: experts_pb2.RunResponse) -> None:
-    _ANSWERED.inc()
-    metrics.ROWS.inc(request.hidden.shape[0])
-    metrics.QUEUE_SECONDS.observe(response.queue_seconds)
-    metrics.COMPUTE_SECONDS.observe(response.compute_seconds)
-    metrics.RECEIVED_BYTES.inc(request.ByteSize())
-    metrics.SENT_BYTES.inc(response.ByteSize())
 
 
 def check_handshake(request: experts_pb2.DescribeRequest, description: experts_pb2.DescribeResponse) -> None:

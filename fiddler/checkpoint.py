@@ -41,24 +41,24 @@ _LAYER = r"(?:[\w.]+\.)?layers\.(?P<layer>\d{1,9})"
 
 def _each(block: str, part: str) -> re.Pattern[str]:
     """The pattern of namings in which every expert has tensors of its own."""
-    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}\.experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
+    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
 
 
 NAMINGS: Final = (
     Naming(
         "layers.N.block_sparse_moe.experts.M.{w1,w3,w2}.weight",
-        _each(r"\w+", "w1|w2|w3"),
+        _each(r"(?:\w+\.)?", "w1|w2|w3"),
         {"w1": "gate", "w3": "up", "w2": "down"},
     ),
     Naming(
         "layers.N.mlp.experts.M.{gate_proj,up_proj,down_proj}.weight",
         # Nemotron-H calls its blocks "mixer"; its experts have no gate and are the next row's
-        _each(r"(?!mixer\.)\w+", "gate_proj|up_proj|down_proj"),
+        _each(r"(?!mixer\.)\w+\.", "gate_proj|up_proj|down_proj"),
         {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
     ),
     Naming(
         "layers.N.mixer.experts.M.{up_proj,down_proj}.weight",
-        _each("mixer", "up_proj|down_proj"),
+        _each(r"mixer\.", "up_proj|down_proj"),
         {"up_proj": "up", "down_proj": "down"},
     ),
     Naming(
@@ -97,9 +97,7 @@ NAMINGS: Final = (
     ),
     Naming(
         "blocks.N.ffn.experts.mlp.{w1,v1,w2}",
-        re.compile(
-            r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<part>w1|v1|w2)"
-        ),
+        re.compile(r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<part>w1|v1|w2)"),
         {"w1": "gate", "v1": "up", "w2": "down"},
     ),
     Naming(
@@ -110,6 +108,11 @@ NAMINGS: Final = (
         ),
         {"wi": "up", "wo": "down"},
         expert_name="expert_{}",
+    ),
+    Naming(
+        "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
+        {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},
     ),
 )
 

@@ -12,6 +12,7 @@ from fiddler.expert_naming import Claim, Role
 from fiddler.experts import Expert, MoeLayer, WeightView
 from fiddler.moe_config import MoeConfig
 from fiddler.safetensors_index import StoredTensor
+from fiddler.stacked_layout import is_stacked, stacked_experts
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -25,11 +26,14 @@ def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
         UnsupportedDtypeError: a dtype that nothing here computes, or two dtypes in one layer.
     """
     dtype = _common_dtype(claim)
-    fused = "expert" not in claim.naming.pattern.groupindex
-    if fused and "gate" in claim.naming.parts.values():
+    if is_stacked(claim):
+        experts = stacked_experts(claim, config, dtype)
+    elif "expert" in claim.naming.pattern.groupindex:
+        experts = _separate_experts(claim, config, dtype)
+    elif "gate" in claim.naming.parts.values():
         experts = _stacked_experts(claim, config, dtype)
     else:
-        experts = _fused_experts(claim, config, dtype) if fused else _separate_experts(claim, config, dtype)
+        experts = _fused_experts(claim, config, dtype)
     down = experts[0].down
     hidden_size, intermediate_size = down.shape
     if config.intermediate_size not in (None, intermediate_size):

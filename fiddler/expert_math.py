@@ -40,6 +40,8 @@ class ExpertWeights:
     """[intermediate]"""
     down_bias: torch.Tensor | None = None
     """[hidden]"""
+    factor: torch.Tensor | None = None
+    """[intermediate, hidden]; what it gives is multiplied with what up gives. OpenMoE's experts have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def _weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
         gate=tensors.get("gate"),
         up=tensors["up"],
         down=tensors["down"],
+        factor=tensors.get("factor"),
         **{name: tensor[0] for name, tensor in tensors.items() if name.endswith("_bias")},
     )
 
@@ -116,6 +119,8 @@ def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tens
         return functional.linear(rows.to(torch.float32), weight.to(torch.float32), bias).to(rows.dtype)
 
     up = project(rows, expert.up, expert.up_bias)
+    if expert.factor is not None:
+        up = up * project(rows, expert.factor, None)
     gate = None if expert.gate is None else project(rows, expert.gate, expert.gate_bias)
     return project(combine(gate, up), expert.down, expert.down_bias)
 

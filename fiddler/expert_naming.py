@@ -13,7 +13,7 @@ from fiddler.checkpoint_errors import FileFormatError, UnknownNamingError, Unsup
 from fiddler.moe_config import MoeConfig
 from fiddler.safetensors_index import StoredTensor
 
-Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "down_bias"]
+Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "down_bias", "factor_gate"]
 
 # A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")

@@ -47,7 +47,7 @@ class Activation:
 class Expert:
     """One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` where gate is None.
 
-    A bias is a view of shape [1, out_features].
+    Where there is a factor, up(x) * factor(x) takes the place of up(x). A bias is a view of shape [1, out_features].
     """
 
     gate: WeightView | None
@@ -56,6 +56,7 @@ class Expert:
     gate_bias: WeightView | None = None
     up_bias: WeightView | None = None
     down_bias: WeightView | None = None
+    factor: WeightView | None = None
 
     @property
     def views(self) -> dict[str, WeightView]:

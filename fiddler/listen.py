@@ -37,13 +37,13 @@ def bind(
         credentials: The server's side of TLS, for HOST:PORT; None: there is none.
 
     Raises:
-        OSError: The address is taken, or the socket's directory cannot be made.
+        OSError: The address is taken, or the socket's directory cannot be made or written.
     """
     if not address.startswith("unix:"):
         _add_port(server, address, address, credentials)
         return Listener(address)
     path = Path(address.removeprefix("unix:"))
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_directory(path.parent)
     _refuse_if_taken(path)
     # gRPC removes the path that it bound when it stops, whoever's socket is there by then; so it binds another one,
     # which then takes the place of a dead server's in one step
@@ -63,6 +63,19 @@ def _add_port(
             server.add_secure_port(address, credentials)
     except RuntimeError:
         raise OSError(f"--listen: cannot serve on {name}; is it taken?") from None
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise PermissionError(f"--listen: user {os.getuid()} cannot make the directory {error.filename}") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        status = directory.stat()
+        raise PermissionError(
+            f"--listen: user {os.getuid()} cannot make a socket in {directory}, "
+            f"which belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
+        )
 
 
 def _refuse_if_taken(path: Path) -> None:

@@ -1,9 +1,15 @@
 """What both services' metrics have in common: one registry per process, build information, /metrics over HTTP."""
 
 import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
 
 import torch
-from prometheus_client import REGISTRY, CollectorRegistry, Info, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, Info, disable_created_metrics, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 
 from fiddler import __version__
 
@@ -12,10 +18,53 @@ LATENCY_BUCKETS = (
 )  # fmt: skip
 """Seconds, from the round trip of an empty message to a long prefill on a slow CPU."""
 
+BUILD_NAME = "fiddler_build_info"
+BUILD_DESCRIPTION = "Always 1: versions of the software and what it computes with, as labels."
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric that is counted elsewhere, in numbers of Python's own, and published when it is asked for."""
+
+    name: str
+    """As it is served: a counter's ends with _total."""
+    kind: Literal["counter", "gauge"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+    def new(self) -> CounterMetricFamily | GaugeMetricFamily:
+        """Without samples yet."""
+        make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
+        return make(self.name, self.description, labels=self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What is said of a metric, however it is counted."""
+
+    name: str
+    kind: str
+    description: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+    """Of a histogram."""
+
+
+def declared(module: ModuleType) -> Iterator[Declared]:
+    """The metrics that a module declares, in its order."""
+    for value in vars(module).values():
+        if isinstance(value, Family):
+            yield Declared(value.name, value.kind, value.description, value.labels)
+        elif isinstance(value, MetricWrapperBase):
+            (family,) = value.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            buckets = tuple(value._kwargs.get("buckets", ()))
+            yield Declared(name, family.type, family.documentation, tuple(value._labelnames), buckets)
+
 
 def set_build_info(service: str, **labels: str) -> None:
     """Publishes fiddler_build_info of this process."""
-    info = Info("fiddler_build", "Versions of the software and of what it computes with.")
+    info = Info(BUILD_NAME.removesuffix("_info"), BUILD_DESCRIPTION)
     info.info(
         {
             "service": service,
@@ -35,6 +84,7 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     """
     if port == 0:
         return
+    disable_created_metrics()  # when each series began, which would be as many series again
     try:
         start_http_server(port, host, registry)
     except OSError as error:

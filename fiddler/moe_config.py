@@ -12,9 +12,20 @@ from fiddler.experts import Activation
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
-_ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation", "dense_act_fn")
+_ACTIVATIONS = (
+    "hidden_act",
+    "mlp_hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "activation",
+    "dense_act_fn",
+)
+_EXPERT_SIZES = ("moe_intermediate_size",)
+_DENSE_SIZES = ("intermediate_size",)  # where experts are as wide as the dense layers
 _EXPERT_SECTION = "ffn_config"
 """Where DBRX keeps what it says of its experts."""
+_TYPES_BY_ARCHITECTURE = {"OpenMoeForCausalLM": "openmoe"}
+"""Published with the model_type of the family whose configuration they took: OpenMoE's says llama."""
 _ADD_ONE_TO_UP = frozenset({"gpt_oss"})
 """Types whose published config.json does not say it, as others' swiglu_alpha does."""
 
@@ -41,12 +52,12 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     Raises:
         ConfigError: config.json lacks its model_type or hidden size.
     """
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
+    model_type = model_type_of(config)
+    if model_type is None:
         raise ConfigError(f"{path} names no model_type.")
     text: dict[str, Any] = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
     # what the language model's own section leaves out, the top level may say
-    merged = config | text
+    merged = {**config, "model_type": model_type, **text}
     merged |= _of_expert_section(merged)
     hidden_size = _first_int(merged, _HIDDEN_SIZES)
     if hidden_size is None:
@@ -57,7 +68,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
         text_model_type=str(merged["model_type"]),
         hidden_size=hidden_size,
         num_experts=_first_int(merged, _NUM_EXPERTS),
-        intermediate_size=_first_int(merged, ("moe_intermediate_size",)),
+        intermediate_size=_first_int(merged, _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES),
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
         num_encoder_layers=_first_int(merged, ("num_layers",)) if merged.get("is_encoder_decoder") else None,
         activation=_activation(merged, model_type),
@@ -76,6 +87,16 @@ def _of_expert_section(config: dict[str, Any]) -> dict[str, Any]:
         "hidden_act": activation.get("name") if isinstance(activation, dict) else None,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def model_type_of(config: dict[str, Any]) -> str | None:
+    """The family of a config.json; None where it names none."""
+    architectures = config.get("architectures")
+    for architecture in architectures if isinstance(architectures, list) else ():
+        if architecture in _TYPES_BY_ARCHITECTURE:
+            return _TYPES_BY_ARCHITECTURE[architecture]
+    model_type = config.get("model_type")
+    return model_type if isinstance(model_type, str) else None
 
 
 def speaks_of_experts(config: dict[str, Any]) -> bool:
@@ -99,6 +120,8 @@ def _activation(config: dict[str, Any], model_type: str) -> Activation:
     """The experts' activation. Clamped ones get a name of their own, so that nobody computes the plain one instead."""
     name = next((config[key] for key in _ACTIVATIONS if isinstance(config.get(key), str)), "silu")
     alpha, limit = config.get("swiglu_alpha"), config.get("swiglu_limit")
+    if model_type == "openmoe" and name == "swiglu":
+        return Activation("silu")  # of one half of what is called its gate; the other half is Expert.factor
     if config.get("swiglu_limits") is not None:
         return Activation(f"clamped_{name}_by_layer")
     if alpha is not None or model_type in _ADD_ONE_TO_UP:

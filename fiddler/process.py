@@ -19,6 +19,8 @@ def prepare() -> None:
         signal.signal(number, _leave)
     # gRPC's older event loop wakes fewer threads per message than its EventEngine
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
+    # what gRPC would say beside it, a status or an exception says already
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # OpenMP threads that spin after a parallel region take the cores from the other service
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # glibc would return the memory of every large message to the kernel, and fault it in again for the next

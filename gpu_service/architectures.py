@@ -1,8 +1,8 @@
 """How a model is built: which of transformers' classes builds it, and what takes its experts' place.
 
 Nearly every family has transformers' experts interface and needs no row here: it is built as `Architecture()` says. A
-row of `ARCHITECTURES` is for a family that is built otherwise, and `register` for one whose model code is ours. This
-module loads no weights.
+row of `ARCHITECTURES` is for a family that is built otherwise, and one of `CONFIGURATIONS` for one whose model code is
+ours, too. This module loads no weights.
 """
 
 import re
@@ -24,7 +24,9 @@ from gpu_service.blocks import replacing
 from gpu_service.blocks.jetmoe import JetMoeBlock
 from gpu_service.blocks.llama4 import Llama4Block
 from gpu_service.blocks.switch import SwitchExperts
+from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 from gpu_service.moe_layer import MoeLayer
+from gpu_service.openmoe import OpenMoeConfig, OpenMoeForCausalLM
 
 Replacements = Mapping[type[nn.Module], type[nn.Module]]
 """What is built in the place of a model's classes: a MoeLayer, or a block that has one."""
@@ -86,6 +88,9 @@ _LLAMA4: Final = replacing("Llama4TextMoe", Llama4Block)
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "dbrx": Architecture(replacements=replacing("DbrxExperts", MoeLayer)),
+    # ours are built with MoeLayers, so that there is nothing to replace
+    "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
     "jetmoe": Architecture(replacements=replacing("JetMoeMoE", JetMoeBlock)),
     "llama4": Architecture(auto_class=AutoModelForImageTextToText, replacements=_LLAMA4),
     "llama4_text": Architecture(replacements=_LLAMA4),
@@ -95,14 +100,16 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
 }
 """By model_type, what is built otherwise than by default."""
 
+CONFIGURATIONS: Final[dict[str, type[DeepseekConfig | OpenMoeConfig]]] = {
+    "deepseek": DeepseekConfig,
+    "openmoe": OpenMoeConfig,
+}
+"""By model_type, as fiddler.moe_config tells it, what reads a config.json that transformers does not know."""
+
 
 def architecture_of(model_type: str) -> Architecture:
     """How a model of this type is built."""
     return ARCHITECTURES.get(model_type, _DEFAULT)
-
-
-def register() -> None:
-    """Makes the families whose model code is ours known to transformers' Auto classes."""
 
 
 _DEFAULT: Final = Architecture()

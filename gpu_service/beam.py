@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from gpu_service import sampling
+from gpu_service.logit_rows import rows_of
 from gpu_service.request import FinishReason, Request
-from gpu_service.token_choice import rows_of
 
 _MINUS_INFINITY = -1.0e9
 """What transformers calls so: scores are added to it and still compared."""

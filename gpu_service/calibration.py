@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from fiddler.checkpoint import Checkpoint, MoeLayer
-from fiddler.expert_math import layer_combination, expert_forward
+from fiddler.expert_math import expert_forward, layer_combination
 from gpu_service.curve import Sample
 from gpu_service.device_experts import Copy
 from gpu_service.latency_model import Measurements

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import Assignments, ExpertWeights, assign, layer_combination, expert_forward
+from fiddler.expert_math import Assignments, ExpertWeights, assign, expert_forward, layer_combination
 
 
 class Copy(Protocol):

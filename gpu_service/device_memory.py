@@ -1,15 +1,16 @@
 """Measures the memory of the device: what there is, what is free, and what a step takes while it runs."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from fiddler.checkpoint import Checkpoint, MoeLayer
+from gpu_service import host_memory
 from gpu_service.batch import Logits
 from gpu_service.memory_budget import DeviceMemory
 from gpu_service.model import Model
-
-_MEMINFO = Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,32 +40,49 @@ class _NoExperts:
         return _Zeros(torch.zeros_like(hidden))
 
 
-def measure(model: Model, prefill_chunk: int) -> DeviceMemory:
+def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemory:
     """The device's memory once the dense weights, and keys and values, are in place.
 
     Args:
         model: Has computed a token, so that the memory of keys and values is taken.
-        prefill_chunk: The most tokens of a step.
+        checkpoint: Its experts.
+        max_tokens: The most tokens of a step.
     """
     if model.device.type == "cpu":
-        return host_memory()
-    workspace_bytes = _workspace_bytes(model, prefill_chunk)
+        memory = host_memory.measure()
+        # what a step takes on the CPU is small beside it
+        return DeviceMemory(memory.total_bytes, memory.free_bytes, 0, is_host=True)
+    workspace_bytes = _workspace_bytes(model, max_tokens)
+    workspace_bytes += experts_workspace_bytes(
+        checkpoint, model.num_experts_per_token, max_tokens, model.dtype.itemsize
+    )
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
     return DeviceMemory(total_bytes, free_bytes, workspace_bytes)
 
 
-def host_memory(meminfo: Path = _MEMINFO) -> DeviceMemory:
-    """This machine's memory, as the kernel tells it. What a step takes on the CPU is small beside it."""
-    lines = (line.split() for line in meminfo.read_text().splitlines())
-    kibibytes = {fields[0].rstrip(":"): int(fields[1]) for fields in lines if len(fields) > 1}
-    return DeviceMemory(kibibytes["MemTotal"] * 1024, kibibytes["MemAvailable"] * 1024, 0, is_host=True)
+def experts_workspace_bytes(
+    layers: Sequence[MoeLayer], experts_per_token: int, num_tokens: int, value_bytes: int
+) -> int:
+    """What computing the experts of so many tokens on the device takes beside their weights: see device_experts.py.
+
+    One expert is computed at a time, and is taken to have twice its even share of the rows. Where it has more, the
+    reserve holds them, and if that does not, slots are given up for them.
+    """
+    most = 0
+    for layer in layers:
+        share = 2 * num_tokens * max(1, experts_per_token) / layer.num_experts
+        rows = min(num_tokens, math.ceil(share))
+        # up, gate, the activated gate and their product; the row, the expert's output, and that in float32, twice
+        expert = rows * (4 * layer.intermediate_size * value_bytes + layer.hidden_size * (2 * value_bytes + 8))
+        most = max(most, expert + num_tokens * layer.hidden_size * 4)  # the float32 sums
+    return most
 
 
-def _workspace_bytes(model: Model, prefill_chunk: int) -> int:
-    """What the largest step takes at its peak: a whole chunk at the end of the longest context."""
+def _workspace_bytes(model: Model, max_tokens: int) -> int:
+    """What the largest step takes at its peak, experts aside: a whole chunk at the end of the longest context."""
     length = min(model.max_context, model.cache.max_length)
-    tokens = min(prefill_chunk, length) if model.cache.is_divisible else length
+    tokens = min(max_tokens, length) if model.cache.is_divisible else length
     positions = torch.arange(length - tokens, length)[None]
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)

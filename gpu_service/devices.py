@@ -2,12 +2,12 @@
 
 import torch
 
-from gpu_service.kv_budget import free_host_bytes
+from gpu_service import host_memory
 
 
 def free_bytes(device: torch.device) -> int:
     """Memory that is free on a device, where keys and values are held."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_host_bytes()
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory.measure().free_bytes
 
 
 def device_of(name: str) -> torch.device:

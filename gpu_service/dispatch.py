@@ -4,57 +4,25 @@ The planner decides, and the parts compute; this is the order of events, and wha
 is lost in the middle of a layer.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service import metrics
-from gpu_service.device_experts import Copy, DeviceExperts
+from gpu_service.device_experts import DeviceExperts
+from gpu_service.device_timer import start_span
 from gpu_service.expert_connection import ExpertServiceError
 from gpu_service.host_staging import HostStaging
+from gpu_service.layer_costs import LayerCosts
 from gpu_service.orchestration import Orchestration
 from gpu_service.planner import Plan
 from gpu_service.remote_experts import PendingOutput, RemoteExperts
 from gpu_service.selection_counts import SelectionCounts
-
-Ids = npt.NDArray[np.int32]
-
-
-@dataclass(slots=True)
-class _Part:
-    """The rows of one message to the CPU."""
-
-    rows: npt.NDArray[np.int64] | None
-    """Their indices in the batch; None: all of it, in order."""
-    hidden: torch.Tensor
-    """[part, hidden] on the CPU, as are the next two."""
-    ids: torch.Tensor
-    """[part, k] int32; -1 where the expert is computed here."""
-    weights: torch.Tensor
-    """[part, k] float32."""
-    pending: PendingOutput | None
-    """None where it could not be sent."""
-    route: str
-    """As selections are counted: what is computed in this process in the service's place is not remote."""
-
-
-@dataclass(slots=True)
-class Work:
-    """One layer's rows, sent and not joined."""
-
-    layer: int
-    hidden: torch.Tensor
-    """[rows, hidden] on the device."""
-    ids: Ids
-    weights: npt.NDArray[np.float32]
-    plan: Plan
-    parts: list[_Part]
-    copies: Sequence[tuple[int, Copy]]
+from gpu_service.work import Part, Work
 
 
 class Dispatcher:
@@ -76,6 +44,7 @@ class Dispatcher:
             in_process: Computes in its place while it is lost; None where experts can be brought to the device.
         """
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
+        self.costs = LayerCosts(len(checkpoint.layers))
         self.spoiled_rows: set[int] = set()
         """Rows of the batch under way whose remote sums were not finite though what was sent was; they were replaced
         by zeros. The model clears it before a batch."""
@@ -87,11 +56,17 @@ class Dispatcher:
         self._in_process = in_process
         self._staging = HostStaging(device)
         self._device_experts = DeviceExperts(checkpoint, device)
-        self._orchestration = Orchestration()
+        self.orchestration = Orchestration()
+        """What plans are made from; another one by `conduct`."""
 
     def conduct(self, orchestration: Orchestration) -> None:
         """Plans with these costs, slots and policy from now on."""
-        self._orchestration = orchestration
+        self.orchestration = orchestration
+
+    def clear_counts(self) -> None:
+        """Forgets what was counted until now."""
+        self.selections.clear()
+        self.costs.clear()
 
     @contextmanager
     def instead(self, remote: RemoteExperts) -> Iterator[None]:
@@ -108,28 +83,28 @@ class Dispatcher:
         Args:
             layer: Index into the checkpoint's MoE layers.
             hidden: [rows, hidden] on the device.
-            expert_ids: [rows, k] on the device.
+            expert_ids: [rows, k] on the device; -1 is left out.
             weights: [rows, k] on the device.
         """
-        orchestration = self._orchestration
+        began_at, orchestration = time.perf_counter(), self.orchestration
         on_host = {"rows": hidden, "ids": expert_ids.to(torch.int32), "weights": weights.to(torch.float32)}
         guess = orchestration.guess(layer, hidden)
         if guess is not None:
             on_host["guess"] = guess
         rows, ids, routing_weights, *guessed = self._staging.to_host(**on_host)
         # on the CPU, since counting on a GPU waits for it once more
-        counts = np.bincount(ids.numpy().reshape(-1), minlength=self._num_experts[layer])
+        counts = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
         # the slowest side first
         parts = self._send(layer, plan, rows, ids, routing_weights)
         copies = orchestration.planned(layer, counts, plan)
         if guessed:
             orchestration.prefetch(layer, guessed[0].numpy())
-        self.selections.add(layer, counts)
+        self.selections.add(layer, counts, ids.numel())
         for route, experts in (("resident", plan.resident), ("streamed", plan.streamed)):
             if experts:
                 self.selections.add_route(layer, route, int(counts[list(experts)].sum()))
-        return Work(layer, hidden, ids.numpy(), routing_weights.numpy(), plan, parts, copies)
+        return Work(layer, hidden, ids.numpy(), routing_weights.numpy(), plan, parts, copies, began_at)
 
     def finish(self, work: Work) -> torch.Tensor:
         """Computes what runs here and joins what was sent: [rows, hidden] in the dtype of the hidden rows.
@@ -139,41 +114,53 @@ class Dispatcher:
         """
         plan, hidden = work.plan, work.hidden
         if not plan.resident and not plan.streamed and len(work.parts) == 1:
-            return self._join(work, work.parts[0]).to(hidden.device, hidden.dtype)
+            output = self._join(work, work.parts[0]).to(hidden.device, hidden.dtype)
+        else:
+            output = self._finish_both_sides(work)
+        self.costs.seconds[work.layer] += time.perf_counter() - work.began_at
+        return output
+
+    def _finish_both_sides(self, work: Work) -> torch.Tensor:
+        plan, hidden = work.plan, work.hidden
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-        resident = self._orchestration.resident_weights(work.layer, plan.resident)
+        resident = self.orchestration.resident_weights(work.layer, plan.resident)
+        span = start_span(self._device)
         self._device_experts.run(work.layer, hidden, work.ids, work.weights, resident, work.copies, total)
-        self._orchestration.observe_copies(work.layer, work.copies)
+        span.stop()
+        if work.copies:
+            self.costs.add("transfer", work.layer, *self.orchestration.observe_copies(work.layer, work.copies))
         for part in work.parts:
             output = self._join(work, part).to(hidden.device, torch.float32)
             if part.rows is None:
                 total += output
             else:
                 total.index_add_(0, torch.from_numpy(part.rows).to(hidden.device), output)
+        if plan.resident or plan.streamed:
+            self.costs.add_device(work.layer, span, plan.gpu_seconds, work.cpu_seconds)
         return total.to(hidden.dtype)
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
         """Between two batches, after one of so many rows: residency may change."""
-        self._orchestration.end_of_step(num_rows, seconds)
+        self.orchestration.end_of_step(num_rows, seconds)
 
     def abandon(self) -> None:
         """The batch failed: what it left under way is given up."""
-        self._orchestration.abandon()
+        self.orchestration.abandon()
 
     def make_room(self) -> bool:
         """The device ran out of memory: gives up memory of experts. Returns whether there was any."""
-        return self._orchestration.make_room()
+        return self.orchestration.make_room()
 
     def close(self) -> None:
         """Ends the copying of experts. Nothing is computed after it."""
-        self._orchestration.close()
+        self.orchestration.close()
 
     def _remote_now(self) -> RemoteExperts | None:
         return self._remote if self._remote.available else self._in_process
 
     def _send(
         self, layer: int, plan: Plan, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> list[_Part]:
+    ) -> list[Part]:
         if not plan.remote:
             return []
         rows = None
@@ -182,55 +169,69 @@ class Dispatcher:
             rows = np.flatnonzero(wanted.any(axis=1))
             ids = torch.from_numpy(np.where(wanted, ids.numpy(), np.int32(-1))[rows])
             hidden, weights = hidden[rows], weights[rows]
-        num_parts = self._orchestration.num_messages(layer, ids.numpy())
+        num_parts = self.orchestration.num_messages(layer, ids.numpy())
         if num_parts > 1 and rows is None:
             rows = np.arange(hidden.shape[0])
-        timeout = self._orchestration.timeout_seconds(plan.remote_seconds)
+        timeout = self.orchestration.timeout_seconds(plan.remote_seconds)
         remote, parts = self._remote_now(), []
         route = "remote" if remote is self._remote else "streamed"
         for span in np.array_split(np.arange(hidden.shape[0]), num_parts):
             part = slice(span[0], span[-1] + 1)
             message = hidden[part], ids[part], weights[part]
-            pending = None
+            pending, sent_at = None, time.perf_counter()
             if remote is not None:
                 try:
                     pending = remote.submit(layer, *message, timeout)
                 except ExpertServiceError:
                     remote = None  # told by the client; finish() computes it otherwise
-            parts.append(_Part(None if rows is None else rows[part], *message, pending, route))
+            parts.append(Part(None if rows is None else rows[part], *message, pending, route, sent_at))
         return parts
 
-    def _join(self, work: Work, part: _Part) -> torch.Tensor:
+    def _join(self, work: Work, part: Part) -> torch.Tensor:
         """A message's partial sums, [part, hidden], from the CPU expert service or in its place."""
-        selections = int((part.ids >= 0).sum())
+        selections = int(np.count_nonzero(part.ids.numpy() >= 0))
         if part.pending is not None:
+            joining_at = time.perf_counter()
             try:
                 output = part.pending.join()
             except ExpertServiceError:
                 pass  # told by the client; it may even be back by now, but this answer never comes
             else:
-                self._orchestration.observe_remote(work.layer, part.ids.numpy(), part.pending)
+                self._observe(work, part, part.pending, joining_at)
                 self.selections.add_route(work.layer, part.route, selections)
                 return self._without_spoiled(output, part)
         self.selections.add_route(work.layer, "streamed", selections)
         metrics.REPLANNED_LAYERS.inc()
         return self._compute_lost(work, part)
 
-    def _compute_lost(self, work: Work, part: _Part) -> torch.Tensor:
+    def _observe(self, work: Work, part: Part, pending: PendingOutput, joining_at: float) -> None:
+        """Learns from an answer, and counts what it took."""
+        now, seconds = time.perf_counter(), pending.compute_seconds
+        predicted = self.orchestration.observe_remote(work.layer, part.ids.numpy(), pending)
+        if predicted is None or seconds is None or part.route != "remote":
+            return
+        self.costs.add("cpu", work.layer, predicted.compute_seconds, seconds)
+        work.cpu_seconds += seconds
+        # else it may have lain there, or waited for the one before it
+        was_waited_for = len(work.parts) == 1 and (part.rows is None or joining_at - part.sent_at < seconds)
+        if was_waited_for:
+            self.costs.add("hop", work.layer, predicted.hop_seconds, now - part.sent_at - seconds)
+
+    def _compute_lost(self, work: Work, part: Part) -> torch.Tensor:
         if self._in_process is not None:
             return self._in_process.submit(work.layer, part.hidden, part.ids, part.weights).join()
         counts = np.bincount(part.ids[part.ids >= 0].numpy(), minlength=self._num_experts[work.layer])
-        plan = self._orchestration.plan(work.layer, counts.tolist(), remote_available=False)
+        plan = self.orchestration.plan(work.layer, counts.tolist(), remote_available=False)
         if plan.remote:
             raise ExpertServiceError("the CPU expert service is lost, and there is no room to compute its experts here")
         hidden = part.hidden.to(self._device)
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=self._device)
-        resident = self._orchestration.resident_weights(work.layer, plan.resident)
-        copies = self._orchestration.stream(work.layer, plan.streamed)
+        resident = self.orchestration.resident_weights(work.layer, plan.resident)
+        copies = self.orchestration.stream(work.layer, plan.streamed)
         self._device_experts.run(work.layer, hidden, part.ids.numpy(), part.weights.numpy(), resident, copies, total)
         return total
 
-    def _without_spoiled(self, output: torch.Tensor, part: _Part) -> torch.Tensor:
+    def _without_spoiled(self, output: torch.Tensor, part: Part) -> torch.Tensor:
         """Keeps what is not finite out of the cache, where it would spread, and marks whose rows it was."""
         if torch.isfinite(output.sum(dtype=torch.float32)):  # of the values at once: they are told apart only if not
             return output

@@ -94,10 +94,14 @@ def start_token_of(generation_config: Any, config: Any) -> int | None:
     ):
         if isinstance(token_id := getattr(settings, name, None), int):
             return token_id
-    raise ModelError("decoder_start_token_id: neither generation_config.json nor config.json says what output begins with")
+    raise ModelError(
+        "decoder_start_token_id: neither generation_config.json nor config.json says what output begins with"
+    )
 
 
-def build(module: nn.Module, num_slots: int, max_length: int, start_token_id: int, spoiled_rows: set[int]) -> EncoderDecoder:
+def build(
+    module: nn.Module, num_slots: int, max_length: int, start_token_id: int, spoiled_rows: set[int]
+) -> EncoderDecoder:
     """The forward of a model with an encoder and a decoder: see gpu_service.forwards.build_forward."""
     config: Any = module.config
     cache = StateCache(config, num_slots, max_length, is_made_by_model=True)

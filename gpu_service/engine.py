@@ -58,6 +58,11 @@ class Engine:
         return self._scheduler.used_slots
 
     @property
+    def max_slots(self) -> int:
+        """Rows that may be in use at one time."""
+        return self._scheduler.budget.max_rows
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that may be held."""
         return self._scheduler.budget.num_bytes

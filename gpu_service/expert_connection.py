@@ -5,6 +5,7 @@ still when another has bound the socket since; so that who has lost a connection
 """
 
 import math
+import os
 import queue
 import threading
 import time
@@ -105,7 +106,7 @@ class Connection:
         """
         deadline = time.monotonic() + timeout_seconds
         if not self.is_serving(timeout_seconds):
-            raise ExpertServiceError(f"{self._address}: {NOT_READY}")
+            raise ExpertServiceError(f"{self._address}: {_forbidden(self._address) or NOT_READY}")
         request = experts_pb2.DescribeRequest(
             protocol_version=PROTOCOL_VERSION,
             checkpoint_fingerprint=fingerprint,
@@ -186,6 +187,20 @@ class Watch:
                     self._stream, self._deadline = None, math.inf
                 self._wakes_at = self._deadline
                 self._condition.wait(None if self._wakes_at == math.inf else self._wakes_at - time.monotonic())
+
+
+def _forbidden(address: str) -> str:
+    """Says so where this process lacks the permission to connect to a Unix socket; gRPC tells it from nothing there."""
+    path = address.removeprefix("unix:")
+    if path == address or os.access(path, os.R_OK | os.W_OK):
+        return ""
+    try:
+        owner = os.stat(path).st_uid
+    except PermissionError:
+        return f"user {os.getuid()} has no permission to look into {os.path.dirname(path)}"
+    except OSError:
+        return ""
+    return f"user {os.getuid()} has no permission to connect to it; it belongs to user {owner}"
 
 
 def _channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:

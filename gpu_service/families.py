@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 SWEEP: Final = "tests/families/test_sweep.py"
+OWN: Final = "tests/end_to_end/test_own_architectures.py"
+"""Of families that are published with code of their own, none of which is run, and that transformers does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,46 @@ class Family:
 
 
 _VERIFIED = (
+    Family("aria", ("fused", "shared experts", "transposed")),
+    Family("deepseek_ocr2", ("dense layers", "shared experts")),
+    Family(
+        "dots3_note",
+        ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
+        is_batched=False,
+    ),
+    Family("gemma4", ("fused", "gelu_pytorch_tanh", "sliding window")),
+    Family("glm4v_moe", ("corrected router", "dense layers", "shared experts")),
+    Family(
+        "glm5_next",
+        (
+            "clamped_silu",
+            "corrected router",
+            "dense layers",
+            "latent attention",
+            "recurrent state",
+            "shared experts",
+            "sparse attention",
+        ),
+        is_batched=False,
+    ),
+    Family(
+        "inkling_mm_model",
+        ("fused", "interleaved", "recurrent state", "shared experts", "sliding window"),
+        is_batched=False,
+    ),
+    Family("minimax_m3_vl", ("clamped_swiglu", "corrected router", "shared experts")),
+    Family("mistral4", ("dense layers", "fused", "latent attention", "shared experts")),
+    Family("mistral_large4", ("dense layers", "shared experts", "sparse attention"), is_batched=False),
+    Family(
+        "nemotron_h_omni",
+        ("corrected router", "dense layers", "not gated", "recurrent state", "relu2", "shared experts"),
+        is_batched=False,
+    ),
+    Family("qwen3_5_moe", ("recurrent state", "shared experts"), is_batched=False),
+    Family("qwen3_omni_moe_thinker", ()),
+    Family("qwen3_vl_moe", ("fused",)),
+    Family("qwen4_exp", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
+    Family("unlimited_ocr", ("dense layers", "shared experts", "sliding window", "sparse attention"), is_batched=False),
     Family("afmoe", ("corrected router", "dense layers", "shared experts", "sliding window")),
     Family("aria_text", ("fused", "shared experts", "transposed")),
     Family("axk1", ("corrected router", "dense layers", "latent attention", "shared experts")),
@@ -42,6 +84,7 @@ _VERIFIED = (
     ),
     Family("beam", ("corrected router", "dense layers", "sliding window")),
     Family("cohere2_moe", ("shared experts", "sliding window")),
+    Family("deepseek", ("dense layers", "shared experts"), test=OWN),
     Family("deepseek_v2", ("dense layers", "latent attention", "shared experts")),
     Family("deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), needs="FP8"),
     Family(
@@ -119,6 +162,7 @@ _VERIFIED = (
         is_batched=False,
     ),
     Family("olmoe", ()),
+    Family("openmoe", ("dense layers", "doubly gated", "fused", "limited capacity", "transposed"), test=OWN),
     Family("phimoe", ("sliding window",)),
     Family("qwen2_moe", ("shared experts",)),
     Family("qwen3_5_moe_text", ("recurrent state", "shared experts"), is_batched=False),
@@ -133,13 +177,25 @@ VERIFIED: Final = {family.model_type: family for family in _VERIFIED}
 SWEPT: Final = {name: family for name, family in VERIFIED.items() if family.test == SWEEP}
 
 _NO_INTERFACE = "its experts do not have transformers' experts interface"
-_SEES = "it is published together with towers for images or sound, and only models of text are built"
+_SOFTCAPPED = "its experts' activation is softcapped, and no kernel here has that"
 
 REFUSED: Final[dict[str, str]] = {
-    "aria": f"{_SEES}; its text model is aria_text",
     "dbrx": _NO_INTERFACE,
-    "deepseek_ocr2": _SEES,
-    "diffusion_gemma": "it generates blocks by diffusion, not one token after another",
-    "doge": "its experts are rows of two embedding tables, not matrices",
+    "diffusion_gemma": "it writes blocks of text by diffusion, not one token after another",
+    "doge": "its experts are rows of embedding tables, found by product keys, and not matrices",
+    "ernie4_5_vl_moe": "its layers have two sets of experts each, of two sizes: for text and for images",
+    "inkling2": _SOFTCAPPED,
+    "inkling2_text": _SOFTCAPPED,
+    "jetmoe": f"{_NO_INTERFACE}, and its attention has experts, too",
+    "kimi_k25": "its checkpoints are published in packed INT4, a format that is not read yet",
+    "llama4": f"{_NO_INTERFACE}: its router scales what goes into them",
+    "llama4_text": f"{_NO_INTERFACE}: its router scales what goes into them",
+    "longcat_flash": f"{_NO_INTERFACE}, and some of them have no weights and hand rows through",
+    "muse_spark": "its experts' outputs are normalised before they are weighted, which nothing here computes",
+    "nemo_speechlm": "it transcribes speech, and is not prompted with text",
+    "nllb-moe": f"{_NO_INTERFACE}; it is an encoder and a decoder",
+    "qwen3_omni_moe": "it is two models, one that thinks and one that speaks; qwen3_omni_moe_thinker is the first alone",
+    "step3p7": "it clamps its experts' activation by layer, and no kernel here has that",
+    "switch_transformers": f"{_NO_INTERFACE}; it is an encoder and a decoder",
 }
-"""By model_type, the reason in words that follow "refused: "."""
+"""By model_type, why not, in words that follow "refused: "."""

@@ -143,9 +143,10 @@ def build_forward(
     if keeps_only_keys_and_values(config):
         implementation = text_config._attn_implementation
         masks = AttentionMasks(text_config, next(module.parameters()).dtype, is_added=implementation == "eager")
+        is_divisible = not getattr(module, "needs_whole_prompts", False)
         # Llama-4's
         step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
-        return Together(SlotCache(num_slots, max_length), masks, device, step)
+        return Together(SlotCache(num_slots, max_length, is_divisible), masks, device, step)
     own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
     return RowByRow(StateCache(config, num_slots, max_length, own_class), device, spoiled_rows)
 

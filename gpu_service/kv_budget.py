@@ -5,7 +5,6 @@ the number of their rows times the longest of them.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from gpu_service.request import Request
@@ -15,8 +14,6 @@ AUTO_SHARE = 0.25
 """Of the memory that is free at start-up, where nothing is said."""
 
 _LENGTH_STEP = 64  # rows a little longer than asked for need not be laid out anew for the next request
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
 
 
 class NeverFitsError(ValueError):
@@ -97,16 +94,3 @@ class KvBudget:
             f"{'row' if rows == 1 else 'rows'}, may need {needed} bytes of keys and values, and {self.num_bytes} "
             f"are there (--kv-memory), which leaves room for {max(room, 0)} after the prompt"
         )
-
-
-def free_host_bytes() -> int:
-    """Memory that this process may take without others' being paged out, as the kernel and its control group say."""
-    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) * 1024
-    try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # what is cached of files, such as checkpoints, counts as used and gives way
-        return max(0, min(free, limit - used + int(statistics["inactive_file"]) + int(statistics["active_file"])))
-    except (OSError, ValueError, KeyError):  # no control group, no limit ("max"), or no such statistic
-        return free

@@ -1,15 +1,13 @@
-"""The GPU service's metrics."""
+"""The GPU service's metrics: what each is called and means. docs/metrics.md is made from this file.
 
-from collections.abc import Callable, Iterable
+Nothing is counted here. A Family's numbers are kept by whoever knows them and published by collectors.py.
+"""
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client import Counter, Gauge, Histogram
 
-from fiddler.metrics import LATENCY_BUCKETS
-from gpu_service.request import Sequence
-from gpu_service.selection_counts import SelectionCounts
+from fiddler.metrics import LATENCY_BUCKETS, Family
 
+# These three are vLLM's, so that the services can be compared.
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
@@ -17,11 +15,26 @@ _TIME_TO_FIRST_TOKEN_BUCKETS = (
 _INTER_TOKEN_BUCKETS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
 )  # fmt: skip
+_REQUEST_BUCKETS = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
+    1920.0, 7680.0,
+)  # fmt: skip
 
+# Generation
 REQUESTS = Counter(
-    "fiddler_requests_total", "Generations that ended, by finish reason; failed ones as error.", ["finish_reason"]
+    "fiddler_requests_total",
+    "Generations that ended, by why and by their call's gRPC status; refused and failed ones have the reason error.",
+    ["finish_reason", "status"],
+)
+REQUESTS_RUNNING = Family("fiddler_requests_running", "gauge", "Requests that are being computed.")
+REQUESTS_WAITING = Family("fiddler_requests_waiting", "gauge", "Requests that wait until what they need is free.")
+REQUESTS_WAITING_LIMIT = Family(
+    "fiddler_requests_waiting_limit", "gauge", "Requests that may wait (--max-waiting); one more is refused."
 )
 PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were well-formed.")
+CACHED_PROMPT_TOKENS = Counter(
+    "fiddler_cached_prompt_tokens_total", "Prompt tokens whose keys and values an earlier request had left."
+)
 GENERATION_TOKENS = Counter("fiddler_generation_tokens_total", "Tokens generated.")
 TIME_TO_FIRST_TOKEN = Histogram(
     "fiddler_time_to_first_token_seconds",
@@ -31,35 +44,68 @@ TIME_TO_FIRST_TOKEN = Histogram(
 INTER_TOKEN_LATENCY = Histogram(
     "fiddler_inter_token_latency_seconds", "Seconds between two tokens of a generation.", buckets=_INTER_TOKEN_BUCKETS
 )
-EXPERT_CALL_SECONDS = Histogram(
-    "fiddler_expert_call_seconds",
-    "Seconds from sending a layer's rows to the CPU expert service until its answer is joined.",
+REQUEST_QUEUE_SECONDS = Histogram(
+    "fiddler_request_queue_seconds",
+    "Seconds that an ended request waited before it was computed.",
+    buckets=_REQUEST_BUCKETS,
+)
+REQUEST_PREFILL_SECONDS = Histogram(
+    "fiddler_request_prefill_seconds",
+    "Seconds from the beginning of a request's computation to its first token, of those that had one.",
+    buckets=_REQUEST_BUCKETS,
+)
+REQUEST_DECODE_SECONDS = Histogram(
+    "fiddler_request_decode_seconds",
+    "Seconds from a request's first token to its last, of those that had one.",
+    buckets=_REQUEST_BUCKETS,
+)
+REQUEST_SECONDS = Histogram(
+    "fiddler_request_end_to_end_seconds",
+    "Seconds from a request's arrival to its last token, of those that were completed.",
+    buckets=_REQUEST_BUCKETS,
+)
+STEP_SECONDS = Histogram(
+    "fiddler_step_seconds",
+    "Seconds that the model took for one batch: a part of one prompt, or the next token of all who decode.",
+    ["phase"],
     buckets=LATENCY_BUCKETS,
 )
-EXPERT_CALL_BYTES = Counter(
-    "fiddler_expert_call_bytes_total", "Bytes exchanged with the CPU expert service.", ["direction"]
+KV_USED_SLOTS = Family("fiddler_kv_used_slots", "gauge", "Rows of keys and values that running requests need.")
+KV_CAPACITY_SLOTS = Family("fiddler_kv_capacity_slots", "gauge", "Rows of keys and values that may be in use.")
+KV_USED_BYTES = Family(
+    "fiddler_kv_used_bytes", "gauge", "Bytes of keys and values that running requests may come to need."
 )
-EXPERT_CALL_FAILURES = Counter(
-    "fiddler_expert_call_failures_total", "Calls to the CPU expert service that failed, by gRPC status code.", ["code"]
+KV_CAPACITY_BYTES = Family("fiddler_kv_capacity_bytes", "gauge", "Bytes of keys and values that may be held.")
+
+# Routing
+EXPERT_SELECTIONS = Family(
+    "fiddler_expert_selections_total",
+    "counter",
+    "Experts chosen for tokens, by where they were computed; one token at top-2 counts 2.",
+    ("layer", "route"),
 )
-EXPERT_SERVICE_UP = Gauge("fiddler_expert_service_up", "1 while the CPU expert service is in use, else 0.")
-EXPERT_SERVICE_LOSSES = Counter(
-    "fiddler_expert_service_losses_total", "Times that the CPU expert service was lost after it had been in use."
+EXPERT_SELECTIONS_BY_EXPERT = Family(
+    "fiddler_expert_selections_by_expert_total",
+    "counter",
+    "Experts chosen for tokens, by expert; one token at top-2 counts 2. Subject to --metrics-by-expert.",
+    ("layer", "expert"),
 )
-EXPERT_SERVICE_RECONNECTS = Counter(
-    "fiddler_expert_service_reconnects_total", "Times that the CPU expert service was in use again after a loss."
+EXPERT_RESIDENT = Family(
+    "fiddler_expert_resident",
+    "gauge",
+    "1 where an expert's weights lie on the device to stay, else 0. Subject to --metrics-by-expert.",
+    ("layer", "expert"),
 )
-REPLANNED_LAYERS = Counter(
-    "fiddler_replanned_layers_total", "Messages to the CPU expert service whose experts were computed here instead."
+RESIDENT_EXPERTS = Family(
+    "fiddler_resident_experts", "gauge", "Experts of a layer whose weights lie on the device.", ("layer",)
 )
-SPOILED_ROWS = Counter(
-    "fiddler_spoiled_rows_total",
-    "Rows that the CPU expert service answered with numbers that are not finite; their requests failed.",
-)
-REMOTE_SECONDS = Counter(
-    "fiddler_remote_compute_seconds_total",
-    "Seconds that the CPU expert service computed, as predicted from measured costs and as they were.",
-    ["kind"],
+EXPERT_SLOTS = Family("fiddler_expert_slots", "gauge", "Experts whose weights the device has room for, to stay.")
+EXPERT_IMBALANCE = Family(
+    "fiddler_expert_imbalance_ratio",
+    "gauge",
+    "How often a layer's most chosen expert was chosen over the mean of all, lately (half of the weight is on the "
+    "last 64 selections per expert): 1 is even.",
+    ("layer",),
 )
 PLACEMENT_SWAPS = Counter(
     "fiddler_placement_swaps_total", "Experts that the placement policy had copied to the device in the background."
@@ -70,72 +116,96 @@ PREFETCH_GUESSES = Counter(
 PREFETCHED_EXPERTS = Counter(
     "fiddler_prefetched_experts_total", "Experts copied ahead of their layer, by whether they were used.", ["outcome"]
 )
+
+# Costs
+LAYER_SECONDS = Family(
+    "fiddler_layer_seconds_total",
+    "counter",
+    "Seconds from a layer's router having chosen until its experts' sum was there.",
+    ("layer",),
+)
+LAYER_PREDICTED_SECONDS = Family(
+    "fiddler_layer_predicted_seconds_total",
+    "counter",
+    "Seconds that the costs predicted for what fiddler_layer_actual_seconds_total counts.",
+    ("layer", "part"),
+)
+LAYER_ACTUAL_SECONDS = Family(
+    "fiddler_layer_actual_seconds_total",
+    "counter",
+    "Seconds that a part of a layer took. Parts overlap, so that they add up to more than the layer.",
+    ("layer", "part"),
+)
+LAYER_OVERLAP_SECONDS = Family(
+    "fiddler_layer_overlap_seconds_total",
+    "counter",
+    "Seconds in which both sides worked: of each layer, what the shorter of its CPU and GPU part took.",
+    ("layer",),
+)
+COST_SECONDS = Family(
+    "fiddler_cost_seconds",
+    "gauge",
+    "Seconds that plans are made with now: one expert with one row, one copy, one message.",
+    ("of",),
+)
+COST_CORRECTION = Family(
+    "fiddler_cost_correction_ratio",
+    "gauge",
+    "What costs measured at start-up are multiplied with, since the machine is slower or faster now.",
+    ("of",),
+)
+EXPERT_COPIED_BYTES = Family(
+    "fiddler_expert_copied_bytes_total",
+    "counter",
+    "Bytes of expert weights copied to the device, by why.",
+    ("reason",),
+)
+EXPERT_CALL_SECONDS = Histogram(
+    "fiddler_expert_call_seconds",
+    "Seconds of a round trip: from sending a layer's rows to the CPU expert service until its answer is joined.",
+    buckets=LATENCY_BUCKETS,
+)
+EXPERT_CALL_BYTES = Counter(
+    "fiddler_expert_call_bytes_total", "Bytes exchanged with the CPU expert service.", ["direction"]
+)
+EXPERT_CALL_FAILURES = Counter(
+    "fiddler_expert_call_failures_total", "Calls to the CPU expert service that failed, by gRPC status.", ["code"]
+)
+EXPERT_SERVICE_UP = Gauge("fiddler_expert_service_up", "1 while the CPU expert service is in use, else 0.")
+EXPERT_SERVICE_LOSSES = Counter(
+    "fiddler_expert_service_losses_total", "Times that the CPU expert service was lost after it had been in use."
+)
+EXPERT_SERVICE_RECONNECTS = Counter(
+    "fiddler_expert_service_reconnects_total", "Times that the CPU expert service was in use again after a loss."
+)
 DEGRADED = Gauge(
     "fiddler_degraded", "1 while the CPU expert service is lost and its experts are computed here, else 0."
 )
+DEGRADED_SECONDS = Family(
+    "fiddler_degraded_seconds_total",
+    "counter",
+    "Seconds without the CPU expert service, the present ones included.",
+)
+REPLANNED_LAYERS = Counter(
+    "fiddler_replanned_layers_total", "Messages to the CPU expert service whose experts were computed here instead."
+)
+SPOILED_ROWS = Counter(
+    "fiddler_spoiled_rows_total",
+    "Rows that the CPU expert service answered with numbers that are not finite; their requests failed.",
+)
 
-
-def observe_token(sequence: Sequence, now: float) -> None:
-    """Counts a token that a sequence was given at time.monotonic() == now, before its own times are updated."""
-    GENERATION_TOKENS.inc()
-    if sequence.request.first_token_at is None:
-        TIME_TO_FIRST_TOKEN.observe(now - sequence.request.submitted_at)
-    if sequence.last_token_at is not None:
-        INTER_TOKEN_LATENCY.observe(now - sequence.last_token_at)
-
-
-class SelectionCollector(Collector):
-    """Publishes how often experts were chosen, when asked."""
-
-    def __init__(self, selections: SelectionCounts, decoder_layers: list[int]) -> None:
-        self._selections = selections
-        self._decoder_layers = decoder_layers
-
-    def collect(self) -> Iterable[Metric]:
-        """Yields the counters by layer and route, and by layer and expert."""
-        by_route = CounterMetricFamily(
-            "fiddler_expert_selections",
-            "Experts chosen for tokens, by where they were computed; one token at top-2 counts 2.",
-            labels=["layer", "route"],
-        )
-        by_expert = CounterMetricFamily(
-            "fiddler_expert_selections_by_expert",
-            "Experts chosen for tokens, by expert; one token at top-2 counts 2.",
-            labels=["layer", "expert"],
-        )
-        for layer, routes in zip(self._decoder_layers, self._selections.read_routes(), strict=True):
-            for route, total in routes.items():
-                by_route.add_metric([str(layer), route], total)
-        for layer, counts in zip(self._decoder_layers, self._selections.read(), strict=True):
-            for expert, count in enumerate(counts):
-                by_expert.add_metric([str(layer), str(expert)], count)
-        yield by_route
-        yield by_expert
-
-
-class _DegradedSeconds(Collector):
-    def __init__(self, seconds: Callable[[], float]) -> None:
-        self._seconds = seconds
-
-    def collect(self) -> Iterable[Metric]:
-        yield CounterMetricFamily(
-            "fiddler_degraded_seconds",
-            "Seconds without the CPU expert service, the present ones included.",
-            self._seconds(),
-        )
-
-
-def publish_degraded(seconds: Callable[[], float]) -> None:
-    """Publishes for how long the CPU expert service was lost, read at scrape time."""
-    REGISTRY.register(_DegradedSeconds(seconds))
-
-
-def publish_queue(num_running: Callable[[], int], num_waiting: Callable[[], int]) -> None:
-    """Publishes how many requests have a slot and how many wait, read at scrape time."""
-    Gauge("fiddler_requests_running", "Requests being computed.").set_function(num_running)
-    Gauge("fiddler_requests_waiting", "Requests that wait for a slot.").set_function(num_waiting)
-
-
-def publish_selections(selections: SelectionCounts, decoder_layers: list[int]) -> None:
-    """Registers the collector of expert selections."""
-    REGISTRY.register(SelectionCollector(selections, decoder_layers))
+# What has never happened is 0 from the start, so that its first time is seen as an increase.
+for _reason in ("eos", "length", "stop"):
+    REQUESTS.labels(_reason, "OK")
+for _reason, _status in (("cancelled", "OK"), ("cancelled", "CANCELLED"), ("deadline", "DEADLINE_EXCEEDED")):
+    REQUESTS.labels(_reason, _status)
+for _status in ("INVALID_ARGUMENT", "RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"):
+    REQUESTS.labels("error", _status)
+for _status in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"):
+    EXPERT_CALL_FAILURES.labels(_status)
+for _outcome in ("right", "wrong"):
+    PREFETCH_GUESSES.labels(_outcome)
+for _outcome in ("used", "wasted"):
+    PREFETCHED_EXPERTS.labels(_outcome)
+for _phase in ("prefill", "decode"):
+    STEP_SECONDS.labels(_phase)

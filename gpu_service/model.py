@@ -1,7 +1,6 @@
 """transformers' model without its experts: one forward over rows of the slot cache."""
 
 import time
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,7 @@ from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.encoder_decoder import start_token_of
 from gpu_service.forwards import build_forward
-from gpu_service.model_loading import ModelError, load, names_of, read_config, read_generation_config
+from gpu_service.model_loading import ModelError, load, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
 from gpu_service.shared_experts import find_router
 
@@ -72,7 +71,7 @@ class Model:
     @property
     def num_experts_per_token(self) -> int:
         """Experts that each token uses in a MoE layer."""
-        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "router_topk")
         return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
@@ -139,4 +138,3 @@ class Model:
                 raise ModelError(
                     f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses"
                 )
-

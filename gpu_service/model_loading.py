@@ -14,8 +14,12 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint_errors import ConfigError
+from fiddler.moe_config import model_type_of
+from fiddler.safetensors_index import read_json
 from gpu_service import architectures
 from gpu_service.architectures import Architecture, Replacements, architecture_of
+from gpu_service.config_fields import FieldError
 from gpu_service.experts_interface import check_experts
 from gpu_service.model_errors import ModelError
 from gpu_service.moe_layer import MoeLayer
@@ -34,15 +38,27 @@ def read_config(directory: Path) -> Any:
     """The model's configuration.
 
     Raises:
+        CheckpointError: It is no JSON object.
         ModelError: transformers has no such model, or a value is wrong, or the weights are quantised.
     """
     path = directory / "config.json"
-    architectures.register()
+    settings = read_json(path, ConfigError)
+    own = architectures.CONFIGURATIONS.get(model_type_of(settings) or "")
     with _told_as(f"{path}: transformers {transformers.__version__} cannot read it"):
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        if own is None:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        else:
+            config = _read_own(own, settings, path)
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
     return config
+
+
+def _read_own(configuration: Any, settings: dict[str, Any], path: Path) -> Any:
+    try:
+        return configuration.from_dict(settings)
+    except FieldError as error:
+        raise ModelError(f"{path}: {error}") from None
 
 
 def read_generation_config(directory: Path, config: Any) -> GenerationConfig:
@@ -87,7 +103,7 @@ def _replacements(checkpoint: Checkpoint, config: Any, architecture: Architectur
     with _told_as(what), torch.device("meta"):
         skeleton = architecture.auto_class.from_config(config)
     replacements = architecture.replacements(skeleton)
-    if not replacements:
+    if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
             "so that they cannot be computed elsewhere"
@@ -101,6 +117,8 @@ def _told_as(what: str) -> Iterator[None]:
     """Turns whatever transformers raises into a ModelError; it raises of all kinds at files that are wrong."""
     try:
         yield
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{what}: {type(error).__name__}: {error}") from error
 

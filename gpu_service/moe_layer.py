@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_service.dispatch import Dispatcher, Work
+from gpu_service.dispatch import Dispatcher
 from gpu_service.shared_experts import SharedExperts, same_rows
+from gpu_service.work import Work
 
 
 class MoeLayer(nn.Module):
@@ -14,6 +15,9 @@ class MoeLayer(nn.Module):
 
     `connect` gives it what it needs once the model is built; transformers builds it from the model's configuration.
     """
+
+    # some models' own initialisation touches these; they are no parameters, so that nothing is loaded into them
+    gate_up_proj = up_proj = down_proj = torch.empty(0)
 
     def __init__(self, config: Any, *_: Any, **__: Any) -> None:
         super().__init__()
@@ -36,7 +40,7 @@ class MoeLayer(nn.Module):
 
         Args:
             hidden: [..., hidden].
-            top_k_index: [rows, k] expert ids.
+            top_k_index: [rows, k] expert ids; -1 is left out.
             top_k_weights: [rows, k] routing weights.
         """
         assert self._dispatcher is not None, "connect() comes before forward()"

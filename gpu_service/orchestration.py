@@ -3,7 +3,8 @@
 It holds these parts together for the dispatcher. What they are made from at start-up is preparation.py's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,14 @@ from gpu_service.prefetch import Prefetcher
 from gpu_service.remote_experts import PendingOutput
 
 _SWAPS_PER_STEP = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedMessage:
+    """What the costs said of a message to the CPU."""
+
+    compute_seconds: float
+    hop_seconds: float
 
 
 class Orchestration:
@@ -93,6 +102,25 @@ class Orchestration:
         assert self._slots is not None
         return {expert: self._slots.weights((layer, expert)) for expert in experts}
 
+    @property
+    def latency(self) -> LatencyModel | None:
+        """What each side costs; None where it was not measured. For any thread that only reads."""
+        return self._latency
+
+    @property
+    def num_slots(self) -> int:
+        """Experts that the device has room for, to stay. For any thread."""
+        return 0 if self._slots is None else self._slots.capacity
+
+    @property
+    def copied_bytes(self) -> Mapping[str, int]:
+        """Bytes copied to the device since the start, by why. For any thread."""
+        return {} if self._slots is None else self._slots.copied_bytes
+
+    def resident(self, layer: int) -> Set[int]:
+        """The layer's experts that are on the device to stay: a live view, of which other threads ask one by one."""
+        return frozenset() if self._slots is None else self._slots.resident(layer)
+
     def guess(self, layer: int, hidden: torch.Tensor) -> torch.Tensor | None:
         """See Prefetcher.guess."""
         return self._prefetcher.guess(layer, hidden) if self._prefetcher else None
@@ -115,23 +143,26 @@ class Orchestration:
             return self._timeout_cap_seconds
         return timeout_seconds(predicted_seconds, self._timeout_cap_seconds)
 
-    def observe_remote(self, layer: int, ids: npt.NDArray[np.int32], pending: PendingOutput) -> None:
-        """Learns from what the CPU took to compute [rows, k] expert ids, -1 left out."""
+    def observe_remote(self, layer: int, ids: npt.NDArray[np.int32], pending: PendingOutput) -> PredictedMessage | None:
+        """Learns from what the CPU took to compute [rows, k] expert ids, -1 left out. Returns what was expected."""
         seconds = pending.compute_seconds
         if self._latency is None or seconds is None:
-            return
-        cpu = self._latency.costs(layer).cpu
-        predicted = sum(cpu[count] for count in np.bincount(ids[ids >= 0]).tolist())
+            return None
+        costs = self._latency.costs(layer)
+        predicted = sum(costs.cpu[count] for count in np.bincount(ids[ids >= 0]).tolist())
         self._latency.observe_cpu(predicted, seconds)
-        metrics.REMOTE_SECONDS.labels("predicted").inc(predicted)
-        metrics.REMOTE_SECONDS.labels("actual").inc(seconds)
+        return PredictedMessage(predicted, costs.round_trip + costs.row * len(ids))
 
-    def observe_copies(self, layer: int, copies: Sequence[tuple[int, Copy]]) -> None:
-        """Learns from what copies took that were waited for."""
+    def observe_copies(self, layer: int, copies: Sequence[tuple[int, Copy]]) -> tuple[float, float]:
+        """Learns from what copies took that were waited for. Returns what was expected and what it was, in seconds."""
+        expected = actual = 0.0
         if self._latency is not None:
             for _, copy in copies:
                 if copy.seconds is not None:
-                    self._latency.observe_transfer(self._latency.costs(layer).transfer, copy.seconds)
+                    transfer_seconds = self._latency.costs(layer).transfer
+                    self._latency.observe_transfer(transfer_seconds, copy.seconds)
+                    expected, actual = expected + transfer_seconds, actual + copy.seconds
+        return expected, actual
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
         """Between two batches, after one of so many rows: residency may change."""

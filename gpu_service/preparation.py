@@ -30,7 +30,7 @@ def prepare(
     description: experts_pb2.DescribeResponse,
     client: ExpertClient,
     popularity: Popularity | None,
-    prefill_chunk: int,
+    largest_chunk: int,
 ) -> Orchestration:
     """Measures, takes the device's memory, and loads the experts that are to lie there.
 
@@ -41,13 +41,13 @@ def prepare(
         description: What the CPU expert service said of itself.
         client: Connected to that service.
         popularity: What the user's file says.
-        prefill_chunk: The most tokens of a prompt that are computed at once.
+        largest_chunk: The most tokens of a prompt that are computed at once, ever.
 
     Raises:
         ExpertServiceError: The CPU expert service was lost meanwhile.
         ValueError: A setting asks for what is not there, or a file is wrong. The text names the flag or the file.
     """
-    max_rows = max(prefill_chunk, settings.max_slots)
+    max_rows = max(largest_chunk, settings.max_slots)
     slots = _take_slots(settings, checkpoint, model, max_rows)
     try:
         subject = Subject(checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token)
@@ -71,7 +71,7 @@ def prepare(
 def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:
     """None where the device is the CPU and no slots are asked for: it has the experts at hand without."""
     needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), _NUM_STREAMING)
-    memory = device_memory.measure(model, max_rows)
+    memory = device_memory.measure(model, checkpoint, max_rows)
     num_bytes = budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs)
     num_experts = sum(layer.num_experts for layer in checkpoint.layers)
     capacity = 0 if settings.placement == "none" else slots_for(num_bytes, needs, num_experts)

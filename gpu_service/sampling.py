@@ -14,13 +14,15 @@ from transformers import (
     SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
     TypicalLogitsWarper,
 )
 
 from gpu_service import logprobs
+from gpu_service.drawing import draw
+from gpu_service.logit_rows import rows_of, with_rows
 from gpu_service.request import TokenLogprobs
 from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.top_p import TopP
 
 WarperValues = tuple[float, int, float, float, float]
 
@@ -77,8 +79,8 @@ def processors(
     return chain
 
 
-def warpers(parameters: SamplingParameters) -> list[LogitsProcessor]:
-    """What shapes the distribution that a token is drawn from, in transformers' order.
+def warpers(parameters: SamplingParameters, same_of_equals: bool = True) -> list[LogitsProcessor]:
+    """What shapes the distribution that a token is drawn from, in transformers' order; see TopP for `same_of_equals`.
 
     Raises:
         ValueError: A warper refuses its parameter.
@@ -89,7 +91,7 @@ def warpers(parameters: SamplingParameters) -> list[LogitsProcessor]:
     if parameters.top_k > 0:
         chain.append(TopKLogitsWarper(parameters.top_k))
     if parameters.top_p < 1:
-        chain.append(TopPLogitsWarper(parameters.top_p))
+        chain.append(TopP(parameters.top_p, same_of_equals))
     if parameters.min_p > 0:
         chain.append(MinPLogitsWarper(parameters.min_p))
     if parameters.typical_p < 1:
@@ -139,6 +141,7 @@ class Sampler:
         min_tokens: int = 0,
         end_ids: Collection[int] = (),
         device: torch.device = _CPU,
+        same_of_equals: bool = True,
     ) -> None:
         """Prepares the processors.
 
@@ -149,6 +152,7 @@ class Sampler:
             min_tokens: How many tokens are made before one of end_ids may be.
             end_ids: Tokens that end the generation.
             device: Where the logits are.
+            same_of_equals: See TopP; the same for all samplers of a batch.
 
         Raises:
             ValueError: A processor refuses its parameter.
@@ -156,25 +160,21 @@ class Sampler:
         self._min_tokens = min_tokens
         self._processors = processors(parameters, len(prompt), min_tokens, end_ids, device)
         self._history = History(prompt, device) if self._processors else None
-        self._generator: torch.Generator | None = None
+        self.generator: torch.Generator | None = None
+        """What it draws with; None where it takes the likeliest token."""
         self.warper_values = _warper_values(parameters)
         """Samplers that have the same have the same warpers."""
         self.warpers: list[LogitsProcessor] = []
         if parameters.temperature == 0:
             return
-        self.warpers = warpers(parameters)
-        self._generator = torch.Generator(device)
-        self._generator.manual_seed(secrets.randbits(63) if parameters.seed is None else parameters.seed + index)
+        self.warpers = warpers(parameters, same_of_equals)
+        self.generator = torch.Generator(device)
+        self.generator.manual_seed(secrets.randbits(63) if parameters.seed is None else parameters.seed + index)
 
     @property
-    def is_plain(self) -> bool:
-        """Whether it takes the largest logit as it is."""
-        return self._generator is None and not self._processors
-
-    @property
-    def draws(self) -> bool:
-        """Whether it draws, and does not take the likeliest token."""
-        return self._generator is not None
+    def changes_logits(self) -> bool:
+        """Whether `process` has something to do; what it has may end with a token."""
+        return bool(self._processors)
 
     def process(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
         """[1, vocab] float32 and the tokens generated so far -> [1, vocab]: penalties, biases, what may not be yet."""
@@ -183,10 +183,6 @@ class Sampler:
         scores = apply(self._processors, self._history.read(output), logits)
         self._forget_min_tokens(len(output) + 1)
         return scores
-
-    def draw(self, probabilities: torch.Tensor) -> torch.Tensor:
-        """[1, vocab] -> [1] int64."""
-        return torch.multinomial(probabilities, 1, generator=self._generator)[0]
 
     def _forget_min_tokens(self, num_made: int) -> None:
         """Drops the processor that has nothing left to forbid."""
@@ -230,20 +226,22 @@ def sample_with_logprobs(
 
 def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> torch.Tensor:
     """[rows, vocab] -> [rows] int64, on the device and without waiting for it."""
-    tokens = logits.argmax(dim=-1)
+    processed = {
+        row: sampler.process(logits[row : row + 1], outputs[row])
+        for row, sampler in enumerate(samplers)
+        if sampler.changes_logits
+    }
+    scores = with_rows(logits, processed)
     drawn: dict[WarperValues, list[int]] = defaultdict(list)
-    scores = {}
     for row, sampler in enumerate(samplers):
-        if sampler.is_plain:
-            continue
-        scores[row] = sampler.process(logits[row : row + 1], outputs[row])
-        if sampler.draws:
+        if sampler.generator:
             drawn[sampler.warper_values].append(row)
-        else:
-            tokens[row : row + 1] = scores[row].argmax(dim=-1)
-    for rows in drawn.values():
-        # rows that are warped alike go through together: each comes out as it would alone
-        warped = apply(samplers[rows[0]].warpers, None, torch.cat([scores[row] for row in rows]))
-        for row, probabilities in zip(rows, torch.softmax(warped, dim=-1)[:, None], strict=True):
-            tokens[row : row + 1] = samplers[row].draw(probabilities)
+    # rows that are warped alike go through together: each comes out as it would alone
+    warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in drawn.values()]
+    num_drawn = sum(map(len, drawn.values()))
+    tokens = scores.argmax(dim=-1) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
+    # last of all, so that whatever has failed has drawn nothing
+    for rows, chosen in zip(drawn.values(), warped, strict=True):
+        generators = [generator for row in rows if (generator := samplers[row].generator)]
+        tokens[torch.tensor(rows, device=tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
     return tokens

@@ -1,7 +1,8 @@
 """Says what the engine computes next. Knows requests and rows of the cache, no tensors; torch is not imported here.
 
 A request is admitted when all that it may come to need fits, and waits until then; within one priority nobody
-overtakes. Prompts are computed in chunks, and between two of them everyone else decodes one token.
+overtakes. Prompts are computed in chunks, and between two of them everyone else decodes one token. The chunks of a
+request that is alone are larger: each chunk reads or copies nearly all experts anew, and nobody waits for its end.
 """
 
 import bisect
@@ -28,6 +29,7 @@ class Scheduler:
         max_waiting: int,
         prefill_chunk: int,
         logprobs_chunk: int | None = None,
+        alone_chunk: int | None = None,
     ) -> None:
         """Starts with nothing to do.
 
@@ -37,12 +39,14 @@ class Scheduler:
             max_waiting: The most requests that wait.
             prefill_chunk: The most prompt tokens computed between two decode steps.
             logprobs_chunk: The same where the logits of all of them are needed; None: no fewer.
+            alone_chunk: The same while there is no other request; None, or where it is less: no more.
         """
         self.budget = budget
         self._rows = RowTable(storage, budget)
         self._max_waiting = max_waiting
         # what cannot be divided may not be gone on with either
         self._prefill_chunk = prefill_chunk if storage.is_divisible else budget.max_length
+        self._alone_chunk = max(self._prefill_chunk, alone_chunk or 0)
         self._logprobs_chunk = min(self._prefill_chunk, logprobs_chunk or prefill_chunk)
         self._divides_prompts = storage.is_divisible
         self._waiting: list[Request] = []
@@ -63,12 +67,13 @@ class Scheduler:
 
     @property
     def used_slots(self) -> int:
-        """Rows that admitted requests need, those included that they do not fill yet."""
-        return sum(not sequence.is_finished for request in self._admitted for sequence in request.sequences)
+        """Rows that admitted requests need, those included that they do not fill yet. For any thread."""
+        admitted = tuple(self._admitted)  # in one go, since the engine's thread may change it meanwhile
+        return sum(not sequence.is_finished for request in admitted for sequence in request.sequences)
 
     @property
     def used_kv_bytes(self) -> int:
-        """Bytes of keys and values that admitted requests may come to hold."""
+        """Bytes of keys and values that admitted requests may come to hold. For any thread."""
         return self.used_slots * self._longest() * self.budget.token_bytes
 
     def check(self, request: Request) -> None:
@@ -133,7 +138,7 @@ class Scheduler:
         sequence.is_finished = True
         unfinished_prompt = request in self._prompts
         # nobody has looked at what an unfinished prompt has left
-        stop = sequence.num_computed + self._prefill_chunk if spoiled or unfinished_prompt else 0
+        stop = sequence.num_computed + self._alone_chunk if spoiled or unfinished_prompt else 0
         self._rows.release(sequence, clear_stop=stop)
         if all(other.is_finished for other in request.sequences):
             self._admitted.pop(request)
@@ -164,7 +169,7 @@ class Scheduler:
             self._prompts.append(request)
 
     def _longest(self) -> int:
-        return max((request.max_length for request in self._admitted), default=0)
+        return max((request.max_length for request in tuple(self._admitted)), default=0)
 
     def _prompt_batch(self) -> Batch:
         request = self._next_prompt()
@@ -174,7 +179,7 @@ class Scheduler:
             request.cached_prompt_tokens = sequence.num_computed
         wants_all = request.prompt_logprobs is not None
         start = sequence.num_computed
-        end = min(start + (self._logprobs_chunk if wants_all else self._prefill_chunk), len(request.prompt))
+        end = min(start + (self._logprobs_chunk if wants_all else self._chunk_now()), len(request.prompt))
         is_last = end == len(request.prompt)
         return Batch(
             sequences=(sequence,),
@@ -185,6 +190,10 @@ class Scheduler:
             ends_prompt=is_last,
             is_prompt=True,
         )
+
+    def _chunk_now(self) -> int:
+        is_alone = len(self._admitted) == 1 and not self._waiting
+        return self._alone_chunk if is_alone else self._prefill_chunk
 
     def _next_prompt(self) -> Request:
         """By turns the oldest and the one with the least left: a short prompt need not wait for a long one's end."""

@@ -1,4 +1,4 @@
-"""Counts which experts were chosen and where they were computed. Read by metrics.py at scrape time."""
+"""Counts which experts were chosen and where they were computed. Read by collectors.py at scrape time."""
 
 from collections.abc import Sequence
 
@@ -8,6 +8,7 @@ import numpy.typing as npt
 ROUTES = ("resident", "streamed", "remote")
 """Where an expert is computed: here from weights that lie on the device, here from weights that are brought there for
 the batch, by the CPU expert service."""
+_HALF_LIFE_PER_EXPERT = 64  # selections: enough for chance to move the largest of eight by a few per cent only
 
 
 class SelectionCounts:
@@ -16,10 +17,14 @@ class SelectionCounts:
     def __init__(self, num_experts: Sequence[int]) -> None:
         self._by_expert = [np.zeros(count, dtype=np.int64) for count in num_experts]
         self._by_route = [dict.fromkeys(ROUTES, 0) for _ in num_experts]
+        self._recent = [np.zeros(count) for count in num_experts]
 
-    def add(self, layer: int, counts: npt.NDArray[np.int64]) -> None:
-        """Adds one batch's [experts] counts."""
+    def add(self, layer: int, counts: npt.NDArray[np.int64], total: int) -> None:
+        """Adds one batch's [experts] counts, whose sum is `total`."""
         self._by_expert[layer] += counts
+        recent = self._recent[layer]
+        recent *= 0.5 ** (total / (_HALF_LIFE_PER_EXPERT * len(recent)))
+        recent += counts
 
     def add_route(self, layer: int, route: str, selections: int) -> None:
         """Adds selections that were computed by a route."""
@@ -27,9 +32,10 @@ class SelectionCounts:
 
     def clear(self) -> None:
         """Forgets everything."""
-        for counts, routes in zip(self._by_expert, self._by_route, strict=True):
+        for counts, routes, recent in zip(self._by_expert, self._by_route, self._recent, strict=True):
             counts.fill(0)
             routes.update(dict.fromkeys(ROUTES, 0))
+            recent.fill(0)
 
     def read(self) -> list[list[int]]:
         """Totals by layer and expert."""
@@ -38,3 +44,8 @@ class SelectionCounts:
     def read_routes(self) -> list[dict[str, int]]:
         """Totals by layer and route."""
         return [dict(routes) for routes in self._by_route]
+
+    def read_imbalance(self) -> list[float]:
+        """By layer, how often its most chosen expert was chosen lately over the mean of all; 1 where none was."""
+        means = [float(recent.mean()) for recent in self._recent]
+        return [float(recent.max()) / mean if mean else 1.0 for recent, mean in zip(self._recent, means, strict=True)]

@@ -17,7 +17,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import UnknownActivationError
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
-from gpu_service import metrics
+from gpu_service import collectors
 from gpu_service.access import Access
 from gpu_service.availability import Availability
 from gpu_service.background import in_thread
@@ -30,7 +30,7 @@ from gpu_service.in_process import InProcessExperts
 from gpu_service.kv_budget import KvBudget
 from gpu_service.loaded import Loaded
 from gpu_service.malformed import MalformedMessageInterceptor
-from gpu_service.message_limits import max_rows
+from gpu_service.message_limits import Chunks
 from gpu_service.model import Model
 from gpu_service.model_loading import ModelError, logging_of_transformers
 from gpu_service.orchestration import Orchestration
@@ -133,18 +133,20 @@ class Server:
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         budget = await in_thread(lambda: self._warm_up(model))
         settings = self._settings
-        chunk = min(settings.prefill_chunk, max_rows(experts, settings))
-        model.dispatcher.max_rows = max(chunk, settings.max_slots)
-        orchestration = await self._prepare(model, experts, chunk)
+        chunks = Chunks.resolve(experts, settings, copies_experts=model.device.type == "cuda")
+        model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
+        orchestration = await self._prepare(model, experts, chunks.alone)
         model.dispatcher.conduct(orchestration)
-        model.dispatcher.selections.clear()  # of what was computed to measure
+        model.dispatcher.clear_counts()  # of what was computed to measure
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
-        scheduler = Scheduler(model.cache, budget, settings.max_waiting, chunk, logprobs_chunk)
+        scheduler = Scheduler(
+            model.cache, budget, settings.max_waiting, chunks.beside_others, logprobs_chunk, chunks.alone
+        )
         engine = Engine(model, scheduler, self._step_failed)
-        metrics.publish_degraded(self._availability.degraded_seconds)
-        metrics.publish_queue(lambda: engine.num_running, lambda: engine.num_waiting)
-        metrics.publish_selections(
-            model.dispatcher.selections, [layer.decoder_layer for layer in self._checkpoint.layers]
+        collectors.publish(
+            collectors.EngineCollector(engine, settings.max_waiting, self._availability.degraded_seconds),
+            collectors.RoutingCollector(model.dispatcher, self._checkpoint, settings.metrics_by_expert),
+            collectors.CostCollector(model.dispatcher, self._checkpoint),
         )
         engine.start()
         self._servicer.loaded = Loaded(
@@ -208,16 +210,16 @@ class Server:
                 model.cache.set_capacity(budget.num_tokens)
         except RuntimeError as error:  # out of memory is one
             raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
-        model.dispatcher.selections.clear()
+        model.dispatcher.clear_counts()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
         return budget
 
-    async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, chunk: int) -> Orchestration:
+    async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, largest_chunk: int) -> Orchestration:
         """Makes what plans are made from; begins anew where the CPU expert service is lost on the way."""
         while True:
             try:
                 make = partial(prepare, self._settings, self._checkpoint, model, experts)
-                return await in_thread(partial(make, self._experts, self._popularity, chunk))
+                return await in_thread(partial(make, self._experts, self._popularity, largest_chunk))
             except ExpertServiceError as error:
                 _log.warning("costs could not be measured", reason=str(error))
                 experts = await self._await_experts()

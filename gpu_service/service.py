@@ -8,7 +8,7 @@ import structlog
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
-from gpu_service import metrics, prompts
+from gpu_service import prompts, request_metrics
 from gpu_service.calls import Calls
 from gpu_service.event_queue import EventQueue
 from gpu_service.loaded import Loaded
@@ -20,6 +20,10 @@ from gpu_service.validation import check_request_id, parse_request
 REQUEST_ID_KEY = "fiddler-request-id"
 _MAX_UNREAD_EVENTS = 1024  # of each generation
 _CLOCKS_DIFFER_SECONDS = 0.25
+_STATUS_OF_LEAVING = {
+    FinishReason.CANCELLED: grpc.StatusCode.CANCELLED,
+    FinishReason.DEADLINE: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
 _log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]
@@ -37,9 +41,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams one request's generations."""
-        loaded = await self._loaded(context)
-        if self.unavailable:
+        if self.unavailable or self.loaded is None:
+            request_metrics.refused(grpc.StatusCode.UNAVAILABLE.name)
             await context.abort(grpc.StatusCode.UNAVAILABLE, self.unavailable)
+        loaded = self.loaded
         call = self.calls.add(context)
 
         def overflow() -> None:
@@ -55,21 +60,24 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             )
             loaded.engine.submit(generation)
         except (rpc.StatusError, ValueError) as error:
-            metrics.REQUESTS.labels("error").inc()
-            await status_of(error).abort_async(context)
-        metrics.PROMPT_TOKENS.inc(len(generation.prompt))
+            status = status_of(error)
+            request_metrics.refused(status.code.name)
+            await status.abort_async(context)
+        request_metrics.submitted(generation)
         responses = Responses(generation, request.echo, loaded.tokenizer)
-        failed = False
+        failure: str | None = None
         try:
             await context.send_initial_metadata(((REQUEST_ID_KEY, generation.request_id),))
             async for response in _stream(responses, events):
                 yield response
         except rpc.StatusError as error:
-            failed = True
+            failure = error.code.name
             await error.abort_async(context)
         finally:
             loaded.engine.cancel(generation)
-            _record_end(generation, responses, "error" if failed or call.is_deserted else _why_left(context).value)
+            if call.is_deserted:
+                failure = grpc.StatusCode.RESOURCE_EXHAUSTED.name
+            _record_end(generation, responses, failure, _why_left(context))
 
     async def Abort(  # noqa: N802
         self, request: generation_pb2.AbortRequest, context: Context
@@ -160,17 +168,27 @@ def _detokenize(request: generation_pb2.DetokenizeRequest, loaded: Loaded) -> ge
     return generation_pb2.DetokenizeResponse(text=loaded.tokenizer.decode(request.token_ids, skip_special_tokens))
 
 
-def _record_end(generation: Request, responses: Responses, unfinished: str) -> None:
-    """Counts and logs how a request's generations ended; `unfinished` is why those did whose end was not sent."""
-    for reason, count in responses.finish_reasons.items():
-        metrics.REQUESTS.labels(reason.value).inc(count)
-    metrics.REQUESTS.labels(unfinished).inc(responses.num_unfinished)
-    reasons = [reason.value for reason in responses.finish_reasons] + [unfinished] * bool(responses.num_unfinished)
+def _record_end(generation: Request, responses: Responses, failure: str | None, why_left: FinishReason) -> None:
+    """Counts and logs how a request's generations ended.
+
+    Args:
+        generation: The request.
+        responses: Those whose end was sent, and the number of others.
+        failure: The status that it failed with; None where it did not.
+        why_left: Why the caller left, if it did before the end.
+    """
+    reasons = {reason.value: count for reason, count in responses.finish_reasons.items()}
+    status = failure or grpc.StatusCode.OK.name
+    if responses.num_unfinished:
+        reasons["error" if failure else why_left.value] = responses.num_unfinished
+        status = failure or _STATUS_OF_LEAVING[why_left].name
+    request_metrics.ended(generation, reasons, status)
     _log.info(
         "request ended",
         request=generation.number,
         request_id=generation.request_id,
         finish_reason=", ".join(reasons),
+        status=status,
         prompt_tokens=len(generation.prompt),
         completion_tokens=responses.num_tokens,
     )

@@ -48,6 +48,11 @@ class Settings(ServiceSettings):
         ge=1,
         description="the most prompt tokens computed between two decode steps; fewer where a message holds fewer",
     )
+    prefill_chunk_alone: int | Literal["auto"] = Field(
+        "auto",
+        description="the same while there is no other request, so that a long prompt has its experts copied fewer "
+        "times; auto: 4096 with a GPU, as many as otherwise without",
+    )
     expert_timeout_seconds: float = Field(
         60.0,
         gt=0,
@@ -100,6 +105,11 @@ class Settings(ServiceSettings):
     max_beams: int = Field(16, ge=1, description="the most beams of a request")
     max_stop_strings: int = Field(16, ge=0, description="the most stop strings of a request")
     max_stop_bytes: int = Field(1024, ge=1, description="the longest stop string, in bytes of UTF-8")
+    metrics_by_expert: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="metrics of each expert of each layer, two series each; auto: where layers x experts are at most"
+        " 1024",
+    )
     max_logprobs: int = Field(20, ge=0, description="the most alternatives that a request may ask for at each token")
 
     @property
@@ -123,6 +133,16 @@ class Settings(ServiceSettings):
             if 0 < float(value) < math.inf:
                 return float(value)
         raise ValueError(f'must be "auto" or above 0, in GiB, got {value!r}')
+
+    @field_validator("prefill_chunk_alone", mode="before")
+    @classmethod
+    def _prefill_chunk_alone_is_auto_or_tokens(cls, value: int | str) -> int | str:
+        if value == "auto":
+            return value
+        with contextlib.suppress(TypeError, ValueError):
+            if int(value) > 0:
+                return int(value)
+        raise ValueError(f'must be "auto" or above 0, got {value!r}')
 
     @field_validator("experts")
     @classmethod

@@ -43,9 +43,16 @@ class SlotCache:
     """
 
     is_compileable = False
-    is_divisible = True
 
-    def __init__(self, num_slots: int, max_length: int) -> None:
+    def __init__(self, num_slots: int, max_length: int, is_divisible: bool = True) -> None:
+        """Takes no memory yet.
+
+        Args:
+            num_slots: Rows.
+            max_length: Positions in each.
+            is_divisible: See `RowStorage`; False where what is computed of a token depends on those after it.
+        """
+        self.is_divisible = is_divisible
         self.num_slots = num_slots
         self.max_length = max_length
         self._num_tokens = num_slots * max_length

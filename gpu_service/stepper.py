@@ -11,18 +11,20 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from gpu_service import logprobs, metrics
+from gpu_service import logprobs, metrics, request_metrics
 from gpu_service.batch import Batch, Logits
 from gpu_service.beam import BeamSearch
 from gpu_service.expert_client import ExpertServiceError
+from gpu_service.logit_rows import rows_of, unusable_rows
 from gpu_service.model import Model
 from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Sequence, Token, TokenLogprobs
 from gpu_service.request_ids import RequestIds
 from gpu_service.sampling import Sampler
 from gpu_service.scheduler import QueueFullError, Scheduler
-from gpu_service.token_choice import NotFiniteError, choose, rows_of, unusable_rows
+from gpu_service.token_choice import NotFiniteError, choose
 
 _log = structlog.get_logger(__name__)
+_PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phase in ("prefill", "decode"))
 
 
 class Stepper:
@@ -103,7 +105,9 @@ class Stepper:
             sequence.request.started_at = sequence.request.started_at or now
         token_ids = torch.tensor(batch.token_ids)
         positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
-        return self._model.forward(token_ids, positions, batch.first_row, batch.logits)
+        logits = self._model.forward(token_ids, positions, batch.first_row, batch.logits)
+        (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(time.monotonic() - now)
+        return logits
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         """Gives every sequence what its row of [rows, vocab] logits says."""
@@ -180,19 +184,21 @@ class Stepper:
     def _observe(self, sequence: Sequence) -> None:
         """Counts a token, and when it came."""
         now = time.monotonic()
-        metrics.observe_token(sequence, now)
+        request_metrics.observe_token(sequence, now)
         sequence.request.first_token_at = sequence.request.first_token_at or now
         sequence.last_token_at = now
 
     def _make_sequences(self, request: Request) -> None:
         request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
-        device = self._model.device
+        device, is_float32 = self._model.device, self._model.dtype is torch.float32
         if request.beam:
             request.search = BeamSearch(request, [each.output for each in request.sequences], device)
             return
         end_ids = request.eos_ids | request.stop_ids
         for each in request.sequences:
-            each.sampler = Sampler(request.sampling, each.index, request.preceding, request.min_tokens, end_ids, device)
+            each.sampler = Sampler(
+                request.sampling, each.index, request.preceding, request.min_tokens, end_ids, device, is_float32
+            )
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:

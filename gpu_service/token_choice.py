@@ -1,6 +1,5 @@
 """What a step's logits make of each row: the next token, or why there is none. Beams are beam.py's."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,20 +11,6 @@ from gpu_service.sampling import Sampler, sample_with_logprobs
 
 class NotFiniteError(Exception):
     """The model has computed something that is not a number."""
-
-
-def unusable_rows(logits: torch.Tensor) -> list[int]:
-    """Rows of [rows, vocab] float32 with an infinity or what is not a number."""
-    # one pass: a sum is finite where all its terms are, since logits are far too small to overflow together
-    return [row for row, total in enumerate(logits.sum(dim=-1).tolist()) if not math.isfinite(total)]
-
-
-def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Some rows of [rows, vocab], in that order: a view where they are adjacent."""
-    first = rows[0]
-    if rows == list(range(first, first + len(rows))):
-        return logits[first : first + len(rows)]
-    return logits[torch.tensor(rows, device=logits.device)]
 
 
 def choose(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs | Exception]:

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from fiddler.checkpoint_errors import ConfigError
+from fiddler.moe_config import model_type_of
+from fiddler.safetensors_index import read_json
+from gpu_service import openmoe_tokenizer
+from gpu_service.architectures import CONFIGURATIONS
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """What T5's tokenizers call the tokens that stand for spans of text: special ones, and part of what the model says."""
@@ -31,9 +37,7 @@ class Tokenizer:
             ValueError: The directory holds no tokenizer that transformers knows.
         """
         try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                directory, local_files_only=True, trust_remote_code=False
-            )
+            self._tokenizer = _load(directory)
         except Exception as error:  # it raises of all kinds at files that are wrong
             raise ValueError(f"{directory}: no tokenizer that can be read: {error}") from error
         self._encode_lock = threading.Lock()
@@ -116,6 +120,19 @@ class Tokenizer:
         text = self._tokenizer.convert_tokens_to_string([*self._prefix_tokens, token])
         _, prefix, rest = text.partition(_PREFIX)
         return (rest if prefix else text).encode()
+
+
+def _load(directory: Path) -> PreTrainedTokenizerBase:
+    path = directory / "config.json"
+    model_type = model_type_of(read_json(path, ConfigError)) if path.is_file() else None
+    if model_type == "openmoe":
+        return openmoe_tokenizer.load(directory)
+    # of a model that transformers does not know, the tokenizer's own files say all
+    more = {"config": PreTrainedConfig()} if model_type in CONFIGURATIONS else {}
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, **more
+    )
+    return tokenizer
 
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]

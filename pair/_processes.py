@@ -97,10 +97,13 @@ class Pair:
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
         """Starts "gpu_service" or "cpu_expert_service"."""
-        command = [sys.executable, "-m", service, *self._commands[service]]
-        process = subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
+        process = self._spawn(service, self._commands[service])
         self.processes[service] = process
         return process
+
+    def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", service, *arguments]
+        return subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
 
     def stop(self, service: str, number: int = signal.SIGTERM, timeout_seconds: float = 30) -> int:
         """Signals a service and returns its exit status."""

@@ -1,11 +1,14 @@
 """Pairs of real processes on small checkpoints."""
 
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 from cpu_expert_service.native import NativeUnavailableError, available_tiers
 from pair import Pair
 from tests import checkpoints
+from tests.warm_processes import WarmProcess
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
 _FLOAT32 = ("--dtype", "float32")
@@ -18,9 +21,21 @@ def write_tiny(directory: Path, family: str = "mixtral") -> Path:
     return directory
 
 
+class WarmPair(Pair):
+    """A pair whose processes need not import torch and transformers first, which is most of what starting takes.
+
+    What a service does while Python itself starts is tested on a Pair; so is what it holds in memory.
+    """
+
+    def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        command = [service, *arguments]
+        return WarmProcess(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
+
+
 def start(model: Path, *arguments: str, log: IO[bytes] | None = None) -> Pair:
     """A pair on the CPU in float32, not started yet; more arguments go to the GPU service."""
-    return Pair(model, gpu_arguments=("--device", "cpu", *_FLOAT32, *arguments), cpu_arguments=_FLOAT32, log=log)
+    gpu_arguments = ("--device", "cpu", *_FLOAT32, *arguments)
+    return WarmPair(model, gpu_arguments=gpu_arguments, cpu_arguments=_FLOAT32, log=log)
 
 
 def best_kernel() -> str:

@@ -64,7 +64,7 @@ def _cells(quick: bool, seed: int) -> Iterator[report.Cell]:
 
 
 def _cell(system: System, workload: Workload, requests: list[Request], counted: Popularity) -> report.Cell:
-    kinds: list[type[Server]] = [ours.Ours, *([ours.OursWholePrompt] if workload.is_prompt else []), *_RIVALS]
+    kinds: list[type[Server]] = [ours.Ours, *([ours.OursBesideOthers] if workload.is_prompt else []), *_RIVALS]
     if workload.with_policies:
         kinds += _POLICIES
     results = [run(kind, system, counted, workload, requests) for kind in kinds]

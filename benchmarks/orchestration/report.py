@@ -9,7 +9,7 @@ from rich.table import Table
 
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.simulate import Result
-from benchmarks.orchestration.strategies.ours import Ours, OursWholePrompt
+from benchmarks.orchestration.strategies.ours import Ours
 from benchmarks.orchestration.workloads import Workload
 from benchmarks.results import Field
 from benchmarks.targets import Judge
@@ -62,14 +62,10 @@ class Cell:
         longer = {what: ours.spent.get(what, 0.0) - rival.spent.get(what, 0.0) for what in _WAITS}
         worst = max(longer, key=lambda what: longer[what])
         milliseconds = longer[worst] / ours.tokens * 1e3
-        reason = (
+        return (
             f"{ours.rate / rival.rate:.2f} of {rival.strategy}; waits {milliseconds:.3g} ms a token longer for"
             f" {_WAITS[worst]}, {longer[worst] / ours.seconds:.0%} of its time"
         )
-        whole = next((one for one in self.results if one.strategy == OursWholePrompt.name), None)
-        if whole and whole.rate > ours.rate:
-            reason += f"; {whole.rate / rival.rate:.2f} with the prompt in one forward"
-        return reason
 
 
 def waits_for(result: Result) -> str:

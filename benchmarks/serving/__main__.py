@@ -26,21 +26,25 @@ TARGETS = {
     f"{_MIXTRAL}.streams8.overhead_over_step": Target(0.05, at_least=False),
     f"{_MIXTRAL}.sampled8.overhead_over_step": Target(0.05, at_least=False),
     "serving.demo.streams8.overhead": Target(1.0, at_least=False),
+    "serving.demo.sampled8.overhead": Target(1.0, at_least=False),
     "serving.demo.beam4.overhead": Target(1.0, at_least=False),
 }
 
 
 def main() -> None:
     """Runs the benchmark."""
-    options = ("--rounds", 3), ("--checkpoint", ""), ("--tiny", False)
+    options = ("--rounds", 3), ("--checkpoint", ""), ("--models", ""), ("--parts", "steps,load"), ("--tiny", False)
     with (
         report(benchmarks.serving.__doc__, *options) as (out, arguments),
         tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
     ):
         judge = Judge(out, TARGETS)
-        for model in models(Path(arguments.checkpoint or temporary), arguments.tiny):
-            measure_steps(judge, model, arguments.rounds)
-            measure_load(judge, model, arguments.rounds)
+        wanted = arguments.models.split(",") if arguments.models else None
+        for model in models(Path(arguments.checkpoint or temporary), arguments.tiny, wanted):
+            if "steps" in arguments.parts.split(","):
+                measure_steps(judge, model, arguments.rounds)
+            if "load" in arguments.parts.split(","):
+                measure_load(judge, model, arguments.rounds)
         judge.summarise()
 
 

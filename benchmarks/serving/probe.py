@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cpu_expert_service.calibration import read_bytes_per_second
+from cpu_expert_service.cpus import choose_cpus, read_topology
+from cpu_expert_service.native import Pool
 from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import layer_weights
 from gpu_service.batch import Batch, Logits
 from gpu_service.dispatch import Dispatcher
 from gpu_service.expert_client import ExpertClient
@@ -35,6 +39,8 @@ class Step:
     seconds: float = 0.0
     forward_seconds: float = 0.0
     expert_seconds: float = 0.0
+    kernel_seconds: float = 0.0
+    """Of these, those that the CPU expert service says that it computed."""
     num_distinct_experts: int = 0
     """Summed over the layers."""
     num_selections: int = 0
@@ -54,23 +60,34 @@ class Step:
 class Probe:
     """Runs requests step by step."""
 
-    def __init__(self, directory: Path, experts: str, max_context: int, prefill_chunk: int) -> None:
-        """Loads the model; the CPU expert service at `experts` serves."""
+    def __init__(self, directory: Path, experts: str, max_context: int) -> None:
+        """Loads the model; the CPU expert service at `experts` serves. `begin` comes before requests."""
         checkpoint = Checkpoint.open(directory)
+        self._memory = _Memory(checkpoint)
         client = ExpertClient(experts, torch.bfloat16, _TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
         client.connect(checkpoint.fingerprint)
         self._client = _TimedExperts(client)
         device = torch.device("cpu")
         dispatcher = Dispatcher(checkpoint, device, self._client)
         self._model = Model(checkpoint, dispatcher, device, torch.bfloat16, MAX_SLOTS, max_context)
-        budget = KvBudget(MAX_SLOTS * self._model.max_context, 1, MAX_SLOTS, self._model.max_context)
-        self._model.cache.set_capacity(budget.num_tokens)
-        self._scheduler = _WatchedScheduler(self._model.cache, budget, MAX_SLOTS, prefill_chunk)
-        self._stepper = Stepper(self._model, self._scheduler, RequestIds(), self._raise)
+        self._budget = KvBudget(MAX_SLOTS * self._model.max_context, 1, MAX_SLOTS, self._model.max_context)
+        self._model.cache.set_capacity(self._budget.num_tokens)
         self._forward = self._model.forward
         self._model.forward = self._timed_forward  # type: ignore[method-assign, assignment]
         self._forward_seconds = 0.0
         self.expert_bytes = checkpoint.expert_bytes // sum(layer.num_experts for layer in checkpoint.layers)
+
+    @torch.inference_mode()
+    def begin(self, prefill_chunk: int, alone_chunk: int | None = None) -> None:
+        """Forgets all requests and prompts; from now on prompts are computed in chunks of that size."""
+        self._scheduler = _WatchedScheduler(
+            self._model.cache, self._budget, MAX_SLOTS, prefill_chunk, alone_chunk=alone_chunk
+        )
+        self._stepper = Stepper(self._model, self._scheduler, RequestIds(), self._raise)
+
+    def read_bytes_per_second(self) -> float:
+        """What this machine's memory gives now: see calibration.read_bytes_per_second. Nobody else may compute."""
+        return self._memory.read_bytes_per_second()
 
     @torch.inference_mode()
     def add(self, *requests: Request) -> None:
@@ -97,13 +114,15 @@ class Probe:
             seconds,
             self._forward_seconds,
             self._client.seconds,
+            self._client.kernel_seconds,
             self._client.num_distinct,
             self._client.num_selections,
         )
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Ends the connection, and the threads that read."""
         self._client.close()
+        self._memory.close()
 
     def _timed_forward(self, ids: torch.Tensor, positions: torch.Tensor, row: int, wants: Logits) -> torch.Tensor:
         began = time.perf_counter()
@@ -114,6 +133,20 @@ class Probe:
     @staticmethod
     def _raise(error: Exception) -> None:
         raise error
+
+
+class _Memory:
+    """Reads the experts where the CPU expert service reads them, with as many threads, and computes nothing."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._layers = [layer_weights(checkpoint, layer) for layer in checkpoint.layers]
+        self._pool = Pool(choose_cpus(read_topology()))
+
+    def read_bytes_per_second(self) -> float:
+        return read_bytes_per_second(self._pool, self._layers)
+
+    def close(self) -> None:
+        self._pool.close()
 
 
 class _WatchedScheduler(Scheduler):
@@ -134,6 +167,7 @@ class _TimedExperts:
     def clear(self) -> None:
         """Counts from 0 again."""
         self.seconds = 0.0
+        self.kernel_seconds = 0.0
         self.num_distinct = 0
         self.num_selections = 0
 
@@ -177,18 +211,19 @@ class _TimedOutput:
         """See PendingOutput."""
         output = self.pending.join()
         self.experts.seconds += time.perf_counter() - self.began
+        self.experts.kernel_seconds += self.pending.compute_seconds or 0.0
         return output
 
 
 @contextmanager
-def probe(directory: Path, max_context: int, prefill_chunk: int) -> Iterator[tuple[Probe, Pair]]:
+def probe(directory: Path, max_context: int) -> Iterator[Probe]:
     """A probe on a CPU expert service of its own."""
     pair = Pair(directory, cpu_arguments=("--dtype", "bfloat16"))
     try:
         pair.start("cpu_expert_service")
         pair.wait_until_serving(pair.experts)
-        running = Probe(directory, pair.experts, max_context, prefill_chunk)
-        yield running, pair
+        running = Probe(directory, pair.experts, max_context)
+        yield running
         running.close()
     finally:
         pair.close()

@@ -1,37 +1,47 @@
 """Single steps: what their experts take beside reading them once, and what is around the model."""
 
-import itertools
+import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable
-from urllib.request import urlopen
+from dataclasses import dataclass
 
-from prometheus_client.parser import text_string_to_metric_families
-
+from benchmarks.results import Field
+from benchmarks.rounds import ratios
 from benchmarks.serving.probe import Probe, Step, probe
 from benchmarks.serving.workload import Model, prompts
 from benchmarks.targets import Judge
 from gpu_service.request import BeamParameters, Request
 from gpu_service.sampling_parameters import SamplingParameters
 
-_BANDWIDTH = "fiddler_expert_memory_read_bytes_per_second"
 _SAMPLED = SamplingParameters(temperature=0.8, top_p=0.95, seed=1)
 _SHORT_TOKENS = 16
+_PAUSE_SECONDS = 0.01  # until threads that have just computed sleep
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    step: Step
+    bytes_per_second: float
+    """What memory gave around it."""
 
 
 def measure_steps(out: Judge, model: Model, rounds: int) -> None:
     """Decode steps of every case, by turns."""
-    with probe(model.directory, model.max_context, model.prefill_chunk) as (running, pair):
-        bandwidth = _read_bandwidth(pair.cpu_metrics_port)
-        out.samples(f"serving.{model.name}.read_bandwidth", [bandwidth / 1e9], "GB/s")
-        steps: dict[str, list[Step]] = defaultdict(list)
+    with probe(model.directory, model.max_context) as running:
+        steps: dict[str, list[_Measured]] = defaultdict(list)
         for number in range(-1, rounds):
+            running.begin(model.prefill_chunk)
             for case, make in _CASES.items():
                 measured = _decode(running, make(model), model.steps)
                 if number >= 0:
                     steps[case] += measured
+        bandwidths = {each.bytes_per_second / 1e9: None for measured in steps.values() for each in measured}
+        out.samples(f"serving.{model.name}.read_bandwidth", list(bandwidths), "GB/s")
         for case, measured in steps.items():
-            _report(out, f"serving.{model.name}.{case}", measured, running.expert_bytes / bandwidth)
+            _report(out, f"serving.{model.name}.{case}", measured, running.expert_bytes)
         _measure_short_prompt(out, model, running)
+        _measure_long_prompt(out, model, running, rounds)
 
 
 def _streams(count: int, sampling: SamplingParameters) -> Callable[[Model], list[Request]]:
@@ -61,26 +71,36 @@ def _request(model: Model, prompt: list[int], sampling: SamplingParameters) -> R
     return Request(prompt, sampling, model.max_context - len(prompt), lambda event: None)
 
 
-def _decode(running: Probe, requests: list[Request], num_steps: int) -> list[Step]:
+def _decode(running: Probe, requests: list[Request], num_steps: int) -> list[_Measured]:
     """Computes the prompts, and then so many steps in which all decode."""
     running.add(*requests)
     while any(not request.first_token_at for request in requests):
         running.step()
+    before = _read(running)
     steps = [running.step() for _ in range(num_steps)]
+    # both: on a machine that others use, too, memory is not the same from one moment to the next
+    bandwidth = statistics.mean([before, _read(running)])
     running.cancel(*requests)
-    return steps
+    return [_Measured(step, bandwidth) for step in steps]
 
 
-def _report(out: Judge, name: str, steps: list[Step], seconds_per_expert: float) -> None:
-    floors = [step.num_distinct_experts * seconds_per_expert for step in steps]
+def _read(running: Probe) -> float:
+    time.sleep(_PAUSE_SECONDS)
+    return running.read_bytes_per_second()
+
+
+def _report(out: Judge, name: str, measured: list[_Measured], expert_bytes: float) -> None:
+    steps = [each.step for each in measured]
+    floors = [each.step.num_distinct_experts * expert_bytes / each.bytes_per_second for each in measured]
     distinct = sum(step.num_distinct_experts for step in steps) / len(steps)
     rows = sum(step.num_selections for step in steps) / len(steps) / distinct
     found = {"distinct_experts": round(distinct, 2), "rows_per_expert": round(rows, 2)}
+    read = {"megabytes": round(distinct * expert_bytes / 1e6, 1), **found}
     experts = [step.expert_seconds for step in steps]
     out.samples(f"{name}.experts", [1e3 * value for value in experts], "ms", **found)
-    out.samples(f"{name}.floor", [1e3 * value for value in floors], "ms")
-    ratios = [value / floor for value, floor in zip(experts, floors, strict=True)]
-    out.samples(f"{name}.experts_over_floor", ratios, "ratio", **found)
+    out.samples(f"{name}.floor", [1e3 * value for value in floors], "ms", **read)
+    out.samples(f"{name}.experts_over_floor", ratios(experts, floors), "ratio", **found)
+    out.samples(f"{name}.kernel", [1e3 * step.kernel_seconds for step in steps], "ms", **found)
     out.samples(f"{name}.dense", [1e3 * step.dense_seconds for step in steps], "ms")
     out.samples(f"{name}.overhead", [1e3 * step.overhead_seconds for step in steps], "ms")
     out.samples(f"{name}.overhead_over_step", [step.overhead_seconds / step.seconds for step in steps], "ratio")
@@ -88,24 +108,45 @@ def _report(out: Judge, name: str, steps: list[Step], seconds_per_expert: float)
 
 def _measure_short_prompt(out: Judge, model: Model, running: Probe) -> None:
     """It comes when the first chunk of a long one is being computed."""
-    lengths = model.long_prompt_tokens, _SHORT_TOKENS
-    long, short = (_request(model, prompts(length, 1)[0], SamplingParameters()) for length in lengths)
-    running.add(long)
-    seconds, chunks = running.step().seconds, 1
-    running.add(short)
-    while not short.first_token_at:
-        step = running.step()
-        seconds += step.seconds
-        chunks += step.batch.is_prompt
-    running.cancel(long, short)
-    more = {"long_prompt_tokens": model.long_prompt_tokens, "prefill_chunk": model.prefill_chunk}
-    out.samples(f"serving.{model.name}.short_prompt.chunks", [chunks], "chunks", **more)
-    out.samples(f"serving.{model.name}.short_prompt.time_to_first_token", [seconds], "s", **more)
+    for name, alone_chunk in (("short_prompt", None), ("short_prompt_grown", model.long_prompt_tokens)):
+        running.begin(model.prefill_chunk, alone_chunk)
+        lengths = model.long_prompt_tokens, _SHORT_TOKENS
+        long, short = (_request(model, prompts(length, 1)[0], SamplingParameters()) for length in lengths)
+        running.add(long)
+        seconds, chunks = running.step().seconds, 1
+        running.add(short)
+        while not short.first_token_at:
+            step = running.step()
+            seconds += step.seconds
+            chunks += step.batch.is_prompt
+        running.cancel(long, short)
+        more: dict[str, Field] = {"long_prompt_tokens": model.long_prompt_tokens, **_chunks(model, alone_chunk)}
+        out.samples(f"serving.{model.name}.{name}.chunks", [chunks], "chunks", **more)
+        out.samples(f"serving.{model.name}.{name}.time_to_first_token", [seconds], "s", **more)
 
 
-def _read_bandwidth(port: int) -> float:
-    """Bytes per second that the CPU expert service's threads read."""
-    with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as response:
-        families = text_string_to_metric_families(response.read().decode())
-    samples = itertools.chain.from_iterable(family.samples for family in families)
-    return next(sample.value for sample in samples if sample.name == _BANDWIDTH)
+def _measure_long_prompt(out: Judge, model: Model, running: Probe, rounds: int) -> None:
+    """What larger chunks bring a prompt that is alone, where its experts are computed by the CPU."""
+    rates: dict[int | None, list[float]] = {None: [], model.long_prompt_tokens: []}
+    for number in range(rounds):
+        for alone_chunk, made in list(rates.items())[:: -1 if number % 2 else 1]:
+            running.begin(model.prefill_chunk, alone_chunk)
+            request = _request(model, prompts(model.long_prompt_tokens, 1)[0], SamplingParameters())
+            running.add(request)
+            seconds = 0.0
+            while not request.first_token_at:
+                seconds += running.step().seconds
+            running.cancel(request)
+            made.append(model.long_prompt_tokens / seconds)
+    for name, alone_chunk in (("chunked", None), ("grown", model.long_prompt_tokens)):
+        more = _chunks(model, alone_chunk)
+        out.samples(f"serving.{model.name}.long_prompt.{name}", rates[alone_chunk], "tokens/s", **more)
+    out.samples(
+        f"serving.{model.name}.long_prompt.grown_over_chunked",
+        ratios(rates[model.long_prompt_tokens], rates[None]),
+        "ratio",
+    )
+
+
+def _chunks(model: Model, alone_chunk: int | None) -> dict[str, Field]:
+    return {"prefill_chunk": model.prefill_chunk, "prefill_chunk_alone": alone_chunk or model.prefill_chunk}

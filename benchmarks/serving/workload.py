@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,15 +32,27 @@ class Model:
     """Of each stream."""
 
 
-def models(directory: Path, tiny: bool) -> list[Model]:
-    """Those that are measured; what is not there is written to the directory."""
-    if tiny:
-        return [_written(directory, "tiny", 4, hidden=64, inner=128, num_heads=4, vocab_size=320)]
+def models(directory: Path, tiny: bool, wanted: Collection[str] | None = None) -> list[Model]:
+    """Those that are measured; what is not there is written to the directory.
+
+    Args:
+        directory: Where checkpoints are written.
+        tiny: Whether there is only a small one, to try out the benchmark.
+        wanted: Names; None: all.
+
+    Raises:
+        SystemExit: There is none of that name.
+    """
     shape = {"hidden": 4096, "inner": 14336, "num_heads": 32, "vocab_size": 32000}
-    return [
-        Model("demo", _DEMO, max_context=2048, long_prompt_tokens=1900),
-        _written(directory, "mixtral_2_layers", 1, **shape),
-    ]
+    known: dict[str, Callable[[], Model]] = {
+        "demo": lambda: Model("demo", _DEMO, max_context=2048, long_prompt_tokens=1900),
+        "mixtral_2_layers": lambda: _written(directory, "mixtral_2_layers", 1, **shape),
+    }
+    if tiny:
+        known = {"tiny": lambda: _written(directory, "tiny", 4, hidden=64, inner=128, num_heads=4, vocab_size=320)}
+    if unknown := set(wanted or ()) - set(known):
+        raise SystemExit(f"--models: there is no {sorted(unknown)[0]}; there are {', '.join(known)}")
+    return [make() for name, make in known.items() if wanted is None or name in wanted]
 
 
 def prompts(num_tokens: int, count: int) -> list[list[int]]:

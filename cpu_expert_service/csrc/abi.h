@@ -59,6 +59,7 @@ struct fiddler_layer {
   fiddler_projection gate;  // weights is null where the experts are not gated
   fiddler_projection up;
   fiddler_projection down;
+  fiddler_projection factor;  // multiplies up, output by output (OpenMoE); weights is null where experts have none
 };
 
 struct fiddler_message {

@@ -19,6 +19,7 @@ struct ExpertRows {
   Matrix gate;
   Matrix up;
   Matrix down;
+  Matrix factor;
   int64_t first;
   int64_t count;
 };
@@ -28,6 +29,7 @@ struct Job {
   int64_t hidden_size;
   int64_t intermediate_size;
   bool gated;
+  bool has_factor;
   int32_t activation;
   float alpha;
   float limit;
@@ -48,6 +50,7 @@ struct Scratch {
   static constexpr int64_t panel_floats = 64 * 512;
   alignas(64) float gate[block_floats];
   alignas(64) float up[block_floats];
+  alignas(64) float factor[block_floats];
   alignas(64) float panel[panel_floats];
   alignas(64) float carried[panel_floats];  // sums between two segments of a weight row
 };

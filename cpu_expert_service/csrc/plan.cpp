@@ -29,7 +29,7 @@ void cut(int64_t expert, int64_t outputs, int64_t step, int num_nodes, TaskList&
 }
 
 double inner_cost_per_output(const Job& job, int64_t rows) {
-  return static_cast<double>(job.hidden_size * (job.gated ? 2 : 1)) * cost_per_weight(rows);
+  return static_cast<double>(job.hidden_size * (1 + job.gated + job.has_factor)) * cost_per_weight(rows);
 }
 
 double inner_cost(const Job& job) {

@@ -60,7 +60,8 @@ Matrix matrix_of(const fiddler_projection& projection, int32_t expert) {
 bool is_regular(const fiddler_layer& layer) {
   const bool rows = layer.up.in_stride == 1 && layer.down.in_stride == 1;
   const bool gate_rows = !layer.gate.weights || layer.gate.in_stride == 1;
-  return rows && gate_rows && layer.hidden_size % 2 == 0 && layer.intermediate_size % 2 == 0;
+  const bool factor_rows = !layer.factor.weights || layer.factor.in_stride == 1;
+  return rows && gate_rows && factor_rows && layer.hidden_size % 2 == 0 && layer.intermediate_size % 2 == 0;
 }
 
 void lay_out(const fiddler_layer& layer, const fiddler_message& message, const Ops& ops, Workspace& space, Job& job) {
@@ -71,7 +72,8 @@ void lay_out(const fiddler_layer& layer, const fiddler_message& message, const O
   for (size_t i = 0; i < grouping.experts.size(); ++i) {
     const int32_t e = grouping.experts[i];
     space.experts[i] = {layer.gate.weights ? matrix_of(layer.gate, e) : Matrix{}, matrix_of(layer.up, e),
-                        matrix_of(layer.down, e), grouping.starts[i], grouping.starts[i + 1] - grouping.starts[i]};
+                        matrix_of(layer.down, e), layer.factor.weights ? matrix_of(layer.factor, e) : Matrix{},
+                        grouping.starts[i], grouping.starts[i + 1] - grouping.starts[i]};
   }
   const bool converts = ops.operand != message.hidden_dtype;
   const auto* hidden = static_cast<const unsigned char*>(message.hidden);
@@ -88,10 +90,10 @@ void lay_out(const fiddler_layer& layer, const fiddler_message& message, const O
   const bool sums_are_output = message.output_dtype == FIDDLER_FLOAT32;
   void* sums = message.output;
   if (!sums_are_output) sums = space.sums.reserve(message.rows * layer.hidden_size * 4);
-  job = Job{message.rows, layer.hidden_size, layer.intermediate_size, layer.gate.weights != nullptr, layer.activation,
-            layer.alpha, layer.limit, space.experts.data(), static_cast<int64_t>(space.experts.size()),
-            grouping.rows.data(), grouping.weights.data(), space.hidden_rows.data(), space.inner_rows.data(),
-            static_cast<float*>(sums), sums_are_output ? nullptr : message.output, message.output_dtype};
+  job = Job{message.rows, layer.hidden_size, layer.intermediate_size, layer.gate.weights != nullptr,
+            layer.factor.weights != nullptr, layer.activation, layer.alpha, layer.limit, space.experts.data(),
+            static_cast<int64_t>(space.experts.size()), grouping.rows.data(), grouping.weights.data(), space.hidden_rows.data(),
+            space.inner_rows.data(), static_cast<float*>(sums), sums_are_output ? nullptr : message.output, message.output_dtype};
 }
 
 // [begin, end) of bfloat16 values to float32: the only conversion there is, since others are computed in float32.
@@ -146,7 +148,9 @@ int32_t check(int32_t tier, const fiddler_layer* layer, const fiddler_message* m
   if (layer->num_experts < 1 || layer->hidden_size < 1 || layer->intermediate_size < 1) return FIDDLER_BAD_SIZE;
   if (message->rows < 0 || message->experts_per_row < 0) return FIDDLER_BAD_SIZE;
   if (is_null(layer->up, layer->num_experts) || is_null(layer->down, layer->num_experts)) return FIDDLER_NULL_POINTER;
-  if (layer->gate.weights && is_null(layer->gate, layer->num_experts)) return FIDDLER_NULL_POINTER;
+  for (const auto& optional : {layer->gate, layer->factor}) {
+    if (optional.weights && is_null(optional, layer->num_experts)) return FIDDLER_NULL_POINTER;
+  }
   if (layer->activation < 0 || layer->activation > FIDDLER_CLAMPED_SILU) return FIDDLER_BAD_DTYPE;
   if (layer->activation >= FIDDLER_CLAMPED_SWIGLU && !layer->gate.weights) return FIDDLER_NULL_POINTER;
   for (int32_t dtype : {message->hidden_dtype, message->output_dtype}) {

@@ -25,7 +25,8 @@ void scalar_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64
     auto* inner = static_cast<float*>(job.inner_rows[a]);
     for (int64_t n = begin; n < end; ++n) {
       const float gate = job.gated ? dot<Stored>(expert.gate, n, x, job.hidden_size) : 0.0f;
-      const float up = dot<Stored>(expert.up, n, x, job.hidden_size);
+      float up = dot<Stored>(expert.up, n, x, job.hidden_size);
+      if (job.has_factor) up *= dot<Stored>(expert.factor, n, x, job.hidden_size);
       activate<ExactMath>(job, job.gated ? &gate : nullptr, &up, 1, inner + n);
     }
   }

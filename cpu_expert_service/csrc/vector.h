@@ -35,6 +35,10 @@ inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* 
   for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
 }
 
+inline void multiply(const float* factor, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) values[i] *= factor[i];
+}
+
 // One or two rows are computed over wide blocks of outputs, more over as many outputs as a panel has.
 inline int64_t outputs_at_a_time(int64_t count) { return count <= 2 ? max_chunk_outputs : panel_outputs; }
 
@@ -58,11 +62,16 @@ void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64
     const Block blocks[2] = {{scratch.up, pitch}, {scratch.gate, pitch}};
     const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.hidden_rows + a);
     project<T, Stored>(matrices, blocks, job.gated ? 2 : 1, n, last, x, count, job.hidden_size, scratch);
+    const Block factors = {scratch.factor, pitch};
+    if (job.has_factor) {
+      project<T, Stored>(&expert.factor, &factors, 1, n, last, x, count, job.hidden_size, scratch);
+    }
     for (int64_t m = 0; m < count; ++m) {
       float* up = scratch.up + m * pitch;
       float* gate = job.gated ? scratch.gate + m * pitch : nullptr;
       add_bias(expert.up, n, last - n, up);
       if (gate) add_bias(expert.gate, n, last - n, gate);
+      if (job.has_factor) multiply(scratch.factor + m * pitch, last - n, up);
       activate<FastMath>(job, gate, up, last - n, static_cast<typename T::Operand*>(job.inner_rows[a + m]) + n);
     }
   });

@@ -1,4 +1,4 @@
-"""What stands in the place of MoE blocks whose experts do not take rows, expert ids and routing weights: a file for each.
+"""What stands in the place of MoE blocks whose experts do not take rows, expert ids and routing weights.
 
 Each builds the router and whatever else its block has by transformers' own classes and under their names, so that the
 checkpoint loads, and hands (rows, expert ids, routing weights) on as transformers' experts interface does.
@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 
-def replacing(class_name: str, replacement: type[nn.Module]) -> Callable[[nn.Module], Mapping[type[nn.Module], type[nn.Module]]]:
+def replacing(
+    class_name: str, replacement: type[nn.Module]
+) -> Callable[[nn.Module], Mapping[type[nn.Module], type[nn.Module]]]:
     """What puts something in the place of a model's class: for gpu_service.architectures.Architecture.replacements.
 
     Args:

@@ -1,4 +1,4 @@
-"""The experts of a block that is ours: sending rows and waiting for their sums are two calls, with the rest in between."""
+"""The experts of a block that is ours: sending rows and waiting for their sums are two calls."""
 
 import torch
 from torch import nn

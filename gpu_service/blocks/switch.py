@@ -35,7 +35,9 @@ class SwitchExperts(MoeLayer):
         """
         expert_ids = selected_experts.argmax(-1)
         if len(hidden) <= self._capacity:
-            return super().forward(hidden, expert_ids, routing_weights)  # no sequence has more rows than an expert takes
+            return super().forward(
+                hidden, expert_ids, routing_weights
+            )  # no sequence has more rows than an expert takes
         kept = selected_experts.flatten(1).any(-1).nonzero()[:, 0]
         if len(kept) == len(hidden):
             return super().forward(hidden, expert_ids, routing_weights)

@@ -23,13 +23,6 @@ def test_a_cell_in_which_ours_is_ahead_or_equal_says_nothing() -> None:
     assert _cell(_result("ours", 2.0), _result("fiddler", 2.0)).behind == ""
 
 
-def test_it_is_said_when_cutting_the_prompt_is_what_costs() -> None:
-    cell = _cell(
-        _result("ours", 4.0, copies=4.0), _result("ours_whole_prompt", 2.0), _result("deepspeed", 3.0, copies=3.0)
-    )
-    assert "1.50 with the prompt in one forward" in cell.behind
-
-
 def test_the_share_of_the_bound_is_of_the_time() -> None:
     result = _result("ours", 4.0)
     assert _cell(result).share_of_bound(result) == 0.25

@@ -11,7 +11,7 @@ from tests.benchmarks.orchestrated import EXPERTS, LAYERS, MACHINE, MODEL, POPUL
 
 _OURS = (
     ours.Ours,
-    ours.OursWholePrompt,
+    ours.OursBesideOthers,
     ours.OursPopularity,
     ours.OursLru,
     ours.OursLayers,
@@ -126,12 +126,14 @@ def test_both_sides_of_ours_run_at_once() -> None:
 
 
 def test_prompts_are_cut_as_the_scheduler_does() -> None:
-    chunk = ours.Ours.prompt_chunk
+    chunk, alone = ours.OursBesideOthers.prompt_chunk, ours.Ours.prompt_chunk
     assert chunk is not None
+    assert alone is not None
     rows = [(0, 7)] * (2 * chunk)
-    cut, whole = ours.OursNone(system(), POPULARITY), ours.OursWholePrompt(system(), POPULARITY)
+    cut, whole = ours.OursBesideOthers(system(), POPULARITY), ours.OursNone(system(), POPULARITY)
     cut.prompt(batch(*rows))
     whole.prompt(batch(*rows))
+    assert alone >= 2 * chunk
     assert cut.calls == 2 * whole.calls
 
 

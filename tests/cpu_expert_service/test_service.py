@@ -190,6 +190,8 @@ def test_a_client_that_leaves_during_a_computation_disturbs_nobody(service: Serv
 def test_what_was_done_is_counted(service: Service) -> None:
     names = {
         "fiddler_expert_rows_total": 5.0,
+        "fiddler_expert_call_rows_count": 2.0,
+        "fiddler_expert_call_rows_sum": 5.0,
         "fiddler_expert_queue_seconds_count": 2.0,
         "fiddler_expert_compute_seconds_count": 2.0,
     }

@@ -17,6 +17,7 @@ from client.health import ask_health
 from client.health import main as health_main
 from pair import Pair
 from tests.certificates import Authority, Identity
+from tests.pairs import WarmPair
 
 PROMPT = [3, 4, 5]
 TOKEN, LISTED, LATER = "the-token-of-the-file", "the-token-of-the-environment", "a-token-that-comes-later"
@@ -59,7 +60,7 @@ def _gpu_service(model: Path, experts: str, log: Path, *arguments: str, **enviro
     """A GPU service of its own at another pair's expert service, not yet ready."""
     flags = ("--device", "cpu", "--dtype", "float32", "--experts", experts, *arguments)
     with log.open("wb") as file:
-        beside = Pair(model, gpu_arguments=flags, log=file, environment=environment)
+        beside = WarmPair(model, gpu_arguments=flags, log=file, environment=environment)
         try:
             yield Served(beside.target, beside.start("gpu_service"), log)
         finally:

@@ -10,9 +10,8 @@ import torch
 from gpu_service.request import BeamParameters, Best, FinishReason
 from gpu_service.sampling_parameters import SamplingParameters
 from pair import Pair
-from tests import checkpoints
 from tests.end_to_end import reference
-from tests.pairs import DEMO, start, write_tiny
+from tests.pairs import start
 
 NUM_TOKENS = 16
 NUM_BEAMS = (1, 4, 8, 16)
@@ -22,18 +21,6 @@ MAX_SLOTS = 26
 """16 beams, 4 more of another request, a request of one generation for each of OTHERS, and one spare."""
 
 Beams = list[tuple[list[int], float]]
-
-
-@pytest.fixture(scope="module", params=[*checkpoints.FAMILIES, "demo"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "demo":
-        return DEMO
-    return write_tiny(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Any:
-    return reference.load(directory)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gpu_service.tokenizer import Tokenizer
 from pair import Pair
 from tests import routes
 from tests.end_to_end import reference
-from tests.pairs import DEMO, start
+from tests.pairs import DEMO, WarmPair, start
 
 NUM_TOKENS = 48
 PROMPTS = (
@@ -77,7 +77,7 @@ def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Ten
     With resident experts, some of the others are streamed, too.
     """
     with tempfile.TemporaryFile() as log:
-        pair = Pair(DEMO, cpu_arguments=("--dtype", "bfloat16"), log=log)
+        pair = WarmPair(DEMO, cpu_arguments=("--dtype", "bfloat16"), log=log)
         try:
             pair.start("cpu_expert_service")
             pair.wait_until_serving(pair.experts)

@@ -149,7 +149,7 @@ def _wait_until_idle(client: Client) -> None:
 
 
 def test_a_client_that_leaves_frees_its_slot(client: Client, pair: Pair) -> None:
-    before = _samples(pair.gpu_metrics_port).get("fiddler_requests_total cancelled", 0)
+    before = _samples(pair.gpu_metrics_port)["fiddler_requests_total cancelled CANCELLED"]
     generations = [client.generate(PROMPT, max_tokens=LONG) for _ in range(3)]
     for generation in generations:
         next(iter(generation))
@@ -157,7 +157,7 @@ def test_a_client_that_leaves_frees_its_slot(client: Client, pair: Pair) -> None
     for generation in generations:
         generation.cancel()
     _wait_until_idle(client)
-    assert _samples(pair.gpu_metrics_port)["fiddler_requests_total cancelled"] == before + 3
+    assert _samples(pair.gpu_metrics_port)["fiddler_requests_total cancelled CANCELLED"] == before + 3
 
 
 def test_a_deadline_frees_its_slot(client: Client) -> None:
@@ -194,11 +194,16 @@ def test_metrics_count_what_was_done(client: Client, pair: Pair) -> None:
         return after[name] - before.get(name, 0)
 
     computed = complete.prompt_tokens + 9
-    assert grew("fiddler_requests_total length") == 1
+    assert grew("fiddler_requests_total length OK") == 1
     assert grew("fiddler_prompt_tokens_total") == complete.prompt_tokens
     assert grew("fiddler_generation_tokens_total") == 10
     assert grew("fiddler_time_to_first_token_seconds_count") == 1
     assert grew("fiddler_inter_token_latency_seconds_count") == 9
+    for stage in ("queue", "prefill", "decode", "end_to_end"):
+        assert grew(f"fiddler_request_{stage}_seconds_count") == 1
+    stages = [grew(f"fiddler_request_{stage}_seconds_sum") for stage in ("queue", "prefill", "decode")]
+    assert grew("fiddler_request_end_to_end_seconds_sum") == pytest.approx(sum(stages))
+    assert (grew("fiddler_step_seconds_count prefill"), grew("fiddler_step_seconds_count decode")) == (1, 9)
     assert grew("fiddler_expert_call_seconds_count") == 3 * 10
     assert grew("fiddler_expert_call_bytes_total sent") > 3 * computed * 64 * 4
     for layer in range(3):
@@ -206,6 +211,10 @@ def test_metrics_count_what_was_done(client: Client, pair: Pair) -> None:
         assert sum(grew(f"fiddler_expert_selections_by_expert_total {expert} {layer}") for expert in range(8)) == (
             2 * computed
         )
+        assert (
+            0 < grew(f"fiddler_layer_actual_seconds_total {layer} cpu") < grew(f"fiddler_layer_seconds_total {layer}")
+        )
+        assert 1 < after[f"fiddler_expert_imbalance_ratio {layer}"] <= 8
     assert experts_after["fiddler_expert_rows_total"] - experts_before["fiddler_expert_rows_total"] == 3 * computed
     assert any(name.startswith("fiddler_build_info") for name in after)
     assert any(name.startswith("fiddler_build_info") for name in experts_after)

@@ -16,7 +16,7 @@ from fiddler.checkpoint import Checkpoint
 from pair import Pair, free_port
 from tests import checkpoints
 from tests.losses import in_use, metric, tokens_of
-from tests.pairs import start
+from tests.pairs import WarmPair, start
 from tests.tampering import edit_config, edit_tensors
 
 
@@ -27,7 +27,7 @@ def _log(pair_log: Path) -> str:
 def _gpu_service_alone(model: Path, experts: str, *arguments: str) -> tuple[int, str]:
     """Runs a GPU service until it ends by itself; returns its exit status and what it said."""
     with tempfile.TemporaryFile() as log:
-        pair = Pair(model, gpu_arguments=("--device", "cpu", "--experts", experts, *arguments), log=log)
+        pair = WarmPair(model, gpu_arguments=("--device", "cpu", "--experts", experts, *arguments), log=log)
         try:
             status = pair.start("gpu_service").wait(60)
         finally:
@@ -39,7 +39,7 @@ def _gpu_service_alone(model: Path, experts: str, *arguments: str) -> tuple[int,
 def test_the_gpu_service_waits_for_the_experts_and_says_so(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb") as log:
-        pair = Pair(tiny, gpu_arguments=("--device", "cpu"), log=log)
+        pair = WarmPair(tiny, gpu_arguments=("--device", "cpu"), log=log)
         try:
             pair.start("gpu_service")
             _wait_for(lambda: "waiting for the CPU expert service" in _log(path) and _answers(pair))
@@ -60,7 +60,9 @@ def test_experts_of_another_checkpoint_never_answer(tiny: Path, tmp_path: Path) 
     path = tmp_path / "log"
     with path.open("wb") as log:
         pair = start(tiny, log=log)
-        impostor = Pair(other, cpu_arguments=("--listen", pair.experts, "--dtype", "float32"), log=subprocess.DEVNULL)
+        impostor = WarmPair(
+            other, cpu_arguments=("--listen", pair.experts, "--dtype", "float32"), log=subprocess.DEVNULL
+        )
         try:
             with pair, Client(pair.target) as client:
                 tokens = tokens_of(client, [3, 4], 60)
@@ -105,12 +107,13 @@ def test_experts_that_stand_still_do_not_keep_the_gpu_service_from_stopping(tiny
 
 
 @pytest.mark.parametrize("service", ["gpu_service", "cpu_expert_service"])
-@pytest.mark.parametrize("seconds", [0.5, 1.2, 2.2])  # before the first, Python itself may still be starting
+@pytest.mark.parametrize("seconds", [0, 0.7, 1.7])  # after Python itself has started
 def test_ctrl_c_while_starting_is_quiet(tiny: Path, tmp_path: Path, service: str, seconds: float) -> None:
     with (tmp_path / "log").open("wb") as log:
         pair = Pair(tiny, log=log)
         try:
             process = pair.start(service)
+            _wait_for(lambda: _handles_sigterm(process.pid))
             time.sleep(seconds)
             process.send_signal(signal.SIGINT)
             assert process.wait(30) == 0
@@ -187,7 +190,7 @@ def test_a_file_that_is_wrong_is_named_in_a_line(tiny: Path, pair: Pair, tmp_pat
         content = json.loads(path.read_bytes()) | content
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     # the CPU expert service of the same directory, where it starts at all
-    beside = Pair(model, gpu_arguments=("--device", "cpu"), log=subprocess.DEVNULL)
+    beside = WarmPair(model, gpu_arguments=("--device", "cpu"), log=subprocess.DEVNULL)
     try:
         beside.start("cpu_expert_service")
         status, log = _gpu_service_alone(model, beside.experts)
@@ -220,7 +223,7 @@ def test_a_model_that_cannot_run_is_refused_in_a_line(tiny: Path, tmp_path: Path
     else:
         text, arguments = "--device: cuda was asked for", ("--device", "cuda")
     with (tmp_path / "log").open("wb") as log:
-        pair = Pair(model, gpu_arguments=arguments, log=log)
+        pair = WarmPair(model, gpu_arguments=arguments, log=log)
         try:
             assert pair.start("gpu_service").wait(60) == 1
         finally:
@@ -243,6 +246,11 @@ def test_a_port_that_is_taken_is_refused(tiny: Path, pair: Pair) -> None:
 def test_a_free_port_is_free() -> None:
     with grpc.insecure_channel(f"127.0.0.1:{free_port()}") as channel, pytest.raises(grpc.FutureTimeoutError):
         grpc.channel_ready_future(channel).result(timeout=0.3)
+
+
+def _handles_sigterm(pid: int) -> bool:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt:"))
+    return bool(int(line.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _answers(pair: Pair) -> bool:

@@ -92,8 +92,8 @@ def _ended(pair: Pair, finish_reason: str) -> float:
     """How many generations ended that way so far."""
     with urlopen(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
-    name = f'fiddler_requests_total{{finish_reason="{finish_reason}"}} '
-    return next((float(line.removeprefix(name)) for line in lines if line.startswith(name)), 0.0)
+    name = f'fiddler_requests_total{{finish_reason="{finish_reason}",'
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
 def test_a_full_queue_says_so_at_once_and_when_to_come_again(client: Client) -> None:

@@ -8,7 +8,6 @@ from client import Client
 from fiddler.checkpoint import Checkpoint
 from pair import Pair
 from tests import checkpoints
-from tests.pairs import start
 
 GIGABYTE = 10**9
 FIXED_BYTES = 600 * 10**6
@@ -30,7 +29,7 @@ def _bytes(pair: Pair, service: str, field: str) -> int:
 
 def test_no_service_holds_a_copy_of_the_experts(large: Path, tiny: Path) -> None:
     checkpoint = Checkpoint.open(large)
-    with start(tiny) as pair:
+    with Pair(tiny, gpu_arguments=("--device", "cpu")) as pair:
         tiny_anonymous = _bytes(pair, "cpu_expert_service", "RssAnon")
     with Pair(large, gpu_arguments=("--device", "cpu")) as pair:
         with Client(pair.target) as client:

@@ -10,10 +10,8 @@ import torch
 from transformers import GenerationConfig
 
 from fiddler.v1 import generation_pb2
-from tests import checkpoints
-from tests.end_to_end import reference
 from tests.end_to_end.calls import Answer, Stub, connect, generate, generate_one, sampling
-from tests.pairs import DEMO, start, write_tiny
+from tests.pairs import start
 
 NUM_TOKENS = 20
 LOGPROB_TOLERANCE = 1e-4
@@ -31,18 +29,6 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 _ON_DEMO = pytest.mark.parametrize("directory", ["demo"], indirect=True)
 PROMPTS = [[5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)), [99]]
-
-
-@pytest.fixture(scope="module", params=[*checkpoints.FAMILIES, "demo"])
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if request.param == "demo":
-        return DEMO
-    return write_tiny(tmp_path_factory.mktemp(request.param), request.param)
-
-
-@pytest.fixture(scope="module")
-def model(directory: Path) -> Any:
-    return reference.load(directory)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCAB_SIZE: Final = 320
@@ -72,6 +73,7 @@ _SMALL: Final[dict[str, Any]] = {
 }
 
 _LATENT: Final[dict[str, Any]] = {"num_key_value_heads": 4}
+_ROPE: Final[dict[str, Any]] = {"rope_type": "default", "rope_theta": 10000.0}
 _RECURRENT: Final = {"layer_types": ["linear_attention", "full_attention"] * 2}
 
 _BESIDES: Final[dict[str, dict[str, Any]]] = {
@@ -89,16 +91,23 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"head_dim": 8},
     "deepseek_v32": _LATENT,
+    "deepseek_ocr2_text": _LATENT | {"mlp_layer_types": ["dense", *["sparse"] * 3]},
+    "dots3_note_vision_encoder": {"per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 64},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 64},
     "dots3_note_text": _LATENT | {"layer_types": ["indexed_attention"] * 4},
     "gemma4_text": {
         "enable_moe_block": True,
         "top_k_experts": 2,
         "vocab_size_per_layer_input": VOCAB_SIZE,
         "hidden_size_per_layer_input": 16,
+        "pad_token_id": 0,
     },
     "glm4_moe_lite": _LATENT,
+    "glm4v_moe_text": {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}},
+    "glm5_next_text": _LATENT | {"qk_rope_head_dim": 0},
     "glm_moe_dsa": _LATENT,
     "granitemoehybrid": _RECURRENT,
+    "inkling_vision": {"num_hidden_layers": 4, "text_hidden_size": 64},
     "inkling_text": {
         "swa_num_attention_heads": 4,
         "swa_num_key_value_heads": 2,
@@ -117,7 +126,16 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
         "floor_scale": 16,
         "pad_token_id": 0,
     },
+    "mistral4": _LATENT
+    | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
+    "mistral_large4_text": _LATENT,
+    "nemotron_h_omni": {"projector_hidden_size": 64, "vision_hidden_size": 32},
     "phimoe": {"tie_word_embeddings": True},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 300},
+    # published without a window; transformers would not look through one
+    "qwen3_omni_moe_text": {"sliding_window": None, "rope_parameters": _ROPE | {"mrope_section": [4, 2, 2]}},
+    "qwen3_vl_moe_text": {"sliding_window": None, "rope_parameters": _ROPE | {"mrope_section": [4, 2, 2]}},
+    "step3p5": {"pad_token_id": 0},
     "qwen4_exp_text": {
         "layer_types": ["linear_attention", "indexed_attention"] * 2,
         "indexer_n_heads": 2,
@@ -146,7 +164,52 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def settings_of(model_type: str) -> dict[str, Any]:
-    """The settings of a tiny model of this type: of those above, the ones that its configuration has."""
-    known = CONFIG_MAPPING[model_type]().to_dict()
-    return {name: value for name, value in _SMALL.items() if name in known} | _BESIDES.get(model_type, {})
+_TOWER: Final[dict[str, Any]] = {
+    "hidden_size": 32,
+    "embed_dim": 32,
+    "d_model": 32,
+    "output_dim": 64,
+    "out_hidden_size": 64,
+    "projection_dim": 64,
+    "intermediate_size": 32,
+    "encoder_ffn_dim": 32,
+    "mlp_ratio": 2.0,
+    "depth": 1,
+    "n_layers": 4,
+    "max_img_size": 32,
+    "text_hidden_size": 64,
+    "video_temporal_patch_size": 2,
+    "num_layers": 1,
+    "encoder_layers": 1,
+    "num_hidden_layers": 1,
+    "num_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "encoder_attention_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 16,
+    "patch_size": 4,
+    "image_size": 16,
+    "deepstack_visual_indexes": [0],
+}
+"""Of what sees or hears beside a model of text."""
+
+_TEXT_PARTS = ("text_config", "thinker_config", "llm_config")
+
+
+def config_of(model_type: str) -> PreTrainedConfig:
+    """A tiny model of this type."""
+    return _tiny(CONFIG_MAPPING[model_type], _SMALL)
+
+
+def _tiny(cls: type[PreTrainedConfig], small: dict[str, Any]) -> PreTrainedConfig:
+    """A configuration with those small settings that its class has, and its parts alike."""
+    known = cls().to_dict()
+    settings = {name: value for name, value in small.items() if name in known}
+    settings |= _BESIDES.get(cls.model_type, {})
+    for name, part_class in (cls.sub_configs or {}).items():
+        part = known.get(name)
+        if isinstance(part, dict):
+            part_class = CONFIG_MAPPING[part["model_type"]] if part.get("model_type") in CONFIG_MAPPING else part_class
+            settings[name] = _tiny(part_class, _SMALL if name in _TEXT_PARTS else _TOWER).to_dict()
+    return cls(**settings)

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from gpu_service.architectures import architecture_of
-from tests.families.configs import settings_of
+from tests.families.configs import config_of
 
 
 def build(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A tiny random model, whose matrices are drawn so wide that its experts matter."""
-    config = AutoConfig.for_model(model_type, **settings_of(model_type))
+    config = config_of(model_type)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: PreTrainedModel = architecture_of(config.model_type).auto_class.from_config(config, dtype=torch.float32)

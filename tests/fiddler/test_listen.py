@@ -82,6 +82,30 @@ def test_a_file_in_the_way_is_refused_and_kept(tmp_path: Path) -> None:
     assert path.read_text() == "dear diary"
 
 
+def test_a_directory_that_may_not_be_written_is_told_with_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be root, who may do anything
+    owner = f"which belongs to user {tmp_path.stat().st_uid} with mode 0755"
+    with pytest.raises(
+        PermissionError, match=f"--listen: user {os.getuid()} cannot make a socket in {tmp_path}, {owner}"
+    ):
+        listen.bind(_server(), f"unix:{tmp_path}/experts.sock")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(
+        PermissionError, match=f"--listen: user {os.getuid()} cannot make the directory {tmp_path}/run$"
+    ):
+        listen.bind(_server(), f"unix:{tmp_path}/run/experts.sock")
+
+
 def test_a_file_where_the_directory_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(OSError, match=f"{tmp_path}/run"):

@@ -4,7 +4,7 @@ import pytest
 
 from fiddler import process
 
-NAMES = ("GRPC_EXPERIMENTS", "OMP_WAIT_POLICY")
+NAMES = ("GRPC_EXPERIMENTS", "GRPC_VERBOSITY", "OMP_WAIT_POLICY")
 
 
 @pytest.mark.parametrize("name", NAMES)

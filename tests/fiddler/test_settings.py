@@ -224,6 +224,8 @@ def test_the_model_must_be_named(kind: type[ServiceSettings], refused: Refused) 
         (GpuSettings, "kv_memory", "0", "must be \"auto\" or above 0, in GiB, got '0'"),
         (GpuSettings, "kv_memory", "inf", "got 'inf'"),
         (GpuSettings, "kv_memory", "much", "got 'much'"),
+        (GpuSettings, "prefill_chunk_alone", "0", "must be \"auto\" or above 0, got '0'"),
+        (GpuSettings, "prefill_chunk_alone", "all", "must be \"auto\" or above 0, got 'all'"),
         (GpuSettings, "max_tokens_limit", "0", "greater than or equal to 1"),
         (GpuSettings, "max_n", "0", "greater than or equal to 1"),
         (GpuSettings, "max_beams", "0", "greater than or equal to 1"),

@@ -37,6 +37,7 @@ class CountingModel:
     """It fails where it is told to, and computes what is not a number after one token."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self) -> None:
         self.cache = NoCache()

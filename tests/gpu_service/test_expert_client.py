@@ -1,6 +1,7 @@
 """The client against a scripted service on a real Unix socket."""
 
 import gc
+import os
 import socket
 import threading
 import time
@@ -157,6 +158,22 @@ def test_nobody_there(lonely: ExpertClient, address: str) -> None:
     with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service was not found yet"):
         lonely.submit(0, ROWS, IDS, WEIGHTS)
     with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+        lonely.connect("right")
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+def test_a_socket_that_may_not_be_connected_to_is_told(
+    service: ScriptedService, lonely: ExpertClient, monkeypatch: pytest.MonkeyPatch, is_hidden: bool
+) -> None:
+    def refuse(path: str) -> os.stat_result:
+        raise PermissionError(13, "Permission denied", path)
+
+    service.set_ready(False)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be root, who may do anything
+    if is_hidden:
+        monkeypatch.setattr(os, "stat", refuse)
+    what = "to look into /" if is_hidden else "to connect to it; it belongs to user"
+    with pytest.raises(ExpertServiceError, match=f"user {os.getuid()} has no permission {what}"):
         lonely.connect("right")
 
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,16 +68,3 @@ def test_too_much_memory_is_told_with_the_numbers() -> None:
         "room for 40 after the prompt",
     ):
         assert part in str(caught.value)
-
-
-def test_free_memory_is_what_the_control_group_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal:  9999999 kB\nMemAvailable:  5000 kB\n")
-    monkeypatch.setattr(kv_budget, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(kv_budget, "_CGROUP", tmp_path)
-    assert kv_budget.free_host_bytes() == 5000 * 1024
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("2500000\n")
-    (tmp_path / "memory.stat").write_text("anon 1000000\ninactive_file 600000\nactive_file 400000\n")
-    assert kv_budget.free_host_bytes() == 3_000_000 - 2_500_000 + 1_000_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert kv_budget.free_host_bytes() == 5000 * 1024

@@ -164,15 +164,15 @@ def test_occurrences_are_counted_in_what_was_generated() -> None:
     assert scores.tolist() == [[0.0, -1.25, -0.75, 0.0]]
 
 
-def test_once_min_tokens_are_made_a_greedy_choice_is_plain_again() -> None:
+def test_once_min_tokens_are_made_a_greedy_choice_takes_the_logits_as_they_are() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]])
     sampler = Sampler(SamplingParameters(), 0, [1], min_tokens=2, end_ids={2})
-    assert not sampler.is_plain
+    assert sampler.changes_logits
     output: list[int] = []
     for _ in range(4):
         output += sample(logits, [sampler], [output])
     assert output == [1, 1, 2, 2]
-    assert sampler.is_plain
+    assert not sampler.changes_logits
 
 
 @given(sizes=st.lists(st.integers(0, 300), max_size=6))

@@ -28,10 +28,11 @@ class _Run:
         num_tokens: int | None = None,
         max_waiting: int = 8,
         chunk: int = 4,
+        alone_chunk: int | None = None,
     ) -> None:
         budget = budget_of(max_rows, max_length, num_tokens)
         self.cache = ModelOfCache(budget)
-        self.scheduler = Scheduler(self.cache, budget, max_waiting, chunk, logprobs_chunk=3)
+        self.scheduler = Scheduler(self.cache, budget, max_waiting, chunk, 3, alone_chunk)
 
     def add(self, *requests: Request) -> None:
         for request in requests:
@@ -72,6 +73,54 @@ def test_a_prompt_is_computed_in_chunks_and_the_last_one_says_the_next_token() -
     assert [batch.ends_prompt for batch in batches] == [False, False, True]
     decode = run.step()
     assert (decode.token_ids, decode.start, decode.logits) == ([[request.sequences[0].output[0]]], [10], Logits.LAST)
+
+
+def test_a_prompt_that_is_alone_is_computed_in_larger_chunks() -> None:
+    run, request = _Run(chunk=4, alone_chunk=16), request_of(_prompt(20))
+    run.add(request)
+    assert [len(run.step().token_ids[0]) for _ in range(2)] == [16, 4]
+
+
+def test_a_larger_chunk_is_for_one_that_is_alone() -> None:
+    for other in (request_of([99], max_tokens=30), request_of(_prompt(9, first=80))):
+        run, request = _Run(chunk=4, alone_chunk=16), request_of(_prompt(20))
+        run.add(other)
+        run.step()  # it decodes, or its prompt is under way
+        run.add(request)
+        lengths = [len(batch.token_ids[0]) for batch in (run.step() for _ in range(12)) if batch.is_prompt]
+        assert max(lengths) == 4
+    run, request = _Run(max_rows=1, chunk=4, alone_chunk=16), request_of(_prompt(20))
+    run.add(request, request_of([1]))
+    assert run.scheduler.num_waiting == 1
+    assert len(run.step().token_ids[0]) == 4
+
+
+def test_chunks_grow_once_the_others_have_ended_and_shrink_when_one_comes() -> None:
+    run, request = _Run(chunk=2, alone_chunk=8, max_length=128), request_of(_prompt(40))
+    other = request_of([99], max_tokens=1)
+    run.add(other, request)
+    assert run.step().requests == [other]
+    assert len(run.step().token_ids[0]) == 8
+    run.add(request_of([98], max_tokens=3))
+    batches = [run.step() for _ in range(12)]
+    lengths = [len(batch.token_ids[0]) for batch in batches if batch.is_prompt and batch.requests == [request]]
+    assert lengths[0] == 2
+    assert 8 in lengths[1:]
+
+
+def test_a_short_prompt_that_comes_during_a_grown_chunk_has_its_token_within_two() -> None:
+    run, long, short = _Run(chunk=2, alone_chunk=16), request_of(_prompt(40)), request_of(_prompt(2, first=50))
+    run.add(long)
+    run.step()
+    run.add(short)
+    assert run.step().requests == [short]
+    assert len(short.sequences[0].output) == 1
+
+
+def test_a_chunk_that_is_smaller_alone_is_not() -> None:
+    run, request = _Run(chunk=4, alone_chunk=2), request_of(_prompt(6))
+    run.add(request)
+    assert len(run.step().token_ids[0]) == 4
 
 
 def test_a_prompt_whose_log_probabilities_are_wanted_comes_in_chunks_of_its_own_with_all_logits() -> None:
@@ -152,7 +201,7 @@ def test_those_behind_a_large_request_start_when_it_is_given_up() -> None:
 
 
 def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None:
-    run, prompt = _Run(chunk=64), _prompt(row_table.MIN_SHARED_TOKENS + 4)
+    run, prompt = _Run(chunk=64, alone_chunk=64), _prompt(row_table.MIN_SHARED_TOKENS + 4)
     shared = [request_of(prompt, max_tokens=1, **more) for more in ({}, {}, {"prompt_logprobs": 1})]
     run.add(*shared)
     while run.scheduler.num_running:
@@ -199,9 +248,10 @@ def test_a_spoiled_row_is_made_zeros(is_decoding: bool) -> None:
     run.step()  # the other one's row is as it was
 
 
-def test_a_prompt_that_is_given_up_leaves_zeros() -> None:
+@pytest.mark.parametrize("alone_chunk", [None, 10])
+def test_a_prompt_that_is_given_up_leaves_zeros(alone_chunk: int | None) -> None:
     """Nobody has looked at what it has computed."""
-    run, request = _Run(), request_of(_prompt(12))
+    run, request = _Run(alone_chunk=alone_chunk), request_of(_prompt(12))
     run.add(request)
     run.step(poison=request)
     run.scheduler.remove(request)

@@ -241,8 +241,8 @@ def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: st
 class _Broken:
     """Breaks where it is called."""
 
-    is_plain = False
-    draws = False
+    changes_logits = True
+    generator = None
 
     def process(self, *_: object) -> torch.Tensor:
         raise RuntimeError("a sampler that breaks")

@@ -198,7 +198,7 @@ void compare_emulated_tiles() {
     const auto matrix = [](const fiddler_projection& p) {
       return Matrix{static_cast<const unsigned char*>(p.weights[0]), p.biases[0], p.out_stride, p.in_stride};
     };
-    const ExpertRows expert = {matrix(layer.layer.gate), matrix(layer.layer.up), matrix(layer.layer.down), 0, rows};
+    const ExpertRows expert = {matrix(layer.layer.gate), matrix(layer.layer.up), matrix(layer.layer.down), {}, 0, rows};
     const auto compute = [&](const Ops& ops) {
       Random random;
       const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
@@ -219,7 +219,7 @@ void compare_emulated_tiles() {
         row.push_back(static_cast<int32_t>(a));
       }
       const std::vector<float> weight(row.size(), 1.0f);
-      const Job job = {rows, shape.hidden, shape.intermediate, true, FIDDLER_SILU, 0, 0, &expert, 1, row.data(),
+      const Job job = {rows, shape.hidden, shape.intermediate, true, false, FIDDLER_SILU, 0, 0, &expert, 1, row.data(),
                        weight.data(), hidden_rows.data(), inner_rows.data(), sums.data(), nullptr, FIDDLER_FLOAT32};
       const auto scratch = std::make_unique<Scratch>();
       ops.inner(job, expert, 0, shape.intermediate, *scratch);

@@ -10,6 +10,7 @@ from benchmarks.orchestration.strategies.server import Key, Server
 from gpu_service import placement, planner
 from gpu_service.copy_lanes import chunk_bytes
 from gpu_service.latency_model import Costs, LatencyModel, Measurements
+from gpu_service.message_limits import CHUNK_ALONE
 from gpu_service.planner import Plan
 from gpu_service.popularity import Popularity
 from gpu_service.settings import Settings
@@ -44,16 +45,17 @@ class Ours(Server):
     """Plans each layer for the least of max(CPU's side, GPU's side) and runs both at once.
 
     The request to the CPU goes out first; resident experts and the model's shared ones run meanwhile, then the streamed
-    ones as they land. Prompts are cut as the scheduler's default has it, and the policy swaps at most one expert for
-    each step in the background. The planner starts with the costs that a calibration finds on the idle machine, and the
-    latency model corrects them by what each message and copy took. What they do not know is simulated: a copy goes
-    through a staging buffer and draws memory bandwidth from the CPU's experts, the GPU waits for each copy in turn, and
-    experts share the rows of a message. Prefetching is left out: traces do not hold what a router would have guessed.
+    ones as they land. Nobody else is served, so that prompts are cut as the default has it for one that is alone. The
+    policy swaps at most one expert for each step in the background. The planner starts with the costs that a
+    calibration finds on the idle machine, and the latency model corrects them by what each message and copy took. What
+    they do not know is simulated: a copy goes through a staging buffer and draws memory bandwidth from the CPU's
+    experts, the GPU waits for each copy in turn, and experts share the rows of a message. Prefetching is left out:
+    traces do not hold what a router would have guessed.
     """
 
     name = "ours"
     policy = "adaptive"
-    prompt_chunk: int | None = Settings.model_fields["prefill_chunk"].default
+    prompt_chunk: int | None = CHUNK_ALONE
 
     def __init__(self, system: System, popularity: Popularity) -> None:
         super().__init__(system, popularity)
@@ -181,11 +183,11 @@ def _calibrate(system: System, transfer_seconds: float) -> LatencyModel:
     return LatencyModel(measurements, layer_bytes, MAX_ROWS, system.model.top_k)
 
 
-class OursWholePrompt(Ours):
-    """The same with prompts computed in one forward, as the other strategies do."""
+class OursBesideOthers(Ours):
+    """The same with prompts cut as they are while others decode or wait; their steps in between are not counted."""
 
-    name = "ours_whole_prompt"
-    prompt_chunk = None
+    name = "ours_beside_others"
+    prompt_chunk = Settings.model_fields["prefill_chunk"].default
 
 
 class OursPopularity(Ours):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gpu_service.token_choice import rows_of, unusable_rows
+from gpu_service.logit_rows import rows_of, unusable_rows, with_rows
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -22,3 +22,11 @@ def test_rows_come_in_the_order_that_is_asked_for_and_adjacent_ones_as_a_view() 
     assert rows_of(logits, [1, 2]).data_ptr() == logits[1].data_ptr()
     for rows in ([1, 2], [2, 1], [3, 0, 1], [0]):
         torch.testing.assert_close(rows_of(logits, rows), logits[torch.tensor(rows)])
+
+
+def test_rows_are_replaced_in_a_copy_and_nothing_is_copied_where_none_is() -> None:
+    logits = torch.zeros(3, 2)
+    scores = with_rows(logits, {1: torch.ones(1, 2)})
+    assert scores.tolist() == [[0, 0], [1, 1], [0, 0]]
+    assert not logits.any()
+    assert with_rows(logits, {}) is logits

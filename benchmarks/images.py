@@ -1,0 +1,111 @@
+"""`python -m benchmarks.images`: how large the images are, and how soon a stack is healthy. Needs a Docker engine.
+
+images.SERVICE.added        bytes that the image's own layers add to those of its base, python:3.11-slim-bookworm
+images.shared               bytes of those layers that both images have, which lie on disk once
+images.SERVICE.wheel        bytes of the layer with the project itself, all that a change in its code brings anew
+images.start.cpu            seconds from `docker compose up` until the CPU expert service is healthy
+images.start.gpu            seconds from `docker compose up` until the GPU service, which waits for that, is healthy too
+images.start.ready          seconds until the GPU service serves, by its log, which the next check of health then finds
+images.restart              seconds from a kill of the CPU expert service until the pair is whole, by the restart policy
+images.memory.SERVICE       bytes that the container's processes hold then, the page cache left out
+
+models/demo, on the CPU, with the images built before; --no-build leaves out building them. Sizes are compared with the
+base on this machine, so that what that is does not matter.
+"""
+
+import json
+import os
+import signal
+import time
+from datetime import datetime
+from typing import Any
+
+from benchmarks.results import Report, report
+from client.health import ask_health
+from fiddler.v1 import experts_pb2
+from tests.compose.stack import OWN_IMAGES, SERVICES, Stack, image, run, wait
+
+_BASE = "python:3.11-slim-bookworm"
+_EXPERTS = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
+_POLL_SECONDS = 0.1
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    with report(__doc__, ("--runs", 3), ("--no-build", False)) as (out, arguments):
+        stack = Stack("fiddler-benchmark")
+        if not arguments.no_build:
+            stack.compose("build", *SERVICES)
+        _report_sizes(out)
+        runs = [_start(stack) for _ in range(arguments.runs)]
+        for name in runs[0]:
+            unit = "bytes" if name.startswith("memory") else "s"
+            out.samples(f"images.{name}", [run[name] for run in runs], unit)
+
+
+def _report_sizes(out: Report) -> None:
+    own = {service: _own_layers(image(service)) for service in OWN_IMAGES}
+    for service, layers in own.items():
+        out.samples(f"images.{service}.added", [sum(size for _, size in layers)], "bytes")
+        out.samples(f"images.{service}.wheel", [layers[-1][1]], "bytes")
+    first, second = own.values()
+    out.samples("images.shared", [sum(size for layer, size in first if (layer, size) in second)], "bytes")
+
+
+def _own_layers(name: str) -> list[tuple[str, int]]:
+    """Digest and bytes of each layer that an image has and its base has not; none of ours is empty."""
+    digests, base = (_layers(each) for each in (name, _BASE))
+    if digests[: len(base)] != base:
+        raise SystemExit(f"benchmarks.images: {name} was built on another {_BASE}; build it anew")
+    history = run("docker", "history", "--human=false", "--format", "{{.Size}}", name)
+    sizes = [int(size) for size in history.split() if int(size)]
+    own = digests[len(base) :]
+    return list(zip(own, reversed(sizes[: len(own)]), strict=True))
+
+
+def _layers(name: str) -> list[str]:
+    layers: list[str] = json.loads(run("docker", "image", "inspect", name))[0]["RootFS"]["Layers"]
+    return layers
+
+
+def _start(stack: Stack) -> dict[str, float]:
+    stack.down("--volumes")
+    try:
+        began = time.time()
+        stack.up(*SERVICES)
+        cpu = _healthy_at(stack, "cpu-expert-service")
+        gpu = _healthy_at(stack, "gpu-service")
+        serving = [line for line in stack.logs("gpu-service").splitlines() if '"event": "serving"' in line]
+        ready = datetime.fromisoformat(json.loads(serving[0])["timestamp"]).timestamp()
+        memory = {f"memory.{service}": _memory(stack, service) for service in OWN_IMAGES}
+        start = {"start.cpu": cpu - began, "start.ready": ready - began, "start.gpu": gpu - began}
+        return {**start, "restart": _restart(stack), **memory}
+    finally:
+        stack.down("--volumes")
+
+
+def _healthy_at(stack: Stack, service: str) -> float:
+    """When the first check that found it healthy ended, in seconds since the epoch."""
+    stack.wait_until_healthy(service)
+    checks: list[dict[str, Any]] = stack.inspect(service)["State"]["Health"]["Log"]
+    ended = next(check["End"] for check in checks if check["ExitCode"] == 0)
+    return datetime.fromisoformat(ended[:26].rstrip("Z") + "+00:00").timestamp()
+
+
+def _restart(stack: Stack) -> float:
+    began = time.monotonic()
+    os.kill(stack.inspect("cpu-expert-service")["State"]["Pid"], signal.SIGKILL)
+    wait("it is lost", lambda: ask_health(stack.target, _EXPERTS) == "NOT_SERVING", poll_seconds=_POLL_SECONDS)
+    wait("the pair is whole", lambda: ask_health(stack.target, _EXPERTS) == "SERVING", poll_seconds=_POLL_SECONDS)
+    return time.monotonic() - began
+
+
+def _memory(stack: Stack, service: str) -> int:
+    pid = stack.inspect(service)["State"]["Pid"]
+    with open(f"/proc/{pid}/status") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    return 1024 * int(fields["RssAnon"].split()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""`python -m benchmarks.routing`: what the metrics of a real pair say while the topic of its load changes.
+
+routing.costs     what placement was told that things cost, in seconds: see below
+routing.sample    one for each second: a snapshot of `python -m client.top`, with rates over that second, and the
+                  seconds since the load began
+routing.topic     which topic the load had from when on
+routing.view      a snapshot some seconds after the change, with rates over ten seconds: what the terminal shows
+
+models/demo writes on from openings of scripture, then of a database manual, three at a time. The GPU service runs on
+the CPU, with slots for 10 of the 32 experts. Since moving these small experts about would pay nowhere, placement starts
+from costs that are given to it: they make a slot worth having and a copy dear, as for large experts on a GPU. That
+decides what is resident and when it is swapped. Which experts are chosen depends on nothing but model and text; all
+that is counted is counted as it happens. No speed of this run says anything of a GPU.
+
+`python -m benchmarks.routing_plot` draws docs/routing.svg and docs/top.svg from the results.
+"""
+
+import dataclasses
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Self
+
+from benchmarks.results import Report, report
+from benchmarks.traces.record import OPENINGS
+from client import Client
+from client.top.monitor import Monitor
+from client.top.scrape import Endpoint
+from client.top.snapshot import Snapshot
+from fiddler import process
+from pair import Pair
+
+_MODEL = Path(__file__).parents[1] / "models" / "demo"
+_SLOTS_GIB = "0.0028"  # 10 experts
+_COSTS = {"cpu": 2e-3, "gpu": 1e-4, "transfer": 5e-3, "hop": 3e-4}
+"""Seconds of one expert with one row on either side, of a copy, and of a message."""
+_CONCURRENT = 3
+_OUTPUT_TOKENS = 160
+_ROUNDS = 2
+_TEMPERATURE = 0.8
+_INTERVAL_SECONDS = 1.0
+_VIEW_WINDOW_SECONDS = 10.0
+_VIEW_AFTER_SECONDS = 12.0
+_HALF_LIFE_SECONDS = 30.0
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    process.prepare()
+    with (
+        report(__doc__) as (out, _),
+        tempfile.TemporaryDirectory() as directory,
+        tempfile.TemporaryFile() as log,
+    ):
+        costs = _given_costs(Path(directory) / "costs.json", log)
+        out.record("routing.costs", **_COSTS)
+        with _pair(costs, log) as pair, _Load(pair.target) as load:
+            _watch(pair, load, out)
+
+
+def _pair(costs: Path, log: IO[bytes]) -> Pair:
+    arguments = ("--device", "cpu", "--gpu-expert-memory", _SLOTS_GIB, "--costs", str(costs))
+    return Pair(_MODEL, gpu_arguments=arguments, log=log)
+
+
+def _given_costs(path: Path, log: IO[bytes]) -> Path:
+    """Has a pair write a file of its costs, and puts the given ones in their place."""
+    with _pair(path, log):
+        pass
+    content = json.loads(path.read_text())
+    given: dict[str, object] = {side: [[1, _COSTS[side]]] for side in ("cpu", "gpu", "hop")}
+    content["measurements"] |= {**given, "transfer": [_COSTS["transfer"]]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+class _Load:
+    """Generations of one topic after the other, in threads.
+
+    Attributes:
+        began: Seconds of the monotonic clock by topic, once it has begun.
+    """
+
+    def __init__(self, target: str) -> None:
+        """Begins nothing yet."""
+        self._target = target
+        self._thread = threading.Thread(target=self._run)
+        self.began: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.join()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether there is more to come."""
+        return self._thread.is_alive()
+
+    def _run(self) -> None:
+        with Client(self._target) as client, ThreadPoolExecutor(_CONCURRENT) as threads:
+
+            def generate(seed: int, opening: str) -> None:
+                generation = client.generate(
+                    opening, max_tokens=_OUTPUT_TOKENS, temperature=_TEMPERATURE, seed=seed, ignore_eos=True
+                )
+                generation.text()
+
+            for topic, openings in OPENINGS.items():
+                self.began[topic] = time.monotonic()
+                # each opening several times, with other seeds
+                list(threads.map(generate, range(_ROUNDS * len(openings)), _ROUNDS * openings))
+
+
+def _watch(pair: Pair, load: _Load, out: Report) -> None:
+    started = time.monotonic()
+    view: Snapshot | None = None
+    with _monitor(pair, _INTERVAL_SECONDS) as each_second, _monitor(pair, _VIEW_WINDOW_SECONDS) as as_in_terminal:
+        each_second.sample()
+        while load.is_running:
+            time.sleep(_INTERVAL_SECONDS)
+            seconds = time.monotonic() - started
+            out.record("routing.sample", seconds=seconds, **dataclasses.asdict(each_second.sample()))
+            snapshot = as_in_terminal.sample()
+            latest_change = max(load.began.values())
+            if len(load.began) < len(OPENINGS) or time.monotonic() < latest_change + _VIEW_AFTER_SECONDS:
+                view = snapshot
+    for topic, began in load.began.items():
+        out.record("routing.topic", topic=topic, seconds=max(0.0, began - started))
+    if view is not None:
+        out.record("routing.view", **dataclasses.asdict(view))
+
+
+@contextmanager
+def _monitor(pair: Pair, window_seconds: float) -> Iterator[Monitor]:
+    with Monitor(
+        Endpoint("--gpu", "gpu_service", f"127.0.0.1:{pair.gpu_metrics_port}"),
+        Endpoint("--cpu", "cpu_expert_service", f"127.0.0.1:{pair.cpu_metrics_port}"),
+        interval_seconds=_INTERVAL_SECONDS,
+        window_seconds=window_seconds,
+        half_life_seconds=_HALF_LIFE_SECONDS,
+        timeout_seconds=10.0,
+    ) as monitor:
+        yield monitor
+
+
+if __name__ == "__main__":
+    main()

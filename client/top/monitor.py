@@ -1,0 +1,166 @@
+"""Both services over time: asks them, remembers what the window needs, and says what is known as a snapshot."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Protocol, Self
+
+from client._errors import ClientError
+from client.top import names
+from client.top.experts import Decayed, hottest, layers, route_shares
+from client.top.rates import Growth, increase, quantiles
+from client.top.scrape import Exposition
+from client.top.snapshot import Bandwidth, Service, Snapshot
+
+
+class Source(Protocol):
+    """What a service's metrics come from: an Endpoint, but for tests."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+    def scrape(self, timeout_seconds: float) -> Exposition:
+        """Reads what is exported now; raises ClientError."""
+
+
+class _Watched:
+    """One service: what it exported within the window, and why it does not answer."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.readings: list[Exposition] = []
+        self.error: ClientError | None = None
+        # by how much it grew since it answered last, however long ago
+        self.latest_growth: Growth | None = None
+        self._latest: Exposition | None = None
+
+    def read(self, timeout_seconds: float, window_seconds: float) -> None:
+        """Asks it. An error is kept instead, and ends the window."""
+        self.latest_growth = None
+        try:
+            reading = self.source.scrape(timeout_seconds)
+        except ClientError as error:
+            self.error = error
+            self.readings.clear()
+            return
+        self.error = None
+        if self._latest is not None:
+            self.latest_growth = increase(self._latest, reading)
+        self._latest = reading
+        # the one before stays, however slow the other service is to answer
+        kept = [old for old in self.readings[:-1] if reading.at_seconds - old.at_seconds <= window_seconds]
+        self.readings = [*kept, *self.readings[-1:], reading]
+
+    @property
+    def now(self) -> Exposition | None:
+        """What it exports, where it answered."""
+        return self.readings[-1] if self.error is None else None
+
+    @property
+    def growth(self) -> Growth | None:
+        """By how much its counters grew within the window, where it answered before and now."""
+        if self.error is not None or len(self.readings) < 2:
+            return None
+        return increase(self.readings[0], self.readings[-1])
+
+    @property
+    def state(self) -> Service:
+        """Whether it answered."""
+        return Service(self.source.url, self.error.message if self.error else None)
+
+
+class Monitor:
+    """Asks both services; of each, a thread that waits for it."""
+
+    def __init__(
+        self,
+        gpu_service: Source | None,
+        cpu_expert_service: Source | None,
+        *,
+        interval_seconds: float,
+        window_seconds: float,
+        half_life_seconds: float,
+        timeout_seconds: float,
+    ) -> None:
+        """Asks nothing yet.
+
+        Args:
+            gpu_service: Where its metrics come from; None leaves it out.
+            cpu_expert_service: The same of the other one.
+            interval_seconds: How often sample() will be called.
+            window_seconds: Rates are of so long before the latest reading, but of one interval at least.
+            half_life_seconds: After that long, a selection counts half in the decayed map.
+            timeout_seconds: How long a service has to answer.
+        """
+        self._gpu = _Watched(gpu_service) if gpu_service else None
+        self._cpu = _Watched(cpu_expert_service) if cpu_expert_service else None
+        self._watched = [watched for watched in (self._gpu, self._cpu) if watched]
+        # readings are never on time
+        self._window_seconds = max(window_seconds, interval_seconds) + interval_seconds / 2
+        self._decayed = Decayed(half_life_seconds)
+        self._timeout_seconds = timeout_seconds
+        self._threads = ThreadPoolExecutor(2, "scrape")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def num_services(self) -> int:
+        """How many are asked."""
+        return len(self._watched)
+
+    @property
+    def errors(self) -> Sequence[ClientError]:
+        """Why services did not answer the latest time."""
+        return [watched.error for watched in self._watched if watched.error]
+
+    def sample(self) -> Snapshot:
+        """Asks both and says what is known now."""
+        list(self._threads.map(lambda each: each.read(self._timeout_seconds, self._window_seconds), self._watched))
+        if self._gpu and self._gpu.latest_growth:
+            self._decayed.add(self._gpu.latest_growth)
+        return self._snapshot(self._gpu.now if self._gpu else None, self._gpu.growth if self._gpu else None)
+
+    def _snapshot(self, now: Exposition | None, growth: Growth | None) -> Snapshot:
+        degraded = now.value(names.DEGRADED) if now else None
+        by_layer = layers(now, growth, self._decayed) if now else []
+        return Snapshot(
+            time=time.time(),
+            window_seconds=growth.seconds if growth else None,
+            gpu_service=self._gpu.state if self._gpu else None,
+            cpu_expert_service=self._cpu.state if self._cpu else None,
+            degraded=None if degraded is None else degraded > 0,
+            tokens_per_second=_rate(growth, names.GENERATION_TOKENS),
+            prompt_tokens_per_second=_rate(growth, names.PROMPT_TOKENS),
+            running=now.value(names.RUNNING) if now else None,
+            waiting=now.value(names.WAITING) if now else None,
+            time_to_first_token_seconds=quantiles(growth, names.TIME_TO_FIRST_TOKEN) if growth else None,
+            inter_token_seconds=quantiles(growth, names.INTER_TOKEN) if growth else None,
+            routes=route_shares(by_layer),
+            swaps=growth.value(names.SWAPS) if growth else None,
+            layers=by_layer,
+            hottest=hottest(by_layer),
+            bandwidth=self._bandwidth(),
+        )
+
+    def _bandwidth(self) -> Bandwidth:
+        now, growth = (self._cpu.now, self._cpu.growth) if self._cpu else (None, None)
+        read_bytes = growth.value(names.READ_BYTES) if growth else None
+        read_seconds = growth.value(names.READ_SECONDS) if growth else None
+        return Bandwidth(
+            achieved_bytes_per_second=read_bytes / read_seconds if read_bytes and read_seconds else None,
+            measured_bytes_per_second=now.value(names.MEMORY_READ_BANDWIDTH) if now else None,
+            busy=_rate(growth, names.COMPUTE_SECONDS),
+        )
+
+
+def _rate(growth: Growth | None, name: str) -> float | None:
+    counted = growth.value(name) if growth else None
+    return counted / growth.seconds if growth and counted is not None else None

@@ -1,0 +1,162 @@
+"""One service's /metrics, read and parsed. What lies between two readings is in rates.py."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from urllib.parse import urlsplit
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from client._errors import ClientError, DeadlineError, InvalidRequestError, ServerError, UnavailableError
+from client.top import names
+
+Labels = tuple[tuple[str, str], ...]
+"""A series' labels and their values, by label."""
+
+_PATH = "/metrics"
+_MOST_BYTES = 64 * 2**20
+# an endpoint of one's own network: a proxy, which the environment may ask for, does not lead there
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Values by sample name and labels.
+
+    Attributes:
+        series: The values.
+    """
+
+    series: Mapping[str, Mapping[Labels, float]]
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """The sum of a metric's series that have these labels, among others; None where there is none."""
+        wanted = labels.items()
+        found = [value for key, value in self.series.get(name, {}).items() if wanted <= dict(key).items()]
+        return sum(found) if found else None
+
+    def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """A metric's values by those of the labels, summed over all others; empty where it is not exported."""
+        sums: dict[tuple[str, ...], float] = {}
+        for key, value in self.series.get(name, {}).items():
+            own = dict(key)
+            group = tuple(own.get(label, "") for label in labels)
+            sums[group] = sums.get(group, 0.0) + value
+        return sums
+
+
+@dataclass(frozen=True, slots=True)
+class Exposition(Series):
+    """What a service exported at one moment.
+
+    Attributes:
+        at_seconds: The moment, on the monotonic clock.
+    """
+
+    at_seconds: float
+
+
+class Endpoint:
+    """Where a service exports its metrics."""
+
+    def __init__(self, option: str, service: str, address: str) -> None:
+        """Asks nothing yet.
+
+        Args:
+            option: What the user calls it: "--gpu" or "--cpu".
+            service: The service's name in fiddler_build_info.
+            address: A URL, or HOST:PORT, which stands for http://HOST:PORT/metrics.
+
+        Raises:
+            InvalidRequestError: The address is neither.
+        """
+        self._option = option
+        self._service = service
+        self.url = _url(option, address)
+
+    def scrape(self, timeout_seconds: float) -> Exposition:
+        """Reads what is exported now.
+
+        Raises:
+            UnavailableError: Nothing answers there.
+            DeadlineError: The answer took too long.
+            ServerError: What answers is not the service's /metrics.
+        """
+        try:
+            with _OPENER.open(self.url, timeout=timeout_seconds) as response:
+                body = response.read(_MOST_BYTES)
+        except urllib.error.HTTPError as error:
+            raise self._error(ServerError, f"answers HTTP {error.code} {error.reason}") from None
+        except (OSError, HTTPException) as error:
+            reason = error.reason if isinstance(error, urllib.error.URLError) else error
+            if isinstance(reason, TimeoutError):
+                raise self._error(DeadlineError, f"no answer within {timeout_seconds:g} s") from None
+            if isinstance(reason, OSError):
+                raise self._error(UnavailableError, _words(reason)) from None
+            raise self._error(ServerError, f"no HTTP answer: {reason!r}") from None
+        exposition = self._parse(body)
+        self._check_service(exposition)
+        return exposition
+
+    def _parse(self, body: bytes) -> Exposition:
+        at_seconds = time.monotonic()
+        try:
+            return parse(body.decode(), at_seconds)
+        except ValueError:  # also what is no UTF-8
+            raise self._error(ServerError, "what answers there serves no Prometheus metrics") from None
+
+    def _check_service(self, exposition: Exposition) -> None:
+        services = [service for (service,) in exposition.by(names.BUILD, "service")]
+        if services != [self._service]:
+            whose = f"the metrics of {services[0]}" if services else "metrics, but none of fiddler's"
+            raise self._error(ServerError, f"serves {whose}, not those of {self._service}")
+
+    def _error(self, kind: type[ClientError], problem: str) -> ClientError:
+        import grpc  # for a status only, and so only now
+
+        codes = {UnavailableError: grpc.StatusCode.UNAVAILABLE, DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED}
+        return kind(f"{self._option} {self.url}: {problem}", codes.get(kind, grpc.StatusCode.UNKNOWN))
+
+
+def parse(text: str, at_seconds: float) -> Exposition:
+    """Parses an exposition in Prometheus' text format.
+
+    Raises:
+        ValueError: It is none.
+    """
+    series: dict[str, dict[Labels, float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            if not math.isnan(sample.value):
+                series.setdefault(sample.name, {})[_labels(sample.labels.items())] = sample.value
+    return Exposition(series, at_seconds)
+
+
+def _labels(items: Iterable[tuple[str, str]]) -> Labels:
+    return tuple(sorted(items))
+
+
+def _url(option: str, address: str) -> str:
+    url = address if "://" in address else f"http://{address}"
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid or re.search(r"[\s\x00-\x1f]", url) or ("://" not in address and parts.port is None):
+        import grpc
+
+        problem = f"must be HOST:PORT or the URL of a service's /metrics, got {address!r}"
+        raise InvalidRequestError(f"{option}: {problem}", grpc.StatusCode.INVALID_ARGUMENT, option)
+    return url if parts.path not in ("", "/") else f"{parts.scheme}://{parts.netloc}{_PATH}"
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error) or type(error).__name__).lower()

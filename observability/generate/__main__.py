@@ -1,0 +1,15 @@
+"""`python -m observability.generate`: writes Grafana's dashboards and docs/metrics.md."""
+
+from observability.generate.files import ROOT, files
+
+
+def main() -> None:
+    """Writes what differs, and says which."""
+    for path, text in files().items():
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+            print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The dashboard *Where the time goes*: each part of a layer, predicted and actual. Services are costs_services.py's."""
+
+from observability.generate.costs_services import CPU, HOP, NORMAL
+from observability.generate.expressions import HERE, LAYERS, matrix, mean, total_rate
+from observability.generate.model import EXPERT_INSTANCE, INSTANCE, LAYER, Dashboard, Panel, Query, Row
+
+_STEPS = total_rate("fiddler_step_seconds_count", HERE)
+_LAYER, _EXPERTS = (total_rate("fiddler_layer_seconds_total", which) for which in (LAYERS, HERE))
+_ACTUAL, _PREDICTED = "fiddler_layer_actual_seconds_total", "fiddler_layer_predicted_seconds_total"
+
+
+def _predicted_and_actual(part: str) -> list[Query]:
+    which = f'{LAYERS}, part="{part}"'
+    return [Query(total_rate(_PREDICTED, which), "predicted"), Query(total_rate(_ACTUAL, which), "actual")]
+
+
+_WHOLE = (
+    Panel(
+        "The engine's time",
+        "What a second of the engine is spent on: experts, or the rest of the model (attention, routers, head). What "
+        "is left is sampling, or nothing to do.",
+        "timeseries",
+        [
+            Query(_EXPERTS, "experts"),
+            Query(f"{total_rate('fiddler_step_seconds_sum', HERE)} - {_EXPERTS}", "rest of the model"),
+        ],
+        "percentunit",
+        stacked=True,
+        minimum=0,
+    ),
+    Panel(
+        "One step",
+        "Mean seconds of a batch: a part of one prompt (prefill), or the next token of all who decode.",
+        "timeseries",
+        [Query(mean("fiddler_step_seconds", HERE, "phase"), "{{phase}}")],
+        "s",
+        minimum=0,
+    ),
+    Panel(
+        "Both sides at once",
+        "Share of the layers' time in which the device and the CPU expert service worked at the same time. 0 where all "
+        "experts are on one side.",
+        "timeseries",
+        [Query(f"{total_rate('fiddler_layer_overlap_seconds_total', LAYERS)} / {_LAYER}", "overlap")],
+        "percentunit",
+        minimum=0,
+        maximum=1,
+    ),
+)
+
+_PARTS = (
+    Panel(
+        "Parts of the layers",
+        "Mean seconds per batch, of the chosen layers together. cpu: experts in the CPU expert service. hop: the way "
+        "there and back. gpu: experts on the device, waiting for copies included. transfer: copies that a batch waited "
+        "for. Parts overlap.",
+        "timeseries",
+        [Query(f"{total_rate(_ACTUAL, LAYERS, 'part')} / ignoring (part) group_left {_STEPS}", "{{part}}")],
+        "s",
+        minimum=0,
+    ),
+    Panel(
+        "Parts by layer",
+        "Mean seconds per batch over the time range, layer by layer.",
+        "barchart",
+        [
+            Query(
+                f"{total_rate(_ACTUAL, LAYERS, 'layer, part', '$__range')} / ignoring (layer, part) group_left "
+                + total_rate("fiddler_step_seconds_count", HERE, window="$__range"),
+                instant=True,
+            )
+        ],
+        "s",
+        minimum=0,
+        transformations=matrix("layer", "part"),
+    ),
+    Panel(
+        "Each layer",
+        "Mean seconds per batch from a layer's router having chosen until its experts' sum was there.",
+        "timeseries",
+        [
+            Query(
+                f"{total_rate('fiddler_layer_seconds_total', LAYERS, 'layer')} / ignoring (layer) group_left {_STEPS}",
+                "layer {{layer}}",
+            )
+        ],
+        "s",
+        minimum=0,
+    ),
+    Panel(
+        "Actual over predicted",
+        "By part: what it took over what the costs had said. Plans are as good as this is near 1.",
+        "timeseries",
+        [Query(f"{total_rate(_ACTUAL, LAYERS, 'part')} / {total_rate(_PREDICTED, LAYERS, 'part')}", "{{part}}")],
+        "short",
+        minimum=0,
+        thresholds={0: "orange", 0.5: "green", 2: "orange"},
+    ),
+    Panel(
+        "CPU side: predicted and actual",
+        "Share of the time in which the CPU expert service computed, as predicted and as it said.",
+        "timeseries",
+        _predicted_and_actual("cpu"),
+        "percentunit",
+        minimum=0,
+    ),
+    Panel(
+        "GPU side: predicted and actual",
+        "Share of the time in which the device computed experts, waiting for copies included, as predicted and as it "
+        "was. 0 where it computes none.",
+        "timeseries",
+        _predicted_and_actual("gpu"),
+        "percentunit",
+        minimum=0,
+    ),
+)
+
+DASHBOARD = Dashboard(
+    "fiddler-costs",
+    "Where the time goes",
+    "What each layer takes on either side and between them, what was expected, and whether this speed is normal.",
+    (INSTANCE, EXPERT_INSTANCE, LAYER),
+    (
+        Row("Is this speed normal?", NORMAL),
+        Row("A step", _WHOLE),
+        Row("The parts of a layer", _PARTS),
+        Row("Between the services, and to the device", HOP),
+        Row("The CPU expert service", CPU),
+    ),
+)

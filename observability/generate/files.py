@@ -1,0 +1,20 @@
+"""Which files are made, and what is in each."""
+
+import json
+from pathlib import Path
+
+from observability.generate import costs, routing, service
+from observability.generate.metrics_page import metrics_page
+from observability.generate.write import dashboard_json
+
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = (routing.DASHBOARD, costs.DASHBOARD, service.DASHBOARD)
+
+
+def files() -> dict[Path, str]:
+    """By path, the text of every file that is made."""
+    made = {ROOT / "docs" / "metrics.md": metrics_page()}
+    for dashboard in DASHBOARDS:
+        path = ROOT / "observability" / "grafana" / "dashboards" / f"{dashboard.uid}.json"
+        made[path] = json.dumps(dashboard_json(dashboard), indent=2, ensure_ascii=False) + "\n"
+    return made

@@ -1,0 +1,93 @@
+"""Grafana's dashboards as far as they are used here, and how they are written as JSON (Grafana 11 and later).
+
+What the dashboards show is said in their own files.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = dict[str, Any]
+Kind = Literal["timeseries", "stat", "heatmap", "table", "bargauge", "barchart", "gauge", "state-timeline"]
+
+DATASOURCE: Json = {"type": "prometheus", "uid": "fiddler-prometheus"}
+SCHEMA_VERSION = 39  # Grafana 11's, which later ones migrate
+COLUMNS = 24  # of Grafana's grid
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query of a panel."""
+
+    expression: str
+    legend: str = ""
+    instant: bool = False
+    """One value at the end of the time range, not one for each moment."""
+    is_histogram: bool = False
+    """Whether its series are a histogram's buckets, of a heat map."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel, without its place."""
+
+    title: str
+    description: str
+    kind: Kind
+    queries: Sequence[Query]
+    unit: str
+    """Of Grafana's: s, percentunit, short, Bps, ..."""
+    width: int = 8
+    height: int = 8
+    thresholds: Mapping[float, str] = field(default_factory=lambda: {0: "green"})
+    """From which value on which colour; the first is the base."""
+    stacked: bool = False
+    y_unit: str = ""
+    """Of a heat map's rows."""
+    minimum: float | None = None
+    maximum: float | None = None
+    options: Json = field(default_factory=dict)
+    custom: Json = field(default_factory=dict)
+    """Of fieldConfig.defaults."""
+    mappings: Sequence[Json] = ()
+    overrides: Sequence[Json] = ()
+    transformations: Sequence[Json] = ()
+    repeat: str | None = None
+    """A variable, for each of whose values there is one such panel."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Panels under a heading."""
+
+    title: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """What a reader of a dashboard chooses from: the values of a label."""
+
+    name: str
+    label: str
+    metric: str
+    of_label: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """One dashboard."""
+
+    uid: str
+    title: str
+    description: str
+    variables: Sequence[Variable]
+    rows: Sequence[Row]
+
+
+INSTANCE = Variable("instance", "GPU service", 'fiddler_build_info{service="gpu_service"}', "instance")
+EXPERT_INSTANCE = Variable(
+    "expert_instance", "CPU expert service", 'fiddler_build_info{service="cpu_expert_service"}', "instance"
+)
+LAYER = Variable("layer", "Layer", 'fiddler_expert_selections_total{instance=~"$instance"}', "layer", numeric=True)

@@ -1,0 +1,152 @@
+"""The dashboard *Expert routing*: what the experts do. Panels of single experts are routing_experts.py's."""
+
+from observability.generate.expressions import HERE, LAYERS, on_the_right, rate, total_rate
+from observability.generate.model import INSTANCE, LAYER, Dashboard, Panel, Query, Row
+from observability.generate.routing_experts import EXPERTS
+
+_SELECTIONS = "fiddler_expert_selections_total"
+_UNEVEN = {1.0: "green", 3.0: "yellow", 6.0: "orange"}
+
+_NOW = (
+    Panel(
+        "Resident hits",
+        "Share of the chosen experts whose weights lay on the device. 0 with --device cpu, which has them all at hand.",
+        "stat",
+        [Query(f"avg(instance:fiddler_resident_hits:ratio_rate1m{{{HERE}}})", "hits")],
+        "percentunit",
+        width=4,
+        height=4,
+        thresholds={0: "text", 0.2: "orange", 0.5: "yellow", 0.8: "green"},
+    ),
+    Panel(
+        "Selections",
+        "Experts chosen per second in all layers together; one token at top-2 counts 2 in each layer.",
+        "stat",
+        [Query(f"sum(instance_route:fiddler_expert_selections:rate1m{{{HERE}}})", "selections")],
+        "cps",
+        width=4,
+        height=4,
+    ),
+    Panel(
+        "Largest imbalance",
+        "How often the most chosen expert of the most uneven layer was chosen, over the mean of its experts. 1 is "
+        "even. The more uneven, the more a few resident experts bring.",
+        "stat",
+        [Query(f"max(fiddler_expert_imbalance_ratio{{{LAYERS}}})", "imbalance")],
+        "short",
+        width=4,
+        height=4,
+        thresholds=_UNEVEN,
+    ),
+    Panel(
+        "Resident experts",
+        "Experts whose weights lie on the device to stay, of all layers.",
+        "stat",
+        [Query(f"sum(fiddler_resident_experts{{{HERE}}})", "resident")],
+        "short",
+        width=4,
+        height=4,
+    ),
+    Panel(
+        "Slots",
+        "Experts whose weights the device has room for (--gpu-expert-memory).",
+        "stat",
+        [Query(f"sum(fiddler_expert_slots{{{HERE}}})", "slots")],
+        "short",
+        width=4,
+        height=4,
+    ),
+    Panel(
+        "Swaps",
+        "Experts per minute that the placement policy brought to the device in the background.",
+        "stat",
+        [Query(f"60 * {total_rate('fiddler_placement_swaps_total', HERE)}", "swaps")],
+        "cpm",
+        width=4,
+        height=4,
+    ),
+)
+
+_LAYER_BY_LAYER = (
+    Panel(
+        "Imbalance",
+        "By layer: how often the most chosen expert was chosen lately, over the mean of all. 1 is even.",
+        "timeseries",
+        [Query(f"max by (layer) (fiddler_expert_imbalance_ratio{{{LAYERS}}})", "layer {{layer}}")],
+        "short",
+        minimum=1,
+        thresholds=_UNEVEN,
+    ),
+    Panel(
+        "Hits by layer",
+        "By layer, the share of the chosen experts whose weights lay on the device.",
+        "timeseries",
+        [
+            Query(
+                total_rate(_SELECTIONS, f'{LAYERS}, route="resident"', "layer")
+                + f" / {total_rate(_SELECTIONS, LAYERS, 'layer')}",
+                "layer {{layer}}",
+            )
+        ],
+        "percentunit",
+        minimum=0,
+        maximum=1,
+    ),
+    Panel(
+        "Resident experts by layer",
+        "How many experts of each layer lie on the device: what the placement policy gives to whom.",
+        "timeseries",
+        [Query(f"sum by (layer) (fiddler_resident_experts{{{LAYERS}}})", "layer {{layer}}")],
+        "short",
+        minimum=0,
+    ),
+)
+
+_MOVING = (
+    Panel(
+        "Swaps over time",
+        "Experts that the placement policy had copied to the device in the background. Many where the load changes, "
+        "few once it is known.",
+        "timeseries",
+        [Query(f"sum by (instance) ({rate('fiddler_placement_swaps_total', HERE)})", "{{instance}}")],
+        "cps",
+        minimum=0,
+    ),
+    Panel(
+        "Prefetched experts",
+        "Experts copied ahead of their layer, by whether it used them; experts that it was guessed to want, by whether "
+        "it did; and the share of the copies that was used.",
+        "timeseries",
+        [
+            Query(total_rate("fiddler_prefetched_experts_total", HERE, "outcome"), "{{outcome}}"),
+            Query(total_rate("fiddler_prefetch_guesses_total", HERE, "outcome"), "guessed {{outcome}}"),
+            Query(f"instance:fiddler_prefetch_hits:ratio_rate5m{{{HERE}}}", "hits"),
+        ],
+        "cps",
+        minimum=0,
+        overrides=[on_the_right("hits", "percentunit")],
+    ),
+    Panel(
+        "Copied to the device",
+        "Bytes of weights per second, by why. Demand: a batch waited for them. Prefetch: ahead of their layer. Swap: "
+        "the placement policy's.",
+        "timeseries",
+        [Query(total_rate("fiddler_expert_copied_bytes_total", HERE, "reason"), "{{reason}}")],
+        "Bps",
+        stacked=True,
+        minimum=0,
+    ),
+)
+
+DASHBOARD = Dashboard(
+    "fiddler-routing",
+    "Expert routing",
+    "Which experts tokens choose, where they are computed, and which of them lie on the device.",
+    (INSTANCE, LAYER),
+    (
+        Row("Now", _NOW),
+        Row("Experts", EXPERTS),
+        Row("Layer by layer", _LAYER_BY_LAYER),
+        Row("What is brought to the device", _MOVING),
+    ),
+)

@@ -1,0 +1,66 @@
+"""`python -m tests.compose`: runs every phase, says how long each took, and shows the logs where one failed."""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+from tests.compose import bad_setups, images
+from tests.compose.load import MAX_SLOTS
+from tests.compose.phases import Phases
+from tests.compose.stack import ComposeError, Stack, attempt
+
+PROJECT = "fiddler-compose-test"
+_SETTINGS = {
+    # tokens are compared with those of transformers, which are exact in float32 alone
+    "FIDDLER_CPU_DTYPE": "float32",
+    "FIDDLER_GPU_DTYPE": "float32",
+    # some experts resident, some remote, and guesses: every route and every panel has something to show
+    "FIDDLER_GPU_GPU_EXPERT_MEMORY": "0.004",
+    "FIDDLER_GPU_PREFETCH": "on",
+    "FIDDLER_GPU_MAX_SLOTS": str(MAX_SLOTS),
+}
+
+
+def main() -> int:
+    """Returns the exit status: 1 where a phase failed, 2 without Docker."""
+    needs = attempt("docker", "compose", "version")
+    if needs.returncode or attempt("docker", "info").returncode:
+        print("compose-test: needs a Docker engine that runs, with Compose v2", file=sys.stderr)
+        return 2
+    began = time.monotonic()
+    stack = Stack(PROJECT, **_SETTINGS)
+    phases = Phases(stack)
+    stack.down("--volumes")  # of a test that was killed
+    steps: list[Callable[[], str | None]] = [
+        *(phases.build, images.check_all, phases.rules, phases.start, phases.processes, phases.idle_panels),
+        *(phases.generate, phases.load, phases.exported, phases.all_remote, phases.kill, phases.stopped, phases.down),
+        bad_setups.check_all,
+    ]
+    try:
+        for step in steps:
+            _run(step)
+    except Exception as error:
+        print(f"compose-test: {error}" if isinstance(error, ComposeError) else traceback.format_exc(), file=sys.stderr)
+        print(stack.attempt("ps", "--all").stdout, stack.attempt("logs", "--no-color", "--tail", "60").stdout)
+        return 1
+    finally:
+        stack.down("--volumes")
+    print(f"compose-test: passed in {time.monotonic() - began:.0f} s")
+    return 0
+
+
+def _run(step: Callable[[], str | None]) -> None:
+    name = f"{step.__module__.rpartition('.')[2]}.{step.__name__}"
+    began = time.monotonic()
+    print(f"compose-test: {name} ...", end=" ", flush=True)
+    try:
+        said = step()
+    except BaseException:
+        print(f"FAILED after {time.monotonic() - began:.1f} s", flush=True)
+        raise
+    print(f"{time.monotonic() - began:.1f} s{f' ({said})' if said else ''}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""What a user gets wrong: each has one clear line, and no traceback."""
+
+import re
+import socket
+import tempfile
+from pathlib import Path
+
+from pair import free_port
+from tests.compose.stack import ComposeError, Stack, wait
+
+PROJECT = "fiddler-compose-test-bad"
+_OVERRIDES = Path(__file__).parent / "overrides"
+
+
+def check_all() -> None:
+    """Tries each. Containers that end stay ended, so that what they say can be counted."""
+    missing_directory()
+    with tempfile.TemporaryDirectory() as empty:
+        Path(empty).chmod(0o755)
+        one_line("cpu-expert-service", r"/model/config\.json is missing", MODEL_DIR=empty)
+    one_line(
+        "cpu-expert-service",
+        r"--listen: user 10001 cannot make a socket in /run/fiddler, which belongs to user 4242 with mode 0700",
+        _OVERRIDES / "foreign_sockets.yaml",
+    )
+    one_line(
+        "gpu-service", r"--listen: cannot serve on 0\.0\.0\.0:50051; is it taken\?", _OVERRIDES / "port_taken.yaml"
+    )
+    waiting_without_permission()
+    port_taken_on_the_host()
+
+
+def one_line(service: str, pattern: str, *overrides: Path, **settings: str) -> None:
+    """Starts a service alone, waits for its end, and checks its exit status and that it says one line about it.
+
+    Raises:
+        ComposeError: It does not end with status 1, or says something else or more.
+    """
+    stack = Stack(PROJECT, *overrides, RESTART_POLICY="no", **settings)
+    try:
+        stack.up("--no-deps", service)
+        wait(f"{service} ends", lambda: not stack.inspect(service)["State"]["Running"])
+        status = stack.inspect(service)["State"]["ExitCode"]
+        if status != 1:
+            raise ComposeError(f"{service} ended with status {status}:\n{stack.logs(service)}")
+        # warnings that came before are lines of JSON
+        lines = [line for line in stack.logs(service).splitlines() if line and not line.startswith("{")]
+        if len(lines) != 1 or not re.search(pattern, lines[0]):
+            raise ComposeError(f"{service}: expected one line that says {pattern}, got:\n" + "\n".join(lines))
+    finally:
+        stack.down("--volumes")
+
+
+def missing_directory() -> None:
+    """A MODEL_DIR that does not exist is told by compose itself, and not made on the host.
+
+    Raises:
+        ComposeError: It is not.
+    """
+    missing = f"/tmp/fiddler-no-such-model-{free_port()}"
+    stack = Stack(PROJECT, MODEL_DIR=missing)
+    try:
+        said = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
+        _check_told(said.returncode, said.stderr, missing)
+        if Path(missing).exists():
+            raise ComposeError(f"{missing} was made")
+    finally:
+        stack.down("--volumes")
+
+
+def port_taken_on_the_host() -> None:
+    """A port of the host that is taken is told by compose itself.
+
+    Raises:
+        ComposeError: It is not.
+    """
+    stack = Stack(PROJECT)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        stack = Stack(PROJECT, CPU_METRICS_PORT=port)
+        try:
+            said = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
+            _check_told(said.returncode, said.stderr, port)
+        finally:
+            stack.down("--volumes")
+
+
+def waiting_without_permission() -> None:
+    """A GPU service that may not connect to the socket says so while it waits.
+
+    Raises:
+        ComposeError: It does not.
+    """
+    stack = Stack(PROJECT, _OVERRIDES / "foreign_user.yaml")
+    try:
+        stack.up("gpu-service")
+        wait(
+            "the GPU service says that it may not connect",
+            lambda: "user 4242 has no permission to look into /run/fiddler" in stack.logs("gpu-service"),
+        )
+    finally:
+        stack.down("--volumes")
+
+
+def _check_told(status: int, said: str, name: str) -> None:
+    lines = [line for line in said.splitlines() if name in line]
+    if status == 0 or len(lines) != 1:
+        raise ComposeError(f"expected one line that names {name}, got:\n{said}")

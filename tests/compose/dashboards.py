@@ -1,0 +1,64 @@
+"""What Grafana would ask Prometheus for: the queries of every panel, with the variables as they first are."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tests.compose.stack import ROOT
+
+_DASHBOARDS = ROOT / "observability" / "grafana" / "dashboards"
+_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
+_SUFFIXES = ("_bucket", "_sum", "_count")
+_METRIC = re.compile(r"(fiddler_|process_|python_)|.*:fiddler_|up$")
+RATE_INTERVAL = "20s"
+"""Grafana's $__rate_interval at its least: four scrapes."""
+
+
+@dataclass(frozen=True)
+class PanelQuery:
+    """One query of one panel."""
+
+    dashboard: str
+    panel: str
+    expression: str
+    """As Prometheus takes it."""
+
+    def __str__(self) -> str:
+        return f"{self.dashboard}, {self.panel}: {self.expression}"
+
+
+def panel_queries(rate_interval: str = RATE_INTERVAL) -> list[PanelQuery]:
+    """Every query of every dashboard, of which there is at least one.
+
+    Args:
+        rate_interval: The window that rates are over.
+    """
+    built_in = {"__rate_interval": rate_interval, "__range": "5m", "__interval": "5s"}
+    found = []
+    for path in sorted(_DASHBOARDS.glob("*.json")):
+        dashboard = json.loads(path.read_text())
+        variables = {variable["name"]: ".*" for variable in dashboard["templating"]["list"]} | built_in
+        for panel in _panels(dashboard["panels"]):
+            for target in panel.get("targets", []):
+                found.append(PanelQuery(dashboard["title"], panel["title"], _filled(target["expr"], variables)))
+    assert found, f"no queries in {_DASHBOARDS}"
+    return found
+
+
+def _panels(panels: list[Any]) -> Iterator[Any]:
+    for panel in panels:
+        yield panel
+        yield from _panels(panel.get("panels", []))
+
+
+def _filled(expression: str, variables: dict[str, str]) -> str:
+    return re.sub(r"\$\{?([a-z_]{2,})\}?", lambda match: variables[match[1]], expression)
+
+
+def metrics_of(expression: str) -> set[str]:
+    """The metrics and recorded series that a query names, histograms by their own names."""
+    names = {name for name in _NAME.findall(re.sub(r'"[^"]*"', "", expression)) if _METRIC.match(name)}
+    histograms = {name for name in names if name.endswith(_SUFFIXES)}
+    return names - histograms | {name[: name.rindex("_")] for name in histograms}

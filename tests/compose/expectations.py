@@ -1,0 +1,56 @@
+"""What the queries of the dashboards' panels do in the test: stay as they are, or move under which event.
+
+Every query that is named nowhere here must move under load.
+"""
+
+from tests.compose.dashboards import PanelQuery, metrics_of
+
+CONSTANT = {
+    "fiddler_expert_kernel_read_bytes_per_second": "measured at the start",
+    "fiddler_expert_memory_read_bytes_per_second": "measured at the start",
+    "fiddler_expert_kernel_seconds": "measured at the start",
+    "fiddler_expert_slots": "settled at the start",
+    "fiddler_requests_waiting_limit": "a setting",
+    "fiddler_build_info": "versions",
+    "fiddler_expert_weight_bytes": "the model's",
+    "fiddler_expert_threads": "settled at the start",
+    "fiddler_expert_streams": "one GPU service has one stream",
+    "instance:fiddler_expert_resident_bytes:ratio": "models/demo is in memory, and stays there",
+    "fiddler_spoiled_rows_total": "no weight is damaged",
+    "fiddler_expert_requests_total not OK": "no message is wrong",
+}
+"""Metrics that no event of the test moves, each with the reason."""
+
+PLANS = {
+    "fiddler_resident_experts",
+    "fiddler_expert_resident",
+    "fiddler_placement_swaps_total",
+    "fiddler_expert_copied_bytes_total on demand",
+}
+"""Metrics that move where a swap or a copy pays, which depends on the costs that were measured."""
+
+LOSS = {
+    "up",
+    "fiddler_degraded",
+    "fiddler_degraded_seconds_total",
+    "fiddler_expert_service_up",
+    "fiddler_expert_service_losses_total",
+    "fiddler_expert_service_reconnects_total",
+    "fiddler_replanned_layers_total",
+    "fiddler_expert_call_failures_total",
+}
+"""Metrics that move when the CPU expert service is lost or back, and not before."""
+
+
+def event_of(query: PanelQuery) -> str:
+    """What moves a query: "load", "loss", "plans" or "never"."""
+    metrics = metrics_of(query.expression)
+    if 'code!="OK"' in query.expression:
+        metrics = {f"{metric} not OK" for metric in metrics}
+    if 'reason="demand"' in query.expression:
+        metrics |= {f"{metric} on demand" for metric in metrics}
+    if metrics <= CONSTANT.keys():
+        return "never"
+    if metrics & LOSS:
+        return "loss"
+    return "plans" if metrics & PLANS else "load"

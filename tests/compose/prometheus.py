@@ -1,0 +1,45 @@
+"""Prometheus' HTTP interface, as far as the test asks it."""
+
+import json
+import math
+import time
+import urllib.parse
+import urllib.request
+from typing import Any
+
+from tests.compose.stack import wait
+
+
+class Prometheus:
+    """A server."""
+
+    def __init__(self, url: str) -> None:
+        """Asks nothing yet."""
+        self._url = url
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """The data of an answer, e.g. of "targets"."""
+        query = urllib.parse.urlencode(parameters)
+        with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{query}", timeout=30) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> dict[str, float]:
+        """The values now, by labels."""
+        return {
+            json.dumps(series["metric"], sort_keys=True): float(series["value"][1])
+            for series in self.get("query", query=expression)["result"]
+        }
+
+    def total(self, expression: str) -> float:
+        """The sum of the values now; 0 where there are none."""
+        return math.fsum(self.query(expression).values())
+
+    def wait_for_scrapes(self) -> None:
+        """Waits until both services have been scraped anew, from now on."""
+        now = time.time()
+
+        def scraped() -> bool:
+            times = self.query('timestamp(up{job=~"gpu_service|cpu_expert_service"})')
+            return len(times) == 2 and min(times.values()) > now
+
+        wait("both services have been scraped", scraped)

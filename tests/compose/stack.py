@@ -1,0 +1,140 @@
+"""The services of compose.yaml under a project name, ports and image tags of the test's own."""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pair import free_port
+
+ROOT = Path(__file__).parents[2]
+SERVICES = ("cpu-expert-service", "gpu-service", "prometheus")
+"""What is started: all but Grafana."""
+OWN_IMAGES = ("cpu-expert-service", "gpu-service")
+VERSION = "compose-test"
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_PORTS = ("GPU_SERVICE_PORT", "GPU_METRICS_PORT", "CPU_METRICS_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+
+
+class ComposeError(AssertionError):
+    """A command failed, or something is not as it should be."""
+
+
+def run(*command: str, environment: Mapping[str, str] | None = None, timeout_seconds: float = 900) -> str:
+    """The standard output of a command.
+
+    Raises:
+        ComposeError: It failed. The text has all that it printed.
+    """
+    done = attempt(*command, environment=environment, timeout_seconds=timeout_seconds)
+    if done.returncode:
+        raise ComposeError(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def attempt(
+    *command: str, environment: Mapping[str, str] | None = None, timeout_seconds: float = 900
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command that may fail."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_seconds, check=False
+    )
+    # docker compose clears lines that no terminal has
+    done.stdout, done.stderr = _ESCAPES.sub("", done.stdout), _ESCAPES.sub("", done.stderr)
+    return done
+
+
+def wait(what: str, condition: Callable[[], bool], timeout_seconds: float = 120, poll_seconds: float = 0.5) -> float:
+    """Waits until a condition holds and returns the seconds that it took.
+
+    Raises:
+        ComposeError: Time ran out.
+    """
+    began = time.monotonic()
+    while not condition():
+        if time.monotonic() - began > timeout_seconds:
+            raise ComposeError(f"not within {timeout_seconds:g} s: {what}")
+        time.sleep(poll_seconds)
+    return time.monotonic() - began
+
+
+class Stack:
+    """One project. Nothing of the user's environment reaches it that compose.yaml would read."""
+
+    def __init__(self, project: str, *overrides: Path, **settings: str) -> None:
+        """Starts nothing.
+
+        Args:
+            project: Its name; a second stack of the name is the same one.
+            overrides: More files after compose.yaml.
+            settings: Environment of the command, as compose.yaml reads it.
+        """
+        self.project = project
+        self.ports = {name: free_port() for name in _PORTS}
+        files = [ROOT / "compose.yaml", *overrides]
+        self._command = ["docker", "compose", "--ansi", "never", "--project-name", project]
+        self._command += [part for file in files for part in ("--file", str(file))]
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        kept |= {name: value for name, value in os.environ.items() if name.startswith(("DOCKER_", "BUILDX_", "XDG_"))}
+        ports = {name: str(port) for name, port in self.ports.items()}
+        self._environment = {**kept, **ports, "FIDDLER_VERSION": VERSION, **settings}
+
+    def change(self, **settings: str) -> None:
+        """Other settings from the next `up` on."""
+        self._environment |= settings
+
+    @property
+    def target(self) -> str:
+        """Where the GPU service can be called from here."""
+        return f"127.0.0.1:{self.ports['GPU_SERVICE_PORT']}"
+
+    @property
+    def prometheus_url(self) -> str:
+        """Where Prometheus can be asked from here."""
+        return f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
+
+    def compose(self, *arguments: str) -> str:
+        """Runs docker compose with these arguments; see run."""
+        return run(*self._command, *arguments, environment=self._environment)
+
+    def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same where it may fail."""
+        return attempt(*self._command, *arguments, environment=self._environment)
+
+    def up(self, *services: str) -> None:
+        """Starts services and returns when they are started; those that they depend on are healthy then."""
+        self.compose("up", "--detach", "--no-build", "--pull", "never", *services)
+
+    def down(self, *arguments: str) -> None:
+        """Removes the containers."""
+        self.compose("down", "--remove-orphans", *arguments)
+
+    def logs(self, *services: str) -> str:
+        """Everything that they printed."""
+        return self.compose("logs", "--no-color", "--no-log-prefix", *services)
+
+    def inspect(self, service: str) -> Any:
+        """What the engine knows of a service's container."""
+        container = self.compose("ps", "--all", "--quiet", service).strip()
+        if not container:
+            raise ComposeError(f"there is no container of {service}")
+        return json.loads(run("docker", "inspect", container))[0]
+
+    def is_healthy(self, service: str) -> bool:
+        """Whether the service's own check says so."""
+        state = self.inspect(service)["State"]
+        return bool(state["Running"] and state["Health"]["Status"] == "healthy")
+
+    def wait_until_healthy(self, *services: str, timeout_seconds: float = 240) -> None:
+        """Waits for the checks of compose.yaml."""
+        for service in services:
+            wait(f"{service} is healthy", lambda service=service: self.is_healthy(service), timeout_seconds)  # type: ignore[misc]
+
+
+def image(service: str) -> str:
+    """The name of a service's image in the test."""
+    return f"fiddler-{service}:{VERSION}"

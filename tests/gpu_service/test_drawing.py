@@ -1,0 +1,25 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpu_service.drawing import draw
+
+
+@given(rows=st.integers(1, 5), vocab=st.integers(1, 3000), seed=st.integers(0, 2**40), hidden=st.floats(0, 0.99))
+def test_each_row_draws_what_multinomial_draws_with_its_generator(
+    rows: int, vocab: int, seed: int, hidden: float
+) -> None:
+    """Several times, so that both leave the generators alike."""
+    noise = torch.Generator().manual_seed(seed)
+    scores = torch.randn(rows, vocab, generator=noise) * 3
+    scores[:, 1:][torch.rand(rows, vocab - 1, generator=noise) < hidden] = -torch.inf
+    probabilities = scores.softmax(dim=-1)
+    before = probabilities.clone()
+    ours, theirs = ([torch.Generator().manual_seed(seed + row) for row in range(rows)] for _ in range(2))
+    for _ in range(4):
+        expected = [
+            int(torch.multinomial(row, 1, generator=generator))
+            for row, generator in zip(probabilities, theirs, strict=True)
+        ]
+        assert draw(probabilities, ours).tolist() == expected
+    assert torch.equal(probabilities, before)
