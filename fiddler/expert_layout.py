@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 
 from fiddler.checkpoint_errors import MissingTensorError, ShapeError, UnsupportedDtypeError
+from fiddler.concatenated_layout import concatenated_experts, is_concatenated
 from fiddler.expert_naming import Claim, Role
 from fiddler.experts import Expert, MoeLayer, WeightView
 from fiddler.moe_config import MoeConfig
@@ -30,8 +31,8 @@ def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
         experts = stacked_experts(claim, config, dtype)
     elif "expert" in claim.naming.pattern.groupindex:
         experts = _separate_experts(claim, config, dtype)
-    elif "gate" in claim.naming.parts.values():
-        experts = _stacked_experts(claim, config, dtype)
+    elif is_concatenated(claim):
+        experts = concatenated_experts(claim, config, dtype)
     else:
         experts = _fused_experts(claim, config, dtype)
     down = experts[0].down
@@ -98,37 +99,6 @@ def _intermediate_size(claim: Claim) -> int:
     if len(tensor.shape) != 2:
         return 0
     return tensor.shape[1] if role == "down" else tensor.shape[0]
-
-
-def _stacked_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
-    """Experts in a tensor per projection, [E x I, H] each: one below the other, and down transposed."""
-    tensors: dict[Role, StoredTensor] = {}
-    for part, role in claim.naming.parts.items():
-        tensor = claim.tensors.get((None, role))
-        if tensor is None:
-            raise _missing(claim, f"{claim.prefix}.{part}", config)
-        tensors[role] = tensor
-    num_experts, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
-    if num_experts is None or inner is None:
-        raise ShapeError(
-            f"{config.path} says no {'moe_num_experts' if num_experts is None else 'ffn_hidden_size'}, which the shapes "
-            f"of the experts in {claim.prefix!r} do not tell."
-        )
-    for tensor in tensors.values():
-        if tensor.shape != (num_experts * inner, hidden):
-            raise ShapeError(
-                f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with {num_experts} "
-                f"experts of {inner} and a hidden size of {hidden} ({config.path}) it must be "
-                f"{[num_experts * inner, hidden]}."
-            )
-
-    def view(role: Role, expert: int) -> WeightView:
-        tensor = tensors[role]
-        shape, strides = ((hidden, inner), (1, hidden)) if role == "down" else ((inner, hidden), (hidden, 1))
-        begin = tensor.begin + expert * inner * hidden * dtype.itemsize
-        return WeightView(tensor.file, tensor.name, begin, shape, strides, dtype)
-
-    return tuple(Expert(view("gate", each), view("up", each), view("down", each)) for each in range(num_experts))
 
 
 def _fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions as EncoderOutput
 
 from gpu_service.model_errors import ModelError
 from gpu_service.state_cache import StateCache
@@ -70,7 +70,7 @@ class EncoderDecoder:
             # only that there is one matters: its keys and values are in the cache
             encoded = torch.empty(1, 0, module.config.hidden_size, dtype=module.dtype, device=self._device)
         output = module(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded),
+            encoder_outputs=EncoderOutput(last_hidden_state=encoded),
             decoder_input_ids=token_ids,
             past_key_values=cache,
             use_cache=True,

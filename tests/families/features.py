@@ -1,12 +1,14 @@
 """What is special about a model's structure, seen in the model and its checkpoint."""
 
+from typing import Any
+
 from transformers import DynamicCache
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.experts import Expert
 
 
-def features_of(checkpoint: Checkpoint, config: object) -> tuple[str, ...]:
+def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
     """The words of gpu_service.families for it, in alphabetical order."""
     expert = checkpoint.layers[0].experts[0]
     features = {*_expert_features(expert), *_state_features(config)}
@@ -17,12 +19,24 @@ def features_of(checkpoint: Checkpoint, config: object) -> tuple[str, ...]:
         features.add("latent attention")
     if any(name.endswith(("correction_bias", "expert_bias", "correction.bias")) for name in names):
         features.add("corrected router")
-    if len(checkpoint.layers) < config.get_text_config(decoder=True).num_hidden_layers:  # type: ignore[attr-defined]
+    if len(checkpoint.layers) < _num_layers(config):
         features.add("dense layers")
+    if getattr(config, "is_encoder_decoder", False):
+        features.add("encoder-decoder")
+    if hasattr(config, "expert_capacity"):
+        features.add("limited capacity")
     activation = checkpoint.layers[0].activation.name
     if activation != "silu":
         features.add(activation)
     return tuple(sorted(features))
+
+
+def _num_layers(config: Any) -> int:
+    """Of the decoder, and of the encoder where there is one."""
+    if config.is_encoder_decoder:
+        return config.num_layers + config.num_decoder_layers
+    num_layers: int = config.get_text_config(decoder=True).num_hidden_layers
+    return num_layers
 
 
 def _expert_features(expert: Expert) -> set[str]:
