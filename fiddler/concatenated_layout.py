@@ -30,7 +30,7 @@ def concatenated_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) ->
     num_experts, inner, hidden = config.num_experts, config.intermediate_size, config.hidden_size
     if num_experts is None or inner is None:
         unsaid = "number of experts" if num_experts is None else "intermediate size of experts"
-        raise ConfigError(f"{config.path} says no {unsaid}, and the shapes of those in {claim.prefix!r} do not tell it.")
+        raise ConfigError(f"{config.path} says no {unsaid}, which the shapes of those in {claim.prefix!r} do not tell.")
     tensors = {role: _tensor(claim, part, role, config) for part, role in claim.naming.parts.items()}
     shape = (num_experts * inner, hidden)
     for tensor in tensors.values():

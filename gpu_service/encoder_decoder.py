@@ -99,6 +99,13 @@ def start_token_of(generation_config: Any, config: Any) -> int | None:
     )
 
 
+def num_layers(config: Any) -> int:
+    """Layers of a model: the decoder's, and the encoder's where there is one."""
+    if not getattr(config, "is_encoder_decoder", False):
+        return int(config.get_text_config(decoder=True).num_hidden_layers)
+    return int(config.num_layers + config.num_decoder_layers)
+
+
 def build(
     module: nn.Module, num_slots: int, max_length: int, start_token_id: int, spoiled_rows: set[int]
 ) -> EncoderDecoder:

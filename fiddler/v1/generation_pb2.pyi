@@ -1037,9 +1037,9 @@ class GetModelInfoResponse(_message.Message):
     max_context_tokens: _builtins.int
     """The most tokens in a prompt and its continuation together."""
     num_layers: _builtins.int
-    """Decoder layers."""
+    """Layers of the decoder, and of the encoder where there is one."""
     num_moe_layers: _builtins.int
-    """Decoder layers that have experts."""
+    """Layers that have experts."""
     num_experts: _builtins.int
     """Experts in each of those layers."""
     num_experts_per_token: _builtins.int

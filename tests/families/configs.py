@@ -85,7 +85,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
         "n_heads": 4,
         "n_layers": 3,
         "max_seq_len": 512,
-        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 500000},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
         "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 48, "moe_num_experts": 8, "moe_top_k": 3},
     },
     "deepseek_v2": _LATENT,
@@ -206,10 +206,11 @@ def _tiny(cls: type[PreTrainedConfig], small: dict[str, Any]) -> PreTrainedConfi
     """A configuration with those small settings that its class has, and its parts alike."""
     known = cls().to_dict()
     settings = {name: value for name, value in small.items() if name in known}
-    settings |= _BESIDES.get(cls.model_type, {})
+    besides = _BESIDES.get(cls.model_type, {})
+    settings |= besides
     for name, part_class in (cls.sub_configs or {}).items():
         part = known.get(name)
-        if isinstance(part, dict):
+        if isinstance(part, dict) and name not in besides:
             part_class = CONFIG_MAPPING[part["model_type"]] if part.get("model_type") in CONFIG_MAPPING else part_class
             settings[name] = _tiny(part_class, _SMALL if name in _TEXT_PARTS else _TOWER).to_dict()
     return cls(**settings)

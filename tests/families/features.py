@@ -6,6 +6,7 @@ from transformers import DynamicCache
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.experts import Expert
+from gpu_service.encoder_decoder import num_layers
 
 
 def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
@@ -19,7 +20,7 @@ def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
         features.add("latent attention")
     if any(name.endswith(("correction_bias", "expert_bias", "correction.bias")) for name in names):
         features.add("corrected router")
-    if len(checkpoint.layers) < _num_layers(config):
+    if len(checkpoint.layers) < num_layers(config):
         features.add("dense layers")
     if getattr(config, "is_encoder_decoder", False):
         features.add("encoder-decoder")
@@ -31,14 +32,6 @@ def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
     return tuple(sorted(features))
 
 
-def _num_layers(config: Any) -> int:
-    """Of the decoder, and of the encoder where there is one."""
-    if config.is_encoder_decoder:
-        return config.num_layers + config.num_decoder_layers
-    num_layers: int = config.get_text_config(decoder=True).num_hidden_layers
-    return num_layers
-
-
 def _expert_features(expert: Expert) -> set[str]:
     features = set()
     if expert.gate is None:
@@ -48,7 +41,7 @@ def _expert_features(expert: Expert) -> set[str]:
         apart = (expert.up.offset_bytes - expert.gate.offset_bytes) // expert.up.dtype.itemsize
         if apart in (1, expert.up.shape[1]) and expert.up.shape[0] > 1:
             features.add("interleaved")
-    if expert.up.strides[1] != 1:
+    if expert.up.strides[1] != 1 or expert.down.strides[1] != 1:
         features.add("transposed")
     if expert.up_bias is not None:
         features.add("biases")
