@@ -18,7 +18,7 @@ from gpu_service.model_errors import ModelError
 from gpu_service.state_cache import StateCache
 
 
-class DecoderCache(EncoderDecoderCache):  # type: ignore[misc]
+class DecoderCache(EncoderDecoderCache):
     """A row's keys and values: of its output, and of its prompt, which no step changes and so all its copies share."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "DecoderCache":
@@ -50,7 +50,7 @@ class EncoderDecoder:
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
     ) -> torch.Tensor:
         """[sequences, 1, vocab]: after the start token where the tokens are a prompt."""
-        logits, spoiled = [], set()
+        logits, spoiled = [], set[int]()
         for number, row in enumerate(range(first_row, first_row + len(token_ids))):
             logits.append(self._compute_row(module, token_ids[number : number + 1], int(positions[number, 0]), row))
             if self._spoiled_rows:

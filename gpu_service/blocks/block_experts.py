@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from gpu_service.dispatch import Dispatcher, Work
+from gpu_service.dispatch import Dispatcher
 from gpu_service.moe_layer import MoeLayer
+from gpu_service.work import Work
 
 
 class BlockExperts(MoeLayer):

@@ -1,5 +1,7 @@
 """Tiny configurations of transformers' families with experts: small sizes for all, and what some need besides."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from transformers import PreTrainedConfig
@@ -197,16 +199,18 @@ _TOWER: Final[dict[str, Any]] = {
 _TEXT_PARTS = ("text_config", "thinker_config", "llm_config")
 
 
-def config_of(model_type: str) -> PreTrainedConfig:
-    """A tiny model of this type."""
-    return _tiny(CONFIG_MAPPING[model_type], _SMALL)
+def config_of(model_type: str, **settings: Any) -> PreTrainedConfig:
+    """A tiny model of this type, with some settings of its own."""
+    return _tiny(CONFIG_MAPPING[model_type], _SMALL, settings)
 
 
-def _tiny(cls: type[PreTrainedConfig], small: dict[str, Any]) -> PreTrainedConfig:
+def _tiny(
+    cls: type[PreTrainedConfig], small: dict[str, Any], own: Mapping[str, Any] = MappingProxyType({})
+) -> PreTrainedConfig:
     """A configuration with those small settings that its class has, and its parts alike."""
     known = cls().to_dict()
     settings = {name: value for name, value in small.items() if name in known}
-    besides = _BESIDES.get(cls.model_type, {})
+    besides = {**_BESIDES.get(cls.model_type, {}), **own}
     settings |= besides
     for name, part_class in (cls.sub_configs or {}).items():
         part = known.get(name)
