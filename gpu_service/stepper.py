@@ -197,7 +197,7 @@ class Stepper:
         end_ids = request.eos_ids | request.stop_ids
         for each in request.sequences:
             each.sampler = Sampler(
-                request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device, is_float32
+                request.sampling, each.index, request.preceding, request.min_tokens, end_ids, device, is_float32
             )
             each.matcher = request.stop.matcher() if request.stop else None
 
