@@ -56,7 +56,7 @@ def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
 
     def call(prompt: list[int]) -> Stream:
         stream = Stream(time.perf_counter())
-        with client.generate(prompt, max_tokens=model.tokens, temperature=0) as generation:
+        with client.generate(prompt, max_tokens=model.tokens, temperature=0, ignore_eos=True) as generation:
             for event in generation:
                 if isinstance(event, Chunk):
                     stream.arrivals += [time.perf_counter()] * len(event.token_ids)

@@ -67,8 +67,7 @@ def _written(directory: Path, name: str, divisor: int, **shape: int) -> Model:
         path.mkdir(parents=True, exist_ok=True)
         write_mixtral(path, num_layers=2, **shape)
         checkpoints.write_tokenizer(path)
-    # nothing ends by itself, and a long prompt fits
-    edit_config(path, max_position_embeddings=4096, eos_token_id=None)
+    edit_config(path, max_position_embeddings=4096)  # a long prompt fits
     return Model(
         name,
         path,
