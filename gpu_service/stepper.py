@@ -22,6 +22,7 @@ from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Seq
 from gpu_service.request_ids import RequestIds
 from gpu_service.sampling import Sampler, processors
 from gpu_service.scheduler import QueueFullError, Scheduler
+from gpu_service.threads import as_few_as_pay
 from gpu_service.token_choice import NotFiniteError, choose
 
 _log = structlog.get_logger(__name__)
@@ -97,7 +98,8 @@ class Stepper:
             self._fail_step(batch, error)
             return True
         self._scheduler.commit(batch)
-        self._advance(batch, logits)
+        with as_few_as_pay(logits.numel()):
+            self._advance(batch, logits)
         return True
 
     def _forward(self, batch: Batch) -> torch.Tensor:

@@ -1,0 +1,25 @@
+"""How many of PyTorch's threads compute what is small: one, since to wake the others takes longer than they save."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+_FEW_VALUES = 2**18  # eight rows of a vocabulary of 32,000
+
+
+@contextmanager
+def as_few_as_pay(num_values: int) -> Iterator[None]:
+    """Has the calling thread compute alone what is made of so few values; see docs/decisions/0024.
+
+    A thread that begins to use PyTorch meanwhile would take over the number for good. In this service none does.
+    """
+    before = torch.get_num_threads()
+    if num_values > _FEW_VALUES or before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
