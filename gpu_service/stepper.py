@@ -59,10 +59,9 @@ class Stepper:
         self._requests[request] = None
         with self._own_part(request):
             self._make_sequences(request)
-        if request not in self._requests:
-            return
         try:
-            self._scheduler.add(request)
+            if request in self._requests:
+                self._scheduler.add(request)
         except (QueueFullError, NeverFitsError) as error:
             self._fail(request, error)
 
@@ -89,8 +88,7 @@ class Stepper:
 
     def step(self) -> bool:
         """Computes one batch. Returns False where there was nothing to compute."""
-        batch = self._scheduler.next_batch()
-        if batch is None:
+        if (batch := self._scheduler.next_batch()) is None:
             return False
         try:
             logits = self._forward(batch)
