@@ -194,7 +194,7 @@ REFUSED: Final[dict[str, str]] = {
     "muse_spark": "its experts' outputs are normalised before they are weighted, which nothing here computes",
     "nemo_speechlm": "it transcribes speech, and is not prompted with text",
     "nllb-moe": f"{_NO_INTERFACE}; it is an encoder and a decoder",
-    "qwen3_omni_moe": "it is two models, one that thinks and one that speaks; qwen3_omni_moe_thinker is the first alone",
+    "qwen3_omni_moe": "it is two models, one that thinks and one that speaks; qwen3_omni_moe_thinker is the former",
     "step3p7": "it clamps its experts' activation by layer, and no kernel here has that",
     "switch_transformers": f"{_NO_INTERFACE}; it is an encoder and a decoder",
 }

@@ -19,7 +19,11 @@ from gpu_service.state_cache import StateCache
 class Forward(Protocol):
     """Computes a batch and keeps what its sequences need later."""
 
-    cache: SlotCache | StateCache
+    @property
+    def cache(self) -> SlotCache | StateCache:
+        """The rows."""
+        ...
+
     is_repeatable: bool
     """Whether a batch that failed on its way may be computed again."""
 
@@ -80,7 +84,8 @@ class RowByRow:
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
     ) -> torch.Tensor:
         """See Forward."""
-        rows, spoiled = [], set()
+        rows: list[torch.Tensor] = []
+        spoiled: set[int] = set()
         num_tokens = token_ids.shape[1]
         for number in range(len(token_ids)):
             row = first_row + number

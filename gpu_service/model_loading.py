@@ -131,7 +131,7 @@ def _replaced(replacements: Replacements) -> Iterator[None]:
     there is put back by hand.
     """
     originals = [(inspect.getmodule(cls), cls) for cls in replacements]
-    patterns = {f"^{cls.__name__}$": replacement for cls, replacement in replacements.items()}
+    patterns: dict[str, type[nn.Module]] = {f"^{cls.__name__}$": new for cls, new in replacements.items()}
     register_patch_mapping(patterns)
     try:
         yield

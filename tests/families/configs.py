@@ -1,4 +1,4 @@
-"""Tiny configurations of transformers' families with experts: the same small sizes for all, and what some need besides."""
+"""Tiny configurations of transformers' families with experts: small sizes for all, and what some need besides."""
 
 from typing import Any, Final
 
