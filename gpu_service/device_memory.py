@@ -54,7 +54,7 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
         return DeviceMemory(memory.total_bytes, memory.free_bytes, 0, is_host=True)
     workspace_bytes = _workspace_bytes(model, max_tokens)
     workspace_bytes += experts_workspace_bytes(
-        checkpoint, model.num_experts_per_token, max_tokens, model.dtype.itemsize
+        checkpoint.layers, model.num_experts_per_token, max_tokens, model.dtype.itemsize
     )
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)

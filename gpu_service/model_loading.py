@@ -49,6 +49,10 @@ def read_config(directory: Path) -> Any:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         else:
             config = _read_own(own, settings, path)
+    try:
+        architecture_of(config.model_type).complete_config(config, settings)
+    except FieldError as error:
+        raise ModelError(f"{path}: {error}") from None
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
     return config
@@ -131,7 +135,7 @@ def _replaced(replacements: Replacements) -> Iterator[None]:
     there is put back by hand.
     """
     originals = [(inspect.getmodule(cls), cls) for cls in replacements]
-    patterns = {f"^{cls.__name__}$": replacement for cls, replacement in replacements.items()}
+    patterns: dict[str, type[nn.Module]] = {f"^{cls.__name__}$": new for cls, new in replacements.items()}
     register_patch_mapping(patterns)
     try:
         yield

@@ -73,7 +73,7 @@ class SharedExperts(nn.Module):
         """Puts one into a block that has shared experts."""
         for name in _SHARED_NAMES:
             inner = getattr(block, name, None)
-            if _takes_rows(inner):
+            if isinstance(inner, nn.Module) and _takes_rows(inner):
                 shared = cls(inner, find_router(block))
                 setattr(block, name, shared)
                 return shared

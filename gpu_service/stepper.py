@@ -195,9 +195,9 @@ class Stepper:
             request.search = BeamSearch(request, [each.output for each in request.sequences], device)
             return
         end_ids = request.eos_ids | request.stop_ids
-        changes = processors(request.sampling, len(request.prompt), request.min_tokens, end_ids, device)
+        changes = processors(request.sampling, len(request.preceding), request.min_tokens, end_ids, device)
         for each in request.sequences:
-            each.sampler = Sampler(request.sampling, each.index, request.prompt, changes, device, is_float32)
+            each.sampler = Sampler(request.sampling, each.index, request.preceding, changes, device, is_float32)
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:

@@ -10,7 +10,6 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import TopPLogitsWarper
 
 
@@ -50,7 +49,7 @@ class TopP(TopPLogitsWarper):
                 its_scores[:] = self._transformers(input_ids, scores[row : row + 1])[0]
                 continue
             if less:
-                functional.threshold_(its_scores, greatest, self.filter_value)
+                torch.threshold_(its_scores, greatest, self.filter_value)
             if removed > less:
                 its_scores.numpy()[np.flatnonzero(values[row] == np.float32(least))[: removed - less]] = (
                     self.filter_value

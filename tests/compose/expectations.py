@@ -21,14 +21,6 @@ CONSTANT = {
 }
 """Metrics that no event of the test moves, each with the reason."""
 
-PLANS = {
-    "fiddler_resident_experts",
-    "fiddler_expert_resident",
-    "fiddler_placement_swaps_total",
-    "fiddler_expert_copied_bytes_total on demand",
-}
-"""Metrics that move where a swap or a copy pays, which depends on the costs that were measured."""
-
 LOSS = {
     "up",
     "fiddler_degraded",
@@ -43,14 +35,10 @@ LOSS = {
 
 
 def event_of(query: PanelQuery) -> str:
-    """What moves a query: "load", "loss", "plans" or "never"."""
+    """What moves a query: "load", "loss" or "never"."""
     metrics = metrics_of(query.expression)
     if 'code!="OK"' in query.expression:
         metrics = {f"{metric} not OK" for metric in metrics}
-    if 'reason="demand"' in query.expression:
-        metrics |= {f"{metric} on demand" for metric in metrics}
     if metrics <= CONSTANT.keys():
         return "never"
-    if metrics & LOSS:
-        return "loss"
-    return "plans" if metrics & PLANS else "load"
+    return "loss" if metrics & LOSS else "load"

@@ -13,6 +13,7 @@ from client import Chunk, Client, InvalidRequestError
 from gpu_service.batch import Logits
 from gpu_service.request import Event, Failed, Prompt, Request
 from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.slot_cache import SlotCache
 from gpu_service.token_choice import NotFiniteError
 from tests.end_to_end import reference
 from tests.pairs import start
@@ -136,6 +137,7 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
         logits = forward(token_ids, positions, first_row, wants)
         (sequence,) = spoiled.sequences
         if sequence.row >= 0 and len(sequence.output) == 3 and len(token_ids) > 1:
+            assert isinstance(engine.model.cache, SlotCache)
             for blocks in engine.model.cache._blocks.values():
                 for block in blocks:
                     block.rows[sequence.row, :, : sequence.num_computed + 1] = torch.nan

@@ -308,10 +308,20 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
         errors.UnsupportedDtypeError,
         [SINGLE_FILE, f"'{UP}' as F8_E4M3", "BF16, F16, F32"],
     ),
-    "biases": (
-        after(fuse, add(f"{GATE_UP}_bias", torch.zeros(4, 48))),
+    "biases of one expert": (
+        add(UP.replace("weight", "bias"), torch.zeros(24)),
         errors.UnsupportedDtypeError,
-        [SINGLE_FILE, f"{GATE_UP}_bias", "biases or quantisation scales"],
+        [SINGLE_FILE, "experts.3.w3.bias", "biases or quantisation scales"],
+    ),
+    "biases of gate and up alone": (
+        after(fuse, add(f"{GATE_UP}_bias", torch.zeros(4, 48))),
+        errors.MissingTensorError,
+        [f"lacks the tensor '{FUSED_DOWN}_bias'"],
+    ),
+    "biases of another length": (
+        after(fuse, add(f"{GATE_UP}_bias", torch.zeros(4, 24)), add(f"{FUSED_DOWN}_bias", torch.zeros(4, 32))),
+        errors.ShapeError,
+        [SINGLE_FILE, f"{GATE_UP}_bias", "[4, 24]", "must be [4, 48]"],
     ),
     "scales": (
         add(UP.replace("weight", "weight_scale_inv"), torch.ones(1)),

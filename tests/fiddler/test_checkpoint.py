@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fiddler.checkpoint import Checkpoint, Expert, WeightView
+from fiddler.experts import Activation
 from tests import checkpoints
 from tests.tampering import SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, flip_byte
 
@@ -112,7 +113,7 @@ def test_layers_say_what_the_config_says(family: str, published: dict[str, Path]
         assert [layer.num_experts] == counts
         assert layer.hidden_size == 64
         assert layer.intermediate_size == config.get("moe_intermediate_size", config["intermediate_size"])
-        assert layer.activation == "silu"
+        assert layer.activation == Activation("silu")
 
 
 def test_granite_keeps_gate_and_up_in_one_tensor(published: dict[str, Path]) -> None:
@@ -164,7 +165,7 @@ def test_experts_without_a_gate(mixtral: Path) -> None:
     edit_tensors(mixtral, as_nemotron_h)
     edit_config(mixtral, mlp_hidden_act="relu2", hidden_act=None)
     checkpoint = Checkpoint.open(mixtral)
-    assert checkpoint.layers[0].activation == "relu2"
+    assert checkpoint.layers[0].activation == Activation("relu2")
     assert all(expert.gate is None for layer in checkpoint.layers for expert in layer.experts)
 
 
@@ -193,12 +194,12 @@ def test_settings_of_a_nested_text_config_count(mixtral: Path) -> None:
     checkpoint = Checkpoint.open(mixtral)
     assert checkpoint.model_type == "multimodal"
     assert checkpoint.layers[0].num_experts == 8
-    assert checkpoint.layers[0].activation == "silu"
+    assert checkpoint.layers[0].activation == Activation("silu")
 
 
 def test_a_clamped_activation_is_not_called_by_the_plain_name(mixtral: Path) -> None:
     edit_config(mixtral, swiglu_limit=7.0)
-    assert Checkpoint.open(mixtral).layers[0].activation == "clamped_silu"
+    assert Checkpoint.open(mixtral).layers[0].activation == Activation("clamped_silu", limit=7.0)
 
 
 def test_layers_after_the_last_are_no_experts(mixtral: Path) -> None:

@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import (
+    CLAMPED,
     ExpertWeights,
     UnknownActivationError,
     activation_function,
@@ -55,9 +56,9 @@ def test_an_activation_is_what_transformers_calls_by_that_name(name: str) -> Non
 
 
 def test_an_unknown_activation_is_refused_and_all_others_are_tested_here() -> None:
-    with pytest.raises(UnknownActivationError, match="'clamped_silu' is not supported; known: ") as caught:
-        activation_function("clamped_silu")
-    assert str(caught.value).partition("known: ")[2].split(", ") == sorted(ACTIVATIONS)
+    with pytest.raises(UnknownActivationError, match="'softcapped_silu' is not supported; known: ") as caught:
+        combination("softcapped_silu")
+    assert str(caught.value).partition("known: ")[2].split(", ") == sorted([*ACTIVATIONS, *CLAMPED])
 
 
 def _random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -95,6 +96,17 @@ def test_biases_and_the_clamped_swiglu_of_gpt_oss() -> None:
     assert float((rows @ expert.gate.T + expert.gate_bias).max()) > 2.0, "the clamp has something to do"
     combine = combination("clamped_swiglu", alpha=1.5, limit=2.0)
     torch.testing.assert_close(expert_forward(expert, combine, rows), expected)
+
+
+def test_the_clamped_silu_of_deepseek_v4() -> None:
+    expert, rows = _expert(torch.float32), _random(3, 6) * 4
+    assert expert.gate is not None
+    gate, up = rows @ expert.gate.T, rows @ expert.up.T
+    assert float(gate.max()) > 2.0, "the clamp has something to do"
+    assert float(up.abs().max()) > 2.0, "so has the other"
+    gate, up = gate.clamp(max=2.0), up.clamp(-2.0, 2.0)
+    expected = (gate / (1 + torch.exp(-gate)) * up) @ expert.down.T
+    torch.testing.assert_close(expert_forward(expert, combination("clamped_silu", limit=2.0), rows), expected)
 
 
 @pytest.mark.parametrize("biases", [True, False], ids=["biases", "no biases"])

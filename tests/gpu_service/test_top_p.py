@@ -53,7 +53,7 @@ def test_where_equals_may_differ_as_many_are_kept_and_the_last_of_them(
 ) -> None:
     scores = (torch.randn(3, vocab, generator=torch.Generator().manual_seed(seed)) * levels).round()
     kept = TopP(top_p, same_of_equals=False)(None, scores)
-    theirs = TopPLogitsWarper(top_p)(None, scores)  # type: ignore[arg-type]
+    theirs = TopPLogitsWarper(top_p)(None, scores)
     assert torch.equal(kept.sort(dim=-1)[0], theirs.sort(dim=-1)[0])
     for row, before in zip(kept, scores, strict=True):
         inside = row > -torch.inf

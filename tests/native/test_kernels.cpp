@@ -143,7 +143,7 @@ void refuse(fiddler_pool* pool) {
   expect(status([](L, M m) { m.rows = -1; }) == FIDDLER_BAD_SIZE, "negative rows");
   expect(status([](L, M m) { m.hidden_dtype = FIDDLER_FLOAT16; }) == FIDDLER_BAD_DTYPE, "float16 rows");
   expect(status([](L l, M) { l.weight_dtype = 3; }) == FIDDLER_BAD_DTYPE, "an unknown dtype");
-  expect(status([](L l, M) { l.activation = 6; }) == FIDDLER_BAD_DTYPE, "an unknown activation");
+  expect(status([](L l, M) { l.activation = 7; }) == FIDDLER_BAD_DTYPE, "an unknown activation");
   const auto misaligned = [](L, M m) { m.hidden = static_cast<const char*>(m.hidden) + 1; };
   expect(status(misaligned) == FIDDLER_MISALIGNED, "misaligned rows");
   id = 1;
