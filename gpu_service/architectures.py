@@ -20,9 +20,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-from gpu_service.blocks import Replacements, dbrx, replacing
+from gpu_service.blocks import Replacements, dbrx, nllb, replacing
 from gpu_service.blocks.jetmoe import JetMoeBlock
 from gpu_service.blocks.llama4 import Llama4Block
+from gpu_service.blocks.nllb import NllbExperts
 from gpu_service.blocks.switch import SwitchExperts
 from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 from gpu_service.moe_layer import MoeLayer
@@ -110,6 +111,12 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
     ),
     # ours are built with MoeLayers, so that there is nothing to replace
     "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    "nllb-moe": Architecture(
+        auto_class=AutoModelForSeq2SeqLM,
+        replacements=replacing("nllb_moe.modeling_nllb_moe.NllbMoeExperts", NllbExperts),
+        num_experts_per_token=nllb.num_experts_per_token,
+        complete_config=nllb.check_config,
+    ),
     "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
     "jetmoe": Architecture(replacements=replacing("jetmoe.modeling_jetmoe.JetMoeMoE", JetMoeBlock)),
     "llama4": Architecture(auto_class=AutoModelForImageTextToText, replacements=_LLAMA4),

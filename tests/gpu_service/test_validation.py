@@ -31,6 +31,7 @@ class _Model:
     max_context = 16
     eos_ids = frozenset({2})
     start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
     generation_config = GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
 
 
