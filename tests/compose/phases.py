@@ -146,9 +146,12 @@ class Phases:
         expected, counted = load.expected(), grown(before, read(self.prometheus, COUNTERS))
         if counted != expected:
             raise ComposeError(f"counted {counted}, where the load was {expected}")
-        ours, theirs = zip(*self._pairs().values(), strict=True)
-        if ours != theirs or any(now <= then for now, (then, _) in zip(ours, pairs.values(), strict=True)):
-            raise ComposeError(f"the services disagree on {list(PAIRS)}: {ours}, {theirs}")
+        for name, (ours, theirs) in self._pairs().items():
+            ours_before, theirs_before = pairs[name]
+            if ours - ours_before != theirs - theirs_before or ours <= ours_before:
+                raise ComposeError(
+                    f"{name}: one service counted {ours - ours_before:g}, the other {theirs - theirs_before:g}"
+                )
         after = panels.snapshot(self.prometheus)
         panels.check_data(during)
         moved = panels.check_moved("load", self.idle, during, after)
