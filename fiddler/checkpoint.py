@@ -91,6 +91,25 @@ NAMINGS: Final = (
         {"input_linear": "gate_up", "output_linear": "down"},
     ),
     Naming(
+        "layers.N.mlp.{input_linear,output_linear}.weight",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp)\.(?P<part>input_linear|output_linear)\.weight"),
+        {"input_linear": "gate_up", "output_linear": "down"},
+    ),
+    Naming(
+        "blocks.N.ffn.experts.mlp.{w1,v1,w2}",
+        re.compile(r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<part>w1|v1|w2)"),
+        {"w1": "gate", "v1": "up", "w2": "down"},
+    ),
+    Naming(
+        "{encoder,decoder}.block.N.layer.L.mlp.experts.expert_M.{wi,wo}.weight",
+        re.compile(
+            r"(?P<prefix>(?:[\w.]+\.)?(?P<stack>encoder|decoder)\.block\.(?P<layer>\d{1,9})\.layer\.\d\.mlp\.experts)"
+            r"\.expert_(?P<expert>\d{1,9})\.(?P<part>wi|wo)\.weight"
+        ),
+        {"wi": "up", "wo": "down"},
+        expert_name="expert_{}",
+    ),
+    Naming(
         "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
         re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
         {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},

@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 
 from fiddler.checkpoint_errors import MissingTensorError, ShapeError, UnsupportedDtypeError
+from fiddler.concatenated_layout import concatenated_experts, is_concatenated
 from fiddler.expert_naming import Claim, Role
 from fiddler.experts import Expert, MoeLayer, WeightView
 from fiddler.moe_config import MoeConfig
@@ -30,6 +31,8 @@ def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
         experts = stacked_experts(claim, config, dtype)
     elif "expert" in claim.naming.pattern.groupindex:
         experts = _separate_experts(claim, config, dtype)
+    elif is_concatenated(claim):
+        experts = concatenated_experts(claim, config, dtype)
     else:
         experts = _fused_experts(claim, config, dtype)
     down = experts[0].down
@@ -78,7 +81,7 @@ def _separate_expert(
     for part, role in claim.naming.parts.items():
         tensor = claim.tensors.get((expert, role))
         if tensor is None:
-            raise _missing(claim, f"{claim.prefix}.{expert}.{part}.weight", config)
+            raise _missing(claim, f"{claim.prefix}.{claim.naming.expert_name.format(expert)}.{part}.weight", config)
         wide, narrow = (intermediate_size, config.hidden_size)
         shape = (narrow, wide) if role == "down" else (wide, narrow)
         if tensor.shape != shape:

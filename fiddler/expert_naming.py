@@ -27,14 +27,16 @@ class Naming:
     """One way to name experts: a row of the table.
 
     `pattern` matches a whole tensor name and has the groups `prefix` (the layer's experts), `layer`, `part` and, where
-    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. `parts` says
-    what each part is. `interleaved_in` lists the model types whose fused gate and up alternate, gate first.
+    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. A group `stack`
+    that says decoder counts its layers on from the encoder's. `parts` says what each part is. `interleaved_in` lists
+    the model types whose fused gate and up alternate, gate first. `expert_name` is how an expert's number is written.
     """
 
     description: str
     pattern: re.Pattern[str]
     parts: Mapping[str, Role]
     interleaved_in: frozenset[str] = frozenset()
+    expert_name: str = "{}"
 
 
 @dataclass(slots=True)
@@ -68,7 +70,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
             continue
         groups = match.groupdict()
         prefix = groups["prefix"]
-        claim = claims.setdefault(prefix, Claim(naming, prefix, int(groups["layer"])))
+        claim = claims.setdefault(prefix, Claim(naming, prefix, _layer_number(groups, config)))
         if claim.naming is not naming:
             raise UnknownNamingError(
                 f"{tensor.file} names the tensor {tensor.name!r} as {naming.description}, but others of its layer as "
@@ -85,6 +87,12 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
     if claims:
         _check_unclaimed(unclaimed)
     return sorted(claims.values(), key=lambda claim: claim.decoder_layer)
+
+
+def _layer_number(groups: Mapping[str, str | None], config: MoeConfig) -> int:
+    """The layer that a name's groups tell, counted over the encoder and then the decoder where there are both."""
+    first = config.num_encoder_layers or 0 if groups.get("stack") == "decoder" else 0
+    return first + int(groups["layer"] or 0)
 
 
 def is_unused(name: str, config: MoeConfig) -> bool:

@@ -49,6 +49,10 @@ def read_config(directory: Path) -> Any:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         else:
             config = _read_own(own, settings, path)
+    try:
+        architecture_of(config.model_type).complete_config(config, settings)
+    except FieldError as error:
+        raise ModelError(f"{path}: {error}") from None
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
     return config

@@ -192,14 +192,16 @@ class Server:
             _log.warning("settings that are not honoured", file=str(path), settings=ignored)
 
     def _warm_up(self, model: Model) -> KvBudget:
-        """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
+        """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
         started = time.monotonic()
         settings = self._settings
         token = torch.zeros(1, 1, dtype=torch.int64)
         try:
             with torch.inference_mode():
-                model.cache.set_capacity(1)
-                model.forward(token, token, 0, Logits.LAST)
+                model.cache.set_capacity(2)
+                for position in range(2):
+                    model.forward(token, token + position, 0, Logits.LAST)
+                    model.cache.measure(0)
                 budget = KvBudget.resolve(
                     settings.kv_memory,
                     model.cache.token_bytes,
@@ -209,7 +211,7 @@ class Server:
                 )
                 model.cache.set_capacity(budget.num_tokens)
         except RuntimeError as error:  # out of memory is one
-            raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
+            raise ModelError(f"{self._checkpoint.directory}: a token could not be computed: {error}") from error
         model.dispatcher.clear_counts()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
         return budget

@@ -51,6 +51,7 @@ def parse_request(
     n = _number_of_generations(message, sampling, limits)
     logprobs = _alternatives(message, "logprobs", model, limits)
     prompt_logprobs = _alternatives(message, "prompt_logprobs", model, limits)
+    _check_continues(message, model)
     stop_ids = _stop_ids(message, model)
     eos_ids = frozenset[int]() if message.ignore_eos else model.eos_ids
     _check_stop(message, limits)
@@ -73,6 +74,7 @@ def parse_request(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         priority=message.priority,
+        start_token_id=model.start_token_id,
         request_id=request_id,
     )
 
@@ -120,6 +122,16 @@ def _alternatives(
     count: int = getattr(message, name)
     _check_range(name, count, 0, min(limits.max_logprobs, model.vocab_size))
     return count
+
+
+def _check_continues(message: generation_pb2.GenerateRequest, model: Model) -> None:
+    """Refuses what takes the prompt for the beginning of the output where it is the input of an encoder."""
+    if model.start_token_id is None:
+        return
+    for field, is_set in (("echo", message.echo), ("prompt_logprobs", message.HasField("prompt_logprobs"))):
+        if is_set:
+            problem = "must be unset with an encoder-decoder model: its output does not go on from the prompt"
+            raise rpc.invalid_argument(field, problem)
 
 
 def _stop_ids(message: generation_pb2.GenerateRequest, model: Model) -> frozenset[int]:

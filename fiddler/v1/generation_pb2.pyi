@@ -1023,6 +1023,7 @@ class GetModelInfoResponse(_message.Message):
     DENSE_BYTES_FIELD_NUMBER: _builtins.int
     EXPERT_BYTES_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    IS_ENCODER_DECODER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the checkpoint's directory."""
     model_type: _builtins.str
@@ -1036,9 +1037,9 @@ class GetModelInfoResponse(_message.Message):
     max_context_tokens: _builtins.int
     """The most tokens in a prompt and its continuation together."""
     num_layers: _builtins.int
-    """Decoder layers."""
+    """Layers of the decoder, and of the encoder where there is one."""
     num_moe_layers: _builtins.int
-    """Decoder layers that have experts."""
+    """Layers that have experts."""
     num_experts: _builtins.int
     """Experts in each of those layers."""
     num_experts_per_token: _builtins.int
@@ -1049,6 +1050,10 @@ class GetModelInfoResponse(_message.Message):
     """Bytes of the experts' weights, as stored."""
     has_chat_template: _builtins.bool
     """Whether it has a chat template, so that prompts may be chats."""
+    is_encoder_decoder: _builtins.bool
+    """Whether prompts are the input of an encoder, and what is generated that of a decoder, which begins with a token of
+    its own. `echo` and `prompt_logprobs` are then refused.
+    """
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end a generation."""
@@ -1070,10 +1075,11 @@ class GetModelInfoResponse(_message.Message):
         dense_bytes: _builtins.int = ...,
         expert_bytes: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
+        is_encoder_decoder: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "is_encoder_decoder", b"is_encoder_decoder", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
