@@ -29,6 +29,8 @@ content = json.loads(path.read_text())
 content["measurements"] |= {{"cpu": [[1, 2e-3]], "gpu": [[1, 1e-4]], "hop": [[1, 3e-4]], "transfer": [5e-3]}}
 path.write_text(json.dumps(content))
 """
+_SERVING_SECONDS = 'time() - max(process_start_time_seconds{job=~"gpu_service|cpu_expert_service"})'
+_IDLE_SECONDS = 30.0  # some to start, and then what four scrapes take
 _INTEGRALS = ("fiddler_generation_tokens_total", "fiddler_prompt_tokens_total")
 
 
@@ -104,8 +106,7 @@ class Phases:
         firing = [a["labels"]["alertname"] for a in self.prometheus.get("alerts")["alerts"] if a["state"] == "firing"]
         if firing:
             raise ComposeError(f"alerts without a cause: {firing}")
-        # rates need four scrapes
-        wait("there are rates", lambda: self.prometheus.total("min(count_over_time(up[5m]))") >= 5)
+        wait("there are rates", lambda: self.prometheus.total(_SERVING_SECONDS) > _IDLE_SECONDS)
         self.idle = panels.snapshot(self.prometheus)
         return f"{len(alerts)} alerts, {len(self.idle)} queries"
 
