@@ -112,9 +112,12 @@ class Phases:
 
     def generate(self) -> str:
         """The published port gives transformers' own tokens."""
+        from transformers.utils import logging
+
         from tests.end_to_end.reference import generate, load
         from tests.pairs import DEMO
 
+        logging.disable_progress_bar()
         with Client(self.stack.target) as client:
             prompt = client.tokenize(_PROMPT).token_ids
             tokens = self._tokens(client)
