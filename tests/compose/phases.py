@@ -117,7 +117,7 @@ class Phases:
         from tests.end_to_end.reference import generate, load
         from tests.pairs import DEMO
 
-        logging.disable_progress_bar()
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with Client(self.stack.target) as client:
             prompt = client.tokenize(_PROMPT).token_ids
             tokens = self._tokens(client)
