@@ -19,7 +19,8 @@ from fiddler.checkpoint_errors import ConfigError
 from fiddler.moe_config import model_type_of
 from fiddler.safetensors_index import read_json
 from gpu_service import architectures
-from gpu_service.architectures import Architecture, Replacements, architecture_of
+from gpu_service.architectures import Architecture, architecture_of, experts_by_interface
+from gpu_service.blocks import Replacements
 from gpu_service.config_fields import FieldError
 from gpu_service.experts_interface import check_experts
 from gpu_service.model_errors import ModelError
@@ -128,7 +129,11 @@ def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Archite
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
     with _told_as(what), torch.device("meta"):
         skeleton = architecture.auto_class.from_config(config)
-    replacements = architecture.replacements(skeleton)
+    if architecture.replacements is not None:
+        replacements = architecture.replacements()
+        _check_size(checkpoint, skeleton, replacements)
+        return replacements
+    replacements = experts_by_interface(skeleton)
     if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "

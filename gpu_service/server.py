@@ -184,7 +184,7 @@ class Server:
 
     def _check_generation_config(self, model: Model) -> None:
         check_generation_config(self._checkpoint.directory, model.generation_config)
-        if ignored := not_honoured(model.generation_config):
+        if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
             file = self._checkpoint.directory / "generation_config.json"
             _log.warning("settings that are not honoured", file=str(file), settings=ignored)
 

@@ -12,7 +12,7 @@ from tests.families.configs import config_of
 
 
 def build(model_type: str, dtype: torch.dtype = torch.float32, config: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A tiny random model, whose matrices are drawn so wide that experts matter; some settings may be others."""
+    """A tiny random model, whose matrices are drawn so wide that its experts matter, with some settings of its own."""
     configuration = config_of(model_type, **config or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -23,8 +23,8 @@ def build(model_type: str, dtype: torch.dtype = torch.float32, config: dict[str,
     with torch.no_grad():
         for name, tensor in _drawn(model):
             tensor.normal_(0, 0.2 if tensor.ndim >= 2 else 0.05, generator=generator)
-            if "norm" in name and tensor.ndim == 1:
-                tensor.add_(1)
+            if tensor.ndim == 1 and ("norm" in name or name.endswith("scale")):
+                tensor.add_(1)  # what multiplies is near one in a model that was trained
     torch.nn.Module.to(model, dtype)
     model.train(False)
     return model
