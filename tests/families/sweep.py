@@ -109,7 +109,7 @@ def _generate(client: Client, prompt: Sequence[int], num_tokens: int = NUM_TOKEN
 
 
 def _largest_difference(actual: Continuation, expected: Continuation) -> float:
-    """Of the log probabilities, in units of how far any is from log(1 / vocabulary): some families' logits are small."""
+    """Of the log probabilities, in units of how far any is from log(1 / vocabulary): some logits are small."""
     scale = max(abs(due + math.log(VOCAB_SIZE)) for due in expected[1])
     return max(abs(one - other) for one, other in zip(actual[1], expected[1], strict=True)) / scale
 
