@@ -12,7 +12,7 @@ Switch: not gated), experts are chosen alike, and every call takes other ones. O
 are bound by arithmetic where many of them share an expert.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -83,7 +83,7 @@ def _measure(
     pool: Pool,
     noise: torch.Tensor,
     layer: Layer,
-    functions: dict[str, Callable[..., object]],
+    functions: Mapping[str, Callable[..., object]],
     rows: int,
     rounds: int,
 ) -> None:
