@@ -19,10 +19,10 @@ SYMPTOMS = {
     "inkling2": SUMS,
     "inkling2_text": SUMS,
     "kimi_k25": NAMES,
-    "muse_spark": "normalise each expert's output before it is weighted",
+    "muse_spark": "transposed or not",
     "step3p7": NAMES,
 }
-"""What the code says of tiny ones. Of the others, transformers writes none: towers with sizes of their own, a minute."""
+"""What the code says of tiny ones. Of the others transformers writes none so small."""
 
 
 @pytest.mark.parametrize("family", SYMPTOMS)
