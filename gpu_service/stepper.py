@@ -22,6 +22,7 @@ from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Seq
 from gpu_service.request_ids import RequestIds
 from gpu_service.sampling import Sampler, processors
 from gpu_service.scheduler import QueueFullError, Scheduler
+from gpu_service.threads import as_few_as_pay
 from gpu_service.token_choice import NotFiniteError, choose
 
 _log = structlog.get_logger(__name__)
@@ -58,10 +59,9 @@ class Stepper:
         self._requests[request] = None
         with self._own_part(request):
             self._make_sequences(request)
-        if request not in self._requests:
-            return
         try:
-            self._scheduler.add(request)
+            if request in self._requests:
+                self._scheduler.add(request)
         except (QueueFullError, NeverFitsError) as error:
             self._fail(request, error)
 
@@ -88,8 +88,7 @@ class Stepper:
 
     def step(self) -> bool:
         """Computes one batch. Returns False where there was nothing to compute."""
-        batch = self._scheduler.next_batch()
-        if batch is None:
+        if (batch := self._scheduler.next_batch()) is None:
             return False
         try:
             logits = self._forward(batch)
@@ -97,7 +96,8 @@ class Stepper:
             self._fail_step(batch, error)
             return True
         self._scheduler.commit(batch)
-        self._advance(batch, logits)
+        with as_few_as_pay(logits.numel()):
+            self._advance(batch, logits)
         return True
 
     def _forward(self, batch: Batch) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from client import Client, InvalidRequestError
+from client import ChatMessage, Client, InvalidRequestError
 from fiddler.checkpoint import Checkpoint
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
@@ -57,12 +57,12 @@ def test_a_conversation_is_a_dialogue_that_goes_on_as_in_transformers(pair: Pair
     text = tokenizer.render(messages)
     assert text == '<s>It was a fine morning.\n\n"Who are you?"\n\n"A ship."\n\n"I"\n\n"'
     expected, _ = reference.generate(reference.load(DEMO), tokenizer.encode(text, add_special_tokens=False), NUM_TOKENS)
-    chat = [{"role": role, "content": content} for role, content in messages]
+    chat = [ChatMessage(role=role, content=content) for role, content in messages]
     with Client(pair.target) as client:
         generation = client.chat(chat, max_tokens=NUM_TOKENS, temperature=0)
         assert [token for message in generation for token in getattr(message, "token_ids", ())] == expected
         with pytest.raises(InvalidRequestError, match="a role must be system, user or assistant, not narrator"):
-            client.chat([{"role": "narrator", "content": "I"}]).text()
+            client.chat([ChatMessage(role="narrator", content="I")]).text()
 
 
 @pytest.mark.parametrize("num_resident", [0, 16])

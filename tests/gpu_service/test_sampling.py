@@ -125,8 +125,9 @@ def test_any_parameters_choose_what_generate_chooses(
 def test_a_bias_is_that_of_transformers_and_of_many_tokens_at_once() -> None:
     scores = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
     biases = [(token, token / 50 - 50) for token in range(0, 5000, 2)]
-    theirs: Any = SequenceBiasLogitsProcessor({(token,): bias for token, bias in biases})
-    expected = theirs(None, scores)  # type: ignore[arg-type]
+    sequences: Any = {(token,): bias for token, bias in biases}  # its annotation lacks the dict
+    theirs: Any = SequenceBiasLogitsProcessor(sequences)
+    expected = theirs(None, scores)
     assert torch.equal(TokenBias(biases, torch.device("cpu"))(None, scores), expected)
 
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import GenerationConfig
 
 from fiddler.v1 import generation_pb2_grpc
-from fiddler.v1.generation_pb2 import DetokenizeRequest, GenerateRequest, TokenIds, TokenizeRequest
+from fiddler.v1.generation_pb2 import BeamSearch, DetokenizeRequest, GenerateRequest, TokenIds, TokenizeRequest
 from gpu_service.engine import Engine
 from gpu_service.limits import RequestLimits
 from gpu_service.service import GenerationServicer
@@ -48,7 +48,9 @@ async def stub(engine: Engine) -> AsyncIterator[Any]:
     servicer, server = GenerationServicer(), grpc.aio.server()
     servicer.unavailable = ""
     config = GenerationConfig()  # type: ignore[no-untyped-call]
-    model = SimpleNamespace(vocab_size=VOCAB, max_context=64, eos_ids=frozenset(), generation_config=config)
+    model = SimpleNamespace(
+        vocab_size=VOCAB, max_context=64, eos_ids=frozenset(), generation_config=config, start_token_id=None
+    )
     servicer.loaded = SimpleNamespace(  # type: ignore[assignment]
         engine=engine, model=model, tokenizer=_BrokenTokenizer(), limits=RequestLimits(), check_room=lambda: None
     )
@@ -86,6 +88,6 @@ async def test_what_breaks_unforeseen_is_internal_and_no_secret_is_told(
 ) -> None:
     method = type(request_).__name__.removesuffix("Request")
     assert await _status(getattr(stub, method)(request_)) == EXPECTED
-    follower = GenerateRequest(token_ids=TokenIds(ids=[5]), beam_search={"num_beams": 2}, max_tokens=1)
+    follower = GenerateRequest(token_ids=TokenIds(ids=[5]), beam_search=BeamSearch(num_beams=2), max_tokens=1)
     assert await _status(stub.Generate(follower)) == EXPECTED, "its text, too, but it was computed"
     assert (engine.num_running, engine.num_waiting) == (0, 0)
