@@ -110,6 +110,16 @@ NAMINGS: Final = (
         expert_name="expert_{}",
     ),
     Naming(
+        "{encoder,decoder}.layers.N.ffn.experts.expert_M.{fc1,fc2}.{weight,bias}",
+        re.compile(
+            r"(?P<prefix>(?:[\w.]+\.)?(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d{1,9})\.ffn\.experts)"
+            r"\.expert_(?P<expert>\d{1,9})\.(?P<part>fc[12]\.(?:weight|bias))"
+        ),
+        {"fc1.weight": "up", "fc1.bias": "up_bias", "fc2.weight": "down", "fc2.bias": "down_bias"},
+        expert_name="expert_{}",
+        suffix="",
+    ),
+    Naming(
         "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
         re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
         {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},

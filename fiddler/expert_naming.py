@@ -13,7 +13,7 @@ from fiddler.checkpoint_errors import FileFormatError, UnknownNamingError, Unsup
 from fiddler.moe_config import MoeConfig
 from fiddler.safetensors_index import StoredTensor
 
-Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "down_bias", "factor_gate"]
+Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "up_bias", "down_bias", "factor_gate"]
 
 # A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
@@ -29,7 +29,8 @@ class Naming:
     `pattern` matches a whole tensor name and has the groups `prefix` (the layer's experts), `layer`, `part` and, where
     every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. A group `stack`
     that says decoder counts its layers on from the encoder's. `parts` says what each part is. `interleaved_in` lists
-    the model types whose fused gate and up alternate, gate first. `expert_name` is how an expert's number is written.
+    the model types whose fused gate and up alternate, gate first. `expert_name` is how an expert's number is written,
+    and `suffix` what follows its part.
     """
 
     description: str
@@ -37,6 +38,7 @@ class Naming:
     parts: Mapping[str, Role]
     interleaved_in: frozenset[str] = frozenset()
     expert_name: str = "{}"
+    suffix: str = ".weight"
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ _ACTIVATIONS = (
     "activation",
     "dense_act_fn",
 )
+_ENCODER_LAYERS = ("num_layers", "encoder_layers")
 _EXPERT_SIZES = ("moe_intermediate_size",)
 _DENSE_SIZES = ("intermediate_size",)  # where experts are as wide as the dense layers
 _EXPERT_SECTION = "ffn_config"
@@ -70,7 +71,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
         num_experts=_first_int(merged, _NUM_EXPERTS),
         intermediate_size=_first_int(merged, _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES),
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
-        num_encoder_layers=_first_int(merged, ("num_layers",)) if merged.get("is_encoder_decoder") else None,
+        num_encoder_layers=_first_int(merged, _ENCODER_LAYERS) if merged.get("is_encoder_decoder") else None,
         activation=_activation(merged, model_type),
     )
 

@@ -20,16 +20,14 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-from gpu_service.blocks import dbrx, replacing
+from gpu_service.blocks import Replacements, dbrx, nllb, replacing
 from gpu_service.blocks.jetmoe import JetMoeBlock
 from gpu_service.blocks.llama4 import Llama4Block
+from gpu_service.blocks.nllb import NllbExperts
 from gpu_service.blocks.switch import SwitchExperts
 from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 from gpu_service.moe_layer import MoeLayer
 from gpu_service.openmoe import OpenMoeConfig, OpenMoeForCausalLM
-
-Replacements = Mapping[type[nn.Module], type[nn.Module]]
-"""What is built in the place of a model's classes: a MoeLayer, or a block that has one."""
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 
@@ -85,11 +83,11 @@ class Architecture:
 
     auto_class: Any = AutoModelThatWrites
     """Which of transformers' Auto classes builds the model, or what has their from_config and from_pretrained."""
-    replacements: Callable[[nn.Module], Replacements] = experts_by_interface
-    """What to replace, told from a model on the meta device; nothing where the experts cannot be replaced.
+    replacements: Callable[[], Replacements] | None = None
+    """What to replace; None: the experts classes, which `experts_by_interface` finds.
 
     transformers builds a replacement with the arguments of what it replaces; `MoeLayer.connect` is called once the
-    model is loaded. It has no parameters of the experts', since what it has is loaded.
+    model is loaded. It has no parameters of the experts, since what it has is loaded.
     """
     layer_number: Callable[[str], int | None] = layer_number
     """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
@@ -102,23 +100,30 @@ class Architecture:
     """
 
 
-_LLAMA4: Final = replacing("Llama4TextMoe", Llama4Block)
+_SWITCH_EXPERTS: Final = "switch_transformers.modeling_switch_transformers.SwitchTransformersExperts"
+_LLAMA4: Final = replacing("llama4.modeling_llama4.Llama4TextMoe", Llama4Block)
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "dbrx": Architecture(
-        replacements=replacing("DbrxExperts", MoeLayer),
+        replacements=replacing("dbrx.modeling_dbrx.DbrxExperts", MoeLayer),
         num_experts_per_token=dbrx.num_experts_per_token,
         complete_config=dbrx.complete_config,
     ),
     # ours are built with MoeLayers, so that there is nothing to replace
     "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    "nllb-moe": Architecture(
+        auto_class=AutoModelForSeq2SeqLM,
+        replacements=replacing("nllb_moe.modeling_nllb_moe.NllbMoeExperts", NllbExperts),
+        num_experts_per_token=nllb.num_experts_per_token,
+        complete_config=nllb.check_config,
+    ),
     "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
-    "jetmoe": Architecture(replacements=replacing("JetMoeMoE", JetMoeBlock)),
+    "jetmoe": Architecture(replacements=replacing("jetmoe.modeling_jetmoe.JetMoeMoE", JetMoeBlock)),
     "llama4": Architecture(auto_class=AutoModelForImageTextToText, replacements=_LLAMA4),
     "llama4_text": Architecture(replacements=_LLAMA4),
     "switch_transformers": Architecture(
         auto_class=AutoModelForSeq2SeqLM,
-        replacements=replacing("SwitchTransformersExperts", SwitchExperts),
+        replacements=replacing(_SWITCH_EXPERTS, SwitchExperts),
         num_experts_per_token=lambda config: 1,
     ),
 }

@@ -67,8 +67,10 @@ class EncoderDecoder:
             cache = DecoderCache(DynamicCache(), DynamicCache())
             self.cache.keep(row, cache)
         else:
-            # only that there is one matters: its keys and values are in the cache
-            encoded = torch.empty(1, 0, module.config.hidden_size, dtype=module.dtype, device=self._device)
+            # only its shape matters: its keys and values are in the cache
+            length = cache.cross_attention_cache.get_seq_length()
+            nothing = torch.zeros(1, 1, 1, dtype=module.dtype, device=self._device)
+            encoded = nothing.expand(1, length, module.config.hidden_size)
         output = module(
             encoder_outputs=EncoderOutput(last_hidden_state=encoded),
             decoder_input_ids=token_ids,
@@ -99,11 +101,28 @@ def start_token_of(generation_config: Any, config: Any) -> int | None:
     )
 
 
+def forced_bos_token_of(generation_config: Any, config: Any) -> int | None:
+    """What a decoder makes first where a request does not say, by generation_config.json; None where that says nothing.
+
+    Raises:
+        ModelError: It is no token of the vocabulary.
+    """
+    token_id = generation_config.forced_bos_token_id if getattr(config, "is_encoder_decoder", False) else None
+    if token_id is None:
+        return None
+    if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
+        problem = f"must be 0 to {config.vocab_size - 1}, the vocabulary, got {token_id!r}"
+        raise ModelError(f"generation_config.json: forced_bos_token_id: {problem}")
+    return token_id
+
+
 def num_layers(config: Any) -> int:
     """Layers of a model: the decoder's, and the encoder's where there is one."""
     if not getattr(config, "is_encoder_decoder", False):
         return int(config.get_text_config(decoder=True).num_hidden_layers)
-    return int(config.num_layers + config.num_decoder_layers)
+    # transformers calls an encoder's layers num_hidden_layers, too, and a decoder's as each family does
+    decoder = next(getattr(config, name) for name in ("num_decoder_layers", "decoder_layers") if hasattr(config, name))
+    return int(config.num_hidden_layers + decoder)
 
 
 def build(

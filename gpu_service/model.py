@@ -9,7 +9,7 @@ from fiddler.checkpoint import Checkpoint
 from gpu_service.architectures import architecture_of
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
-from gpu_service.encoder_decoder import num_layers, start_token_of
+from gpu_service.encoder_decoder import forced_bos_token_of, num_layers, start_token_of
 from gpu_service.forwards import build_forward
 from gpu_service.model_loading import ModelError, load, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
@@ -44,6 +44,8 @@ class Model:
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
         self.start_token_id = start_token_of(self.generation_config, config)
         """What a decoder's output begins with where the prompt is an encoder's input; None elsewhere."""
+        self.forced_bos_token_id = forced_bos_token_of(self.generation_config, config)
+        """What a decoder makes first where a request does not say; None: what it chooses."""
         self._forward = build_forward(
             self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows, self.start_token_id
         )

@@ -18,7 +18,8 @@ from fiddler.checkpoint_errors import ConfigError
 from fiddler.moe_config import model_type_of
 from fiddler.safetensors_index import read_json
 from gpu_service import architectures
-from gpu_service.architectures import Architecture, Replacements, architecture_of
+from gpu_service.architectures import Architecture, architecture_of, experts_by_interface
+from gpu_service.blocks import Replacements
 from gpu_service.config_fields import FieldError
 from gpu_service.experts_interface import check_experts
 from gpu_service.model_errors import ModelError
@@ -102,11 +103,14 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def _replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
-    """What takes the place of which of the model's classes, found on a model without memory."""
+    """What takes the place of which of the model's classes, found on a model without memory where no row says it."""
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
-    with _told_as(what), torch.device("meta"):
-        skeleton = architecture.auto_class.from_config(config)
-    replacements = architecture.replacements(skeleton)
+    with _told_as(what):
+        if architecture.replacements is not None:
+            return architecture.replacements()
+        with torch.device("meta"):
+            skeleton = architecture.auto_class.from_config(config)
+    replacements = experts_by_interface(skeleton)
     if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from transformers import (
+    ForcedBOSTokenLogitsProcessor,
     LogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
@@ -59,6 +60,8 @@ def processors(
     if min_tokens > 0 and end_ids:
         ids = torch.tensor(sorted(end_ids), device=device)
         chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ids))
+    if parameters.forced_bos_token_id is not None:
+        chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
     if parameters.frequency_penalty or parameters.presence_penalty:
         chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, prompt_length))
     return chain

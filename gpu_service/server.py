@@ -188,7 +188,7 @@ class Server:
             check_defaults(model.generation_config)
         except (TypeError, ValueError) as error:
             raise ModelError(f"{path}: {error}") from None
-        if ignored := not_honoured(model.generation_config):
+        if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
             _log.warning("settings that are not honoured", file=str(path), settings=ignored)
 
     def _warm_up(self, model: Model) -> KvBudget:

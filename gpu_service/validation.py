@@ -4,6 +4,7 @@ import re
 import reprlib
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from fiddler import rpc
@@ -52,6 +53,7 @@ def parse_request(
     logprobs = _alternatives(message, "logprobs", model, limits)
     prompt_logprobs = _alternatives(message, "prompt_logprobs", model, limits)
     _check_continues(message, model)
+    sampling = replace(sampling, forced_bos_token_id=_forced_bos_token_id(message, model))
     stop_ids = _stop_ids(message, model)
     eos_ids = frozenset[int]() if message.ignore_eos else model.eos_ids
     _check_stop(message, limits)
@@ -132,6 +134,18 @@ def _check_continues(message: generation_pb2.GenerateRequest, model: Model) -> N
         if is_set:
             problem = "must be unset with an encoder-decoder model: its output does not go on from the prompt"
             raise rpc.invalid_argument(field, problem)
+
+
+def _forced_bos_token_id(message: generation_pb2.GenerateRequest, model: Model) -> int | None:
+    name = "forced_bos_token_id"
+    if message.HasField(name):
+        if model.start_token_id is None:
+            raise rpc.invalid_argument(name, "must be unset with a model that has no encoder")
+        if message.forced_bos_token_id >= model.vocab_size:
+            problem = f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {message.forced_bos_token_id}"
+            raise rpc.invalid_argument(name, problem)
+        return message.forced_bos_token_id
+    return model.forced_bos_token_id
 
 
 def _stop_ids(message: generation_pb2.GenerateRequest, model: Model) -> frozenset[int]:

@@ -1,5 +1,6 @@
 """The command line; what is measured is said in the package."""
 
+import signal
 import subprocess
 import sys
 import tempfile
@@ -9,39 +10,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.metrics
-from benchmarks.metrics.timed_service import CALLS, SECONDS
 from benchmarks.results import report
 from benchmarks.targets import Judge, Target
-from client import Client
-from client.top.rates import Growth, increase
-from client.top.scrape import Endpoint, Exposition
+from client import Chunk, Client
+from client.top.scrape import Endpoint
 from fiddler import process
 from pair import Pair
 from tests import checkpoints
 from tests.large_checkpoint import write_mixtral
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
-_DECODED = {"demo": 128, "mixtral_2_layers": 32}
+_DECODED = {"demo": 128, "mixtral_2_layers": 24}
+_PAUSE_SECONDS = 0.2  # for the signal, and until threads sleep
 _TIMEOUT_SECONDS = 10.0
-_SERVICES = ("gpu_service", "cpu_expert_service")
 _MOST = 0.01
 
 TARGETS = {f"metrics.{model}.counting_over_step": Target(_MOST, at_least=False) for model in _DECODED}
 
 
-class _TimedPair(Pair):
-    """Services with a clock around what counts."""
+class _SwitchedPair(Pair):
+    """Services that stop counting, and begin again."""
 
     def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "benchmarks.metrics.timed_service", service, *arguments]
+        command = [sys.executable, "-m", "benchmarks.metrics.switched_service", service, *arguments]
         return subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
+
+    def switch(self) -> None:
+        """Has both count no more, or again."""
+        for service in self.processes.values():
+            service.send_signal(signal.SIGUSR1)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def main() -> None:
     """Runs the benchmark."""
     process.prepare()
     with (
-        report(benchmarks.metrics.__doc__, ("--rounds", 15), ("--checkpoint", "")) as (out, arguments),
+        report(benchmarks.metrics.__doc__, ("--rounds", 25), ("--checkpoint", "")) as (out, arguments),
         tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
     ):
         judge = Judge(out, TARGETS)
@@ -59,51 +64,47 @@ def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     with (
         tempfile.TemporaryFile() as log,
-        _TimedPair(model, log=log, gpu_arguments=("--device", "cpu")) as pair,
+        _SwitchedPair(model, log=log, gpu_arguments=("--device", "cpu")) as pair,
         Client(pair.target) as client,
     ):
-        endpoints = _endpoints(pair)
         for number in range(-1, rounds):  # the first warms up
-            scraped = [_scrape(endpoint) for endpoint in endpoints]
-            prompt = [3 + (position * 37 + number * 11) % 250 for position in range(16)]
-            client.generate(prompt, max_tokens=_DECODED[name], ignore_eos=True, temperature=1.0, seed=number + 1).text()
-            grown = [
-                increase(before, _scrape(endpoint)[0]) for (before, _), endpoint in zip(scraped, endpoints, strict=True)
-            ]
+            counted = _step_seconds(client, number, _DECODED[name])
+            pair.switch()
+            uncounted = _step_seconds(client, number, _DECODED[name])
+            pair.switch()
             if number >= 0:
-                _add(found, grown, [seconds for _, seconds in scraped])
+                found["step", "s"].append(counted)
+                found["step_uncounted", "s"].append(uncounted)
+        steps, uncounted_steps = found["step", "s"], found["step_uncounted", "s"]
+        # beside the mean of the ones before and after, lest a machine that becomes slower looks like a cost
+        found["counting_over_step", "ratio"] = [
+            (before + after) / 2 / uncounted - 1
+            for before, after, uncounted in zip(steps, steps[1:], uncounted_steps, strict=False)
+        ]
+        for service, port in (("gpu_service", pair.gpu_metrics_port), ("cpu_expert_service", pair.cpu_metrics_port)):
+            endpoint = Endpoint(service, service, f"127.0.0.1:{port}")
+            found[f"{service}.scrape", "s"] = [_scrape_seconds(endpoint) for _ in range(rounds)]
     for (what, unit), values in found.items():
         judge.samples(f"metrics.{name}.{what}", values, unit)
 
 
-def _add(found: dict[tuple[str, str], list[float]], grown: Sequence[Growth], scrapes: Sequence[float]) -> None:
-    steps = _value(grown[0], "fiddler_step_seconds_count", phase="decode")
-    step = _value(grown[0], "fiddler_step_seconds_sum", phase="decode") / steps
-    found["step", "s"].append(step)
-    # the prompt's own step counts as much as any other
-    counting = [_value(each, f"{SECONDS}_total") / (steps + 1) for each in grown]
-    for service, growth, seconds, scrape in zip(_SERVICES, grown, counting, scrapes, strict=True):
-        found[f"{service}.counting", "s"].append(seconds)
-        found[f"{service}.calls", "calls"].append(_value(growth, f"{CALLS}_total") / (steps + 1))
-        found[f"{service}.scrape", "s"].append(scrape)
-    found["counting_over_step", "ratio"].append(sum(counting) / step)
+def _step_seconds(client: Client, number: int, num_tokens: int) -> float:
+    """Mean seconds between two tokens; the same tokens for the same number."""
+    prompt = [3 + (position * 37 + number * 11) % 250 for position in range(16)]
+    arrivals = []
+    with client.generate(
+        prompt, max_tokens=num_tokens, ignore_eos=True, temperature=1.0, seed=number + 1
+    ) as generation:
+        for event in generation:
+            if isinstance(event, Chunk):
+                arrivals += [time.perf_counter()] * len(event.token_ids)
+    return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1)
 
 
-def _endpoints(pair: Pair) -> list[Endpoint]:
-    ports = (pair.gpu_metrics_port, pair.cpu_metrics_port)
-    return [Endpoint(service, service, f"127.0.0.1:{port}") for service, port in zip(_SERVICES, ports, strict=True)]
-
-
-def _scrape(endpoint: Endpoint) -> tuple[Exposition, float]:
+def _scrape_seconds(endpoint: Endpoint) -> float:
     began = time.perf_counter()
-    exposition = endpoint.scrape(_TIMEOUT_SECONDS)
-    return exposition, time.perf_counter() - began
-
-
-def _value(growth: Growth, name: str, **labels: str) -> float:
-    value = growth.value(name, **labels)
-    assert value is not None, name
-    return value
+    endpoint.scrape(_TIMEOUT_SECONDS)
+    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

@@ -5,21 +5,24 @@ checkpoint loads, and hands (rows, expert ids, routing weights) on as transforme
 """
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 
 from torch import nn
 
+Replacements = Mapping[type[nn.Module], type[nn.Module]]
+"""What is built in the place of a model's classes: a MoeLayer, or a block that has one."""
 
-def replacing(
-    class_name: str, replacement: type[nn.Module]
-) -> Callable[[nn.Module], Mapping[type[nn.Module], type[nn.Module]]]:
-    """What puts something in the place of a model's class: for gpu_service.architectures.Architecture.replacements.
+
+def replacing(class_path: str, replacement: type[nn.Module]) -> Callable[[], Replacements]:
+    """What puts something in the place of one of transformers' classes.
 
     Args:
-        class_name: transformers' name of the class.
+        class_path: Where transformers has the class, as in "dbrx.modeling_dbrx.DbrxExperts".
         replacement: What is built instead, with the same arguments.
     """
+    module_path, _, class_name = class_path.rpartition(".")
 
-    def replacements(skeleton: nn.Module) -> Mapping[type[nn.Module], type[nn.Module]]:
-        return {type(module): replacement for module in skeleton.modules() if type(module).__name__ == class_name}
+    def replacements() -> Replacements:
+        return {getattr(import_module(f"transformers.models.{module_path}"), class_name): replacement}
 
     return replacements

@@ -38,6 +38,7 @@ class Losses:
         self.stack.up("gpu-service")
         self.stack.wait_until_healthy("gpu-service")
         self.prometheus.wait_for_scrapes()
+        panels.check_moved("slots", self._phases.idle, panels.snapshot(self.prometheus))
         self.idle = panels.snapshot(self.prometheus, _LONG_WINDOW)
         self._phases.check_tokens()
         return ""

@@ -132,6 +132,21 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
     "mistral_large4_text": _LATENT,
     "nemotron_h_omni": {"projector_hidden_size": 64, "vision_hidden_size": 32},
+    # an expert's two choices are not of one size, and the first layers of both stacks are dense
+    "nllb-moe": {
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_ffn_dim": 96,
+        "encoder_attention_heads": 4,
+        "encoder_sparse_step": 2,
+        "decoder_layers": 4,
+        "decoder_ffn_dim": 80,
+        "decoder_attention_heads": 4,
+        "decoder_sparse_step": 2,
+        "decoder_start_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+    },
     "phimoe": {"tie_word_embeddings": True},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 300},
     # published without a window; transformers would not look through one
