@@ -7,7 +7,7 @@ from transformers import GenerationConfig
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.model import Model
-from gpu_service.sampling import Sampler
+from gpu_service.sampling import Sampler, processors
 from gpu_service.sampling_parameters import SamplingParameters
 
 _MAX_SEED = 2**63 - 1  # torch's generator takes no more
@@ -70,7 +70,7 @@ def check_defaults(defaults: GenerationConfig) -> None:
         _check({name: getattr(parameters, name) for name in _RULES if name != "seed"})
     except rpc.StatusError as error:
         raise ValueError(error.message.removeprefix("sampling.")) from None
-    Sampler(parameters)
+    Sampler(parameters, changes=processors(parameters))
 
 
 def show(value: float) -> str:

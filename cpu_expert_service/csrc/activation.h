@@ -71,6 +71,10 @@ inline void combine_clamped_silu(float limit, const float* gate, const float* up
   }
 }
 
+inline void multiply(const float* factor, int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) values[i] *= factor[i];
+}
+
 // out = activation(gate) * up, or activation(up) where gate is null.
 template <class Math, class Operand>
 void activate(const Job& job, const float* gate, const float* up, int64_t count, Operand* out) {

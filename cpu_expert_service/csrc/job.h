@@ -14,6 +14,27 @@ struct Matrix {
   int64_t in_stride;
 };
 
+// An expert's rows as tiles, in which pairs of inputs lie side by side: [16 pairs][16 rows][2]. They are stored segment by
+// segment of the inputs, since a segment of all rows is to stay in the second-level cache.
+struct RowTiles {
+  static constexpr int64_t rows = 16;
+  static constexpr int64_t inputs = 32;
+  static constexpr int64_t bytes = rows * inputs * 2;
+
+  unsigned char* data;  // null where rows are not packed
+  int64_t num_blocks;   // of 16 rows; missing rows are 0
+  int64_t num_steps;    // of 32 inputs; missing inputs are 0
+  int64_t segment_steps;
+
+  int64_t num_tiles() const { return num_blocks * num_steps; }
+
+  unsigned char* at(int64_t block, int64_t step) const {
+    const int64_t segment = step / segment_steps * segment_steps;
+    const int64_t steps = num_steps - segment < segment_steps ? num_steps - segment : segment_steps;
+    return data + (segment * num_blocks + block * steps + step - segment) * bytes;
+  }
+};
+
 // One expert that has rows: assignments [first, first + count).
 struct ExpertRows {
   Matrix gate;
@@ -22,6 +43,8 @@ struct ExpertRows {
   Matrix factor;
   int64_t first;
   int64_t count;
+  RowTiles hidden_tiles;
+  RowTiles inner_tiles;  // of what lies between up and down, in place of Job::inner_rows
 };
 
 struct Job {
@@ -44,30 +67,36 @@ struct Job {
   int32_t output_dtype;
 };
 
+constexpr int64_t max_block_rows = 256;     // of hidden rows that are computed against the same weights
+constexpr int64_t max_chunk_outputs = 256;  // of weight rows in one task
+constexpr int64_t panel_outputs = 64;       // chunks are multiples of it where panels or tiles are packed
+
 // Memory of one thread's own, for blocks of projections.
 struct Scratch {
   static constexpr int64_t block_floats = 256 * 64;
   static constexpr int64_t panel_floats = 64 * 512;
+  static constexpr int64_t kept_bytes = 16 * 1024;
   alignas(64) float gate[block_floats];
   alignas(64) float up[block_floats];
   alignas(64) float factor[block_floats];
   alignas(64) float panel[panel_floats];
   alignas(64) float carried[panel_floats];  // sums between two segments of a weight row
+  alignas(64) unsigned char kept[kept_bytes];  // tiles of weights
+  alignas(64) float tile_sums[3 * max_chunk_outputs * max_block_rows];
 };
-
-constexpr int64_t max_block_rows = 256;   // of hidden rows that are computed against one packed panel
-constexpr int64_t max_chunk_outputs = 256;  // of weight rows in one task
-constexpr int64_t panel_outputs = 64;     // chunks are multiples of it where panels are packed
-constexpr int64_t min_panel_rows = 13;    // fewer rows than this are computed without packing
 
 // What a (format, tier) computes.
 struct Ops {
-  fiddler_dtype operand;  // of the hidden rows and of what lies between the projections
-  bool row_contiguous;    // computes in_stride == 1 and even sizes only
+  fiddler_dtype operand;   // of the hidden rows and of what lies between the projections
+  bool row_contiguous;     // computes in_stride == 1 and even sizes only
+  int64_t min_panel_rows;  // fewer rows of an expert than this are computed without packing
+  double rows_per_read;    // hidden rows whose multiplications take as long as reading the weight
   // Outputs [begin, end) of gate and up, and the activation, of one expert's rows.
   void (*inner)(const Job&, const ExpertRows&, int64_t begin, int64_t end, Scratch&);
   // Outputs [begin, end) of down for all experts, added up, and written where Job::output says.
   void (*outer)(const Job&, int64_t begin, int64_t end, Scratch&);
+  // Tiles [first, last) of an expert's hidden rows; null where hidden rows are used as they are.
+  void (*pack)(const Job&, const ExpertRows&, int64_t first, int64_t last);
 };
 
 }  // namespace fiddler

@@ -91,10 +91,6 @@ void project_panel(const Matrix& matrix, int64_t begin, int64_t end, const typen
   for (int64_t first = 0; first < length; first += T::panel_inputs) {
     const int64_t last = first + T::panel_inputs < length ? first + T::panel_inputs : length;
     pack_panel<T, Stored>(matrix, begin, end, first, last, scratch.panel);
-    if constexpr (T::has_tiles) {
-      T::multiply_panel(scratch.panel, x, count, first, last, results, scratch.carried);
-      continue;
-    }
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t row = count * group / groups, next = count * (group + 1) / groups;
       multiply_some<T, M>(next - row, scratch.panel, x + row, first, (last - first + T::pair - 1) / T::pair,

@@ -9,9 +9,8 @@ namespace {
 constexpr int64_t tasks_per_thread = 24;        // enough that the last ones end close together
 constexpr double min_task_cost = 48.0 * 1024;   // in weights read; below, taking a task costs as much as computing it
 constexpr double tiny_job_cost = 192.0 * 1024;  // in weights read; about what waking another thread costs
-constexpr double rows_per_read = 10;            // hidden rows whose multiplications take as long as reading the weight
 
-double cost_per_weight(int64_t rows) { return std::max(1.0, static_cast<double>(rows) / rows_per_read); }
+double cost_per_weight(const Ops& ops, int64_t rows) { return std::max(1.0, static_cast<double>(rows) / ops.rows_per_read); }
 
 // Outputs in a task: whole panels where rows are many, and no more than Scratch holds.
 int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels) {
@@ -28,14 +27,14 @@ void cut(int64_t expert, int64_t outputs, int64_t step, int num_nodes, TaskList&
   }
 }
 
-double inner_cost_per_output(const Job& job, int64_t rows) {
-  return static_cast<double>(job.hidden_size * (1 + job.gated + job.has_factor)) * cost_per_weight(rows);
+double inner_cost_per_output(const Job& job, const Ops& ops, int64_t rows) {
+  return static_cast<double>(job.hidden_size * (1 + job.gated + job.has_factor)) * cost_per_weight(ops, rows);
 }
 
-double inner_cost(const Job& job) {
+double inner_cost(const Job& job, const Ops& ops) {
   double total = 0;
   for (int64_t e = 0; e < job.num_experts; ++e) {
-    total += inner_cost_per_output(job, job.experts[e].count) * static_cast<double>(job.intermediate_size);
+    total += inner_cost_per_output(job, ops, job.experts[e].count) * static_cast<double>(job.intermediate_size);
   }
   return total;
 }
@@ -76,6 +75,14 @@ bool Grouping::group(const fiddler_message& message, int64_t num_experts) {
   return true;
 }
 
+RowTiles tiles_of(int64_t rows, int64_t inputs) {
+  constexpr int64_t cached_bytes = 1 << 20, multiple = Scratch::kept_bytes / (2 * RowTiles::bytes);
+  const int64_t num_blocks = (rows + RowTiles::rows - 1) / RowTiles::rows;
+  const int64_t together = std::min(num_blocks, max_block_rows / RowTiles::rows);
+  const int64_t steps = cached_bytes / (together * RowTiles::bytes) / multiple * multiple;
+  return {nullptr, num_blocks, (inputs + RowTiles::inputs - 1) / RowTiles::inputs, steps};
+}
+
 void TaskList::clear(int num_nodes) {
   num_nodes_ = num_nodes;
   tasks_.clear();
@@ -99,27 +106,27 @@ void TaskList::close() {
   }
 }
 
-void plan_inner(const Job& job, int num_threads, int num_nodes, TaskList& tasks) {
+void plan_inner(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks) {
   tasks.clear(num_nodes);
-  const double total = inner_cost(job);
+  const double total = inner_cost(job, ops);
   for (int node = 0; node < num_nodes; ++node) {
     for (int64_t e = 0; e < job.num_experts; ++e) {
       const int64_t rows = job.experts[e].count;
-      const bool panels = rows >= min_panel_rows;
-      const int64_t step = outputs_per_task(inner_cost_per_output(job, rows), total, num_threads, panels);
+      const bool panels = rows >= ops.min_panel_rows;
+      const int64_t step = outputs_per_task(inner_cost_per_output(job, ops, rows), total, num_threads, panels);
       cut(e, job.intermediate_size, step, num_nodes, tasks, node);
     }
   }
   tasks.close();
 }
 
-void plan_outer(const Job& job, int num_threads, int num_nodes, TaskList& tasks) {
+void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks) {
   tasks.clear(num_nodes);
   double cost = 0;
   bool panels = false;
   for (int64_t e = 0; e < job.num_experts; ++e) {
-    cost += static_cast<double>(job.intermediate_size) * cost_per_weight(job.experts[e].count);
-    panels |= job.experts[e].count >= min_panel_rows;
+    cost += static_cast<double>(job.intermediate_size) * cost_per_weight(ops, job.experts[e].count);
+    panels |= job.experts[e].count >= ops.min_panel_rows;
   }
   cost = std::max(cost, 1.0);
   const double total = cost * static_cast<double>(job.hidden_size);
@@ -128,6 +135,6 @@ void plan_outer(const Job& job, int num_threads, int num_nodes, TaskList& tasks)
   tasks.close();
 }
 
-bool is_tiny(const Job& job) { return inner_cost(job) * 1.5 < tiny_job_cost; }
+bool is_tiny(const Job& job, const Ops& ops) { return inner_cost(job, ops) * 1.5 < tiny_job_cost; }
 
 }  // namespace fiddler

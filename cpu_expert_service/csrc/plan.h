@@ -22,6 +22,10 @@ struct Grouping {
   std::vector<int64_t> next_;
 };
 
+// How an expert's rows are cut into tiles; their memory is given out by who asks. What 256 rows have of a segment of inputs
+// takes half of the second-level cache of the first CPUs that have tiles.
+RowTiles tiles_of(int64_t rows, int64_t inputs);
+
 // Outputs [begin, end) of one expert's projections, or of all experts' where expert is -1.
 struct Task {
   int64_t expert;
@@ -65,11 +69,11 @@ class TaskList {
 };
 
 // Cuts the projections of all experts that have rows. A node computes the part of each matrix that lies in its memory.
-void plan_inner(const Job& job, int num_threads, int num_nodes, TaskList& tasks);
-void plan_outer(const Job& job, int num_threads, int num_nodes, TaskList& tasks);
+void plan_inner(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks);
+void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks);
 
 // Whether the whole job is too small to be worth waking other threads.
-bool is_tiny(const Job& job);
+bool is_tiny(const Job& job, const Ops& ops);
 
 // Where node's part of `outputs` begins; native.py places the weights by the same rule.
 int64_t node_begin(int64_t outputs, int node, int num_nodes);

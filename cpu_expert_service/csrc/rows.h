@@ -9,6 +9,8 @@ namespace {
 
 constexpr int64_t prefetch_bytes = 2048;
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 template <class T>
 constexpr int step = T::width * T::pair;
 

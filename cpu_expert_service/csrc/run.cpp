@@ -1,5 +1,6 @@
 // fiddler_run: checks a message, lays it out as a Job, and lets the pool compute it in two passes.
 
+#include <algorithm>
 #include <new>
 #include <vector>
 
@@ -43,7 +44,7 @@ struct Workspace {
   std::vector<ExpertRows> experts;
   std::vector<const void*> hidden_rows;
   std::vector<void*> inner_rows;
-  Buffer hidden, inner, sums;
+  Buffer hidden, inner, sums, tiles;
   TaskList inner_tasks, outer_tasks;
 };
 
@@ -64,17 +65,37 @@ bool is_regular(const fiddler_layer& layer) {
   return rows && gate_rows && factor_rows && layer.hidden_size % 2 == 0 && layer.intermediate_size % 2 == 0;
 }
 
+void lay_out_experts(const fiddler_layer& layer, const Ops& ops, Workspace& space) {
+  const Grouping& grouping = space.grouping;
+  space.experts.resize(grouping.experts.size());
+  int64_t num_tiles = 0;
+  for (size_t i = 0; i < grouping.experts.size(); ++i) {
+    const int32_t e = grouping.experts[i];
+    const int64_t rows = grouping.starts[i + 1] - grouping.starts[i];
+    ExpertRows& expert = space.experts[i];
+    expert = {layer.gate.weights ? matrix_of(layer.gate, e) : Matrix{}, matrix_of(layer.up, e),
+              matrix_of(layer.down, e), layer.factor.weights ? matrix_of(layer.factor, e) : Matrix{},
+              grouping.starts[i], rows, RowTiles{}, RowTiles{}};
+    if (!ops.pack || rows < ops.min_panel_rows) continue;
+    expert.hidden_tiles = tiles_of(rows, layer.hidden_size);
+    expert.inner_tiles = tiles_of(rows, layer.intermediate_size);
+    num_tiles += expert.hidden_tiles.num_tiles() + expert.inner_tiles.num_tiles();
+  }
+  unsigned char* tiles = space.tiles.reserve(num_tiles * RowTiles::bytes);
+  for (ExpertRows& expert : space.experts) {
+    for (RowTiles* rows : {&expert.hidden_tiles, &expert.inner_tiles}) {
+      if (rows->num_blocks == 0) continue;
+      rows->data = tiles;
+      tiles += rows->num_tiles() * RowTiles::bytes;
+    }
+  }
+}
+
 void lay_out(const fiddler_layer& layer, const fiddler_message& message, const Ops& ops, Workspace& space, Job& job) {
   const Grouping& grouping = space.grouping;
   const size_t num_assignments = grouping.rows.size();
   const int64_t operand_bytes = element_bytes(ops.operand);
-  space.experts.resize(grouping.experts.size());
-  for (size_t i = 0; i < grouping.experts.size(); ++i) {
-    const int32_t e = grouping.experts[i];
-    space.experts[i] = {layer.gate.weights ? matrix_of(layer.gate, e) : Matrix{}, matrix_of(layer.up, e),
-                        matrix_of(layer.down, e), layer.factor.weights ? matrix_of(layer.factor, e) : Matrix{},
-                        grouping.starts[i], grouping.starts[i + 1] - grouping.starts[i]};
-  }
+  lay_out_experts(layer, ops, space);
   const bool converts = ops.operand != message.hidden_dtype;
   const auto* hidden = static_cast<const unsigned char*>(message.hidden);
   if (converts) hidden = space.hidden.reserve(message.rows * layer.hidden_size * operand_bytes);
@@ -102,23 +123,37 @@ void widen(const void* from, float* to, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) to[i] = to_float(stored + i);
 }
 
+// One thread's share of packing all experts' hidden rows.
+void pack_share(const Job& job, const Ops& ops, int64_t num_tiles, int index, int threads) {
+  const int64_t first = num_tiles * index / threads, last = num_tiles * (index + 1) / threads;
+  int64_t begin = 0;
+  for (int64_t e = 0; e < job.num_experts; ++e) {
+    const int64_t count = job.experts[e].hidden_tiles.num_tiles();
+    const int64_t from = std::max(first - begin, int64_t{0}), to = std::min(last - begin, count);
+    if (from < to) ops.pack(job, job.experts[e], from, to);
+    begin += count;
+  }
+}
+
 void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops, Workspace& space, const Job& job) {
   const int64_t values = message.rows * job.hidden_size;
   const bool converts = ops.operand != message.hidden_dtype;
   auto* widened = converts ? reinterpret_cast<float*>(space.hidden.reserve(0)) : nullptr;
-  const bool tiny = is_tiny(job);
+  const bool tiny = is_tiny(job, ops);
   const bool shares_conversion = converts && values >= min_rows_to_share && !tiny;
   if (converts && !shares_conversion) widen(message.hidden, widened, 0, values);
+  int64_t num_tiles = 0;
+  for (int64_t e = 0; e < job.num_experts; ++e) num_tiles += job.experts[e].hidden_tiles.num_tiles();
   const int threads = tiny ? 1 : pool.size();
-  plan_inner(job, threads, pool.num_nodes(), space.inner_tasks);
-  plan_outer(job, threads, pool.num_nodes(), space.outer_tasks);
-  Barrier converted(threads), between(threads);
+  plan_inner(job, ops, threads, pool.num_nodes(), space.inner_tasks);
+  plan_outer(job, ops, threads, pool.num_nodes(), space.outer_tasks);
+  Barrier prepared(threads), between(threads);
   const auto work = [&](int index) {
     Scratch& memory = scratch();
-    if (shares_conversion) {
-      widen(message.hidden, widened, values * index / threads, values * (index + 1) / threads);
-      converted.wait();
-    }
+    // tiers that convert do not pack: there are two barriers at most
+    if (shares_conversion) widen(message.hidden, widened, values * index / threads, values * (index + 1) / threads);
+    if (num_tiles > 0) pack_share(job, ops, num_tiles, index, threads);
+    if (shares_conversion || num_tiles > 0) prepared.wait();
     const int node = pool.node(index);
     space.inner_tasks.take(node, [&](const Task& task) {
       ops.inner(job, job.experts[task.expert], task.begin, task.end, memory);

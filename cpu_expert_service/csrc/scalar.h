@@ -7,6 +7,9 @@
 namespace fiddler {
 namespace {
 
+constexpr int64_t no_panels = INT64_MAX;
+constexpr double scalar_rows_per_read = 1;
+
 template <class Stored>
 float dot(const Matrix& matrix, int64_t output, const float* x, int64_t length) {
   double sum = matrix.bias ? static_cast<double>(matrix.bias[output]) : 0.0;
@@ -56,7 +59,8 @@ void scalar_outer(const Job& job, int64_t begin, int64_t end, Scratch&) {
 }
 
 template <class Stored>
-constexpr Ops scalar_ops = {FIDDLER_FLOAT32, false, scalar_inner<Stored>, scalar_outer<Stored>};
+constexpr Ops scalar_ops = {FIDDLER_FLOAT32,      false, no_panels, scalar_rows_per_read, scalar_inner<Stored>,
+                            scalar_outer<Stored>, nullptr};
 
 }  // namespace
 }  // namespace fiddler

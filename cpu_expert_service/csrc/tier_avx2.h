@@ -15,8 +15,10 @@ struct Avx2 {
   static constexpr int pair = 1;
   static constexpr int accumulators = 12;
   static constexpr int panel_vectors = 2;
-  static constexpr bool has_tiles = false;  // panels are multiplied by dot
+  static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;
+  static constexpr int64_t min_panel_rows = 13;  // fewer are computed without packing
+  static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weight
 
   static Vector zero() { return _mm256_setzero_ps(); }
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }

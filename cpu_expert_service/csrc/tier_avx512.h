@@ -15,8 +15,10 @@ struct Avx512 {
   static constexpr int pair = 1;            // consecutive inputs that share a lane
   static constexpr int accumulators = 24;   // vectors of sums that registers hold beside their operands
   static constexpr int panel_vectors = 4;   // of outputs in a packed panel
-  static constexpr bool has_tiles = false;  // panels are multiplied by dot
+  static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;  // of a panel that is packed at a time
+  static constexpr int64_t min_panel_rows = 13;  // fewer are computed without packing
+  static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weight
 
   static Vector zero() { return _mm512_setzero_ps(); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }

@@ -1,9 +1,10 @@
-// What a vector tier computes: projections by rows, panels or columns, and what lies between and after them.
+// What a vector tier computes: projections by rows, panels, tiles or columns, and what lies between and after them.
 #pragma once
 
 #include "activation.h"
 #include "columns.h"
 #include "panels.h"
+#include "tiles.h"
 
 namespace fiddler {
 namespace {
@@ -13,7 +14,7 @@ template <class T, class Stored>
 void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
   if (T::pair > 1 || matrices[0].in_stride == 1) {
-    if (count < min_panel_rows) {
+    if (T::has_tiles || count < T::min_panel_rows) {  // of more, tiles are packed
       return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, Inputs<T>{x, count, length},
                                      scratch.carried);
     }
@@ -35,14 +36,8 @@ inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* 
   for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
 }
 
-inline void multiply(const float* factor, int64_t count, float* values) {
-  for (int64_t i = 0; i < count; ++i) values[i] *= factor[i];
-}
-
 // One or two rows are computed over wide blocks of outputs, more over as many outputs as a panel has.
 inline int64_t outputs_at_a_time(int64_t count) { return count <= 2 ? max_chunk_outputs : panel_outputs; }
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Calls body(first assignment, assignments, first output, last output) over blocks that fit in Scratch.
 template <class Body>
@@ -57,6 +52,9 @@ void for_each_block(const ExpertRows& expert, int64_t begin, int64_t end, Body b
 
 template <class T, class Stored>
 void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64_t end, Scratch& scratch) {
+  if constexpr (T::has_tiles) {
+    if (expert.hidden_tiles.data) return tiled_inner<T>(job, expert, begin, end, scratch);
+  }
   for_each_block(expert, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
     const Matrix matrices[2] = {expert.up, expert.gate};
     const Block blocks[2] = {{scratch.up, pitch}, {scratch.gate, pitch}};
@@ -84,6 +82,12 @@ void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) 
   }
   for (int64_t e = 0; e < job.num_experts; ++e) {
     const ExpertRows& expert = job.experts[e];
+    if constexpr (T::has_tiles) {
+      if (expert.inner_tiles.data) {
+        tiled_outer<T>(job, expert, begin, end, scratch);
+        continue;
+      }
+    }
     for_each_block(expert, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
       const Block block = {scratch.up, pitch};
       const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.inner_rows + a);
@@ -105,9 +109,22 @@ void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) 
   }
 }
 
+template <class T>
+void pack(const Job& job, const ExpertRows& expert, int64_t first, int64_t last) {
+  if constexpr (T::has_tiles) {
+    const auto* rows = reinterpret_cast<const Bf16* const*>(job.hidden_rows + expert.first);
+    pack_tiles<T>(expert.hidden_tiles, rows, expert.count, job.hidden_size, first, last);
+  }
+}
+
 template <class T, class Stored>
-constexpr Ops vector_ops = {T::pair == 1 ? FIDDLER_FLOAT32 : FIDDLER_BFLOAT16, T::pair > 1, vector_inner<T, Stored>,
-                            vector_outer<T, Stored>};
+constexpr Ops vector_ops = {T::pair == 1 ? FIDDLER_FLOAT32 : FIDDLER_BFLOAT16,
+                            T::pair > 1,
+                            T::min_panel_rows,
+                            T::rows_per_read,
+                            vector_inner<T, Stored>,
+                            vector_outer<T, Stored>,
+                            T::has_tiles ? pack<T> : nullptr};
 
 }  // namespace
 }  // namespace fiddler

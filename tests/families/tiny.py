@@ -23,8 +23,8 @@ def build(model_type: str, dtype: torch.dtype = torch.float32, config: dict[str,
     with torch.no_grad():
         for name, tensor in _drawn(model):
             tensor.normal_(0, 0.2 if tensor.ndim >= 2 else 0.05, generator=generator)
-            if "norm" in name and tensor.ndim == 1:
-                tensor.add_(1)
+            if tensor.ndim == 1 and ("norm" in name or name.endswith("scale")):
+                tensor.add_(1)  # what multiplies is near one in a model that was trained
     torch.nn.Module.to(model, dtype)
     model.train(False)
     return model

@@ -48,11 +48,13 @@ inline void multiply(int sum, int a, int b) {
 
 #undef _tile_loadd
 #undef _tile_stored
+#undef _tile_stream_loadd
 #undef _tile_dpbf16ps
 #undef _tile_zero
 #undef _tile_loadconfig
 #undef _tile_release
 #define _tile_loadd(tile, from, pitch) emulated::load(tile, from, pitch)
+#define _tile_stream_loadd(tile, from, pitch) emulated::load(tile, from, pitch)
 #define _tile_stored(tile, to, pitch) emulated::store(tile, to, pitch)
 #define _tile_dpbf16ps(sum, a, b) emulated::multiply(sum, a, b)
 #define _tile_zero(tile) std::memset(&emulated::tiles[tile], 0, sizeof(emulated::Tile))

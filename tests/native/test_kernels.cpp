@@ -58,24 +58,25 @@ struct Shape {
 struct Layer {
   fiddler_layer layer{};
   std::vector<std::unique_ptr<unsigned char[]>> memory;
-  std::vector<const void*> pointers[3];
+  std::vector<const void*> pointers[4];
   std::vector<float> bias;
   std::vector<const float*> biases;
 
-  Layer(const Shape& shape, int32_t dtype, bool transposed, bool gated, bool biased, int64_t shift) {
+  Layer(const Shape& shape, int32_t dtype, bool transposed, bool gated, bool biased, bool has_factor,
+        int64_t shift) {
     Random random;
     const float scale = 1.0f / std::sqrt(static_cast<float>(shape.hidden));
-    layer = {shape.num_experts, shape.hidden, shape.intermediate, dtype, FIDDLER_SILU, 1.702f, 7.0f, {}, {}, {}};
+    layer = {shape.num_experts, shape.hidden, shape.intermediate, dtype, FIDDLER_SILU, 1.702f, 7.0f, {}, {}, {}, {}};
     bias.assign(static_cast<size_t>(std::max(shape.hidden, shape.intermediate)), 0.25f);
     biases.assign(static_cast<size_t>(shape.num_experts), bias.data());
-    fiddler_projection* projections[3] = {&layer.gate, &layer.up, &layer.down};
-    for (int p = gated ? 0 : 1; p < 3; ++p) {
+    fiddler_projection* projections[4] = {&layer.gate, &layer.up, &layer.down, &layer.factor};
+    for (int p = gated ? 0 : 1; p < (has_factor ? 4 : 3); ++p) {
       const int64_t out = p == 2 ? shape.hidden : shape.intermediate, in = p == 2 ? shape.intermediate : shape.hidden;
       for (int64_t e = 0; e < shape.num_experts; ++e) {
         memory.push_back(stored(dtype, out * in, shift, scale, random));
         pointers[p].push_back(memory.back().get() + shift);
       }
-      *projections[p] = {pointers[p].data(), biased ? biases.data() : nullptr, transposed ? 1 : in,
+      *projections[p] = {pointers[p].data(), biased && p < 3 ? biases.data() : nullptr, transposed ? 1 : in,
                          transposed ? out : 1};
     }
   }
@@ -103,8 +104,8 @@ void compare_tiers(fiddler_pool* pool) {
                           {40, 2, 2, 70, 64}, {300, 1, 2, 34, 98}, {1, 1, 1, 1, 1},    {5, 1, 1, 14338, 18}};
   for (const Shape& shape : shapes) {
     for (int32_t dtype = 0; dtype < 3; ++dtype) {
-      for (int variant = 0; variant < 8; ++variant) {
-        const Layer layer(shape, dtype, variant & 1, variant & 2, variant & 4, variant & 4 ? 1 : 2);
+      for (int variant = 0; variant < 16; ++variant) {
+        const Layer layer(shape, dtype, variant & 1, variant & 2, variant & 4, variant & 8, variant & 4 ? 1 : 2);
         for (int32_t hidden_dtype : {FIDDLER_FLOAT32, FIDDLER_BFLOAT16}) {
           const auto expected = run(pool, FIDDLER_SCALAR, layer, shape, hidden_dtype);
           for (int32_t tier = 1; tier < FIDDLER_NUM_TIERS; ++tier) {
@@ -122,7 +123,7 @@ void compare_tiers(fiddler_pool* pool) {
 
 void refuse(fiddler_pool* pool) {
   const Shape shape = {1, 1, 1, 8, 8};
-  const Layer good(shape, FIDDLER_BFLOAT16, false, true, false, 0);
+  const Layer good(shape, FIDDLER_BFLOAT16, false, true, false, false, 0);
   float hidden[8] = {}, output[8], weight = 1;
   int32_t id = 0;
   const fiddler_message message = {1, 1, hidden, &id, &weight, output, FIDDLER_FLOAT32, FIDDLER_FLOAT32};
@@ -168,7 +169,7 @@ void move_memory(fiddler_pool* pool) {
 // Several threads come at once: each is served or told that another is, and none waits for ever.
 void crowd(fiddler_pool* pool) {
   const Shape shape = {2, 1, 2, 256, 512};
-  const Layer layer(shape, FIDDLER_BFLOAT16, false, true, false, 0);
+  const Layer layer(shape, FIDDLER_BFLOAT16, false, true, false, false, 0);
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 3; ++caller) {
     callers.emplace_back([&] {
@@ -192,44 +193,64 @@ extern const Ops emulated_amx, bf16_scalar;
 
 // One expert's projections by emulated tiles and by the scalar tier's loops.
 void compare_emulated_tiles() {
-  for (int64_t rows : {13, 32, 47, 256, 300}) {
+  for (int64_t rows : {1, 13, 32, 47, 256, 300}) {
     const Shape shape = {rows, 1, 1, 290, 134};
-    Layer layer(shape, FIDDLER_BFLOAT16, false, true, true, 2);
-    const auto matrix = [](const fiddler_projection& p) {
-      return Matrix{static_cast<const unsigned char*>(p.weights[0]), p.biases[0], p.out_stride, p.in_stride};
-    };
-    const ExpertRows expert = {matrix(layer.layer.gate), matrix(layer.layer.up), matrix(layer.layer.down), {}, 0, rows};
-    const auto compute = [&](const Ops& ops) {
-      Random random;
-      const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
-      std::vector<float> values(static_cast<size_t>(rows * shape.hidden)), sums(values.size(), NAN);
-      for (float& value : values) {
-        value = std::bit_cast<float>(std::bit_cast<uint32_t>(random.next()) & 0xffff0000u);
-      }
-      std::vector<Bf16> narrow(values.size());
-      for (size_t i = 0; i < values.size(); ++i) from_float(values[i], &narrow[i]);
-      const auto* hidden = bytes == 4 ? reinterpret_cast<const char*>(values.data()) : reinterpret_cast<const char*>(narrow.data());
-      std::vector<float> inner(static_cast<size_t>(rows * shape.intermediate));
-      std::vector<const void*> hidden_rows;
-      std::vector<void*> inner_rows;
-      std::vector<int32_t> row;
-      for (int64_t a = 0; a < rows; ++a) {
-        hidden_rows.push_back(hidden + a * shape.hidden * bytes);
-        inner_rows.push_back(reinterpret_cast<char*>(inner.data()) + a * shape.intermediate * bytes);
-        row.push_back(static_cast<int32_t>(a));
-      }
-      const std::vector<float> weight(row.size(), 1.0f);
-      const Job job = {rows, shape.hidden, shape.intermediate, true, false, FIDDLER_SILU, 0, 0, &expert, 1, row.data(),
-                       weight.data(), hidden_rows.data(), inner_rows.data(), sums.data(), nullptr, FIDDLER_FLOAT32};
-      const auto scratch = std::make_unique<Scratch>();
-      ops.inner(job, expert, 0, shape.intermediate, *scratch);
-      ops.outer(job, 0, shape.hidden, *scratch);
-      return sums;
-    };
-    const auto expected = compute(bf16_scalar), actual = compute(emulated_amx);
-    float worst = 0;
-    for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(expected[i] - actual[i]));
-    expect(worst < 0.02f, "emulated tiles differ from the scalar tier", rows);
+    for (bool has_factor : {false, true}) {
+      Layer layer(shape, FIDDLER_BFLOAT16, false, !has_factor, true, has_factor, 2);
+      const auto matrix = [](const fiddler_projection& p) {
+        if (!p.weights) return Matrix{};
+        const float* bias = p.biases ? p.biases[0] : nullptr;
+        return Matrix{static_cast<const unsigned char*>(p.weights[0]), bias, p.out_stride, p.in_stride};
+      };
+      const fiddler_layer& l = layer.layer;
+      const ExpertRows plain = {matrix(l.gate), matrix(l.up), matrix(l.down), matrix(l.factor), 0, rows, {}, {}};
+      const auto compute = [&](const Ops& ops) {
+        Random random;
+        const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
+        std::vector<float> values(static_cast<size_t>(rows * shape.hidden)), sums(values.size(), NAN);
+        for (float& value : values) {
+          value = std::bit_cast<float>(std::bit_cast<uint32_t>(random.next()) & 0xffff0000u);
+        }
+        std::vector<Bf16> narrow(values.size());
+        for (size_t i = 0; i < values.size(); ++i) from_float(values[i], &narrow[i]);
+        const auto* hidden =
+            bytes == 4 ? reinterpret_cast<const char*>(values.data()) : reinterpret_cast<const char*>(narrow.data());
+        std::vector<float> inner(static_cast<size_t>(rows * shape.intermediate));
+        std::vector<const void*> hidden_rows;
+        std::vector<void*> inner_rows;
+        std::vector<int32_t> row;
+        for (int64_t a = 0; a < rows; ++a) {
+          hidden_rows.push_back(hidden + a * shape.hidden * bytes);
+          inner_rows.push_back(reinterpret_cast<char*>(inner.data()) + a * shape.intermediate * bytes);
+          row.push_back(static_cast<int32_t>(a));
+        }
+        ExpertRows expert = plain;
+        std::vector<unsigned char> tiles;
+        if (ops.pack) {
+          expert.hidden_tiles = tiles_of(rows, shape.hidden);
+          expert.inner_tiles = tiles_of(rows, shape.intermediate);
+          const auto hidden_bytes = expert.hidden_tiles.num_tiles() * RowTiles::bytes;
+          tiles.resize(static_cast<size_t>(hidden_bytes + expert.inner_tiles.num_tiles() * RowTiles::bytes));
+          expert.hidden_tiles.data = tiles.data();
+          expert.inner_tiles.data = tiles.data() + hidden_bytes;
+        }
+        const std::vector<float> weight(row.size(), 1.0f);
+        const Job job = {rows, shape.hidden, shape.intermediate, l.gate.weights != nullptr, has_factor, FIDDLER_SILU, 0, 0,
+                         &expert, 1, row.data(), weight.data(), hidden_rows.data(), inner_rows.data(), sums.data(),
+                         nullptr, FIDDLER_FLOAT32};
+        const auto scratch = std::make_unique<Scratch>();
+        if (ops.pack) ops.pack(job, expert, 0, expert.hidden_tiles.num_tiles());
+        ops.inner(job, expert, 0, 64, *scratch);
+        ops.inner(job, expert, 64, shape.intermediate, *scratch);
+        ops.outer(job, 0, 192, *scratch);
+        ops.outer(job, 192, shape.hidden, *scratch);
+        return sums;
+      };
+      const auto expected = compute(bf16_scalar), actual = compute(emulated_amx);
+      float worst = 0;
+      for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(expected[i] - actual[i]));
+      expect(worst < 0.02f, "emulated tiles differ from the scalar tier", rows);
+    }
   }
 }
 }  // namespace fiddler
