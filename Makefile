@@ -77,7 +77,8 @@ settings: $(STAMP) ## Write docs/settings.md from the services' settings
 	$(BIN)/python -m tests.settings_page
 
 models: $(STAMP) ## Write docs/models.md from the table of families
-	$(BIN)/python -m gpu_service.models --format markdown > docs/models.md
+	$(BIN)/python -m gpu_service.models --format markdown > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
