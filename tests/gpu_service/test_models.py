@@ -66,9 +66,17 @@ def test_no_row_is_about_a_family_that_is_not_there(families_with_experts: set[s
 
 def test_what_the_table_promises_is_in_it() -> None:
     assert len(VERIFIED) >= 40
-    assert {"deepseek", "openmoe"} <= VERIFIED.keys()
+    assert {"deepseek", "openmoe", "switch_transformers"} <= VERIFIED.keys()
     structures = {feature for family in VERIFIED.values() for feature in family.features}
-    for structure in ("not gated", "biases", "transposed", "latent attention", "recurrent state", "sliding window"):
+    for structure in (
+        "not gated",
+        "biases",
+        "transposed",
+        "latent attention",
+        "recurrent state",
+        "sliding window",
+        "encoder-decoder",
+    ):
         assert structure in structures
     assert any("not gated" not in family.features for family in VERIFIED.values())
 
