@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import torch
 
+from fiddler import weight_format
 from fiddler.checkpoint_errors import (
     CheckpointError,
     ConfigError,
@@ -149,6 +150,7 @@ class Checkpoint:
         tensors = [tensor for file in files for tensor in file.tensors]
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
+            weight_format.check_names(tensors)
             raise _no_experts(config, moe, [tensor.name for tensor in tensors])
         names = {tensor.name for claim in claims for tensor in claim.tensors.values()}
         self.directory = directory
@@ -178,6 +180,7 @@ class Checkpoint:
         if not config_path.is_file():
             raise DirectoryError(f"{config_path} is missing.")
         config = read_json(config_path, ConfigError)
+        weight_format.check_config(config, config_path)
         return cls(directory, config, parse_config(config, config_path), read_files(directory))
 
     @cached_property
