@@ -12,7 +12,7 @@ Switch: not gated), experts are chosen alike, and every call takes other ones. O
 are bound by arithmetic where many of them share an expert.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
@@ -24,7 +24,7 @@ import torch
 from benchmarks.results import Report, report
 from benchmarks.rounds import Work, interleave, milliseconds, ratios
 from cpu_expert_service.cpus import choose_cpus, read_topology
-from cpu_expert_service.kernel import PyTorchKernel
+from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights
@@ -69,7 +69,7 @@ def main() -> None:
     cpus = choose_cpus(read_topology())
     with report(__doc__, ("--quick", False), ("--tier", available_tiers()[-1])) as (out, arguments), _mapped() as noise:
         pool = Pool(cpus)
-        kernels = {"ours": NativeKernel(pool, arguments.tier), "torch": PyTorchKernel(len(cpus))}
+        kernels: dict[str, Kernel] = {"ours": NativeKernel(pool, arguments.tier), "torch": PyTorchKernel(len(cpus))}
         for layer in LAYERS:
             experts = _experts(noise, layer)
             functions = {name: kernel.prepare(experts) for name, kernel in kernels.items()}
@@ -83,14 +83,14 @@ def _measure(
     pool: Pool,
     noise: torch.Tensor,
     layer: Layer,
-    functions: dict[str, Callable[..., object]],
+    functions: Mapping[str, Callable[..., object]],
     rows: int,
     rounds: int,
 ) -> None:
     generator = torch.Generator().manual_seed(rows)
     hidden = torch.randn(rows, layer.hidden, generator=generator).to(torch.bfloat16)
     ids = [_choose(layer, rows, generator) for _ in range(_MESSAGES)]
-    wanted = [each.unique().numel() for each in ids]
+    wanted = [len(set(each.flatten().tolist())) for each in ids]
     cases: dict[str, Work] = {name: _calls(compute, hidden, ids) for name, compute in functions.items()}
     num_bytes = [count * layer.expert_elements * noise.itemsize for count in wanted]
     cases["read"] = _reads(pool, noise, num_bytes)

@@ -12,7 +12,7 @@ from tests.families.configs import config_of
 
 
 def build(model_type: str, dtype: torch.dtype = torch.float32, config: dict[str, Any] | None = None) -> PreTrainedModel:
-    """A tiny random model, whose matrices are drawn so wide that experts matter; some settings may be others."""
+    """A tiny random model, whose matrices are drawn so wide that its experts matter, with some settings of its own."""
     configuration = config_of(model_type, **config or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

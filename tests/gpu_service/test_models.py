@@ -97,6 +97,17 @@ def test_the_page_is_current() -> None:
     assert (ROOT / "docs" / "models.md").read_text() == models.as_markdown(), "`make models` writes it"
 
 
+def test_the_family_that_contributing_shows_was_added_so() -> None:
+    block = (ROOT / "CONTRIBUTING.md").read_text().partition("```diff\n")[2].partition("```")[0]
+    files = re.findall(r"^\+\+\+ b/(\S+)$", block, re.MULTILINE)
+    parts = re.split(r"^\+\+\+ b/\S+$", block, flags=re.MULTILINE)[1:]
+    assert files == ["fiddler/checkpoint.py", "gpu_service/families.py"]
+    for file, part in zip(files, parts, strict=True):
+        added = [line[1:] for line in part.splitlines() if line.startswith("+")]
+        assert added
+        assert "\n".join(added) in (ROOT / file).read_text()
+
+
 @pytest.mark.parametrize("form", models.Form)
 def test_the_command_prints_each_family(form: models.Form) -> None:
     command = [sys.executable, "-m", "gpu_service.models", "--format", form.value]
