@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
+from gpu_service.logit_rows import largest
+
 
 def draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
     """Draws one token for each row; on a GPU without waiting for it.
@@ -22,7 +24,7 @@ def draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator]) -> 
         [rows] int64.
     """
     fill = _of_logarithms if _IS_LOGARITHM and probabilities.device.type == "cpu" else _of_torch
-    return (probabilities / fill(torch.empty_like(probabilities), generators)).argmax(dim=-1)
+    return largest(probabilities / fill(torch.empty_like(probabilities), generators))
 
 
 def _of_torch(times: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:

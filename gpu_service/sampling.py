@@ -19,7 +19,7 @@ from transformers import (
 
 from gpu_service import logprobs
 from gpu_service.drawing import draw
-from gpu_service.logit_rows import rows_of, with_rows
+from gpu_service.logit_rows import largest, rows_of, with_rows
 from gpu_service.logits_processors import OccurrencePenalties, TokenBias
 from gpu_service.request import TokenLogprobs
 from gpu_service.sampling_parameters import SamplingParameters
@@ -226,7 +226,7 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
     # rows that are warped alike go through together: each comes out as it would alone
     warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in drawn.values()]
     num_drawn = sum(map(len, drawn.values()))
-    tokens = scores.argmax(dim=-1) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
+    tokens = largest(scores) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
     # last of all, so that whatever has failed has drawn nothing
     for rows, chosen in zip(drawn.values(), warped, strict=True):
         generators = [generator for row in rows if (generator := samplers[row].generator)]
