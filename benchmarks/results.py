@@ -13,6 +13,7 @@ from typing import IO, Any
 
 Field = str | int | float
 _DIGITS = 5
+_TOLD = ("ONEDNN_MAX_CPU_ISA",)  # settings of libraries that change what is measured
 
 
 class Report:
@@ -100,6 +101,7 @@ def _machine() -> dict[str, Field]:
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
+        **{name: os.environ[name] for name in _TOLD if name in os.environ},
         **{package: version(package) for package in ("torch", "transformers", "grpcio", "protobuf")},
     }
 

@@ -15,7 +15,7 @@ from cpu_expert_service.settings import Settings
 from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _log = structlog.get_logger("cpu_expert_service")
-_CALIBRATED_ROWS = (32, 128, 512)
+_CALIBRATED_ROWS = (8, 16, 32, 128, 512)
 _CALIBRATED_INTERMEDIATE = 256  # of an expert's, so that 512 rows of the largest take a few milliseconds
 _SECONDS_PER_TIMING = 0.02
 

@@ -56,7 +56,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
 
     Raises:
         FileFormatError: a tensor is there twice.
-        UnknownNamingError: a decoder layer has two sets of experts, or one layer mixes two namings.
+        UnknownNamingError: a decoder layer has two sets of experts, or experts are named in two ways.
         UnsupportedDtypeError: experts are quantised or have biases.
     """
     claims: dict[str, Claim] = {}
@@ -86,6 +86,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
                 f"{tensor.file} holds the tensor {tensor.name!r}, which {other.file} holds as {other.name!r} already."
             )
     _check_one_claim_per_layer(claims.values())
+    _check_one_naming(claims.values())
     if claims:
         _check_unclaimed(unclaimed)
     return sorted(claims.values(), key=lambda claim: claim.decoder_layer)
@@ -113,6 +114,18 @@ def _check_one_claim_per_layer(claims: Iterable[Claim]) -> None:
             raise UnknownNamingError(
                 f"{tensor.file} holds the tensor {tensor.name!r}, but decoder layer {claim.decoder_layer} has other "
                 f"experts already, under {other.prefix!r}."
+            )
+
+
+def _check_one_naming(claims: Iterable[Claim]) -> None:
+    first: Claim | None = None
+    for claim in claims:
+        first = first or claim
+        if claim.naming is not first.naming:
+            tensor = next(iter(claim.tensors.values()))
+            raise UnknownNamingError(
+                f"{tensor.file} names the tensor {tensor.name!r} as {claim.naming.description}, but those of "
+                f"{first.prefix!r} as {first.naming.description}: all layers must be named alike."
             )
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from gpu_service.families import OWN, SWEEP
+from gpu_service.families import NLLB, OWN, SWEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,11 @@ METHODS: Final[dict[str, Method]] = {
         "the paper",
         "32 greedy tokens after each of three prompts, and their logits, are those of a plain float64 reference "
         f"written from the paper, through both services, alone and beside others. {_NOTICED}",
+    ),
+    NLLB: Method(
+        "transformers, mended",
+        "32 greedy tokens, and their logits, are those of transformers in float32 with the sum of a token's experts "
+        f"mended (gpu_service/blocks/nllb.py says what is wrong with it), through both services. {_NOTICED}",
     ),
 }
 

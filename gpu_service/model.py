@@ -52,7 +52,7 @@ class Model:
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
-        """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""
+        """The router of each MoE layer, by its index into the checkpoint's, where it is a module that can be asked."""
         self._batch_shape = (0, 1)
         # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
         self._kept = {
@@ -137,7 +137,8 @@ class Model:
                 )
             block = self._module.get_submodule(name.rpartition(".")[0])
             module.connect(index, self.dispatcher, block)
-            if router := find_router(block):
+            # the routers of families that need a row here give no ids and weights
+            if self._architecture.replacements is None and (router := find_router(block)):
                 self.routers[index] = router
             connected.add(index)
         for index, layer in enumerate(checkpoint.layers):

@@ -34,8 +34,8 @@ DIR --dry-run` tells without serving it.
 _NOTES: Final = """
 "Runs" is said of the checkpoints that a family's authors publish. Where those are in a weight format that is not read
 yet, the format is named; checkpoints of the same family in bfloat16, float16 or float32 run. Sequences of most families
-are computed together. Where layers keep states that only the model's own code knows, sequences share each step but are
-computed one by one within it, and prompts are not divided.
+are computed together. Where layers keep states that only the model's own code knows, and where a decoder looks at what
+an encoder has read, sequences share each step but are computed one by one within it, and prompts are not divided.
 
 How they are verified:
 """

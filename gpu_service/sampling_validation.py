@@ -1,12 +1,14 @@
 """Turns a message's sampling parameters into those that are sampled with, or says which field is wrong."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from transformers import GenerationConfig
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.model import Model
+from gpu_service.model_errors import ModelError
 from gpu_service.sampling import Sampler, processors
 from gpu_service.sampling_parameters import SamplingParameters
 
@@ -57,6 +59,18 @@ def check_seed(seed: int | None, n: int) -> None:
     if seed is not None and seed + n - 1 > _MAX_SEED:
         problem = f"must be at most 2^63 - {n}, since generation i of {n} is seeded with seed + i, got {seed}"
         raise rpc.invalid_argument("sampling.seed", problem)
+
+
+def check_generation_config(directory: Path, generation_config: GenerationConfig) -> None:
+    """Makes sure that what a checkpoint's generation_config.json says can be done.
+
+    Raises:
+        ModelError: A setting has a value that nobody could mean.
+    """
+    try:
+        check_defaults(generation_config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{directory / 'generation_config.json'}: {error}") from None
 
 
 def check_defaults(defaults: GenerationConfig) -> None:

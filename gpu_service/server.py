@@ -37,7 +37,7 @@ from gpu_service.orchestration import Orchestration
 from gpu_service.popularity import Popularity
 from gpu_service.preparation import prepare
 from gpu_service.sampling_parameters import not_honoured
-from gpu_service.sampling_validation import check_defaults
+from gpu_service.sampling_validation import check_generation_config
 from gpu_service.scheduler import Scheduler
 from gpu_service.service import GenerationServicer
 from gpu_service.settings import Settings
@@ -183,13 +183,10 @@ class Server:
         return model, tokenizer
 
     def _check_generation_config(self, model: Model) -> None:
-        path = self._checkpoint.directory / "generation_config.json"
-        try:
-            check_defaults(model.generation_config)
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{path}: {error}") from None
+        check_generation_config(self._checkpoint.directory, model.generation_config)
         if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
-            _log.warning("settings that are not honoured", file=str(path), settings=ignored)
+            file = self._checkpoint.directory / "generation_config.json"
+            _log.warning("settings that are not honoured", file=str(file), settings=ignored)
 
     def _warm_up(self, model: Model) -> KvBudget:
         """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""

@@ -39,7 +39,8 @@ class Tokenizer:
         try:
             self._tokenizer = _load(directory)
         except Exception as error:  # it raises of all kinds at files that are wrong
-            raise ValueError(f"{directory}: no tokenizer that can be read: {error}") from error
+            said = " ".join(str(error).split())  # some of it goes over many lines
+            raise ValueError(f"{directory}: no tokenizer that can be read: {said}") from error
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many has at least n tokens."""

@@ -137,7 +137,7 @@ def _check_continues(message: generation_pb2.GenerateRequest, model: Model) -> N
 
 
 def _forced_bos_token_id(message: generation_pb2.GenerateRequest, model: Model) -> int | None:
-    name = "forced_bos_token_id"
+    name: Literal["forced_bos_token_id"] = "forced_bos_token_id"
     if message.HasField(name):
         if model.start_token_id is None:
             raise rpc.invalid_argument(name, "must be unset with a model that has no encoder")

@@ -15,7 +15,7 @@ from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
 from fiddler.expert_math import ExpertWeights
 
-ROWS = (1, 2, 4, 8, 16, 64, 256)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WIDENED_FROM_ROWS = 64
 _WIDENED_EXPERTS = 2  # 1.4 GB, since they are twice as large
 
@@ -34,7 +34,7 @@ def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: K
     """
     experts = layer(weights, MIXTRAL)
     compute = kernel.prepare(experts)
-    _measure_one_row(out, pool, weights, few)
+    streams = _measure_one_row(out, pool, weights, few)
     wide: list[ExpertWeights] = []
     peaks = peak.measure()
     for rows in ROWS:
@@ -42,6 +42,7 @@ def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: K
         cases: dict[str, Work] = {
             "torch": torch_expert(list(experts.experts), hidden),
             "ours": layer_call(compute, hidden, same_expert(rows, MIXTRAL.num_experts)),
+            "read": read_loop(pool, weights, MIXTRAL.expert_bytes, streams),
         }
         if rows >= _WIDENED_FROM_ROWS:
             wide = wide or widened(experts, _WIDENED_EXPERTS)
@@ -53,8 +54,8 @@ def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: K
         _report(out, rows, samples, peaks)
 
 
-def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int) -> None:
-    """Every tier beside the read loops."""
+def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int) -> int:
+    """Every tier beside the read loops; the streams of the fastest."""
     experts = layer(weights, MIXTRAL)
     hidden = torch.randn(1, MIXTRAL.hidden, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     ids = same_expert(1, MIXTRAL.num_experts)
@@ -82,6 +83,7 @@ def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int)
         if "avx512" in tiers and tier != "avx512":
             out.samples(f"kernel.bf16.m1.{tier}_over_avx512", ratios(samples[tier], samples["avx512"]), "ratio")
     out.samples("kernel.bf16.m1.ram_over_mmap", ratios(samples["ram"], samples[tiers[-1]]), "ratio")
+    return fastest
 
 
 def _report(out: Judge, rows: int, samples: Samples, peaks: dict[str, float]) -> None:
@@ -92,11 +94,14 @@ def _report(out: Judge, rows: int, samples: Samples, peaks: dict[str, float]) ->
             out.samples(f"{name}.{case}", milliseconds(samples[case]), "ms")
     out.samples(f"{name}.ours.speed", [operations / value / 1e9 for value in samples["ours"]], "GFLOP/s")
     out.samples(f"{name}.speedup_over_torch", ratios(samples["torch"], samples["ours"]), "ratio")
+    if rows > 1:
+        out.samples(f"{name}.fraction_of_read_bandwidth", ratios(samples["read"], samples["ours"]), "ratio")
+    out.samples(f"{name}.torch_over_read", ratios(samples["torch"], samples["read"]), "ratio")
     if "fp32_gemm" not in samples:
         return
     out.samples(f"{name}.speedup_over_fp32_gemm", ratios(samples["fp32_gemm"], samples["ours"]), "ratio")
     for loop, speed in peaks.items():
         out.samples(f"kernel.peak.{loop}.until_m{rows}", [speed / 1e9], "GFLOP/s")
-        label = "fma" if loop.startswith("fma") else "dot"
+        label = loop.partition("_")[0]
         fractions = [operations / value / speed for value in samples["ours"]]
         out.samples(f"{name}.fraction_of_{label}_peak", fractions, "ratio", loop=loop)

@@ -33,3 +33,22 @@ __attribute__((target("avx512f,avx512bf16"))) float dot_avx512_bf16(int64_t step
   const __m512bh a = (__m512bh)_mm512_set1_epi16(0x3f00), b = (__m512bh)_mm512_set1_epi16(0x3a00);
   LOOP(__m512, _mm512_dpbf16_ps(sums[i], a, b), _mm512_setzero_ps())
 }
+
+// Four tiles of sums, as many as a product of two by two tiles has; the tiles are 0, which takes no less time.
+__attribute__((target("amx-tile,amx-bf16"))) float tiles_amx_bf16(int64_t steps) {
+  static const struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  } layout __attribute__((aligned(64))) = {
+      1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  _tile_loadconfig(&layout);
+  for (int64_t n = 0; n < steps; ++n) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 0;
+}

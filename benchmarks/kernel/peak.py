@@ -14,8 +14,18 @@ _SOURCE = Path(__file__).with_name("peak.c")
 _ACCUMULATORS = 12
 _STEPS = 200_000
 _TURNS = 200
-_LANES = {"fma_avx2": 8, "fma_avx512": 16, "dot_avx512_bf16": 32}
-_TIERS = {"avx2": ("fma_avx2",), "avx512": ("fma_avx512",), "avx512_bf16": ("fma_avx512", "dot_avx512_bf16")}
+_STEP_OPERATIONS = {
+    "fma_avx2": 2 * 8 * _ACCUMULATORS,
+    "fma_avx512": 2 * 16 * _ACCUMULATORS,
+    "dot_avx512_bf16": 2 * 32 * _ACCUMULATORS,
+    "tiles_amx_bf16": 2 * 16 * 16 * 32 * 4,
+}
+_TIERS = {
+    "avx2": ("fma_avx2",),
+    "avx512": ("fma_avx512",),
+    "avx512_bf16": ("fma_avx512", "dot_avx512_bf16"),
+    "amx_bf16": ("fma_avx512", "dot_avx512_bf16", "tiles_amx_bf16"),
+}
 
 
 class Peak:
@@ -53,7 +63,7 @@ class Peak:
                 began = time.perf_counter()
                 function(_STEPS)
                 seconds.append(time.perf_counter() - began)
-            return 2 * _LANES[name] * _ACCUMULATORS * _STEPS / min(seconds)
+            return _STEP_OPERATIONS[name] * _STEPS / min(seconds)
 
         with ThreadPoolExecutor(len(self._cpus)) as threads:
             return sum(threads.map(on_cpu, self._cpus))

@@ -43,12 +43,16 @@ inline float to_float(const Fp16* stored) {
 
 inline void from_float(float value, float* to) { *to = value; }
 
-// To nearest, ties to even; a NaN stays one.
-inline void from_float(float value, Bf16* to) {
+// A bfloat16's bits, rounded to nearest, ties to even; a NaN stays one.
+inline uint32_t bf16_bits(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const uint32_t quiet_nan = (bits >> 16) | 0x40u;
-  const auto stored = static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded);
+  return (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
+}
+
+inline void from_float(float value, Bf16* to) {
+  const auto stored = static_cast<uint16_t>(bf16_bits(value));
   std::memcpy(to, &stored, sizeof stored);
 }
 

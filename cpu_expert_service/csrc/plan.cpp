@@ -7,14 +7,18 @@ namespace fiddler {
 namespace {
 
 constexpr int64_t tasks_per_thread = 24;        // enough that the last ones end close together
+constexpr int64_t panel_tasks_per_thread = 12;  // fewer, since each reads all hidden rows anew
 constexpr double min_task_cost = 48.0 * 1024;   // in weights read; below, taking a task costs as much as computing it
 constexpr double tiny_job_cost = 192.0 * 1024;  // in weights read; about what waking another thread costs
 
-double cost_per_weight(const Ops& ops, int64_t rows) { return std::max(1.0, static_cast<double>(rows) / ops.rows_per_read); }
+double cost_per_weight(const Ops& ops, int64_t rows) {
+  return std::max(1.0, static_cast<double>(rows) / ops.rows_per_read);
+}
 
 // Outputs in a task: whole panels where rows are many, and no more than Scratch holds.
 int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels) {
-  const double cost = std::max(total_cost / static_cast<double>(tasks_per_thread * num_threads), min_task_cost);
+  const int64_t num_tasks = num_threads * (panels ? panel_tasks_per_thread : tasks_per_thread);
+  const double cost = std::max(total_cost / static_cast<double>(num_tasks), min_task_cost);
   const auto outputs = static_cast<int64_t>(cost / cost_per_output);
   const int64_t multiple = panels ? panel_outputs : 4;
   return std::clamp(outputs / multiple * multiple, multiple, max_chunk_outputs);

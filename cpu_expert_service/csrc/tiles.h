@@ -244,12 +244,13 @@ inline void add_tile_bias(const Matrix& matrix, int64_t begin, int64_t end, floa
 
 // [16 outputs][16 rows] as the 8 rows of pairs that the next projection's tile has of them.
 inline void store_pairs(const float* tile, unsigned char* to) {
-  auto* stored = reinterpret_cast<Bf16*>(to);
-  for (int64_t i = 0; i < tile_outputs; i += 2) {
+  for (int64_t i = 0; i < tile_outputs; i += 2, to += RowTiles::rows * 4) {
+    uint32_t pairs[RowTiles::rows];
     for (int64_t m = 0; m < RowTiles::rows; ++m) {
-      from_float(tile[i * RowTiles::rows + m], stored + i * RowTiles::rows + 2 * m);
-      from_float(tile[(i + 1) * RowTiles::rows + m], stored + i * RowTiles::rows + 2 * m + 1);
+      const float* values = tile + i * RowTiles::rows + m;
+      pairs[m] = bf16_bits(values[0]) | bf16_bits(values[RowTiles::rows]) << 16;
     }
+    std::memcpy(to, pairs, sizeof pairs);
   }
 }
 

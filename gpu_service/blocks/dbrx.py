@@ -21,7 +21,7 @@ def complete_config(config: Any, settings: Settings) -> None:
     """
     section = settings.get("attn_config")
     base = section.get("rope_theta") if isinstance(section, dict) else None
-    if type(base) not in (int, float) or not base > 0:
+    if isinstance(base, bool) or not isinstance(base, int | float) or not base > 0:
         raise FieldError(f"attn_config.rope_theta: must be a number above 0, got {base!r}")
     if settings.get("rope_parameters") is None:
         config.rope_parameters["rope_theta"] = float(base)

@@ -4,7 +4,6 @@ Those that break the pair are losses.py's.
 """
 
 import time
-from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -15,7 +14,7 @@ from tests.compose.dashboards import metrics_of, panel_queries
 from tests.compose.load import COUNTERS, PAIRS, Callers, grown, read
 from tests.compose.panels import Snapshot
 from tests.compose.prometheus import Prometheus
-from tests.compose.stack import SERVICES, ComposeError, Stack, image, run, wait
+from tests.compose.stack import ROOT, SERVICES, ComposeError, Stack, image, run, wait
 
 _PROMPT = "It was a fine morning in the country, and"
 _NUM_TOKENS = 60
@@ -47,11 +46,13 @@ class Phases:
     def build(self) -> str:
         """The images, from the files as they are."""
         self.stack.compose("build", *SERVICES)
+        with_gpu = Stack(self.stack.project, ROOT / "compose.gpu.yaml")
+        with_gpu.compose("config", "--quiet")  # as far as that goes without one
         return ""
 
     def rules(self) -> str:
         """Prometheus' own tool finds nothing wrong, and the rules' tests pass."""
-        observability = Path(__file__).parents[2] / "observability"
+        observability = ROOT / "observability"
         tests = sorted(path.name for path in observability.glob("tests/*.yml"))
         promtool = ["docker", "run", "--rm", "--network", "none", "-v", f"{observability}:/observability:ro"]
         promtool += ["-w", "/observability/tests" if tests else "/observability", "--entrypoint", "/bin/promtool"]

@@ -14,4 +14,4 @@ def write(directory: Path) -> None:
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocabulary += [(word, -2.0) for word in _WORDS] + [(letter, -8.0) for letter in "▁abcdefghijklmnopqrtuvwxyz"]
     vocabulary += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(NUM_SENTINELS))]
-    T5Tokenizer(vocab=vocabulary, extra_ids=NUM_SENTINELS).save_pretrained(directory)  # type: ignore[no-untyped-call]
+    T5Tokenizer(vocab=vocabulary, extra_ids=NUM_SENTINELS).save_pretrained(directory)

@@ -55,8 +55,8 @@ def _halved(name: str) -> Callable[[Tensors], Tensors]:
 @pytest.mark.parametrize(
     ("family", "change", "problem"),
     [
-        ("switch_transformers", _lacking(f"{SWITCH}.expert_3.wi.weight"), f"lacks the tensor '{SWITCH}.expert_3.wi.weight'"),
-        ("nllb-moe", _lacking(f"{NLLB}.expert_3.fc2.bias"), f"lacks the tensor '{NLLB}.expert_3.fc2.bias'"),
+        ("switch_transformers", _lacking(f"{SWITCH}.expert_3.wi.weight"), r"lacks .*'\S+\.expert_3\.wi\.weight'"),
+        ("nllb-moe", _lacking(f"{NLLB}.expert_3.fc2.bias"), r"lacks .*'\S+\.expert_3\.fc2\.bias'"),
         ("nllb-moe", _halved(f"{NLLB}.expert_3.fc1.bias"), r"fc1.bias' of shape \[40\]; .* it must be \[80\]"),
         ("nllb-moe", _halved(f"{NLLB}.expert_3.fc2.weight"), r"fc2.weight' of shape \[32, 80\]; .* \[64, 80\]"),
     ],

@@ -66,9 +66,17 @@ def test_no_row_is_about_a_family_that_is_not_there(families_with_experts: set[s
 
 def test_what_the_table_promises_is_in_it() -> None:
     assert len(VERIFIED) >= 40
-    assert {"deepseek", "openmoe"} <= VERIFIED.keys()
+    assert {"deepseek", "openmoe", "switch_transformers"} <= VERIFIED.keys()
     structures = {feature for family in VERIFIED.values() for feature in family.features}
-    for structure in ("not gated", "biases", "transposed", "latent attention", "recurrent state", "sliding window"):
+    for structure in (
+        "not gated",
+        "biases",
+        "transposed",
+        "latent attention",
+        "recurrent state",
+        "sliding window",
+        "encoder-decoder",
+    ):
         assert structure in structures
     assert any("not gated" not in family.features for family in VERIFIED.values())
 
@@ -87,6 +95,17 @@ def test_every_word_and_every_test_of_the_table_is_explained() -> None:
 
 def test_the_page_is_current() -> None:
     assert (ROOT / "docs" / "models.md").read_text() == models.as_markdown(), "`make models` writes it"
+
+
+def test_the_family_that_contributing_shows_was_added_so() -> None:
+    block = (ROOT / "CONTRIBUTING.md").read_text().partition("```diff\n")[2].partition("```")[0]
+    files = re.findall(r"^\+\+\+ b/(\S+)$", block, re.MULTILINE)
+    parts = re.split(r"^\+\+\+ b/\S+$", block, flags=re.MULTILINE)[1:]
+    assert files == ["fiddler/checkpoint.py", "gpu_service/families.py"]
+    for file, part in zip(files, parts, strict=True):
+        added = [line[1:] for line in part.splitlines() if line.startswith("+")]
+        assert added
+        assert "\n".join(added) in (ROOT / file).read_text()
 
 
 @pytest.mark.parametrize("form", models.Form)

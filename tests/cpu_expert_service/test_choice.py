@@ -1,0 +1,76 @@
+"""Which kernel an AutoKernel lets compute, by what calibration measured."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cpu_expert_service import calibration
+from cpu_expert_service.calibration import Timing, crossing
+from cpu_expert_service.choice import AutoKernel
+from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
+from cpu_expert_service.native import NativeUnavailableError, Pool
+from cpu_expert_service.native_kernel import NativeKernel
+from fiddler.expert_math import ExpertWeights, LayerWeights
+
+LAYER = LayerWeights(
+    tuple(ExpertWeights(torch.ones(16, 8), torch.ones(16, 8), torch.ones(8, 16)) for _ in "ab"), "relu"
+)
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[AutoKernel]:
+    threads = torch.get_num_threads()
+    try:
+        kernel = AutoKernel(NativeKernel(Pool([0]), "scalar"), PyTorchKernel(1))
+    except NativeUnavailableError as error:
+        pytest.skip(str(error))
+    yield kernel
+    kernel.close()
+    torch.set_num_threads(threads)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, native_seconds: dict[int, float]) -> None:
+    """PyTorch takes a second at any number of rows; the native kernel takes these, and 1.5 where nothing is said."""
+
+    def time_kernel(name: str, _: LayerFunction, layer: LayerWeights, rows: int, *rest: object) -> Timing:
+        assert len(layer.experts) == 2
+        return Timing(name, rows, 1.0 if name == "pytorch" else native_seconds.get(rows, 1.5))
+
+    monkeypatch.setattr(calibration, "time_kernel", time_kernel)
+
+
+@pytest.mark.parametrize(
+    ("faster", "expected"),
+    [((8, 16, 32, 128, 512), None), ((8, 16, 32), 128), ((8,), 16), ((), 8), ((8, 32), 128)],
+)
+def test_pytorch_computes_from_where_it_is_faster_at_all_larger_sizes(
+    kernel: AutoKernel, monkeypatch: pytest.MonkeyPatch, faster: tuple[int, ...], expected: int | None
+) -> None:
+    pretend(monkeypatch, dict.fromkeys(faster, 0.5))
+    timings = kernel.calibrate(LAYER, torch.float32)
+    assert {timing.rows for timing in timings} == {8, 16, 32, 128, 512}
+    assert kernel.pytorch_from_rows == expected
+
+
+def test_few_rows_are_native_and_many_are_not(kernel: AutoKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+
+    def remember(name: str) -> LayerFunction:
+        def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+            chosen.append(name)
+            return hidden
+
+        return compute
+
+    monkeypatch.setattr(kernel.native, "prepare", lambda layer: remember("native"))
+    monkeypatch.setattr(PyTorchKernel, "prepare", lambda self, layer: remember("pytorch"))
+    compute = kernel.prepare(LAYER)
+    kernel.pytorch_from_rows = 8
+    for rows in (1, 15, 16, 40):
+        compute(torch.zeros(rows, 8), torch.zeros(rows, 1, dtype=torch.int32), torch.ones(rows, 1))
+    assert chosen == ["native", "native", "pytorch", "pytorch"]
+
+
+def test_a_kernel_that_is_never_faster_has_no_crossing() -> None:
+    assert crossing((1, 2), lambda rows: 1.0, lambda rows: 1.0) is None
