@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos settings clean
+.PHONY: help setup demo test sweep compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings models clean
 
 help: ## Say what the targets do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -30,6 +30,9 @@ demo: $(STAMP) ## Start both services on models/demo and watch it write
 
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
+
+sweep: $(STAMP) ## Run every family through both services (3 minutes)
+	$(BIN)/python -m pytest tests/families/sweep.py -q
 
 compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2
 	$(BIN)/python -m tests.compose
@@ -70,8 +73,15 @@ routing-picture: $(STAMP) ## Run a pair through a change of topic; draw docs/rou
 protos: $(STAMP) ## Generate fiddler/v1 from protos/fiddler/v1
 	$(BIN)/python -m tests.protos
 
+observability: $(STAMP) ## Write docs/metrics.md and Grafana's dashboards
+	$(BIN)/python -m observability.generate
+
 settings: $(STAMP) ## Write docs/settings.md from the services' settings
 	$(BIN)/python -m tests.settings_page
+
+models: $(STAMP) ## Write docs/models.md from the table of families
+	$(BIN)/python -m gpu_service.models --format markdown > docs/models.md.new
+	mv docs/models.md.new docs/models.md
 
 clean: ## Remove .venv and caches
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -4,7 +4,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-_NAMES = ("hop", "startup", "memory", "kernel", "end_to_end", "orchestration", "loss", "serving")
+_NAMES = (
+    "hop",
+    "startup",
+    "memory",
+    "kernel",
+    "families",
+    "large_start",
+    "end_to_end",
+    "orchestration",
+    "loss",
+    "serving",
+    "metrics",
+)
 _RESULTS = Path(__file__).parent / "results"
 
 

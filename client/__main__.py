@@ -67,6 +67,9 @@ def generate(
     echo: Annotated[bool, _option("Print the prompt before its continuation.", "--echo")] = False,
     priority: Annotated[int | None, _option("Higher ones are begun first.")] = None,
     request_id: Annotated[str | None, _option("A name for the request, for --abort.")] = None,
+    forced_bos_token_id: Annotated[
+        int | None, _option("The first token that an encoder-decoder model makes.", metavar="ID")
+    ] = None,
     timeout: Annotated[float | None, _option("The most seconds that it may take.")] = None,
     json: Annotated[bool, _option("Print each message received as a line of JSON.", "--json")] = False,
     retry_busy: Annotated[bool, _option("Where the server is busy, ask again when it says.", "--retry")] = False,

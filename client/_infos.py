@@ -40,6 +40,7 @@ class ModelInfo:
     dense_bytes: int
     expert_bytes: int
     has_chat_template: bool
+    is_encoder_decoder: bool
 
 
 @dataclass(frozen=True, slots=True)

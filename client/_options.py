@@ -93,6 +93,7 @@ class GenerateOptions(TypedDict, total=False):
         echo: Whether the prompt's tokens and text come first.
         priority: Requests of higher priority are begun first.
         request_id: The request's name, for abort().
+        forced_bos_token_id: The first token that an encoder-decoder model makes, such as the language to translate to.
         timeout: The most seconds that all of it may take.
     """
 
@@ -123,4 +124,5 @@ class GenerateOptions(TypedDict, total=False):
     echo: bool | None
     priority: int | None
     request_id: str | None
+    forced_bos_token_id: int | None
     timeout: float | None

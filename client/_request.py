@@ -18,7 +18,7 @@ _SAMPLING = (
 _BEAMS = ("num_beams", "length_penalty", "num_return_sequences", "stream_best")
 _TOP = (
     *("max_tokens", "min_tokens", "stop", "include_stop_in_output", "stop_token_ids", "ignore_eos", "n"),
-    *("logprobs", "prompt_logprobs", "echo", "priority", "request_id"),
+    *("logprobs", "prompt_logprobs", "echo", "priority", "request_id", "forced_bos_token_id"),
 )
 FIELDS: dict[str, str] = {
     **{name: name for name in _TOP},

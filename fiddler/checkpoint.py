@@ -6,12 +6,9 @@ models, and it does not import transformers, so that the CPU service starts fast
 How a family names its experts is a row of `NAMINGS`.
 """
 
-import errno
 import hashlib
-import mmap
 import os
 import re
-import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
@@ -20,17 +17,18 @@ from typing import Any, Final
 
 import torch
 
+from fiddler import weight_format
 from fiddler.checkpoint_errors import (
     CheckpointError,
     ConfigError,
     DirectoryError,
-    FileFormatError,
     UnknownNamingError,
     UnsupportedDtypeError,
 )
 from fiddler.expert_layout import build_layer
 from fiddler.expert_naming import Naming, claim_tensors, is_unused
 from fiddler.experts import Expert, MoeLayer, WeightView
+from fiddler.mapped_file import MappedFile
 from fiddler.moe_config import MoeConfig, parse_config, speaks_of_experts
 from fiddler.safetensors_index import StoredFile, read_files, read_json
 
@@ -91,13 +89,41 @@ NAMINGS: Final = (
         {"input_linear": "gate_up", "output_linear": "down"},
     ),
     Naming(
+        "layers.N.mlp.{input_linear,output_linear}.weight",
+        re.compile(rf"(?P<prefix>{_LAYER}\.mlp)\.(?P<part>input_linear|output_linear)\.weight"),
+        {"input_linear": "gate_up", "output_linear": "down"},
+    ),
+    Naming(
+        "blocks.N.ffn.experts.mlp.{w1,v1,w2}",
+        re.compile(r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<part>w1|v1|w2)"),
+        {"w1": "gate", "v1": "up", "w2": "down"},
+    ),
+    Naming(
+        "{encoder,decoder}.block.N.layer.L.mlp.experts.expert_M.{wi,wo}.weight",
+        re.compile(
+            r"(?P<prefix>(?:[\w.]+\.)?(?P<stack>encoder|decoder)\.block\.(?P<layer>\d{1,9})\.layer\.\d\.mlp\.experts)"
+            r"\.expert_(?P<expert>\d{1,9})\.(?P<part>wi|wo)\.weight"
+        ),
+        {"wi": "up", "wo": "down"},
+        expert_name="expert_{}",
+    ),
+    Naming(
+        "{encoder,decoder}.layers.N.ffn.experts.expert_M.{fc1,fc2}.{weight,bias}",
+        re.compile(
+            r"(?P<prefix>(?:[\w.]+\.)?(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d{1,9})\.ffn\.experts)"
+            r"\.expert_(?P<expert>\d{1,9})\.(?P<part>fc[12]\.(?:weight|bias))"
+        ),
+        {"fc1.weight": "up", "fc1.bias": "up_bias", "fc2.weight": "down", "fc2.bias": "down_bias"},
+        expert_name="expert_{}",
+        suffix="",
+    ),
+    Naming(
         "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
         re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
         {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},
     ),
 )
 
-_MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64
 
@@ -120,6 +146,7 @@ class Checkpoint:
         tensors = [tensor for file in files for tensor in file.tensors]
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
+            weight_format.check_names(tensors)
             raise _no_experts(config, moe, [tensor.name for tensor in tensors])
         names = {tensor.name for claim in claims for tensor in claim.tensors.values()}
         self.directory = directory
@@ -133,7 +160,7 @@ class Checkpoint:
         self.dense_bytes = sum(t.num_bytes for t in tensors if t.name not in names and not is_unused(t.name, moe))
         self._stored_files = files
         expert_files = {t.file for claim in claims for t in claim.tensors.values()}
-        self._mapped = {path: _MappedFile(path, self.expert_dtype) for path in sorted(expert_files)}
+        self._mapped = {path: MappedFile(path, self.expert_dtype) for path in sorted(expert_files)}
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -149,6 +176,7 @@ class Checkpoint:
         if not config_path.is_file():
             raise DirectoryError(f"{config_path} is missing.")
         config = read_json(config_path, ConfigError)
+        weight_format.check_config(config, config_path)
         return cls(directory, config, parse_config(config, config_path), read_files(directory))
 
     @cached_property
@@ -211,42 +239,6 @@ class Checkpoint:
                 else:
                     spans.append((tensor.begin, tensor.end))
         return ranges
-
-
-class _MappedFile:
-    """One file in memory, read-only and shared with every other process that maps it."""
-
-    def __init__(self, path: Path, dtype: torch.dtype) -> None:
-        self._path = path
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # A tensor may start at any byte, a torch offset counts elements: one flat tensor for every phase.
-        # Safetensors pads its headers, so only the first phase is common.
-        with warnings.catch_warnings():
-            # torch has no read-only tensors and says so; the mapping is, and a write would be a bug
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            self._phases = [self._flat(dtype, phase) for phase in range(dtype.itemsize)]
-
-    def _flat(self, dtype: torch.dtype, phase: int) -> torch.Tensor:
-        count = (len(self._map) - phase) // dtype.itemsize
-        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=phase)
-
-    def view(self, view: WeightView) -> torch.Tensor:
-        offset, phase = divmod(view.offset_bytes, view.dtype.itemsize)
-        return self._phases[phase].as_strided(view.shape, view.strides, offset)
-
-    def populate(self, begin: int, end: int) -> None:
-        begin -= begin % mmap.PAGESIZE
-        try:
-            self._map.madvise(_MADV_POPULATE_READ, begin, end - begin)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise FileFormatError(f"{self._path} cannot be read into memory: {error.strerror}.") from error
-            self._touch(begin, end)
-
-    def _touch(self, begin: int, end: int) -> None:
-        """For kernels before 5.14: reads a byte of every page."""
-        self._map[begin : end : mmap.PAGESIZE]
 
 
 def _one_dtype(layers: tuple[MoeLayer, ...]) -> torch.dtype:

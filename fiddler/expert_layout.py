@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 
 from fiddler.checkpoint_errors import MissingTensorError, ShapeError, UnsupportedDtypeError
+from fiddler.concatenated_layout import concatenated_experts, is_concatenated
 from fiddler.expert_naming import Claim, Role
 from fiddler.experts import Expert, MoeLayer, WeightView
 from fiddler.moe_config import MoeConfig
@@ -30,6 +31,8 @@ def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
         experts = stacked_experts(claim, config, dtype)
     elif "expert" in claim.naming.pattern.groupindex:
         experts = _separate_experts(claim, config, dtype)
+    elif is_concatenated(claim):
+        experts = concatenated_experts(claim, config, dtype)
     else:
         experts = _fused_experts(claim, config, dtype)
     down = experts[0].down
@@ -59,7 +62,7 @@ def _common_dtype(claim: Claim) -> torch.dtype:
 
 
 def _separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
-    """Experts with a tensor per projection: gate and up [I, H], down [H, I]."""
+    """Experts with a tensor per projection: gate and up [I, H], down [H, I], and biases [I] and [H] in some."""
     ids: dict[int, StoredTensor] = {expert: t for (expert, _), t in claim.tensors.items() if expert is not None}
     num_experts = config.num_experts or max(ids) + 1
     if max(ids) >= num_experts:
@@ -78,21 +81,28 @@ def _separate_expert(
     for part, role in claim.naming.parts.items():
         tensor = claim.tensors.get((expert, role))
         if tensor is None:
-            raise _missing(claim, f"{claim.prefix}.{expert}.{part}.weight", config)
+            number, suffix = claim.naming.expert_name.format(expert), claim.naming.suffix
+            raise _missing(claim, f"{claim.prefix}.{number}.{part}{suffix}", config)
         wide, narrow = (intermediate_size, config.hidden_size)
-        shape = (narrow, wide) if role == "down" else (wide, narrow)
-        if tensor.shape != shape:
+        shape = (narrow, wide) if role.startswith("down") else (wide, narrow)
+        due = shape[:1] if role.endswith("_bias") else shape
+        if tensor.shape != due:
             raise ShapeError(
                 f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with a hidden size of "
-                f"{config.hidden_size} ({config.path}) and the layer's other experts it must be {list(shape)}."
+                f"{config.hidden_size} ({config.path}) and the layer's other experts it must be {list(due)}."
             )
+        shape = (1, shape[0]) if role.endswith("_bias") else shape
         views[role] = WeightView(tensor.file, tensor.name, tensor.begin, shape, (shape[1], 1), dtype)
-    return Expert(views.get("gate"), views["up"], views["down"])
+    biases = {role: view for role, view in views.items() if role.endswith("_bias")}
+    return Expert(views.get("gate"), views["up"], views["down"], **biases)
 
 
 def _intermediate_size(claim: Claim) -> int:
-    """What the layer's first tensor says; the others are held against it."""
-    (_, role), tensor = next(iter(claim.tensors.items()))
+    """What the layer's first matrix says; all tensors are held against it."""
+    matrices = [(role, tensor) for (_, role), tensor in claim.tensors.items() if not role.endswith("_bias")]
+    if not matrices:
+        return 0
+    role, tensor = matrices[0]
     if len(tensor.shape) != 2:
         return 0
     return tensor.shape[1] if role == "down" else tensor.shape[0]

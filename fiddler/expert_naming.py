@@ -13,7 +13,7 @@ from fiddler.checkpoint_errors import FileFormatError, UnknownNamingError, Unsup
 from fiddler.moe_config import MoeConfig
 from fiddler.safetensors_index import StoredTensor
 
-Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "down_bias", "factor_gate"]
+Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "up_bias", "down_bias", "factor_gate"]
 
 # A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
@@ -27,14 +27,18 @@ class Naming:
     """One way to name experts: a row of the table.
 
     `pattern` matches a whole tensor name and has the groups `prefix` (the layer's experts), `layer`, `part` and, where
-    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. `parts` says
-    what each part is. `interleaved_in` lists the model types whose fused gate and up alternate, gate first.
+    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. A group `stack`
+    that says decoder counts its layers on from the encoder's. `parts` says what each part is. `interleaved_in` lists
+    the model types whose fused gate and up alternate, gate first. `expert_name` is how an expert's number is written,
+    and `suffix` what follows its part.
     """
 
     description: str
     pattern: re.Pattern[str]
     parts: Mapping[str, Role]
     interleaved_in: frozenset[str] = frozenset()
+    expert_name: str = "{}"
+    suffix: str = ".weight"
 
 
 @dataclass(slots=True)
@@ -52,7 +56,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
 
     Raises:
         FileFormatError: a tensor is there twice.
-        UnknownNamingError: a decoder layer has two sets of experts, or one layer mixes two namings.
+        UnknownNamingError: a decoder layer has two sets of experts, or experts are named in two ways.
         UnsupportedDtypeError: experts are quantised or have biases.
     """
     claims: dict[str, Claim] = {}
@@ -68,7 +72,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
             continue
         groups = match.groupdict()
         prefix = groups["prefix"]
-        claim = claims.setdefault(prefix, Claim(naming, prefix, int(groups["layer"])))
+        claim = claims.setdefault(prefix, Claim(naming, prefix, _layer_number(groups, config)))
         if claim.naming is not naming:
             raise UnknownNamingError(
                 f"{tensor.file} names the tensor {tensor.name!r} as {naming.description}, but others of its layer as "
@@ -82,9 +86,16 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
                 f"{tensor.file} holds the tensor {tensor.name!r}, which {other.file} holds as {other.name!r} already."
             )
     _check_one_claim_per_layer(claims.values())
+    _check_one_naming(claims.values())
     if claims:
         _check_unclaimed(unclaimed)
     return sorted(claims.values(), key=lambda claim: claim.decoder_layer)
+
+
+def _layer_number(groups: Mapping[str, str | None], config: MoeConfig) -> int:
+    """The layer that a name's groups tell, counted over the encoder and then the decoder where there are both."""
+    first = config.num_encoder_layers or 0 if groups.get("stack") == "decoder" else 0
+    return first + int(groups["layer"] or 0)
 
 
 def is_unused(name: str, config: MoeConfig) -> bool:
@@ -103,6 +114,18 @@ def _check_one_claim_per_layer(claims: Iterable[Claim]) -> None:
             raise UnknownNamingError(
                 f"{tensor.file} holds the tensor {tensor.name!r}, but decoder layer {claim.decoder_layer} has other "
                 f"experts already, under {other.prefix!r}."
+            )
+
+
+def _check_one_naming(claims: Iterable[Claim]) -> None:
+    first: Claim | None = None
+    for claim in claims:
+        first = first or claim
+        if claim.naming is not first.naming:
+            tensor = next(iter(claim.tensors.values()))
+            raise UnknownNamingError(
+                f"{tensor.file} names the tensor {tensor.name!r} as {claim.naming.description}, but those of "
+                f"{first.prefix!r} as {first.naming.description}: all layers must be named alike."
             )
 
 

@@ -84,7 +84,8 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     """
     if port == 0:
         return
-    disable_created_metrics()  # when each series began, which would be as many series again
+    # when each series began, which would be as many series again
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, host, registry)
     except OSError as error:

@@ -12,9 +12,19 @@ from fiddler.experts import Activation
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
-_ACTIVATIONS = ("hidden_act", "mlp_hidden_act", "hidden_activation", "activation_function", "activation")
+_ACTIVATIONS = (
+    "hidden_act",
+    "mlp_hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "activation",
+    "dense_act_fn",
+)
+_ENCODER_LAYERS = ("num_layers", "encoder_layers")
 _EXPERT_SIZES = ("moe_intermediate_size",)
 _DENSE_SIZES = ("intermediate_size",)  # where experts are as wide as the dense layers
+_EXPERT_SECTION = "ffn_config"
+"""Where DBRX keeps what it says of its experts."""
 _TYPES_BY_ARCHITECTURE = {"OpenMoeForCausalLM": "openmoe"}
 """Published with the model_type of the family whose configuration they took: OpenMoE's says llama."""
 _ADD_ONE_TO_UP = frozenset({"gpt_oss"})
@@ -32,6 +42,8 @@ class MoeConfig:
     num_experts: int | None
     intermediate_size: int | None
     num_decoder_layers: int | None
+    num_encoder_layers: int | None
+    """Of a model with an encoder and a decoder, whose layers are counted in this order."""
     activation: Activation
 
 
@@ -47,6 +59,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     text: dict[str, Any] = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
     # what the language model's own section leaves out, the top level may say
     merged = {**config, "model_type": model_type, **text}
+    merged |= _of_expert_section(merged)
     hidden_size = _first_int(merged, _HIDDEN_SIZES)
     if hidden_size is None:
         raise ConfigError(f"{path} says no hidden_size.")
@@ -58,8 +71,23 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
         num_experts=_first_int(merged, _NUM_EXPERTS),
         intermediate_size=_first_int(merged, _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES),
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
+        num_encoder_layers=_first_int(merged, _ENCODER_LAYERS) if merged.get("is_encoder_decoder") else None,
         activation=_activation(merged, model_type),
     )
+
+
+def _of_expert_section(config: dict[str, Any]) -> dict[str, Any]:
+    """What a section of its own says of the experts, in the words that other families use."""
+    section = config.get(_EXPERT_SECTION)
+    if not isinstance(section, dict):
+        return {}
+    activation = section.get("ffn_act_fn")
+    found = {
+        "moe_num_experts": section.get("moe_num_experts"),
+        "moe_intermediate_size": section.get("ffn_hidden_size"),
+        "hidden_act": activation.get("name") if isinstance(activation, dict) else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def model_type_of(config: dict[str, Any]) -> str | None:

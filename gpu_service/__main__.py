@@ -24,15 +24,21 @@ def main() -> int:
     # imported here, so that --help and a wrong flag need not wait for torch and transformers
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
-    from gpu_service import server
+    from gpu_service import dry_run, refusal, server
     from gpu_service.engine import EngineStoppedError
     from gpu_service.expert_client import ExpertServiceError
     from gpu_service.model_loading import ModelError
 
     logs.configure(settings.log_level, settings.log_format)
     try:
-        asyncio.run(server.run(settings, access))
-    except (CheckpointError, ModelError, ExpertServiceError, EngineStoppedError, OSError, ValueError) as error:
+        if settings.dry_run:
+            print("\n".join(dry_run.report(settings)))
+        else:
+            asyncio.run(server.run(settings, access))
+    except (CheckpointError, ModelError) as error:
+        print(f"gpu_service: {refusal.reason(settings.model, error)}", file=sys.stderr)
+        return 1
+    except (ExpertServiceError, EngineStoppedError, OSError, ValueError) as error:
         print(f"gpu_service: {error}", file=sys.stderr)
         return 1
     finally:

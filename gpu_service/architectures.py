@@ -11,17 +11,25 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
+from gpu_service.blocks import Replacements, dbrx, nllb, replacing
+from gpu_service.blocks.jetmoe import JetMoeBlock
+from gpu_service.blocks.llama4 import Llama4Block
+from gpu_service.blocks.nllb import NllbExperts
+from gpu_service.blocks.switch import SwitchExperts
 from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
 from gpu_service.moe_layer import MoeLayer
 from gpu_service.openmoe import OpenMoeConfig, OpenMoeForCausalLM
 
-Replacements = Mapping[type[nn.Module], type[MoeLayer]]
-"""What is built in the place of a model's classes."""
-
-_LAYER_NUMBER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 
 
 def experts_by_interface(skeleton: nn.Module) -> Replacements:
@@ -33,6 +41,17 @@ def layer_number(module_name: str) -> int | None:
     """The decoder layer that a module of the model lies in, as `fiddler.experts.MoeLayer.decoder_layer` counts it."""
     match = _LAYER_NUMBER.search(module_name)
     return int(match[1]) if match else None
+
+
+def num_experts_per_token(config: Any) -> int:
+    """The experts that each token uses, by what configurations call them; 0 where none says."""
+    text_config = config.get_text_config(decoder=True)
+    names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "router_topk")
+    return next((value for name in names if isinstance(value := getattr(text_config, name, None), int)), 0)
+
+
+def _leave_config(config: Any, settings: Mapping[str, Any]) -> None:
+    """Says nothing besides."""
 
 
 class AutoModelThatWrites:
@@ -64,20 +83,49 @@ class Architecture:
 
     auto_class: Any = AutoModelThatWrites
     """Which of transformers' Auto classes builds the model, or what has their from_config and from_pretrained."""
-    replacements: Callable[[nn.Module], Replacements] = experts_by_interface
-    """What to replace, told from a model on the meta device; nothing where the experts cannot be replaced.
+    replacements: Callable[[], Replacements] | None = None
+    """What to replace; None: the experts classes, which `experts_by_interface` finds.
 
     transformers builds a replacement with the arguments of what it replaces; `MoeLayer.connect` is called once the
-    model is loaded. It has no parameters of the experts', since what it has is loaded.
+    model is loaded. It has no parameters of the experts, since what it has is loaded.
     """
     layer_number: Callable[[str], int | None] = layer_number
     """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
+    num_experts_per_token: Callable[[Any], int] = num_experts_per_token
+    """How many experts each token uses, told from transformers' configuration."""
+    complete_config: Callable[[Any, Mapping[str, Any]], None] = _leave_config
+    """Puts into transformers' configuration what config.json says where transformers does not look.
 
+    It raises a gpu_service.config_fields.FieldError where that is missing or wrong.
+    """
+
+
+_SWITCH_EXPERTS: Final = "switch_transformers.modeling_switch_transformers.SwitchTransformersExperts"
+_LLAMA4: Final = replacing("llama4.modeling_llama4.Llama4TextMoe", Llama4Block)
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
+    "dbrx": Architecture(
+        replacements=replacing("dbrx.modeling_dbrx.DbrxExperts", MoeLayer),
+        num_experts_per_token=dbrx.num_experts_per_token,
+        complete_config=dbrx.complete_config,
+    ),
     # ours are built with MoeLayers, so that there is nothing to replace
     "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    "nllb-moe": Architecture(
+        auto_class=AutoModelForSeq2SeqLM,
+        replacements=replacing("nllb_moe.modeling_nllb_moe.NllbMoeExperts", NllbExperts),
+        num_experts_per_token=nllb.num_experts_per_token,
+        complete_config=nllb.check_config,
+    ),
     "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
+    "jetmoe": Architecture(replacements=replacing("jetmoe.modeling_jetmoe.JetMoeMoE", JetMoeBlock)),
+    "llama4": Architecture(auto_class=AutoModelForImageTextToText, replacements=_LLAMA4),
+    "llama4_text": Architecture(replacements=_LLAMA4),
+    "switch_transformers": Architecture(
+        auto_class=AutoModelForSeq2SeqLM,
+        replacements=replacing(_SWITCH_EXPERTS, SwitchExperts),
+        num_experts_per_token=lambda config: 1,
+    ),
 }
 """By model_type, what is built otherwise than by default."""
 

@@ -80,7 +80,7 @@ class BeamSearch:
         self._num_beams = request.beam.num_beams
         self._end_ids = sorted(request.eos_ids | request.stop_ids)
         self._processors = sampling.processors(
-            request.sampling, len(request.prompt), request.min_tokens, self._end_ids, device
+            request.sampling, len(request.preceding), request.min_tokens, self._end_ids, device
         )
         self._outputs = outputs
         self._num_made = 0
@@ -163,7 +163,7 @@ class BeamSearch:
         """[beams, vocab] logits -> log probabilities, changed as the request wants it."""
         if not self._processors:
             return logits.log_softmax(dim=-1)
-        texts = [[*self._request.prompt, *self._outputs[row]] for row in self._rows]
+        texts = [[*self._request.preceding, *self._outputs[row]] for row in self._rows]
         history = torch.tensor(texts, device=logits.device)
         if self._num_beams == 1:  # greedy search changes logits, and beam search log probabilities
             return sampling.apply(self._processors, history, logits).log_softmax(dim=-1)

@@ -2,12 +2,15 @@
 
 torch.multinomial draws one of a row by a race: it divides each probability by an exponential random number, and the
 largest wins. It takes one generator for all rows. Here each row's numbers are its own, and the rest is done for all
-rows at once, which on a CPU takes a third of the time of one call for each row, its checks included.
+rows at once. On a CPU an exponential number is -log(1 - u) of a uniform one, computed number by number; here, all
+logarithms are computed at once, with vector instructions, which takes a third of the time.
 """
 
 from collections.abc import Sequence
 
 import torch
+
+from gpu_service.logit_rows import largest
 
 
 def draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
@@ -20,7 +23,31 @@ def draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator]) -> 
     Returns:
         [rows] int64.
     """
-    times = torch.empty_like(probabilities)
+    fill = _of_logarithms if _IS_LOGARITHM and probabilities.device.type == "cpu" else _of_torch
+    return largest(probabilities / fill(torch.empty_like(probabilities), generators))
+
+
+def _of_torch(times: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """Fills each row with exponential random numbers of its generator's."""
     for row, generator in zip(times, generators, strict=True):
         row.exponential_(generator=generator)
-    return (probabilities / times).argmax(dim=-1)
+    return times
+
+
+def _of_logarithms(times: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    """The same numbers, by the same steps, on the CPU."""
+    uniform = torch.empty_like(times, dtype=torch.float64)
+    for row, generator in zip(uniform, generators, strict=True):
+        row.uniform_(generator=generator)
+    return times.copy_(uniform.neg_().log1p_().neg_())
+
+
+def _is_logarithm() -> bool:
+    """Whether this build of torch computes them so, in every bit."""
+    one, other = (
+        fill(torch.empty(1, 1024), [torch.Generator().manual_seed(1)]) for fill in (_of_torch, _of_logarithms)
+    )
+    return torch.equal(one, other)
+
+
+_IS_LOGARITHM = _is_logarithm()

@@ -4,6 +4,7 @@ Rows are computed together where the model's layers keep keys and values and not
 and one mask serve them all. Which it is, transformers' own cache of the model says.
 """
 
+import itertools
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from gpu_service import encoder_decoder
 from gpu_service.attention_masks import AttentionMasks
 from gpu_service.slot_cache import SlotCache
 from gpu_service.state_cache import StateCache
@@ -47,15 +49,51 @@ class Together:
 
     is_repeatable = True  # what was stored of a batch's keys and values is stored again in the same place
 
-    def __init__(self, cache: SlotCache, masks: AttentionMasks, device: torch.device) -> None:
+    def __init__(
+        self,
+        cache: SlotCache,
+        masks: AttentionMasks,
+        device: torch.device,
+        spoiled_rows: set[int],
+        temperature_step: int | None = None,
+    ) -> None:
+        """Prepares.
+
+        Args:
+            cache: Holds keys and values.
+            masks: Makes the model's masks.
+            device: Where the model is.
+            spoiled_rows: See `RowByRow`.
+            temperature_step: Positions after which the attention's temperature changes, as Llama-4's does. transformers
+                tells it from the first row's position for all rows, so that only rows of one temperature are computed
+                together. None: it does not change.
+        """
         self.cache = cache
         self._masks = masks
         self._device = device
+        self._spoiled_rows = spoiled_rows
+        self._temperature_step = temperature_step
 
     def compute(
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
     ) -> torch.Tensor:
         """See Forward."""
+        if self._temperature_step is None or len(positions) == 1:
+            return self._compute(module, token_ids, positions, first_row, kept)
+        logits, spoiled, begin = [], set[int](), 0
+        temperatures = (positions[:, 0] + 1) // self._temperature_step
+        for _, group in itertools.groupby(temperatures.tolist()):
+            end = begin + len(list(group))
+            logits.append(self._compute(module, token_ids[begin:end], positions[begin:end], first_row + begin, kept))
+            spoiled.update(begin + row for row in self._spoiled_rows)
+            self._spoiled_rows.clear()
+            begin = end
+        self._spoiled_rows.update(spoiled)
+        return torch.cat(logits)
+
+    def _compute(
+        self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
+    ) -> torch.Tensor:
         self.cache.begin(first_row, positions, self._device)
         positions = positions.to(self._device)
         output = module(
@@ -76,6 +114,13 @@ class RowByRow:
     is_repeatable = False  # states have moved on
 
     def __init__(self, cache: StateCache, device: torch.device, spoiled_rows: set[int]) -> None:
+        """Prepares.
+
+        Args:
+            cache: Holds what the model keeps.
+            device: Where the model is.
+            spoiled_rows: Dispatcher.spoiled_rows, which counts the rows of one forward, and here of one batch.
+        """
         self.cache = cache
         self._device = device
         self._spoiled_rows = spoiled_rows
@@ -105,7 +150,12 @@ class RowByRow:
 
 
 def build_forward(
-    module: nn.Module, num_slots: int, max_length: int, device: torch.device, spoiled_rows: set[int]
+    module: nn.Module,
+    num_slots: int,
+    max_length: int,
+    device: torch.device,
+    spoiled_rows: set[int],
+    start_token_id: int | None = None,
 ) -> Forward:
     """The forward that fits a model's layers.
 
@@ -114,15 +164,19 @@ def build_forward(
         num_slots: Rows of the cache.
         max_length: Positions in each.
         device: Where the model is.
-        spoiled_rows: Dispatcher.spoiled_rows, which counts the rows of one forward, and here of one batch.
+        spoiled_rows: Dispatcher.spoiled_rows.
+        start_token_id: What the decoder begins with; None where the model has no encoder.
     """
+    if start_token_id is not None:
+        return encoder_decoder.build(module, num_slots, max_length, start_token_id, spoiled_rows)
     config: Any = module.config
     text_config = config.get_text_config(decoder=True)
     if keeps_only_keys_and_values(config):
         implementation = text_config._attn_implementation
         masks = AttentionMasks(text_config, next(module.parameters()).dtype, is_added=implementation == "eager")
         is_divisible = not getattr(module, "needs_whole_prompts", False)
-        return Together(SlotCache(num_slots, max_length, is_divisible), masks, device)
+        step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
+        return Together(SlotCache(num_slots, max_length, is_divisible), masks, device, spoiled_rows, step)
     own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
     return RowByRow(StateCache(config, num_slots, max_length, own_class), device, spoiled_rows)
 

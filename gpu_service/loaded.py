@@ -57,13 +57,14 @@ class Loaded:
             vocab_size=model.vocab_size,
             max_context_tokens=model.max_context,
             eos_token_ids=sorted(model.eos_ids),
-            num_layers=model.text_config.num_hidden_layers,
+            num_layers=model.num_layers,
             num_moe_layers=len(checkpoint.layers),
             num_experts=max(layer.num_experts for layer in checkpoint.layers),
             num_experts_per_token=model.num_experts_per_token,
             dense_bytes=checkpoint.dense_bytes,
             expert_bytes=checkpoint.expert_bytes,
             has_chat_template=self.tokenizer.has_chat_template,
+            is_encoder_decoder=model.start_token_id is not None,
         )
 
     def describe_server(self) -> generation_pb2.GetServerInfoResponse:

@@ -20,6 +20,16 @@ def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return logits[torch.tensor(rows, device=logits.device)]
 
 
+def largest(values: torch.Tensor) -> torch.Tensor:
+    """[rows, vocab] float32 -> [rows] int64: where each row's largest is, the first of several; not on another device.
+
+    As torch's argmax, which on the CPU takes twenty times as long as numpy's.
+    """
+    if values.device.type != "cpu":
+        return values.argmax(dim=-1)
+    return torch.from_numpy(values.numpy().argmax(axis=-1))
+
+
 def with_rows(logits: torch.Tensor, replaced: Mapping[int, torch.Tensor]) -> torch.Tensor:
     """[rows, vocab] with others of [1, vocab] in the place of some; what is given stays as it is."""
     if not replaced:

@@ -108,7 +108,9 @@ EXPERT_IMBALANCE = Family(
     ("layer",),
 )
 PLACEMENT_SWAPS = Counter(
-    "fiddler_placement_swaps_total", "Experts that the placement policy had copied to the device in the background."
+    "fiddler_placement_swaps_total",
+    "Experts that came to lie on the device to stay, by who had them copied: a batch, or the placement policy.",
+    ["reason"],
 )
 PREFETCH_GUESSES = Counter(
     "fiddler_prefetch_guesses_total", "Experts that a layer was guessed to want, by whether it did.", ["outcome"]
@@ -207,5 +209,7 @@ for _outcome in ("right", "wrong"):
     PREFETCH_GUESSES.labels(_outcome)
 for _outcome in ("used", "wasted"):
     PREFETCHED_EXPERTS.labels(_outcome)
+for _reason in ("demand", "swap"):
+    PLACEMENT_SWAPS.labels(_reason)
 for _phase in ("prefill", "decode"):
     STEP_SECONDS.labels(_phase)

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.architectures import Architecture, architecture_of
+from gpu_service.architectures import architecture_of
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
+from gpu_service.encoder_decoder import forced_bos_token_of, num_layers, start_token_of
 from gpu_service.forwards import build_forward
 from gpu_service.model_loading import ModelError, load, read_config, read_generation_config
 from gpu_service.moe_layer import MoeLayer
@@ -41,11 +42,17 @@ class Model:
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
-        self._forward = build_forward(self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows)
+        self.start_token_id = start_token_of(self.generation_config, config)
+        """What a decoder's output begins with where the prompt is an encoder's input; None elsewhere."""
+        self.forced_bos_token_id = forced_bos_token_of(self.generation_config, config)
+        """What a decoder makes first where a request does not say; None: what it chooses."""
+        self._forward = build_forward(
+            self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows, self.start_token_id
+        )
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
-        """The router of each MoE layer, by its index into the checkpoint's, where it has one that is a module."""
+        """The router of each MoE layer, by its index into the checkpoint's, where it is a module that can be asked."""
         self._batch_shape = (0, 1)
         # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
         self._kept = {
@@ -53,7 +60,8 @@ class Model:
             Logits.LAST: torch.tensor([-1], device=device),
             Logits.ALL: 0,  # as transformers says all of them
         }
-        self._connect(checkpoint, architecture_of(config.model_type))
+        self._architecture = architecture_of(config.model_type)
+        self._connect(checkpoint)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -66,8 +74,12 @@ class Model:
     @property
     def num_experts_per_token(self) -> int:
         """Experts that each token uses in a MoE layer."""
-        names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "router_topk")
-        return next((value for name in names if isinstance(value := getattr(self.text_config, name, None), int)), 0)
+        return self._architecture.num_experts_per_token(self.config)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the decoder, and of the encoder where there is one."""
+        return num_layers(self.config)
 
     def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
@@ -110,21 +122,23 @@ class Model:
         logits = self._forward.compute(self._module, token_ids, positions, first_row, self._kept[wants])
         return logits.flatten(0, 1).to(torch.float32)
 
-    def _connect(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    def _connect(self, checkpoint: Checkpoint) -> None:
+        by_name = {layer.name: index for index, layer in enumerate(checkpoint.layers)}
         by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
         connected = set()
         for name, module in list(self._module.named_modules()):  # connecting puts modules of ours into the blocks
             if not isinstance(module, MoeLayer):
                 continue
-            number = architecture.layer_number(name)
-            index = None if number is None else by_decoder_layer.get(number)
+            number = self._architecture.layer_number(name)
+            index = by_name.get(name, None if number is None else by_decoder_layer.get(number))
             if index is None:
                 raise ModelError(
                     f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"
                 )
             block = self._module.get_submodule(name.rpartition(".")[0])
             module.connect(index, self.dispatcher, block)
-            if router := find_router(block):
+            # the routers of families that need a row here give no ids and weights
+            if self._architecture.replacements is None and (router := find_router(block)):
                 self.routers[index] = router
             connected.add(index)
         for index, layer in enumerate(checkpoint.layers):

@@ -5,12 +5,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, GenerationConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from fiddler.checkpoint import Checkpoint
@@ -18,13 +19,26 @@ from fiddler.checkpoint_errors import ConfigError
 from fiddler.moe_config import model_type_of
 from fiddler.safetensors_index import read_json
 from gpu_service import architectures
-from gpu_service.architectures import Architecture, Replacements, architecture_of
+from gpu_service.architectures import Architecture, architecture_of, experts_by_interface
+from gpu_service.blocks import Replacements
 from gpu_service.config_fields import FieldError
 from gpu_service.experts_interface import check_experts
 from gpu_service.model_errors import ModelError
 from gpu_service.moe_layer import MoeLayer
 
-__all__ = ["ModelError", "load", "logging_of_transformers", "names_of", "read_config", "read_generation_config"]
+__all__ = [
+    "ModelError",
+    "find_replacements",
+    "load",
+    "logging_of_transformers",
+    "names_of",
+    "read_config",
+    "read_generation_config",
+]
+
+
+_FAR: Final = 2
+"""Times as many weights as bytes. What is less than far from right is told by tensor."""
 
 
 def logging_of_transformers() -> None:
@@ -43,12 +57,21 @@ def read_config(directory: Path) -> Any:
     """
     path = directory / "config.json"
     settings = read_json(path, ConfigError)
-    own = architectures.CONFIGURATIONS.get(model_type_of(settings) or "")
+    model_type = model_type_of(settings) or ""
+    own = architectures.CONFIGURATIONS.get(model_type)
+    if own is None and model_type not in CONFIG_MAPPING:
+        raise ModelError(
+            f"{path}: model_type: transformers {transformers.__version__} has no family {model_type!r}; a newer one may"
+        )
     with _told_as(f"{path}: transformers {transformers.__version__} cannot read it"):
         if own is None:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         else:
             config = _read_own(own, settings, path)
+    try:
+        architecture_of(config.model_type).complete_config(config, settings)
+    except FieldError as error:
+        raise ModelError(f"{path}: {error}") from None
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
     return config
@@ -81,7 +104,7 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
     architecture = architecture_of(config.model_type)
-    replacements = _replacements(checkpoint, config, architecture)
+    replacements = find_replacements(checkpoint, config, architecture)
     with _quiet(), _replaced(replacements), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
         loaded: Any = architecture.auto_class.from_pretrained(
             checkpoint.directory,
@@ -97,19 +120,39 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     return cast("nn.Module", module.eval())
 
 
-def _replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
-    """What takes the place of which of the model's classes, found on a model without memory."""
+def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
+    """What takes the place of which of the model's classes, found on a model without memory where no row says it.
+
+    Raises:
+        ModelError: Its experts cannot be replaced, or compute what nothing here does.
+    """
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
-    with _told_as(what), torch.device("meta"):
-        skeleton = architecture.auto_class.from_config(config)
-    replacements = architecture.replacements(skeleton)
+    with _told_as(what):
+        known = architecture.replacements() if architecture.replacements else {}
+        # replaced even here where that is known: thousands of experts take long to build without memory, too
+        with _replaced(known), torch.device("meta"):
+            skeleton = architecture.auto_class.from_config(config)
+    replacements = known or experts_by_interface(skeleton)
     if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
             "so that they cannot be computed elsewhere"
         )
+    _check_size(checkpoint, skeleton, replacements)
     check_experts(checkpoint, skeleton)
     return replacements
+
+
+def _check_size(checkpoint: Checkpoint, skeleton: nn.Module, replacements: Replacements) -> None:
+    """A configuration of a far larger model: transformers would take memory for all of it before it says what lacks."""
+    ours = (*replacements, *replacements.values(), MoeLayer)
+    replaced = {id(each) for module in skeleton.modules() if isinstance(module, ours) for each in module.parameters()}
+    num_weights = sum(each.numel() for each in skeleton.parameters() if id(each) not in replaced)
+    if num_weights > _FAR * checkpoint.dense_bytes:
+        raise ModelError(
+            f"{checkpoint.directory}: config.json describes a {checkpoint.model_type} of {num_weights} weights beside "
+            f"its experts, far more than the {checkpoint.dense_bytes} bytes that the checkpoint has for them"
+        )
 
 
 @contextmanager
@@ -120,7 +163,8 @@ def _told_as(what: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{what}: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())  # some of what it raises goes over many lines
+        raise ModelError(f"{what}: {type(error).__name__}: {said}") from error
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from gpu_service.prefetch import Prefetcher
 from gpu_service.remote_experts import PendingOutput
 
 _SWAPS_PER_STEP = 1
+_ON_DEMAND, _IN_BACKGROUND = (metrics.PLACEMENT_SWAPS.labels(reason) for reason in ("demand", "swap"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ class Orchestration:
         copies = []
         for expert in experts:
             key = (layer, expert)
-            copies.append((expert, self._slots.stream(key, self._placement.victim(key, resident))))
+            victim = self._placement.victim(key, resident)
+            copies.append((expert, self._slots.stream(key, victim)))
+            if victim is not None:
+                _ON_DEMAND.inc()
         return copies
 
     def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, ExpertWeights]:
@@ -171,7 +175,7 @@ class Orchestration:
         self._slots.poll()
         for swap in self._placement.swaps(self._slots.resident_keys(), _SWAPS_PER_STEP):
             if self._slots.swap(swap.evict, swap.load):
-                metrics.PLACEMENT_SWAPS.inc()
+                _IN_BACKGROUND.inc()
         if self._prefetcher:
             self._prefetcher.end_of_step(num_rows, seconds)
 

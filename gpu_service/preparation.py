@@ -19,7 +19,8 @@ from gpu_service.popularity import Popularity
 from gpu_service.prefetch import Prefetcher
 from gpu_service.settings import Settings
 
-_NUM_STREAMING = 2
+NUM_STREAMING = 2
+"""Streaming slots."""
 _log = structlog.get_logger("gpu_service")
 
 
@@ -70,7 +71,7 @@ def prepare(
 
 def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:
     """None where the device is the CPU and no slots are asked for: it has the experts at hand without."""
-    needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), _NUM_STREAMING)
+    needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), NUM_STREAMING)
     memory = device_memory.measure(model, checkpoint, max_rows)
     num_bytes = budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs)
     num_experts = sum(layer.num_experts for layer in checkpoint.layers)
@@ -85,7 +86,7 @@ def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_ro
         free_bytes=memory.free_bytes,
         workspace_bytes=memory.workspace_bytes,
     )
-    return ExpertSlots(checkpoint, model.device, capacity, _NUM_STREAMING)
+    return ExpertSlots(checkpoint, model.device, capacity, NUM_STREAMING)
 
 
 def _fill(slots: ExpertSlots, policy: Placement) -> None:

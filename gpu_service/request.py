@@ -160,6 +160,8 @@ class Request:
     """How many alternatives; None: no log probabilities."""
     prompt_logprobs: int | None = None
     priority: int = 0
+    start_token_id: int | None = None
+    """What its output begins with, where the prompt is the input of an encoder."""
     request_id: str = ""
     number: int = field(default_factory=lambda: next(_numbers))
     sequences: list[Sequence] = field(default_factory=list)
@@ -172,6 +174,11 @@ class Request:
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
+
+    @property
+    def preceding(self) -> list[int]:
+        """The tokens that its output goes on from, which penalties count: the prompt, or a decoder's start token."""
+        return self.prompt if self.start_token_id is None else [self.start_token_id]
 
     @property
     def num_rows(self) -> int:

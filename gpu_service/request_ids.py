@@ -36,4 +36,9 @@ class RequestIds:
     def end(self, request: Request) -> bool:
         """Forgets a request. Returns False where it was aborted before."""
         with self._lock:
-            return not request.request_id or self._requests.pop(request.request_id, None) is not None
+            if not request.request_id:
+                return True
+            if self._requests.get(request.request_id) is not request:
+                return False  # another one may have its id since
+            del self._requests[request.request_id]
+            return True

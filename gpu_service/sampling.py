@@ -3,15 +3,15 @@
 import secrets
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import (
+    ForcedBOSTokenLogitsProcessor,
     LogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TypicalLogitsWarper,
@@ -19,7 +19,8 @@ from transformers import (
 
 from gpu_service import logprobs
 from gpu_service.drawing import draw
-from gpu_service.logit_rows import rows_of, with_rows
+from gpu_service.logit_rows import largest, rows_of, with_rows
+from gpu_service.logits_processors import OccurrencePenalties, TokenBias
 from gpu_service.request import TokenLogprobs
 from gpu_service.sampling_parameters import SamplingParameters
 from gpu_service.top_p import TopP
@@ -30,30 +31,16 @@ _CPU = torch.device("cpu")
 _HISTORY_ROOM = 256  # tokens; doubled whenever it is full
 
 
-class OccurrencePenalties(LogitsProcessor):
-    """OpenAI's penalties: logit - count * frequency_penalty - (count > 0) * presence_penalty.
-
-    They count what was generated and not the prompt, as OpenAI's do; transformers has no such processor.
-    """
-
-    def __init__(self, frequency_penalty: float, presence_penalty: float, prompt_length: int) -> None:
-        self._frequency_penalty = frequency_penalty
-        self._presence_penalty = presence_penalty
-        self._prompt_length = prompt_length
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
-        """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
-        generated = input_ids[:, self._prompt_length :]
-        ones = torch.ones((), dtype=scores.dtype, device=scores.device).expand(generated.shape)
-        counts = torch.zeros_like(scores).scatter_add_(1, generated, ones)
-        penalties = self._frequency_penalty * counts + self._presence_penalty * (counts > 0)
-        return cast("torch.FloatTensor", scores - penalties)
-
-
 def processors(
-    parameters: SamplingParameters, prompt_length: int, min_tokens: int, end_ids: Collection[int], device: torch.device
+    parameters: SamplingParameters,
+    prompt_length: int = 0,
+    min_tokens: int = 0,
+    end_ids: Collection[int] = (),
+    device: torch.device = _CPU,
 ) -> list[LogitsProcessor]:
-    """What changes logits before anything is drawn, in transformers' order. Holds no state of a row; beams use it, too.
+    """What changes logits before anything is drawn, in transformers' order.
+
+    It holds no state of a row: all of a request's generations, or beams, share it.
 
     Args:
         parameters: What was asked.
@@ -67,13 +54,14 @@ def processors(
     """
     chain: list[LogitsProcessor] = []
     if parameters.logit_bias:
-        biases: Any = {(token,): float(bias) for token, bias in parameters.logit_bias}  # its annotation lacks the dict
-        chain.append(SequenceBiasLogitsProcessor(biases))
+        chain.append(TokenBias(parameters.logit_bias, device))
     if parameters.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
     if min_tokens > 0 and end_ids:
         ids = torch.tensor(sorted(end_ids), device=device)
         chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ids))
+    if parameters.forced_bos_token_id is not None:
+        chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
     if parameters.frequency_penalty or parameters.presence_penalty:
         chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, prompt_length))
     return chain
@@ -138,27 +126,24 @@ class Sampler:
         parameters: SamplingParameters,
         index: int = 0,
         prompt: Sequence[int] = (),
-        min_tokens: int = 0,
-        end_ids: Collection[int] = (),
+        changes: Sequence[LogitsProcessor] = (),
         device: torch.device = _CPU,
         same_of_equals: bool = True,
     ) -> None:
-        """Prepares the processors.
+        """Prepares the warpers.
 
         Args:
             parameters: What was asked.
             index: Which of the request's generations it is; it is seeded with seed + index.
             prompt: The prompt's tokens.
-            min_tokens: How many tokens are made before one of end_ids may be.
-            end_ids: Tokens that end the generation.
+            changes: What `processors` makes of the same parameters and prompt.
             device: Where the logits are.
             same_of_equals: See TopP; the same for all samplers of a batch.
 
         Raises:
-            ValueError: A processor refuses its parameter.
+            ValueError: A warper refuses its parameter.
         """
-        self._min_tokens = min_tokens
-        self._processors = processors(parameters, len(prompt), min_tokens, end_ids, device)
+        self._processors = list(changes)
         self._history = History(prompt, device) if self._processors else None
         self.generator: torch.Generator | None = None
         """What it draws with; None where it takes the likeliest token."""
@@ -186,10 +171,12 @@ class Sampler:
 
     def _forget_min_tokens(self, num_made: int) -> None:
         """Drops the processor that has nothing left to forbid."""
-        if num_made == self._min_tokens:
-            kept = [each for each in self._processors if not isinstance(each, MinNewTokensLengthLogitsProcessor)]
-            self._processors = kept
-            self._history = self._history if kept else None
+        self._processors = [
+            each
+            for each in self._processors
+            if not isinstance(each, MinNewTokensLengthLogitsProcessor) or num_made < each.min_new_tokens
+        ]
+        self._history = self._history if self._processors else None
 
 
 def sample(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> list[int]:
@@ -239,7 +226,7 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
     # rows that are warped alike go through together: each comes out as it would alone
     warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in drawn.values()]
     num_drawn = sum(map(len, drawn.values()))
-    tokens = scores.argmax(dim=-1) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
+    tokens = largest(scores) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
     # last of all, so that whatever has failed has drawn nothing
     for rows, chosen in zip(drawn.values(), warped, strict=True):
         generators = [generator for row in rows if (generator := samplers[row].generator)]

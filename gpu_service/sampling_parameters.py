@@ -49,6 +49,8 @@ class SamplingParameters:
     presence_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, what is added to its logit), no id twice."""
+    forced_bos_token_id: int | None = None
+    """The first token that a decoder makes; None: it is chosen as the others are."""
 
     @classmethod
     def resolve(
@@ -91,6 +93,12 @@ def _number(defaults: "GenerationConfig", name: str, unset: float) -> float:
     return float(value)
 
 
-def not_honoured(defaults: "GenerationConfig") -> list[str]:
-    """Settings of a generation_config that change which token is chosen, and that are not computed here."""
-    return [name for name, neutral in _OTHERS.items() if getattr(defaults, name, None) not in (None, neutral)]
+def not_honoured(defaults: "GenerationConfig", is_encoder_decoder: bool = False) -> list[str]:
+    """Settings of a generation_config that change which token is chosen, and that are not computed here.
+
+    Args:
+        defaults: The generation_config.
+        is_encoder_decoder: Whether it is of a model with an encoder, whose first token may be forced.
+    """
+    names = [name for name, neutral in _OTHERS.items() if getattr(defaults, name, None) not in (None, neutral)]
+    return [name for name in names if not (is_encoder_decoder and name == "forced_bos_token_id")]

@@ -1,13 +1,15 @@
 """Turns a message's sampling parameters into those that are sampled with, or says which field is wrong."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from transformers import GenerationConfig
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.model import Model
-from gpu_service.sampling import Sampler
+from gpu_service.model_errors import ModelError
+from gpu_service.sampling import Sampler, processors
 from gpu_service.sampling_parameters import SamplingParameters
 
 _MAX_SEED = 2**63 - 1  # torch's generator takes no more
@@ -59,6 +61,18 @@ def check_seed(seed: int | None, n: int) -> None:
         raise rpc.invalid_argument("sampling.seed", problem)
 
 
+def check_generation_config(directory: Path, generation_config: GenerationConfig) -> None:
+    """Makes sure that what a checkpoint's generation_config.json says can be done.
+
+    Raises:
+        ModelError: A setting has a value that nobody could mean.
+    """
+    try:
+        check_defaults(generation_config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{directory / 'generation_config.json'}: {error}") from None
+
+
 def check_defaults(defaults: GenerationConfig) -> None:
     """Makes sure that a model's own sampling parameters are ones that a request may have.
 
@@ -70,7 +84,7 @@ def check_defaults(defaults: GenerationConfig) -> None:
         _check({name: getattr(parameters, name) for name in _RULES if name != "seed"})
     except rpc.StatusError as error:
         raise ValueError(error.message.removeprefix("sampling.")) from None
-    Sampler(parameters)
+    Sampler(parameters, changes=processors(parameters))
 
 
 def show(value: float) -> str:

@@ -37,7 +37,7 @@ from gpu_service.orchestration import Orchestration
 from gpu_service.popularity import Popularity
 from gpu_service.preparation import prepare
 from gpu_service.sampling_parameters import not_honoured
-from gpu_service.sampling_validation import check_defaults
+from gpu_service.sampling_validation import check_generation_config
 from gpu_service.scheduler import Scheduler
 from gpu_service.service import GenerationServicer
 from gpu_service.settings import Settings
@@ -183,23 +183,22 @@ class Server:
         return model, tokenizer
 
     def _check_generation_config(self, model: Model) -> None:
-        path = self._checkpoint.directory / "generation_config.json"
-        try:
-            check_defaults(model.generation_config)
-        except (TypeError, ValueError) as error:
-            raise ModelError(f"{path}: {error}") from None
-        if ignored := not_honoured(model.generation_config):
-            _log.warning("settings that are not honoured", file=str(path), settings=ignored)
+        check_generation_config(self._checkpoint.directory, model.generation_config)
+        if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
+            file = self._checkpoint.directory / "generation_config.json"
+            _log.warning("settings that are not honoured", file=str(file), settings=ignored)
 
     def _warm_up(self, model: Model) -> KvBudget:
-        """One token through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
+        """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
         started = time.monotonic()
         settings = self._settings
         token = torch.zeros(1, 1, dtype=torch.int64)
         try:
             with torch.inference_mode():
-                model.cache.set_capacity(1)
-                model.forward(token, token, 0, Logits.LAST)
+                model.cache.set_capacity(2)
+                for position in range(2):
+                    model.forward(token, token + position, 0, Logits.LAST)
+                    model.cache.measure(0)
                 budget = KvBudget.resolve(
                     settings.kv_memory,
                     model.cache.token_bytes,
@@ -209,7 +208,7 @@ class Server:
                 )
                 model.cache.set_capacity(budget.num_tokens)
         except RuntimeError as error:  # out of memory is one
-            raise ModelError(f"{self._checkpoint.directory}: one token could not be computed: {error}") from error
+            raise ModelError(f"{self._checkpoint.directory}: a token could not be computed: {error}") from error
         model.dispatcher.clear_counts()
         _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
         return budget

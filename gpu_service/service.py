@@ -1,7 +1,7 @@
 """GenerationService: checks requests, hands them to the engine, and streams what it makes. It computes nothing."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import structlog
@@ -12,7 +12,7 @@ from gpu_service import prompts, request_metrics
 from gpu_service.calls import Calls
 from gpu_service.event_queue import EventQueue
 from gpu_service.loaded import Loaded
-from gpu_service.request import FinishReason, Request
+from gpu_service.request import Event, FinishReason, Request
 from gpu_service.responses import Responses
 from gpu_service.statuses import status_of
 from gpu_service.validation import check_request_id, parse_request
@@ -55,24 +55,24 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             loaded.check_room()
             # in a thread, since a long text takes long to encode
-            generation = await asyncio.to_thread(
-                parse_request, request, loaded.model, loaded.tokenizer, loaded.limits, events.put
-            )
+            generation, responses = await asyncio.to_thread(_prepare, request, loaded, events.put)
             loaded.engine.submit(generation)
-        except (rpc.StatusError, ValueError) as error:
-            status = status_of(error)
+        except Exception as error:
+            status = _explain(error)
             request_metrics.refused(status.code.name)
             await status.abort_async(context)
         request_metrics.submitted(generation)
-        responses = Responses(generation, request.echo, loaded.tokenizer)
         failure: str | None = None
         try:
             await context.send_initial_metadata(((REQUEST_ID_KEY, generation.request_id),))
             async for response in _stream(responses, events):
                 yield response
-        except rpc.StatusError as error:
-            failure = error.code.name
-            await error.abort_async(context)
+        except grpc.aio.BaseError:
+            raise  # the call has ended already
+        except Exception as error:
+            status = _explain(error)
+            failure = status.code.name
+            await status.abort_async(context)
         finally:
             loaded.engine.cancel(generation)
             if call.is_deserted:
@@ -97,8 +97,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         loaded = await self._loaded(context)
         try:
             return await asyncio.to_thread(_tokenize, request, loaded)
-        except rpc.StatusError as error:
-            await error.abort_async(context)
+        except Exception as error:
+            await _explain(error).abort_async(context)
 
     async def Detokenize(  # noqa: N802
         self, request: generation_pb2.DetokenizeRequest, context: Context
@@ -107,8 +107,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         loaded = await self._loaded(context)
         try:
             return await asyncio.to_thread(_detokenize, request, loaded)
-        except rpc.StatusError as error:
-            await error.abort_async(context)
+        except Exception as error:
+            await _explain(error).abort_async(context)
 
     async def GetModelInfo(  # noqa: N802
         self, request: generation_pb2.GetModelInfoRequest, context: Context
@@ -126,6 +126,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         if self.loaded is None:
             await context.abort(grpc.StatusCode.UNAVAILABLE, self.unavailable)
         return self.loaded
+
+
+def _prepare(
+    request: generation_pb2.GenerateRequest, loaded: Loaded, emit: Callable[[Event], None]
+) -> tuple[Request, Responses]:
+    generation = parse_request(request, loaded.model, loaded.tokenizer, loaded.limits, emit)
+    return generation, Responses(generation, request.echo, loaded.tokenizer)
+
+
+def _explain(error: Exception) -> rpc.StatusError:
+    """The status for what went wrong in a call; the log tells what nobody has foreseen."""
+    status = status_of(error)
+    if status.code is grpc.StatusCode.INTERNAL and not isinstance(error, rpc.StatusError):
+        _log.error("call failed", error=str(error), exc_info=error)
+    return status
 
 
 async def _stream(responses: Responses, events: EventQueue) -> AsyncIterator[generation_pb2.GenerateResponse]:

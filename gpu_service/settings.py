@@ -86,6 +86,11 @@ class Settings(ServiceSettings):
         parse_budget(value)
         return value
 
+    dry_run: bool = Field(
+        False,
+        description="serve nothing: say what would be served, what of it would lie on the device, and how fast it could"
+        " be at most, or why it cannot be served",
+    )
     tls_cert: Path | None = Field(
         None, description="PEM file of the certificate to serve TLS with, and of those that lead to its root"
     )

@@ -151,6 +151,9 @@ class SlotCache:
             block.allocate(num_tokens)
             block.divide(1, num_tokens)
 
+    def measure(self, row: int) -> None:
+        """Does nothing: what a token takes is known from what was stored."""
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions before this forward; transformers asks where it is given none."""
         return self._start

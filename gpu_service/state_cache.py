@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 
 class StateCache:
@@ -108,5 +108,7 @@ def _tensors(holder: Any) -> Iterator[torch.Tensor]:
     elif isinstance(holder, list | tuple):
         for value in holder:
             yield from _tensors(value)
-    elif type(holder).__module__.startswith("transformers.") and hasattr(holder, "__dict__"):
+    elif isinstance(holder, Cache) or (
+        type(holder).__module__.startswith("transformers.") and hasattr(holder, "__dict__")
+    ):
         yield from _tensors(vars(holder))

@@ -15,12 +15,14 @@ from gpu_service import logprobs, metrics, request_metrics
 from gpu_service.batch import Batch, Logits
 from gpu_service.beam import BeamSearch
 from gpu_service.expert_client import ExpertServiceError
+from gpu_service.kv_budget import NeverFitsError
 from gpu_service.logit_rows import rows_of, unusable_rows
 from gpu_service.model import Model
 from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Sequence, Token, TokenLogprobs
 from gpu_service.request_ids import RequestIds
-from gpu_service.sampling import Sampler
+from gpu_service.sampling import Sampler, processors
 from gpu_service.scheduler import QueueFullError, Scheduler
+from gpu_service.threads import as_few_as_pay
 from gpu_service.token_choice import NotFiniteError, choose
 
 _log = structlog.get_logger(__name__)
@@ -54,29 +56,28 @@ class Stepper:
             self._ids.end(request)
             request.emit(Failed(self._reason))
             return
-        try:
+        self._requests[request] = None
+        with self._own_part(request):
             self._make_sequences(request)
-            self._scheduler.add(request)
-        except (QueueFullError, ValueError) as error:
-            if not isinstance(error, QueueFullError):
-                _log.error("request refused", error=str(error))
-            self._ids.end(request)
-            request.emit(Failed(error))
-        else:
-            self._requests[request] = None
+        try:
+            if request in self._requests:
+                self._scheduler.add(request)
+        except (QueueFullError, NeverFitsError) as error:
+            self._fail(request, error)
 
     def cancel(self, request: Request, reason: FinishReason) -> None:
         """Ends a request, if it has not ended."""
         if request not in self._requests:
             return
         if request.search:
-            self._finish_search(request, request.search, reason)
+            with self._own_part(request):
+                self._finish_search(request, request.search, reason)
             return
-        unfinished = [each for each in request.sequences if not each.is_finished]
+        ends = [each.finished(reason) for each in request.sequences if not each.is_finished]
         self._scheduler.remove(request)
         self._forget(request)
-        for sequence in unfinished:
-            request.emit(sequence.finished(reason))
+        for end in ends:
+            request.emit(end)
 
     def fail_all(self, error: Exception) -> None:
         """Fails every request, and those that are added later."""
@@ -87,8 +88,7 @@ class Stepper:
 
     def step(self) -> bool:
         """Computes one batch. Returns False where there was nothing to compute."""
-        batch = self._scheduler.next_batch()
-        if batch is None:
+        if (batch := self._scheduler.next_batch()) is None:
             return False
         try:
             logits = self._forward(batch)
@@ -96,7 +96,8 @@ class Stepper:
             self._fail_step(batch, error)
             return True
         self._scheduler.commit(batch)
-        self._advance(batch, logits)
+        with as_few_as_pay(logits.numel()):
+            self._advance(batch, logits)
         return True
 
     def _forward(self, batch: Batch) -> torch.Tensor:
@@ -183,8 +184,7 @@ class Stepper:
 
     def _observe(self, sequence: Sequence) -> None:
         """Counts a token, and when it came."""
-        now = time.monotonic()
-        request_metrics.observe_token(sequence, now)
+        request_metrics.observe_token(sequence, now := time.monotonic())
         sequence.request.first_token_at = sequence.request.first_token_at or now
         sequence.last_token_at = now
 
@@ -195,10 +195,9 @@ class Stepper:
             request.search = BeamSearch(request, [each.output for each in request.sequences], device)
             return
         end_ids = request.eos_ids | request.stop_ids
+        changes = processors(request.sampling, len(request.preceding), request.min_tokens, end_ids, device)
         for each in request.sequences:
-            each.sampler = Sampler(
-                request.sampling, each.index, request.prompt, request.min_tokens, end_ids, device, is_float32
-            )
+            each.sampler = Sampler(request.sampling, each.index, request.preceding, changes, device, is_float32)
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:
@@ -210,10 +209,11 @@ class Stepper:
 
     def _finish_search(self, request: Request, search: BeamSearch, reason: FinishReason | None = None) -> None:
         """Ends a request with its best beams, for the given reason where they did not end by themselves."""
+        results = search.results()
         self._scheduler.remove(request)
         if self._forget(request):
             reason = FinishReason.CANCELLED
-        for index, beam in enumerate(search.results()):
+        for index, beam in enumerate(results):
             request.emit(request.finished_beam(index, beam.token_ids, beam.score, reason or beam.reason))
 
     def _forget(self, request: Request) -> bool:
@@ -223,11 +223,11 @@ class Stepper:
 
     @contextmanager
     def _own_part(self, request: Request) -> Iterator[None]:
-        """What is done for one request alone, and fails it alone."""
+        """What is done for one request alone, and fails it alone; after a fault on the device, though, all fails."""
         try:
             yield
         except torch.AcceleratorError:
-            raise  # after a fault on the device, all that it computes fails
+            raise
         except Exception as error:
             _log.error("request failed", request=request.number, error=str(error), exc_info=error)
             self._fail(request, error)

@@ -60,6 +60,8 @@ class StopStrings:
         # the longest first: of those that end together it counts
         longest_first = sorted(self.strings, key=lambda text: -len(text.encode()))
         self.patterns = [(text, Pattern(text.encode())) for text in longest_first]
+        self.text_patterns = [Pattern(text) for text in self.strings]
+        """The same as texts of characters; all of a request's generations are watched with them."""
 
     def matcher(self) -> "StopMatcher":
         """Watches one generation."""

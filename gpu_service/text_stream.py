@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gpu_service.stop_strings import Pattern, StopStrings
+from gpu_service.stop_strings import StopStrings
 from gpu_service.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
@@ -56,7 +56,7 @@ class TextStream:
         """
         self._detokenizer = Detokenizer(tokenizer)
         self._stop = stop
-        self._patterns = [Pattern(text) for text in stop.strings] if stop else []
+        self._patterns = stop.text_patterns if stop else []
         self._matched = [0] * len(self._patterns)
         self._held = ""
         self._token_ids: list[int] = []

@@ -16,6 +16,8 @@ from fiddler.safetensors_index import read_json
 from gpu_service import openmoe_tokenizer
 from gpu_service.architectures import CONFIGURATIONS
 
+_SENTINEL = re.compile(r"<extra_id_\d+>")
+"""What T5's tokenizers call the tokens that stand for spans of text: special ones, and part of what the model says."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how sentencepiece spells a byte of a character it has no token for
 _PREFIX = "abcdef"
 """What a token is decoded after, since a leading space is dropped at the beginning of a text."""
@@ -37,11 +39,14 @@ class Tokenizer:
         try:
             self._tokenizer = _load(directory)
         except Exception as error:  # it raises of all kinds at files that are wrong
-            raise ValueError(f"{directory}: no tokenizer that can be read: {error}") from error
+            said = " ".join(str(error).split())  # some of it goes over many lines
+            raise ValueError(f"{directory}: no tokenizer that can be read: {said}") from error
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many has at least n tokens."""
-        self._special_ids = frozenset(self._tokenizer.all_special_ids)
+        sentinels = {id for token, id in self._tokenizer.get_vocab().items() if _SENTINEL.fullmatch(token)}
+        self._special_ids = frozenset(self._tokenizer.all_special_ids) - sentinels
+        self._has_special_text = not sentinels.isdisjoint(self._tokenizer.all_special_ids)
         self._spelling = _spelling(self._tokenizer)
         self._prefix_tokens: list[str] = self._tokenizer.convert_ids_to_tokens(  # type: ignore[assignment]
             self._encode(_PREFIX, add_special_tokens=False)
@@ -74,6 +79,9 @@ class Tokenizer:
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
+        if skip_special_tokens and self._has_special_text:
+            token_ids = [token_id for token_id in token_ids if token_id not in self._special_ids]
+            skip_special_tokens = False
         text = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         assert isinstance(text, str)
         return text

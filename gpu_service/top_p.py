@@ -32,8 +32,9 @@ class TopP(TopPLogitsWarper):
             return self._transformers(input_ids, scores)
         values = scores.numpy()
         ordered = torch.from_numpy(np.sort(values, axis=-1))
-        # as transformers computes it, on the same values in the same order
-        num_removed = (ordered.softmax(dim=-1).cumsum(dim=-1) <= 1 - self.top_p).sum(dim=-1, keepdim=True)
+        # as transformers computes it, on the same values in the same order; sums of what is not negative only grow
+        sums = ordered.softmax(dim=-1).cumsum(dim=-1)
+        num_removed = torch.searchsorted(sums, sums.new_full((len(sums), 1), 1 - self.top_p), right=True)
         num_removed.clamp_(max=scores.shape[-1] - self.min_tokens_to_keep)
         least_kept = ordered.gather(1, num_removed)
         num_less = torch.searchsorted(ordered, least_kept)

@@ -4,6 +4,7 @@ import re
 import reprlib
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from fiddler import rpc
@@ -51,6 +52,8 @@ def parse_request(
     n = _number_of_generations(message, sampling, limits)
     logprobs = _alternatives(message, "logprobs", model, limits)
     prompt_logprobs = _alternatives(message, "prompt_logprobs", model, limits)
+    _check_continues(message, model)
+    sampling = replace(sampling, forced_bos_token_id=_forced_bos_token_id(message, model))
     stop_ids = _stop_ids(message, model)
     eos_ids = frozenset[int]() if message.ignore_eos else model.eos_ids
     _check_stop(message, limits)
@@ -73,6 +76,7 @@ def parse_request(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         priority=message.priority,
+        start_token_id=model.start_token_id,
         request_id=request_id,
     )
 
@@ -120,6 +124,28 @@ def _alternatives(
     count: int = getattr(message, name)
     _check_range(name, count, 0, min(limits.max_logprobs, model.vocab_size))
     return count
+
+
+def _check_continues(message: generation_pb2.GenerateRequest, model: Model) -> None:
+    """Refuses what takes the prompt for the beginning of the output where it is the input of an encoder."""
+    if model.start_token_id is None:
+        return
+    for field, is_set in (("echo", message.echo), ("prompt_logprobs", message.HasField("prompt_logprobs"))):
+        if is_set:
+            problem = "must be unset with an encoder-decoder model: its output does not go on from the prompt"
+            raise rpc.invalid_argument(field, problem)
+
+
+def _forced_bos_token_id(message: generation_pb2.GenerateRequest, model: Model) -> int | None:
+    name: Literal["forced_bos_token_id"] = "forced_bos_token_id"
+    if message.HasField(name):
+        if model.start_token_id is None:
+            raise rpc.invalid_argument(name, "must be unset with a model that has no encoder")
+        if message.forced_bos_token_id >= model.vocab_size:
+            problem = f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {message.forced_bos_token_id}"
+            raise rpc.invalid_argument(name, problem)
+        return message.forced_bos_token_id
+    return model.forced_bos_token_id
 
 
 def _stop_ids(message: generation_pb2.GenerateRequest, model: Model) -> frozenset[int]:

@@ -56,7 +56,7 @@ def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
 
     def call(prompt: list[int]) -> Stream:
         stream = Stream(time.perf_counter())
-        with client.generate(prompt, max_tokens=model.tokens, temperature=0) as generation:
+        with client.generate(prompt, max_tokens=model.tokens, temperature=0, ignore_eos=True) as generation:
             for event in generation:
                 if isinstance(event, Chunk):
                     stream.arrivals += [time.perf_counter()] * len(event.token_ids)
@@ -67,9 +67,15 @@ def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
 
 
 def _rate(streams: Sequence[Stream]) -> float:
-    """Tokens per second of all streams together, while all of them decode."""
+    """Tokens per second of all streams together, while all of them decode.
+
+    Raises:
+        SystemExit: There is no such time, so that the figure would mean nothing.
+    """
     start = max(stream.arrivals[0] for stream in streams)
     end = min(stream.arrivals[-1] for stream in streams)
+    if start >= end:
+        raise SystemExit(f"{len(streams)} streams: the first had ended before the last began; they need more tokens")
     return sum(start < arrival <= end for stream in streams for arrival in stream.arrivals) / (end - start)
 
 

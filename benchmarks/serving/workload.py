@@ -45,7 +45,7 @@ def models(directory: Path, tiny: bool, wanted: Collection[str] | None = None) -
     """
     shape = {"hidden": 4096, "inner": 14336, "num_heads": 32, "vocab_size": 32000}
     known: dict[str, Callable[[], Model]] = {
-        "demo": lambda: Model("demo", _DEMO, max_context=2048, long_prompt_tokens=1900),
+        "demo": lambda: Model("demo", _DEMO, max_context=2048, long_prompt_tokens=1900, tokens=128),
         "mixtral_2_layers": lambda: _written(directory, "mixtral_2_layers", 1, **shape),
     }
     if tiny:
@@ -67,8 +67,7 @@ def _written(directory: Path, name: str, divisor: int, **shape: int) -> Model:
         path.mkdir(parents=True, exist_ok=True)
         write_mixtral(path, num_layers=2, **shape)
         checkpoints.write_tokenizer(path)
-    # nothing ends by itself, and a long prompt fits
-    edit_config(path, max_position_embeddings=4096, eos_token_id=None)
+    edit_config(path, max_position_embeddings=4096)  # a long prompt fits
     return Model(
         name,
         path,
@@ -76,4 +75,5 @@ def _written(directory: Path, name: str, divisor: int, **shape: int) -> Model:
         long_prompt_tokens=2048 // divisor,
         prefill_chunk=512 // divisor,
         steps=8 // divisor,
+        tokens=32 * divisor,  # all streams of a model that is fast decode together for a while, too
     )

@@ -101,7 +101,7 @@ class Snapshot:
         time_to_first_token_seconds: Of the window.
         inter_token_seconds: Of the window.
         routes: Shares of all selections within the window by route; None where there were none.
-        swaps: Experts that placement brought to the device within the window.
+        swaps: Experts that came to lie on the device, in another's place, within the window.
         layers: By layer, ascending.
         hottest: Those with the largest share of their layer's selections, the hottest first.
         bandwidth: Of the CPU expert service.

@@ -107,6 +107,7 @@ class GenerateRequest(_message.Message):
     ECHO_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FORCED_BOS_TOKEN_ID_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Text, encoded with the model's tokenizer and its special tokens."""
     max_tokens: _builtins.int
@@ -135,6 +136,10 @@ class GenerateRequest(_message.Message):
     """The caller's own name for the request, for Abort: 1 to 128 printable ASCII characters without spaces, and of no
     other request under way. Unset: the server makes one. Either way it is in the call's initial metadata as
     "fiddler-request-id", which comes as soon as the request is accepted.
+    """
+    forced_bos_token_id: _builtins.int
+    """The first token that the decoder of an encoder-decoder model makes, such as the language that NLLB translates to.
+    Unset: the generation_config's, else the model chooses it. Only with such a model.
     """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
@@ -184,15 +189,18 @@ class GenerateRequest(_message.Message):
         echo: _builtins.bool | None = ...,
         priority: _builtins.int | None = ...,
         request_id: _builtins.str | None = ...,
+        forced_bos_token_id: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_search", b"_beam_search", "_echo", b"_echo", "_ignore_eos", b"_ignore_eos", "_include_stop_in_output", b"_include_stop_in_output", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_request_id", b"_request_id", "beam_search", b"beam_search", "chat", b"chat", "echo", b"echo", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_beam_search", b"_beam_search", "_echo", b"_echo", "_forced_bos_token_id", b"_forced_bos_token_id", "_ignore_eos", b"_ignore_eos", "_include_stop_in_output", b"_include_stop_in_output", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_request_id", b"_request_id", "beam_search", b"beam_search", "chat", b"chat", "echo", b"echo", "forced_bos_token_id", b"forced_bos_token_id", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_search", b"_beam_search", "_echo", b"_echo", "_ignore_eos", b"_ignore_eos", "_include_stop_in_output", b"_include_stop_in_output", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_request_id", b"_request_id", "beam_search", b"beam_search", "chat", b"chat", "echo", b"echo", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_beam_search", b"_beam_search", "_echo", b"_echo", "_forced_bos_token_id", b"_forced_bos_token_id", "_ignore_eos", b"_ignore_eos", "_include_stop_in_output", b"_include_stop_in_output", "_logprobs", b"_logprobs", "_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_prompt_logprobs", b"_prompt_logprobs", "_request_id", b"_request_id", "beam_search", b"beam_search", "chat", b"chat", "echo", b"echo", "forced_bos_token_id", b"forced_bos_token_id", "ignore_eos", b"ignore_eos", "include_stop_in_output", b"include_stop_in_output", "logprobs", b"logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "prompt", b"prompt", "prompt_logprobs", b"prompt_logprobs", "request_id", b"request_id", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__beam_search: _TypeAlias = _typing.Literal["beam_search"]  # noqa: Y015
     _WhichOneofArgType__beam_search: _TypeAlias = _typing.Literal["_beam_search", b"_beam_search"]  # noqa: Y015
     _WhichOneofReturnType__echo: _TypeAlias = _typing.Literal["echo"]  # noqa: Y015
     _WhichOneofArgType__echo: _TypeAlias = _typing.Literal["_echo", b"_echo"]  # noqa: Y015
+    _WhichOneofReturnType__forced_bos_token_id: _TypeAlias = _typing.Literal["forced_bos_token_id"]  # noqa: Y015
+    _WhichOneofArgType__forced_bos_token_id: _TypeAlias = _typing.Literal["_forced_bos_token_id", b"_forced_bos_token_id"]  # noqa: Y015
     _WhichOneofReturnType__ignore_eos: _TypeAlias = _typing.Literal["ignore_eos"]  # noqa: Y015
     _WhichOneofArgType__ignore_eos: _TypeAlias = _typing.Literal["_ignore_eos", b"_ignore_eos"]  # noqa: Y015
     _WhichOneofReturnType__include_stop_in_output: _TypeAlias = _typing.Literal["include_stop_in_output"]  # noqa: Y015
@@ -217,6 +225,8 @@ class GenerateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__beam_search) -> _WhichOneofReturnType__beam_search | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__echo) -> _WhichOneofReturnType__echo | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__forced_bos_token_id) -> _WhichOneofReturnType__forced_bos_token_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ignore_eos) -> _WhichOneofReturnType__ignore_eos | None: ...
     @_typing.overload
@@ -1023,6 +1033,7 @@ class GetModelInfoResponse(_message.Message):
     DENSE_BYTES_FIELD_NUMBER: _builtins.int
     EXPERT_BYTES_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
+    IS_ENCODER_DECODER_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the checkpoint's directory."""
     model_type: _builtins.str
@@ -1036,9 +1047,9 @@ class GetModelInfoResponse(_message.Message):
     max_context_tokens: _builtins.int
     """The most tokens in a prompt and its continuation together."""
     num_layers: _builtins.int
-    """Decoder layers."""
+    """Layers of the decoder, and of the encoder where there is one."""
     num_moe_layers: _builtins.int
-    """Decoder layers that have experts."""
+    """Layers that have experts."""
     num_experts: _builtins.int
     """Experts in each of those layers."""
     num_experts_per_token: _builtins.int
@@ -1049,6 +1060,10 @@ class GetModelInfoResponse(_message.Message):
     """Bytes of the experts' weights, as stored."""
     has_chat_template: _builtins.bool
     """Whether it has a chat template, so that prompts may be chats."""
+    is_encoder_decoder: _builtins.bool
+    """Whether prompts are the input of an encoder, and what is generated that of a decoder, which begins with a token of
+    its own. `echo` and `prompt_logprobs` are then refused.
+    """
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Token ids that end a generation."""
@@ -1070,10 +1085,11 @@ class GetModelInfoResponse(_message.Message):
         dense_bytes: _builtins.int = ...,
         expert_bytes: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
+        is_encoder_decoder: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "is_encoder_decoder", b"is_encoder_decoder", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -11,7 +11,8 @@ NORMAL = (
         "Bandwidth achieved",
         "Bytes of weights per second that the CPU expert service reads, over what the same kernel read at start-up, "
         "alone on the machine. Of messages with few rows, for which reading weights is what takes the time. Far below "
-        "1: others use its cores or memory.",
+        "1: others use its cores or memory; or experts are as small as those of models/demo, so that all else takes "
+        "longer.",
         "gauge",
         [Query(f"avg(instance:fiddler_expert_weight_read:ratio5m{{{THERE}}})", "achieved")],
         "percentunit",

@@ -18,7 +18,10 @@ _LABELS = {
         "copies of streamed ones"
     ),
     "of": "`cpu`, `gpu`: one expert with one row; `transfer`: one copy; `round_trip`: one message",
-    "reason": "`demand`: a batch waited for it; `prefetch`: ahead of its layer; `swap`: the placement policy's",
+    "reason": (
+        "`demand`: a batch waited for it, and it stays where the placement policy says so; `prefetch`: ahead of its "
+        "layer; `swap`: the placement policy's, in the background"
+    ),
     "phase": "`prefill`: a part of one prompt; `decode`: the next token of all who decode",
     "finish_reason": "`eos`, `stop`, `length`, `cancelled`, `deadline`, `error`",
     "status": "a gRPC status code, such as `OK` or `UNAVAILABLE`",

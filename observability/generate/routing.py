@@ -1,6 +1,6 @@
 """The dashboard *Expert routing*: what the experts do. Panels of single experts are routing_experts.py's."""
 
-from observability.generate.expressions import HERE, LAYERS, on_the_right, rate, total_rate
+from observability.generate.expressions import HERE, LAYERS, on_the_right, total_rate
 from observability.generate.model import INSTANCE, LAYER, Dashboard, Panel, Query, Row
 from observability.generate.routing_experts import EXPERTS
 
@@ -58,7 +58,7 @@ _NOW = (
     ),
     Panel(
         "Swaps",
-        "Experts per minute that the placement policy brought to the device in the background.",
+        "Experts per minute that came to lie on the device in another's place.",
         "stat",
         [Query(f"60 * {total_rate('fiddler_placement_swaps_total', HERE)}", "swaps")],
         "cpm",
@@ -105,10 +105,11 @@ _LAYER_BY_LAYER = (
 _MOVING = (
     Panel(
         "Swaps over time",
-        "Experts that the placement policy had copied to the device in the background. Many where the load changes, "
-        "few once it is known.",
+        "Experts that came to lie on the device in another's place. Demand: a batch had them copied anyway, and they "
+        "stay. Swap: the placement policy had them copied in the background. Many where the load changes, few once it "
+        "is known.",
         "timeseries",
-        [Query(f"sum by (instance) ({rate('fiddler_placement_swaps_total', HERE)})", "{{instance}}")],
+        [Query(total_rate("fiddler_placement_swaps_total", HERE, "reason"), "{{reason}}")],
         "cps",
         minimum=0,
     ),

@@ -84,7 +84,8 @@ def test_every_option_arrives(server: FakeServer, capfd: pytest.CaptureFixture[s
         " --repetition-penalty 1.5 --frequency-penalty -0.5 --presence-penalty 0 --logit-bias 7=-100 --logit-bias 0=1"
         " --stop one --stop two --include-stop --stop-token-id 1 --stop-token-id 2 --ignore-eos -n 1"
         " --num-beams 4 --length-penalty 0 --early-stopping never --num-return-sequences 1 --stream-best"
-        " --logprobs 0 --prompt-logprobs 3 --echo --priority -2 --request-id mine --timeout 30"
+        " --logprobs 0 --prompt-logprobs 3 --echo --priority -2 --request-id mine --forced-bos-token-id 9"
+        " --timeout 30"
     )
     assert main(["a prompt", "--target", server.target, *options.split()]) == 0
     (request,) = server.service.requests
@@ -121,6 +122,7 @@ def test_every_option_arrives(server: FakeServer, capfd: pytest.CaptureFixture[s
         echo=True,
         priority=-2,
         request_id="mine",
+        forced_bos_token_id=9,
     )
     assert 20 < server.service.deadlines[0] < 31
     assert {field.name for field, _ in request.ListFields()} >= {

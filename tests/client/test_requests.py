@@ -50,6 +50,7 @@ OPTIONS: GenerateOptions = {
     "echo": False,
     "priority": -2,
     "request_id": "mine",
+    "forced_bos_token_id": 9,
 }
 REQUEST = generation_pb2.GenerateRequest(
     text="a prompt",
@@ -84,6 +85,7 @@ REQUEST = generation_pb2.GenerateRequest(
     echo=False,
     priority=-2,
     request_id="mine",
+    forced_bos_token_id=9,
 )
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
 CHAT = generation_pb2.Chat(

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from tests.compose import bad_setups, images
 from tests.compose.load import MAX_SLOTS
-from tests.compose.phases import Phases
+from tests.compose.losses import Losses
+from tests.compose.phases import COSTS_FILE, Phases
 from tests.compose.stack import ComposeError, Stack, attempt
 
 PROJECT = "fiddler-compose-test"
@@ -18,6 +19,7 @@ _SETTINGS = {
     # some experts resident, some remote, and guesses: every route and every panel has something to show
     "FIDDLER_GPU_GPU_EXPERT_MEMORY": "0.004",
     "FIDDLER_GPU_PREFETCH": "on",
+    "FIDDLER_GPU_COSTS": COSTS_FILE,
     "FIDDLER_GPU_MAX_SLOTS": str(MAX_SLOTS),
 }
 
@@ -31,11 +33,12 @@ def main() -> int:
     began = time.monotonic()
     stack = Stack(PROJECT, **_SETTINGS)
     phases = Phases(stack)
+    losses = Losses(phases)
     stack.down("--volumes")  # of a test that was killed
     steps: list[Callable[[], str | None]] = [
-        *(phases.build, images.check_all, phases.rules, phases.start, phases.processes, phases.idle_panels),
-        *(phases.generate, phases.load, phases.exported, phases.all_remote, phases.kill, phases.stopped, phases.down),
-        bad_setups.check_all,
+        *(phases.build, images.check_all, phases.rules, phases.start, phases.costs, phases.processes),
+        *(phases.idle_panels, phases.generate, phases.load, phases.exported),
+        *(losses.all_remote, losses.kill, losses.stopped, losses.down, bad_setups.check_all),
     ]
     try:
         for step in steps:

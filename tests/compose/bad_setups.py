@@ -12,26 +12,38 @@ PROJECT = "fiddler-compose-test-bad"
 _OVERRIDES = Path(__file__).parent / "overrides"
 
 
-def check_all() -> None:
-    """Tries each. Containers that end stay ended, so that what they say can be counted."""
-    missing_directory()
+def check_all() -> str:
+    """Tries each. Containers that end stay ended, so that what they say can be counted.
+
+    Returns:
+        What was said.
+    """
     with tempfile.TemporaryDirectory() as empty:
         Path(empty).chmod(0o755)
-        one_line("cpu-expert-service", r"/model/config\.json is missing", MODEL_DIR=empty)
-    one_line(
-        "cpu-expert-service",
-        r"--listen: user 10001 cannot make a socket in /run/fiddler, which belongs to user 4242 with mode 0700",
-        _OVERRIDES / "foreign_sockets.yaml",
-    )
-    one_line(
-        "gpu-service", r"--listen: cannot serve on 0\.0\.0\.0:50051; is it taken\?", _OVERRIDES / "port_taken.yaml"
-    )
-    waiting_without_permission()
-    port_taken_on_the_host()
+        said = [
+            missing_directory(),
+            one_line("cpu-expert-service", r"/model/config\.json is missing", MODEL_DIR=empty),
+            one_line(
+                "cpu-expert-service",
+                r"--listen: user 10001 cannot make a socket in /run/fiddler, which belongs to user 4242 with mode 0700",
+                _OVERRIDES / "foreign_sockets.yaml",
+            ),
+            one_line(
+                "gpu-service",
+                r"--listen: cannot serve on 0\.0\.0\.0:50051; is it taken\?",
+                _OVERRIDES / "port_taken.yaml",
+            ),
+            waiting_without_permission(),
+            port_taken_on_the_host(),
+        ]
+    return "each in a line:\n  " + "\n  ".join(said) + "\n"
 
 
-def one_line(service: str, pattern: str, *overrides: Path, **settings: str) -> None:
+def one_line(service: str, pattern: str, *overrides: Path, **settings: str) -> str:
     """Starts a service alone, waits for its end, and checks its exit status and that it says one line about it.
+
+    Returns:
+        The line.
 
     Raises:
         ComposeError: It does not end with status 1, or says something else or more.
@@ -47,12 +59,13 @@ def one_line(service: str, pattern: str, *overrides: Path, **settings: str) -> N
         lines = [line for line in stack.logs(service).splitlines() if line and not line.startswith("{")]
         if len(lines) != 1 or not re.search(pattern, lines[0]):
             raise ComposeError(f"{service}: expected one line that says {pattern}, got:\n" + "\n".join(lines))
+        return lines[0]
     finally:
         stack.down("--volumes")
 
 
-def missing_directory() -> None:
-    """A MODEL_DIR that does not exist is told by compose itself, and not made on the host.
+def missing_directory() -> str:
+    """A MODEL_DIR that does not exist is told by compose itself, and not made on the host. Returns the line.
 
     Raises:
         ComposeError: It is not.
@@ -61,20 +74,19 @@ def missing_directory() -> None:
     stack = Stack(PROJECT, MODEL_DIR=missing)
     try:
         said = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
-        _check_told(said.returncode, said.stderr, missing)
         if Path(missing).exists():
             raise ComposeError(f"{missing} was made")
+        return _check_told(said.returncode, said.stderr, missing)
     finally:
         stack.down("--volumes")
 
 
-def port_taken_on_the_host() -> None:
-    """A port of the host that is taken is told by compose itself.
+def port_taken_on_the_host() -> str:
+    """A port of the host that is taken is told by compose itself. Returns the line.
 
     Raises:
         ComposeError: It is not.
     """
-    stack = Stack(PROJECT)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -82,13 +94,13 @@ def port_taken_on_the_host() -> None:
         stack = Stack(PROJECT, CPU_METRICS_PORT=port)
         try:
             said = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
-            _check_told(said.returncode, said.stderr, port)
+            return _check_told(said.returncode, said.stderr, port)
         finally:
             stack.down("--volumes")
 
 
-def waiting_without_permission() -> None:
-    """A GPU service that may not connect to the socket says so while it waits.
+def waiting_without_permission() -> str:
+    """A GPU service that may not connect to the socket says so while it waits. Returns the line.
 
     Raises:
         ComposeError: It does not.
@@ -96,15 +108,15 @@ def waiting_without_permission() -> None:
     stack = Stack(PROJECT, _OVERRIDES / "foreign_user.yaml")
     try:
         stack.up("gpu-service")
-        wait(
-            "the GPU service says that it may not connect",
-            lambda: "user 4242 has no permission to look into /run/fiddler" in stack.logs("gpu-service"),
-        )
+        text = "user 4242 has no permission to look into /run/fiddler"
+        wait("the GPU service says that it may not connect", lambda: text in stack.logs("gpu-service"))
+        return next(line for line in stack.logs("gpu-service").splitlines() if text in line)
     finally:
         stack.down("--volumes")
 
 
-def _check_told(status: int, said: str, name: str) -> None:
+def _check_told(status: int, said: str, name: str) -> str:
     lines = [line for line in said.splitlines() if name in line]
     if status == 0 or len(lines) != 1:
         raise ComposeError(f"expected one line that names {name}, got:\n{said}")
+    return lines[0]

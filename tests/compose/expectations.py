@@ -9,7 +9,6 @@ CONSTANT = {
     "fiddler_expert_kernel_read_bytes_per_second": "measured at the start",
     "fiddler_expert_memory_read_bytes_per_second": "measured at the start",
     "fiddler_expert_kernel_seconds": "measured at the start",
-    "fiddler_expert_slots": "settled at the start",
     "fiddler_requests_waiting_limit": "a setting",
     "fiddler_build_info": "versions",
     "fiddler_expert_weight_bytes": "the model's",
@@ -21,13 +20,8 @@ CONSTANT = {
 }
 """Metrics that no event of the test moves, each with the reason."""
 
-PLANS = {
-    "fiddler_resident_experts",
-    "fiddler_expert_resident",
-    "fiddler_placement_swaps_total",
-    "fiddler_expert_copied_bytes_total on demand",
-}
-"""Metrics that move where a swap or a copy pays, which depends on the costs that were measured."""
+SLOTS = {"fiddler_expert_slots", "fiddler_resident_experts of all layers"}
+"""Metrics that move with --gpu-expert-memory alone: the slots are full from the start."""
 
 LOSS = {
     "up",
@@ -43,14 +37,14 @@ LOSS = {
 
 
 def event_of(query: PanelQuery) -> str:
-    """What moves a query: "load", "loss", "plans" or "never"."""
+    """What moves a query: "load", "loss", "slots" or "never"."""
     metrics = metrics_of(query.expression)
     if 'code!="OK"' in query.expression:
         metrics = {f"{metric} not OK" for metric in metrics}
-    if 'reason="demand"' in query.expression:
-        metrics |= {f"{metric} on demand" for metric in metrics}
+    if "by (layer)" not in query.expression:
+        metrics = {f"{metric} of all layers" if metric == "fiddler_resident_experts" else metric for metric in metrics}
     if metrics <= CONSTANT.keys():
         return "never"
-    if metrics & LOSS:
-        return "loss"
-    return "plans" if metrics & PLANS else "load"
+    if metrics <= SLOTS:
+        return "slots"
+    return "loss" if metrics & LOSS else "load"

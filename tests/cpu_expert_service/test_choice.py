@@ -54,10 +54,14 @@ def test_pytorch_computes_from_where_it_is_faster_at_all_larger_sizes(
 
 
 def test_few_rows_are_native_and_many_are_not(kernel: AutoKernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = []
+    chosen: list[str] = []
 
     def remember(name: str) -> LayerFunction:
-        return lambda hidden, ids, weights: chosen.append(name) or hidden
+        def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+            chosen.append(name)
+            return hidden
+
+        return compute
 
     monkeypatch.setattr(kernel.native, "prepare", lambda layer: remember("native"))
     monkeypatch.setattr(PyTorchKernel, "prepare", lambda self, layer: remember("pytorch"))

@@ -216,3 +216,28 @@ def test_what_was_done_is_counted(service: Service) -> None:
     after_bytes = value("fiddler_expert_received_bytes_total"), value("fiddler_expert_sent_bytes_total")
     assert after_bytes[0] - before_bytes[0] == sum(request.ByteSize() for request in requests)
     assert after_bytes[1] - before_bytes[1] == sum(reply.ByteSize() for reply in replies)
+
+
+@pytest.mark.parametrize(
+    ("ids", "num_read"),
+    [
+        ([[0, 5]], 2),
+        ([[3, -1]], 1),  # the other one is computed elsewhere
+        ([[3, 1], [3, 2], [3, 4], [3, 5]], 5),
+        ([[3, 1], [3, 2], [3, 4], [3, 5], [3, 6]], 0),  # five rows of one expert: computing takes longer than reading
+        ([[-1, -1]], 0),
+    ],
+)
+def test_weights_read_are_those_of_experts_with_few_rows(service: Service, ids: list[list[int]], num_read: int) -> None:
+    request = ask(rows=len(ids))
+    tensors.encode(torch.tensor(ids, dtype=torch.int32), experts := tensor_pb2.Tensor())
+    request.expert_ids.CopyFrom(experts)
+    names = ("fiddler_expert_weight_read_bytes_total", "fiddler_expert_weight_read_seconds_total")
+    before = [value(name) for name in names]
+    with stream(service.channel) as one:
+        one.send(request)
+        one.receive()
+        one.finish()
+    num_bytes, seconds = (value(name) - then for name, then in zip(names, before, strict=True))
+    assert num_bytes == num_read * service.runner.expert_bytes[0]
+    assert (seconds > 0) == (num_read > 0)

@@ -34,7 +34,9 @@ def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[i
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return output.sequences[0, len(prompt) :].tolist(), torch.cat(output.logits).float()
+    # an encoder's input is not the beginning of what is generated; the decoder's own start token is
+    begin = 1 if model.config.is_encoder_decoder else len(prompt)
+    return output.sequences[0, begin:].tolist(), torch.cat(output.logits).float()
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from client import Client
+from client import ChatMessage, Client, InvalidRequestError
 from fiddler.checkpoint import Checkpoint
 from gpu_service.batch import Logits
 from gpu_service.dispatch import Dispatcher
@@ -49,6 +49,20 @@ def test_ten_prompts_give_the_tokens_of_transformers_in_float32(pair: Pair) -> N
             expected, _ = reference.generate(model, tokenizer.encode(prompt), NUM_TOKENS)
             generation = client.generate(prompt, max_tokens=NUM_TOKENS, temperature=0)
             assert [token for message in generation for token in getattr(message, "token_ids", ())] == expected, prompt
+
+
+def test_a_conversation_is_a_dialogue_that_goes_on_as_in_transformers(pair: Pair) -> None:
+    messages = [("system", "It was a fine morning."), ("user", "Who are you?"), ("assistant", "A ship."), ("user", "I")]
+    tokenizer = Tokenizer(DEMO)
+    text = tokenizer.render(messages)
+    assert text == '<s>It was a fine morning.\n\n"Who are you?"\n\n"A ship."\n\n"I"\n\n"'
+    expected, _ = reference.generate(reference.load(DEMO), tokenizer.encode(text, add_special_tokens=False), NUM_TOKENS)
+    chat = [ChatMessage(role=role, content=content) for role, content in messages]
+    with Client(pair.target) as client:
+        generation = client.chat(chat, max_tokens=NUM_TOKENS, temperature=0)
+        assert [token for message in generation for token in getattr(message, "token_ids", ())] == expected
+        with pytest.raises(InvalidRequestError, match="a role must be system, user or assistant, not narrator"):
+            client.chat([ChatMessage(role="narrator", content="I")]).text()
 
 
 @pytest.mark.parametrize("num_resident", [0, 16])

@@ -1,7 +1,8 @@
-"""What is drawn equals what transformers draws with the same seed, family by family, through real services."""
+"""What is drawn, taken or searched for equals what transformers makes, family by family, through real services."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from tests.end_to_end.calls import Answer, Stub, connect, generate, generate_one
 from tests.pairs import start
 
 NUM_TOKENS = 20
+NUM_BEAMS = (1, 4, 8, 16)
+MAX_SLOTS = sum(NUM_BEAMS) + 4
+"""For all beams and four other requests at once."""
 LOGPROB_TOLERANCE = 1e-4
 EOS = 2
 
@@ -33,7 +37,7 @@ PROMPTS = [[5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)), [99]]
 
 @pytest.fixture(scope="module")
 def stub(directory: Path) -> Iterator[Stub]:
-    with start(directory) as pair, connect(pair.target) as stub:
+    with start(directory, "--max-slots", str(MAX_SLOTS)) as pair, connect(pair.target) as stub:
         yield stub
 
 
@@ -69,6 +73,69 @@ def test_a_seed_draws_the_tokens_of_transformers_alone_and_among_seven_others(st
     assert [draw(each) for each in requests] == expected
     with ThreadPoolExecutor(len(requests)) as threads:
         assert list(threads.map(draw, requests)) == expected
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A request, and what transformers makes of it: the tokens of each generation."""
+
+    prompt: list[int]
+    fields: dict[str, Any]
+    expected: list[list[int]]
+
+    def ask(self, stub: Stub) -> list[list[int]]:
+        answers = generate(stub, self.prompt, max_tokens=NUM_TOKENS, **self.fields).answers
+        ordered = [answers[index] for index in sorted(answers)]
+        return [list(each.complete.token_ids) if "beam_search" in self.fields else each.token_ids for each in ordered]
+
+
+def _taken(model: Any, prompt: list[int]) -> _Kind:
+    fields = {"sampling": sampling(temperature=0)}
+    return _Kind(prompt, fields, [_expected(model, prompt, {"temperature": 0}, 0)[0]])
+
+
+def _drawn(model: Any, prompt: list[int], seed: int) -> _Kind:
+    settings = {"temperature": 0.9, "top_k": 40, "top_p": 0.9}
+    return _Kind(prompt, {"sampling": sampling(**settings, seed=seed)}, [_expected(model, prompt, settings, seed)[0]])
+
+
+def _up_to(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    """Without the padding that follows an end."""
+    length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[:length]
+
+
+def _searched(model: Any, prompt: list[int], num_beams: int, ends: Sequence[int]) -> _Kind:
+    count = min(num_beams, 3)
+    beams = model.generate(
+        torch.tensor([prompt]),
+        num_beams=num_beams,
+        num_return_sequences=count,
+        do_sample=False,
+        max_new_tokens=NUM_TOKENS,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=0,
+    )
+    expected = [_up_to(beam, ends) for beam in beams[:, len(prompt) :].tolist()]
+    search = {"num_beams": num_beams, "num_return_sequences": count}
+    return _Kind(prompt, {"beam_search": search, "stop_token_ids": ends, "ignore_eos": True}, expected)
+
+
+def test_every_kind_of_request_is_the_same_alone_and_with_seven_others_of_all_kinds(stub: Stub, model: Any) -> None:
+    """Two that take the likeliest, two that draw, and beams; two of whose tokens end some beams early."""
+    best = _searched(model, PROMPTS[1], 4, []).expected[0]
+    ends = [best[NUM_TOKENS // 3], best[-2]]
+    kinds = [
+        *(_taken(model, prompt) for prompt in PROMPTS[:2]),
+        *(_drawn(model, prompt, 40 + len(prompt)) for prompt in PROMPTS[2:]),
+        *(_searched(model, PROMPTS[1], num_beams, ends) for num_beams in NUM_BEAMS),
+    ]
+    assert len(kinds) == 8
+    assert any(len(tokens) < NUM_TOKENS for kind in kinds[-len(NUM_BEAMS) :] for tokens in kind.expected)
+    assert [kind.ask(stub) for kind in kinds] == [kind.expected for kind in kinds]
+    with ThreadPoolExecutor(len(kinds)) as threads:
+        together = list(threads.map(lambda kind: kind.ask(stub), kinds))
+    assert together == [kind.expected for kind in kinds]
 
 
 def test_generation_i_of_n_is_the_one_of_seed_plus_i(stub: Stub, model: Any) -> None:

@@ -1,5 +1,7 @@
 """Tiny configurations of transformers' families with experts: small sizes for all, and what some need besides."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from transformers import PreTrainedConfig
@@ -80,6 +82,14 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     "axk1": _LATENT | {"head_dim": 8},
     "axk2": _LATENT,
     "bailing_hybrid": _LATENT | {"layer_group_size": 2},
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 3,
+        "max_seq_len": 512,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 48, "moe_num_experts": 8, "moe_top_k": 3},
+    },
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"head_dim": 8},
     "deepseek_v32": _LATENT,
@@ -107,12 +117,42 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
         "local_layer_ids": [0, 2],
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "jetmoe": {"num_key_value_heads": 2, "kv_channels": 16},
     "kimi_linear": _LATENT | _RECURRENT,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    # the temperature changes within a prompt, a chunk of attention ends in it, and every other layer is dense
+    "llama4_text": {
+        "intermediate_size_mlp": 80,
+        "interleave_moe_layer_step": 2,
+        "attention_chunk_size": 24,
+        "floor_scale": 16,
+        "pad_token_id": 0,
+    },
+    "muse_spark_audio": {
+        "num_hidden_layers": 4,
+        "out_hidden_size": 64,
+        "hidden_sizes": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+    },
     "mistral4": _LATENT
     | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
     "mistral_large4_text": _LATENT,
     "nemotron_h_omni": {"projector_hidden_size": 64, "vision_hidden_size": 32},
+    # an expert's two choices are not of one size, and the first layers of both stacks are dense
+    "nllb-moe": {
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_ffn_dim": 96,
+        "encoder_attention_heads": 4,
+        "encoder_sparse_step": 2,
+        "decoder_layers": 4,
+        "decoder_ffn_dim": 80,
+        "decoder_attention_heads": 4,
+        "decoder_sparse_step": 2,
+        "decoder_start_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+    },
     "phimoe": {"tie_word_embeddings": True},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 300},
     # published without a window; transformers would not look through one
@@ -127,6 +167,21 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
         "indexer_budget": 16,
         "indexer_compress_ratio": 4,
         "hc_lowrank": 8,
+    },
+    # capacity: the longest of the tests' prompts has experts that get more
+    "switch_transformers": {
+        "d_model": 64,
+        "d_kv": 16,
+        "d_ff": 96,
+        "num_layers": 4,
+        "num_sparse_encoder_layers": 2,
+        "num_decoder_layers": 3,
+        "num_sparse_decoder_layers": 3,
+        "num_heads": 4,
+        "expert_capacity": 5,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
     },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
 }
@@ -165,19 +220,22 @@ _TOWER: Final[dict[str, Any]] = {
 _TEXT_PARTS = ("text_config", "thinker_config", "llm_config")
 
 
-def config_of(model_type: str) -> PreTrainedConfig:
-    """A tiny model of this type."""
-    return _tiny(CONFIG_MAPPING[model_type], _SMALL)
+def config_of(model_type: str, **settings: Any) -> PreTrainedConfig:
+    """A tiny model of this type, with some settings of its own."""
+    return _tiny(CONFIG_MAPPING[model_type], _SMALL, settings)
 
 
-def _tiny(cls: type[PreTrainedConfig], small: dict[str, Any]) -> PreTrainedConfig:
+def _tiny(
+    cls: type[PreTrainedConfig], small: dict[str, Any], own: Mapping[str, Any] = MappingProxyType({})
+) -> PreTrainedConfig:
     """A configuration with those small settings that its class has, and its parts alike."""
     known = cls().to_dict()
     settings = {name: value for name, value in small.items() if name in known}
-    settings |= _BESIDES.get(cls.model_type, {})
+    besides = {**_BESIDES.get(cls.model_type, {}), **own}
+    settings |= besides
     for name, part_class in (cls.sub_configs or {}).items():
         part = known.get(name)
-        if isinstance(part, dict):
+        if isinstance(part, dict) and name not in besides:
             part_class = CONFIG_MAPPING[part["model_type"]] if part.get("model_type") in CONFIG_MAPPING else part_class
             settings[name] = _tiny(part_class, _SMALL if name in _TEXT_PARTS else _TOWER).to_dict()
     return cls(**settings)

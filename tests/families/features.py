@@ -1,12 +1,15 @@
 """What is special about a model's structure, seen in the model and its checkpoint."""
 
+from typing import Any
+
 from transformers import DynamicCache
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.experts import Expert
+from gpu_service.encoder_decoder import num_layers
 
 
-def features_of(checkpoint: Checkpoint, config: object) -> tuple[str, ...]:
+def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
     """The words of gpu_service.families for it, in alphabetical order."""
     expert = checkpoint.layers[0].experts[0]
     features = {*_expert_features(expert), *_state_features(config)}
@@ -17,8 +20,12 @@ def features_of(checkpoint: Checkpoint, config: object) -> tuple[str, ...]:
         features.add("latent attention")
     if any(name.endswith(("correction_bias", "expert_bias", "correction.bias")) for name in names):
         features.add("corrected router")
-    if len(checkpoint.layers) < config.get_text_config(decoder=True).num_hidden_layers:  # type: ignore[attr-defined]
+    if len(checkpoint.layers) < num_layers(config):
         features.add("dense layers")
+    if getattr(config, "is_encoder_decoder", False):
+        features.add("encoder-decoder")
+    if hasattr(config, "expert_capacity"):
+        features.add("limited capacity")
     activation = checkpoint.layers[0].activation.name
     if activation != "silu":
         features.add(activation)
@@ -34,7 +41,7 @@ def _expert_features(expert: Expert) -> set[str]:
         apart = (expert.up.offset_bytes - expert.gate.offset_bytes) // expert.up.dtype.itemsize
         if apart in (1, expert.up.shape[1]) and expert.up.shape[0] > 1:
             features.add("interleaved")
-    if expert.up.strides[1] != 1:
+    if expert.up.strides[1] != 1 or expert.down.strides[1] != 1:
         features.add("transposed")
     if expert.up_bias is not None:
         features.add("biases")

@@ -89,16 +89,22 @@ def test_one_expert_scaled_by_a_hundredth_is_noticed(case: Case, engine: Engine,
     prompt, num_tokens = reference.PROMPTS[2], 8
     engine.model.dispatcher.selections.clear()
     ((_, unscaled),) = engine.generate([prompt], num_tokens)
-    counts = engine.model.dispatcher.selections.read()[0]
-    scaled = counts.index(max(counts)), engine.checkpoint.layers[0].decoder_layer
-    checkpoints.scale_expert(case.directory, scaled[1], scaled[0], 1.01)
-    try:
-        ((_, logits),) = Engine(case.directory, kernel).generate([prompt], num_tokens)
-    finally:
-        checkpoints.scale_expert(case.directory, scaled[1], scaled[0], 1 / 1.01)
     expected = case.expected[2][1][:num_tokens]
-    noise = _difference(unscaled, expected)
-    assert _difference(logits, expected) > max(10 * noise, TOLERANCE)
+    enough = max(10 * _difference(unscaled, expected), TOLERANCE)
+    selections = engine.model.dispatcher.selections.read()
+
+    def is_noticed(layer: int) -> bool:
+        counts, decoder_layer = selections[layer], engine.checkpoint.layers[layer].decoder_layer
+        expert = counts.index(max(counts))
+        checkpoints.scale_expert(case.directory, decoder_layer, expert, 1.01)
+        try:
+            ((_, logits),) = Engine(case.directory, kernel).generate([prompt], num_tokens)
+        finally:
+            checkpoints.scale_expert(case.directory, decoder_layer, expert, 1 / 1.01)
+        return _difference(logits, expected) > enough
+
+    # norms hide much of an early layer; of the last layer, only the latest tokens' experts matter
+    assert any(is_noticed(layer) for layer in (len(selections) // 2, len(selections) - 1))
 
 
 def test_its_structure_is_what_the_table_says(case: Case, engine: Engine) -> None:

@@ -11,12 +11,14 @@ from gpu_service.architectures import architecture_of
 from tests.families.configs import config_of
 
 
-def build(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A tiny random model, whose matrices are drawn so wide that its experts matter."""
-    config = config_of(model_type)
+def build(model_type: str, dtype: torch.dtype = torch.float32, config: dict[str, Any] | None = None) -> PreTrainedModel:
+    """A tiny random model, whose matrices are drawn so wide that its experts matter, with some settings of its own."""
+    configuration = config_of(model_type, **config or {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = architecture_of(config.model_type).auto_class.from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = architecture_of(configuration.model_type).auto_class.from_config(
+            configuration, dtype=torch.float32
+        )
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, tensor in _drawn(model):
@@ -28,9 +30,15 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> PreTrainedMode
     return model
 
 
-def write(model_type: str, directory: Path, dtype: torch.dtype = torch.float32, **saving: Any) -> Path:
+def write(
+    model_type: str,
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    config: dict[str, Any] | None = None,
+    **saving: Any,
+) -> Path:
     """Writes what `build` makes: save_pretrained undoes the fusing that transformers does on loading."""
-    build(model_type, dtype).save_pretrained(directory, **saving)
+    build(model_type, dtype, config).save_pretrained(directory, **saving)
     return directory
 
 

@@ -133,6 +133,17 @@ def copy_shard(directory: Path) -> None:
     index(lambda content: content["weight_map"].update({tensor.name: "model-3.safetensors"}))(directory)
 
 
+def as_qwen_in_layer_1(directory: Path) -> None:
+    def renamed(name: str) -> str:
+        if "layers.1." not in name:
+            return name
+        for old, new in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+            name = name.replace(f".{old}.", f".{new}.")
+        return name
+
+    edit_tensors(directory, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()})
+
+
 def as_dense(tensors: Tensors) -> Tensors:
     return {name: tensor for name, tensor in tensors.items() if "expert" not in name}
 
@@ -337,6 +348,44 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
         add(UP.replace("w3", "up_proj"), torch.ones(24, 32)),
         errors.UnknownNamingError,
         [SINGLE_FILE, "but others of its layer as"],
+    ),
+    "two namings in the checkpoint": (
+        as_qwen_in_layer_1,
+        errors.UnknownNamingError,
+        [SINGLE_FILE, "layers.1.block_sparse_moe.experts.0.", "all layers must be named alike"],
+    ),
+    "FP8 by config.json": (
+        config(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}),
+        errors.UnsupportedDtypeError,
+        ["config.json", "quantization_config", "FP8", "BF16, F16 and F32"],
+    ),
+    "INT4 in the text model's section": (
+        config(
+            text_config={
+                "quantization_config": {
+                    "quant_method": "compressed-tensors",
+                    "format": "pack-quantized",
+                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
+                }
+            }
+        ),
+        errors.UnsupportedDtypeError,
+        ["config.json", "compressed-tensors (pack-quantized, 4-bit integers)"],
+    ),
+    "GPTQ": (
+        config(quantization_config={"quant_method": "gptq", "bits": 4}),
+        errors.UnsupportedDtypeError,
+        ["config.json", "GPTQ (4 bits)"],
+    ),
+    "packed INT4": (
+        rename(".weight", ".weight_packed"),
+        errors.UnsupportedDtypeError,
+        [SINGLE_FILE, "layers.0.block_sparse_moe.experts.0.w", ".weight_packed'", "packed INT4 weights"],
+    ),
+    "MXFP4": (
+        after(fuse, rename("gate_up_proj", "gate_up_proj_blocks"), rename(".down_proj", ".down_proj_blocks")),
+        errors.UnsupportedDtypeError,
+        [SINGLE_FILE, "_proj_blocks'", "MXFP4 weights"],
     ),
     "an expert twice": (
         after(shard, copy_shard),

@@ -259,7 +259,7 @@ def kernel_version() -> tuple[int, ...]:
 @pytest.mark.skipif(kernel_version() < (5, 14), reason="needs MADV_POPULATE_READ")
 def test_prefault_asks_the_kernel_where_it_can(mixtral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a start that is not aligned to a page is the same errno as a kernel that does not know how
-    monkeypatch.setattr("fiddler.checkpoint._MappedFile._touch", None)
+    monkeypatch.setattr("fiddler.mapped_file.MappedFile._touch", None)
     Checkpoint.open(mixtral).prefault()
 
 
@@ -270,7 +270,7 @@ def resident_file_bytes() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_prefault_works_on_a_kernel_without_populate(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fiddler.checkpoint._MADV_POPULATE_READ", 9999)
+    monkeypatch.setattr("fiddler.mapped_file._MADV_POPULATE_READ", 9999)
     checkpoint = Checkpoint.open(large)
     before = resident_file_bytes()
     checkpoint.prefault()

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gpu_service.logit_rows import rows_of, unusable_rows, with_rows
+from gpu_service.logit_rows import largest, rows_of, unusable_rows, with_rows
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -30,3 +30,11 @@ def test_rows_are_replaced_in_a_copy_and_nothing_is_copied_where_none_is() -> No
     assert scores.tolist() == [[0, 0], [1, 1], [0, 0]]
     assert not logits.any()
     assert with_rows(logits, {}) is logits
+
+
+@pytest.mark.parametrize("levels", [1, 2, 50, 10**9])
+def test_the_largest_is_torchs_and_the_first_of_several(levels: int) -> None:
+    values = (torch.randn(20, 5000, generator=torch.Generator().manual_seed(levels)) * levels).round() / levels
+    values[3:5] = -torch.inf
+    values[7, 40:50] = torch.inf
+    assert torch.equal(largest(values), values.argmax(dim=-1))

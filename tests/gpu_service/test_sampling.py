@@ -1,13 +1,21 @@
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SequenceBiasLogitsProcessor,
+)
 
+from gpu_service.logits_processors import OccurrencePenalties, TokenBias
 from gpu_service.request import TokenLogprobs
-from gpu_service.sampling import History, OccurrencePenalties, Sampler, sample, sample_with_logprobs
+from gpu_service.sampling import History, Sampler, processors, sample, sample_with_logprobs
 from gpu_service.sampling_parameters import SamplingParameters, not_honoured
 from tests import checkpoints
 
@@ -19,6 +27,12 @@ NEUTRAL = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "min_p": None, "typical
 
 def _sampler(index: int = 0, **parameters: Any) -> Sampler:
     return Sampler(SamplingParameters(**parameters), index)
+
+
+def _with_changes(
+    parameters: SamplingParameters, prompt: list[int], min_tokens: int = 0, end_ids: Collection[int] = ()
+) -> Sampler:
+    return Sampler(parameters, 0, prompt, processors(parameters, len(prompt), min_tokens, end_ids))
 
 
 def _choose(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
@@ -104,8 +118,17 @@ def test_any_parameters_choose_what_generate_chooses(
     ours["logit_bias"] = tuple(asked.get("logit_bias", {}).items())
     if not draws:
         ours["temperature"] = 0.0
-    sampler = Sampler(SamplingParameters(**ours), 0, PROMPT, asked.get("min_tokens", 0), END_IDS)
+    sampler = _with_changes(SamplingParameters(**ours), PROMPT, asked.get("min_tokens", 0), END_IDS)
     assert _replay(sampler, logits) == expected
+
+
+def test_a_bias_is_that_of_transformers_and_of_many_tokens_at_once() -> None:
+    scores = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
+    biases = [(token, token / 50 - 50) for token in range(0, 5000, 2)]
+    sequences: Any = {(token,): bias for token, bias in biases}  # its annotation lacks the dict
+    theirs: Any = SequenceBiasLogitsProcessor(sequences)
+    expected = theirs(None, scores)
+    assert torch.equal(TokenBias(biases, torch.device("cpu"))(None, scores), expected)
 
 
 def test_generation_i_is_seeded_with_seed_plus_i(model: PreTrainedModel) -> None:
@@ -154,8 +177,8 @@ def test_who_else_is_in_the_batch_changes_nothing(data: st.DataObject, others: i
 def test_a_greedy_choice_is_penalised_for_repetition() -> None:
     logits = torch.tensor([[3.0, 2.5, -1.0]])
     parameters = SamplingParameters(repetition_penalty=1.5)
-    assert sample(logits, [Sampler(parameters, prompt=[0])], [[]]) == [1]
-    assert sample(logits, [Sampler(parameters, prompt=[2])], [[2]]) == [0]
+    assert sample(logits, [_with_changes(parameters, [0])], [[]]) == [1]
+    assert sample(logits, [_with_changes(parameters, [2])], [[2]]) == [0]
 
 
 def test_occurrences_are_counted_in_what_was_generated() -> None:
@@ -166,7 +189,7 @@ def test_occurrences_are_counted_in_what_was_generated() -> None:
 
 def test_once_min_tokens_are_made_a_greedy_choice_takes_the_logits_as_they_are() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]])
-    sampler = Sampler(SamplingParameters(), 0, [1], min_tokens=2, end_ids={2})
+    sampler = _with_changes(SamplingParameters(), [1], min_tokens=2, end_ids={2})
     assert sampler.changes_logits
     output: list[int] = []
     for _ in range(4):
@@ -185,7 +208,7 @@ def test_a_history_is_the_prompt_and_the_output_however_it_grows(sizes: list[int
 
 def test_log_probabilities_are_told_of_rows_that_want_them() -> None:
     logits = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [5.0, 0.0, 1.0]])
-    samplers = [_sampler(), _sampler(logit_bias=((1, 9.0),)), _sampler()]
+    samplers = [_sampler(), _with_changes(SamplingParameters(logit_bias=((1, 9.0),)), []), _sampler()]
     expected = torch.log_softmax(logits, -1).tolist()
     none, biased, greedy = sample_with_logprobs(logits, samplers, [[]] * 3, [None, 2, 0])
     assert none == TokenLogprobs(2, None)

@@ -1,6 +1,6 @@
 """What a step makes of each request, and that what goes wrong in one harms no other."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -278,12 +278,38 @@ def test_what_breaks_in_a_requests_own_part_fails_that_request_alone(steps: _Ste
     assert _ends(healthy[2].all())[0].token_ids == (61, 62, 63, 64, 65)
 
 
-def test_a_request_that_no_sampler_can_be_made_for_fails_alone(steps: _Steps) -> None:
-    refused, healthy = Reader([4], sampling=SamplingParameters(temperature=-1.0)), Reader([4])
+class _NoMatcher:
+    """Stands for stop texts that no matcher can be made of."""
+
+    def matcher(self) -> None:
+        raise RuntimeError("stop texts that break")
+
+
+@pytest.mark.parametrize("fields", [{"sampling": SamplingParameters(temperature=-1.0)}, {"stop": _NoMatcher()}])
+def test_a_request_that_cannot_be_begun_fails_alone(steps: _Steps, fields: dict[str, Any]) -> None:
+    refused, healthy = Reader([4], request_id="mine", **fields), Reader([4])
+    steps.ids.add(refused.request)
     steps.run(refused, healthy)
-    end = refused.read()[1]
+    assert isinstance(refused.read()[1], Failed)
+    assert steps.ids.abort("mine") is None
+    assert healthy.read()[0] == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_a_search_whose_results_break_ends_all_the_same(steps: _Steps, is_cancelled: bool) -> None:
+    broken, healthy = Reader([4], max_tokens=2, beam=BeamParameters(2)), Reader([4])
+    steps.stepper.add(broken.request)
+    assert broken.request.search is not None
+
+    def no_results() -> NoReturn:
+        raise RuntimeError("results that break")
+
+    broken.request.search.results = no_results  # type: ignore[method-assign]
+    if is_cancelled:
+        steps.stepper.cancel(broken.request, FinishReason.CANCELLED)
+    steps.run(healthy)
+    (end,) = broken.all()
     assert isinstance(end, Failed)
-    assert isinstance(end.error, ValueError)
     assert healthy.read()[0] == [5, 6, 7, 8, 9]
 
 

@@ -64,8 +64,8 @@ def test_a_template_that_breaks_is_told_as_well(tmp_path: Path, template: str) -
         _with_template(tmp_path, template).render([("user", "hello")])
 
 
-def test_a_model_may_have_no_template(tokenizer: Tokenizer) -> None:
-    assert not tokenizer.has_chat_template
+def test_a_model_may_have_no_template(tokenizer: Tokenizer, tokenizer_directory: Path) -> None:
+    assert tokenizer.has_chat_template == (tokenizer_directory == DEMO)
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:

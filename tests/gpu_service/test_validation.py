@@ -30,6 +30,8 @@ class _Model:
     vocab_size = 50
     max_context = 16
     eos_ids = frozenset({2})
+    start_token_id: int | None = None
+    forced_bos_token_id: int | None = None
     generation_config = GenerationConfig(do_sample=False)  # type: ignore[no-untyped-call]
 
 

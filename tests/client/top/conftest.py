@@ -26,19 +26,19 @@ class Page:
 def _serving() -> Iterator[Page]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(page.status)
+            self.send_response(served.status)
             self.end_headers()
-            self.wfile.write(page.next())
+            self.wfile.write(served.next())
 
         def log_message(self, *arguments: object) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        page = Page(server.server_port)
+        served = Page(server.server_port)
         # otherwise it looks only twice a second whether it shall end
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
-        yield page
+        yield served
         server.shutdown()
 
 

@@ -108,10 +108,8 @@ def test_what_is_not_exported_is_not_available() -> None:
 
 
 def test_without_selections_by_expert_the_services_own_figures_are_taken() -> None:
-    text = gpu_service(
-        routes=[{"remote": 3.0}],
-        **{'expert_imbalance_ratio{layer="0"}': 2.5, 'resident_experts{layer="0"}': 7},
-    )
+    figures = 'fiddler_expert_imbalance_ratio{layer="0"} 2.5\nfiddler_resident_experts{layer="0"} 7\n'
+    text = gpu_service(routes=[{"remote": 3.0}]) + figures
     _, sample = _samples([text, text])
     assert (sample.layers[0].imbalance, sample.layers[0].num_resident) == (2.5, 7)
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.screen import Screen
 
 from client import ClientError, UnavailableError
-from client.top.maps import Choice
+from client.top.maps import CHOICES, Choice
 from client.top.monitor import Monitor
 from client.top.snapshot import Snapshot
 from client.top.view import View
@@ -104,7 +104,7 @@ def test_the_whole_screen_fits(num_layers: int, num_experts: int, width: int, he
 
 def test_maps_are_chosen() -> None:
     snapshot = _large(48, 128)
-    shown = {choice: _printed(snapshot, 120, choice) for choice in ("auto", "both", "recent", "decayed")}  # type: ignore[arg-type]
+    shown = {choice: _printed(snapshot, 120, choice) for choice in CHOICES}
     titles = {choice: ("last 2 s," in text, "  decayed," in text) for choice, text in shown.items()}
     assert titles == {"auto": (True, False), "both": (True, True), "recent": (True, False), "decayed": (False, True)}
     assert "last 2 s, max of 4 " in shown["both"]

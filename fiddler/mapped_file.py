@@ -1,0 +1,56 @@
+"""One file of weights in memory: views of its matrices, and bringing its pages in. It knows nothing of experts."""
+
+import errno
+import mmap
+import warnings
+from pathlib import Path
+
+import torch
+
+from fiddler.checkpoint_errors import FileFormatError
+from fiddler.experts import WeightView
+
+_MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
+
+
+class MappedFile:
+    """One file in memory, read-only and shared with every other process that maps it."""
+
+    def __init__(self, path: Path, dtype: torch.dtype) -> None:
+        """Maps it, for views of that dtype."""
+        self._path = path
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A tensor may start at any byte, a torch offset counts elements: one flat tensor for every phase.
+        # Safetensors pads its headers, so only the first phase is common.
+        with warnings.catch_warnings():
+            # torch has no read-only tensors and says so; the mapping is, and a write would be a bug
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            self._phases = [self._flat(dtype, phase) for phase in range(dtype.itemsize)]
+
+    def _flat(self, dtype: torch.dtype, phase: int) -> torch.Tensor:
+        count = (len(self._map) - phase) // dtype.itemsize
+        return torch.frombuffer(self._map, dtype=dtype, count=count, offset=phase)
+
+    def view(self, view: WeightView) -> torch.Tensor:
+        """The matrix itself, in the file's own pages."""
+        offset, phase = divmod(view.offset_bytes, view.dtype.itemsize)
+        return self._phases[phase].as_strided(view.shape, view.strides, offset)
+
+    def populate(self, begin: int, end: int) -> None:
+        """Brings those bytes into the page cache and the page tables.
+
+        Raises:
+            FileFormatError: They cannot be read.
+        """
+        begin -= begin % mmap.PAGESIZE
+        try:
+            self._map.madvise(_MADV_POPULATE_READ, begin, end - begin)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise FileFormatError(f"{self._path} cannot be read into memory: {error.strerror}.") from error
+            self._touch(begin, end)
+
+    def _touch(self, begin: int, end: int) -> None:
+        """For kernels before 5.14: reads a byte of every page."""
+        self._map[begin : end : mmap.PAGESIZE]

@@ -1,0 +1,38 @@
+"""Llama-4's MoE block, whose router scales what experts take in rather than what they give out.
+
+An expert is not linear, so that the score cannot be a routing weight: each row is sent scaled, with a routing weight of
+1, once for each of its experts. The published models choose one expert per token, so that this is no row more. (What
+transformers computes of the experts that were not chosen is their output for a row of zeros, which is zero.)
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.llama4 import modeling_llama4
+
+from gpu_service.blocks.block_experts import BlockExperts
+
+
+class Llama4Block(nn.Module):
+    """In the place of Llama4TextMoe."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.experts = BlockExperts(config)
+        self.router = modeling_llama4.Llama4Router(config)  # type: ignore[no-untyped-call]
+        self.shared_expert = modeling_llama4.Llama4TextMLP(config)  # type: ignore[no-untyped-call]
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[..., hidden] -> [rows, hidden], and the router's logits [rows, experts]."""
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        all_scores, logits = self.router(rows)
+        scores, expert_ids = all_scores.topk(self.router.top_k, dim=1)
+        ones = torch.ones_like(scores[:, :1])
+        sent = [(rows * scores[:, [choice]], expert_ids[:, [choice]], ones) for choice in range(self.router.top_k)]
+        work = self.experts.begin(*sent[0])
+        output: torch.Tensor = self.shared_expert(rows)
+        output = output + self.experts.finish(work, *sent[0])
+        for each in sent[1:]:
+            output = output + self.experts(*each)
+        return output, logits

@@ -1,0 +1,148 @@
+"""`python -m gpu_service.models`: the families of models, how each was verified, and what is refused and why.
+
+It prints the tables of gpu_service/families.py and decides nothing. docs/models.md is what --markdown prints.
+"""
+
+import json
+import sys
+from enum import Enum
+from typing import Annotated, Any, Final
+
+import typer
+
+from gpu_service.families import REFUSED, VERIFIED, Family
+from gpu_service.family_words import FEATURES, METHODS
+
+
+class Form(Enum):
+    """How the tables are written."""
+
+    TEXT = "text"
+    MARKDOWN = "markdown"
+    JSON = "json"
+
+
+_HEAD: Final = """# Models
+
+The names are transformers' `model_type`s, which a checkpoint's config.json gives. This page is written by `make models`
+from [gpu_service/families.py](../gpu_service/families.py); `python -m gpu_service.models` prints the same.
+
+A family that has no row, being newer than this table, is served all the same where its experts have transformers'
+experts interface and compute what is computed here. Whether a checkpoint can be served, `python -m gpu_service --model
+DIR --dry-run` tells without serving it.
+"""
+_NOTES: Final = """
+"Runs" is said of the checkpoints that a family's authors publish. Where those are in a weight format that is not read
+yet, the format is named; checkpoints of the same family in bfloat16, float16 or float32 run. Sequences of most families
+are computed together. Where layers keep states that only the model's own code knows, and where a decoder looks at what
+an encoder has read, sequences share each step but are computed one by one within it, and prompts are not divided.
+
+How they are verified:
+"""
+_BATCHES: Final = {
+    True: "together",
+    False: "one by one",
+}
+
+
+def main(
+    form: Annotated[Form, typer.Option("--format", help="How they are written.")] = Form.TEXT,
+) -> None:
+    """Lists the families of models: how each was verified, whether it runs as published, what is refused and why."""
+    write = {Form.TEXT: as_text, Form.MARKDOWN: as_markdown, Form.JSON: as_json}[form]
+    sys.stdout.write(write())
+
+
+def as_text() -> str:
+    """For a terminal."""
+    families = _verified()
+    width = max(map(len, [*VERIFIED, *REFUSED]))
+    lines = [f"{len(families)} families are verified:", ""]
+    for family in families:
+        lines.append(f"  {family.model_type:{width}}  {_structure(family)}")
+        lines.append(f"  {'':{width}}  {_published(family)}; sequences are computed {_BATCHES[family.is_batched]}")
+        lines.append(f"  {'':{width}}  {METHODS[family.test].short}: {family.test}")
+    lines += ["", f"{len(REFUSED)} families are refused:", ""]
+    lines += [f"  {name:{width}}  {reason}" for name, reason in sorted(REFUSED.items())]
+    return "\n".join(lines) + "\n"
+
+
+def as_json() -> str:
+    """One JSON object on a line for each family."""
+    objects: list[dict[str, Any]] = [
+        {
+            "model_type": family.model_type,
+            "verified": True,
+            "structure": list(family.features),
+            "computed": _BATCHES[family.is_batched],
+            "needs_format": family.needs or None,
+            "test": family.test,
+            "how": METHODS[family.test].long,
+        }
+        for family in _verified()
+    ]
+    objects += [
+        {"model_type": name, "verified": False, "refused_because": reason} for name, reason in sorted(REFUSED.items())
+    ]
+    return "".join(json.dumps(each) + "\n" for each in objects)
+
+
+def as_markdown() -> str:
+    """The page docs/models.md."""
+    families = _verified()
+    return "\n".join([_HEAD, *_verified_section(families), *_structure_section(families), *_refused_section()]) + "\n"
+
+
+def _verified_section(families: list[Family]) -> list[str]:
+    lines = [
+        f"## Verified: {len(families)}",
+        "",
+        "| family | structure | as published | sequences | verified by |",
+        "|---|---|---|---|---|",
+    ]
+    for family in families:
+        method = METHODS[family.test]
+        cells = (
+            f"`{family.model_type}`",
+            _structure(family),
+            _published(family),
+            _BATCHES[family.is_batched],
+            f"[{method.short}](../{family.test})",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append(_NOTES)
+    lines += [f"* **{method.short}**: {method.long}." for method in METHODS.values()]
+    return [*lines, ""]
+
+
+def _structure_section(families: list[Family]) -> list[str]:
+    lines = ["## What the words mean", "", "| structure | families | what it is |", "|---|---|---|"]
+    for feature, meaning in sorted(FEATURES.items()):
+        count = sum(feature in _words(family) for family in families)
+        lines.append(f"| {feature} | {count} | {meaning} |")
+    return [*lines, ""]
+
+
+def _refused_section() -> list[str]:
+    lines = [f"## Refused: {len(REFUSED)}", "", "| family | why |", "|---|---|"]
+    return lines + [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
+
+
+def _verified() -> list[Family]:
+    return sorted(VERIFIED.values(), key=lambda family: family.model_type)
+
+
+def _words(family: Family) -> tuple[str, ...]:
+    return family.features or ("plain",)
+
+
+def _structure(family: Family) -> str:
+    return ", ".join(_words(family))
+
+
+def _published(family: Family) -> str:
+    return f"needs {family.needs}" if family.needs else "runs"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,147 @@
+"""`make sweep`: every family through the two services as processes, on a real socket: its tokens are transformers'.
+
+tests/families/test_sweep.py holds every logit of every family against transformers in one process, which costs a tenth
+of this; here it is the tokens and what the client is told of their probabilities. While one family is tested, the next
+one's checkpoint is written, transformers' tokens are made, and its pair starts.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from client import Chunk, Client
+from fiddler.checkpoint import Checkpoint
+from gpu_service.architectures import architecture_of
+from gpu_service.families import SWEPT
+from pair import Pair
+from tests import checkpoints
+from tests.end_to_end import reference
+from tests.families import tiny
+from tests.families.configs import VOCAB_SIZE
+from tests.pairs import start
+
+NUM_TOKENS = 32
+TOLERANCE = 1e-4
+"""Largest difference of a log probability, in units of how far any is from that of a token chosen blindly."""
+
+Continuation = tuple[list[int], list[float]]
+"""Tokens, and the log probability of each."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """A family's pair, and what transformers makes of its checkpoint."""
+
+    directory: Path
+    pair: Pair
+    expected: list[Continuation]
+
+
+class Ahead:
+    """Prepares families in another thread, one before it is asked for."""
+
+    def __init__(self, families: Sequence[str], directory: Path) -> None:
+        self._families = families
+        self._directory = directory
+        self._thread = ThreadPoolExecutor(1)
+        self._resources = ExitStack()
+        self._prepared: dict[str, Future[Running]] = {}
+
+    def running(self, family: str) -> Running:
+        """The family's pair; begins to prepare the next one's."""
+        following = self._families[self._families.index(family) :][:2]
+        for name in following:
+            if name not in self._prepared:
+                self._prepared[name] = self._thread.submit(self._prepare, name)
+        return self._prepared[family].result()
+
+    def _prepare(self, family: str) -> Running:
+        directory = tiny.write(family, self._directory / family)
+        checkpoints.write_tokenizer(directory)
+        pair = start(directory)
+        self._resources.callback(pair.close)
+        pair.start("cpu_expert_service")
+        pair.start("gpu_service")
+        model = architecture_of(family).auto_class.from_pretrained(directory, dtype=torch.float32).eval()
+        with torch.inference_mode():
+            expected = [_continuation(*reference.generate(model, each, NUM_TOKENS)) for each in reference.PROMPTS]
+        pair.wait_until_serving()
+        return Running(directory, pair, expected)
+
+    def close(self) -> None:
+        """Stops what still runs."""
+        for future in self._prepared.values():
+            future.cancel()
+        self._thread.shutdown()
+        self._resources.close()
+
+
+@pytest.fixture(scope="module")
+def ahead(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ahead]:
+    selected = [
+        str(item.callspec.params["family"]) for item in request.session.items if isinstance(item, pytest.Function)
+    ]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # matrices are so small that threads only wait for each other
+    ahead = Ahead(selected, tmp_path_factory.mktemp("sweep"))
+    yield ahead
+    ahead.close()
+    torch.set_num_threads(num_threads)
+
+
+def _continuation(tokens: list[int], logits: torch.Tensor) -> Continuation:
+    log_probabilities = logits.log_softmax(-1)
+    return tokens, [float(row[token]) for row, token in zip(log_probabilities, tokens, strict=True)]
+
+
+def _generate(client: Client, prompt: Sequence[int], num_tokens: int = NUM_TOKENS) -> Continuation:
+    chunks = [
+        message
+        for message in client.generate(list(prompt), max_tokens=num_tokens, temperature=0, logprobs=0)
+        if isinstance(message, Chunk)
+    ]
+    tokens = [token for chunk in chunks for token in chunk.token_ids]
+    return tokens, [entry.logprob or 0.0 for chunk in chunks for entry in chunk.logprobs]
+
+
+def _largest_difference(actual: Continuation, expected: Continuation) -> float:
+    """Of the log probabilities, in units of how far any is from log(1 / vocabulary): some logits are small."""
+    scale = max(abs(due + math.log(VOCAB_SIZE)) for due in expected[1])
+    return max(abs(one - other) for one, other in zip(actual[1], expected[1], strict=True)) / scale
+
+
+@pytest.mark.parametrize("family", sorted(SWEPT))
+def test_the_pair_gives_the_tokens_of_transformers(family: str, ahead: Ahead) -> None:
+    running = ahead.running(family)
+    with closing(running.pair) as pair, Client(pair.target) as client, ThreadPoolExecutor(3) as threads:
+        alone = [_generate(client, prompt) for prompt in reference.PROMPTS]
+        together = list(threads.map(lambda prompt: _generate(client, prompt), reference.PROMPTS))
+        for continuations in (alone, together):
+            assert [tokens for tokens, _ in continuations] == [tokens for tokens, _ in running.expected]
+            for actual, expected in zip(continuations, running.expected, strict=True):
+                assert _largest_difference(actual, expected) < TOLERANCE
+        assert _notices_an_expert(client, running), "1 % more in an expert changes what comes out"
+
+
+def _notices_an_expert(client: Client, running: Running) -> bool:
+    """Whether 1 % in any one expert, in the file that the services have mapped, makes more than the tolerance."""
+    checkpoint = Checkpoint.open(running.directory)
+    experts = [
+        (layer.decoder_layer, expert) for layer in checkpoint.layers[::-1] for expert in range(layer.num_experts)
+    ]
+    return any(_is_noticed(client, running, layer, expert) for layer, expert in experts)
+
+
+def _is_noticed(client: Client, running: Running, layer: int, expert: int) -> bool:
+    checkpoints.scale_expert(running.directory, layer, expert, 1.01)
+    try:
+        actual = _generate(client, reference.PROMPTS[2], NUM_TOKENS)
+    finally:
+        checkpoints.scale_expert(running.directory, layer, expert, 1 / 1.01)
+    return _largest_difference(actual, running.expected[2]) > TOLERANCE

@@ -1,0 +1,17 @@
+"""A small tokenizer like T5's: words and letters, no token that begins a text, and sentinels that stand for spans."""
+
+from pathlib import Path
+from typing import Final
+
+from transformers import T5Tokenizer
+
+NUM_SENTINELS: Final = 10
+_WORDS: Final = ("▁the", "▁dog", "▁walks", "▁in", "▁park", "▁a", "s")
+
+
+def write(directory: Path) -> None:
+    """Writes it as save_pretrained does; its tokens are numbered as T5's, sentinels last and backwards."""
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary += [(word, -2.0) for word in _WORDS] + [(letter, -8.0) for letter in "▁abcdefghijklmnopqrtuvwxyz"]
+    vocabulary += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(NUM_SENTINELS))]
+    T5Tokenizer(vocab=vocabulary, extra_ids=NUM_SENTINELS).save_pretrained(directory)

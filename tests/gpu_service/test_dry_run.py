@@ -1,0 +1,175 @@
+"""`--dry-run` says what a start would come to, or in one sentence why there would be none."""
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from gpu_service import dry_run, host_memory, read_bandwidth
+from gpu_service.expert_slots import ExpertSlots
+from gpu_service.families import REFUSED
+from gpu_service.memory_budget import RESERVE_BYTES, SlotNeeds
+from gpu_service.settings import Settings
+from tests.pairs import DEMO, write_tiny
+from tests.tampering import edit_config, edit_tensors
+from tests.warm_processes import WarmProcess
+
+GB_PER_SECOND = 1e9
+"""Of memory, in these tests."""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(autouse=True)
+def _memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read_bandwidth, "host_bytes_per_second", lambda: GB_PER_SECOND)
+
+
+def _report(directory: Path, *arguments: str) -> dict[str, str]:
+    settings = Settings.load(["--model", str(directory), "--dry-run", *arguments])
+    return {name: text.strip() for name, _, text in (line.partition(":") for line in dry_run.report(settings))}
+
+
+def _rate(decode: str) -> float:
+    match = re.match(r"at most ([\d.,]+) tokens/s", decode)
+    assert match
+    return float(match[1].replace(",", ""))
+
+
+def test_what_is_told_of_a_model_on_the_cpu() -> None:
+    checkpoint = Checkpoint.open(DEMO)
+    told = _report(DEMO, "--device", "cpu")
+    assert told["model"] == str(DEMO)
+    assert told["family"] == "mixtral, verified against transformers"
+    assert told["dense"] == f"{checkpoint.dense_bytes / 2**20:.4g} MiB"
+    assert told["experts"] == "9 MiB in bfloat16: 4 layers x 8 of 288 KiB, 2 of them for each token"
+    assert told["device"].startswith("the CPU")
+    assert "resident" not in told
+    assert "too little" not in told["memory"]
+    read = 2 * 4 * 288 * 2**10 + checkpoint.dense_bytes
+    assert _rate(told["decode"]) == pytest.approx(GB_PER_SECOND / read, rel=0.01)
+
+
+def test_in_float32_the_dense_weights_are_twice_as_large() -> None:
+    told = _report(DEMO, "--device", "cpu", "--dtype", "float32")
+    read = 2 * 4 * 288 * 2**10 + 2 * Checkpoint.open(DEMO).dense_bytes
+    assert _rate(told["decode"]) == pytest.approx(GB_PER_SECOND / read, rel=0.01)
+
+
+def test_experts_that_memory_does_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "measure", lambda: host_memory.HostMemory(2**23, 2**22))
+    assert "9 MiB of experts beside 4 MiB that are free: too little" in _report(DEMO, "--device", "cpu")["memory"]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[int], None]:
+    """Sets the free memory of a GPU that is not there; it reads ten times as fast as the host."""
+
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(dry_run, "device_of", lambda name: torch.device("cuda", 0))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (num_bytes, 2 * num_bytes))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "A GPU")
+        monkeypatch.setattr(read_bandwidth, "device_bytes_per_second", lambda device: 10 * GB_PER_SECOND)
+
+    return set_free
+
+
+def test_what_would_lie_on_a_gpu(gpu: Callable[[int], None], tiny: Path) -> None:
+    checkpoint = Checkpoint.open(tiny)
+    needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), 2)
+    room = RESERVE_BYTES + (2 + 6) * needs.allocated_bytes + needs.allocated_bytes // 2  # and half of another
+    settings = ("--kv-memory", "0.25", "--prefill-chunk", "1", "--max-slots", "1", "--dtype", "float32")
+    gpu(checkpoint.dense_bytes + 2**28 + room)
+    told = _report(tiny, *settings)
+    assert told["resident"].startswith("at least 6 of 24 experts, and ")
+    assert told["device"].startswith("cuda:0 (A GPU), ")
+    expert = checkpoint.expert_bytes / 24
+    remote = 2 * 3 * expert * 18 / 24
+    seconds = checkpoint.dense_bytes / (10 * GB_PER_SECOND) + remote / GB_PER_SECOND
+    assert _rate(told["decode"]) == pytest.approx(1 / seconds, rel=0.01)
+    assert _report(tiny, *settings, "--placement", "none")["resident"].startswith("no expert")
+    assert _report(tiny, *settings[2:])["resident"] != told["resident"], "keys and values take a quarter if not told"
+
+
+def test_dense_weights_that_do_not_fit_are_told(gpu: Callable[[int], None], tiny: Path) -> None:
+    gpu(1000)
+    with pytest.raises(ValueError, match=r"^the dense weights take [\d.]+ KiB, and the device has 1000 bytes free$"):
+        _report(tiny)
+
+
+def mix_names(directory: Path) -> None:
+    def renamed(name: str) -> str:
+        for old, new in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+            name = name.replace(f"layers.1.block_sparse_moe.experts.0.{old}", f"layers.1.mlp.experts.0.{new}")
+        return name
+
+    edit_tensors(directory, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()})
+
+
+def pack(directory: Path) -> None:
+    edit_tensors(directory, lambda ts: {name.replace(".weight", ".weight_packed"): t for name, t in ts.items()})
+
+
+REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a family newer than transformers": (
+        lambda directory: edit_config(directory, model_type="mixtral9"),
+        r"config\.json: model_type: transformers \S+ has no family 'mixtral9'; a newer one may",
+    ),
+    "a family of the table": (
+        lambda directory: edit_config(directory, model_type="kimi_k25"),
+        rf"config\.json: model_type: kimi_k25 is refused: {REFUSED['kimi_k25']}",
+    ),
+    "a configuration of another size": (
+        lambda directory: edit_config(directory, vocab_size=2**30),
+        r"model: config\.json describes a mixtral of \d+ weights beside its experts, far more than the \d+ bytes .*",
+    ),
+    "a count that disagrees": (
+        lambda directory: edit_config(directory, num_local_experts=5),
+        r"model\.safetensors holds the tensor '\S+', but \S+config\.json says there are 5 experts\.",
+    ),
+    "mixed names": (mix_names, r"model\.safetensors holds the tensor '\S+', but decoder layer 1 has other experts .*"),
+    "FP8": (
+        lambda directory: edit_config(directory, quantization_config={"quant_method": "fp8"}),
+        r"config\.json says in quantization_config that weights are FP8, a format that is not read yet: .*",
+    ),
+    "packed INT4": (pack, r"model\.safetensors holds the tensor '\S+_packed', as packed INT4 weights do, .*"),
+    "no tokenizer": (lambda directory: (directory / "tokenizer.json").unlink(), r".*tokenizer.*"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.parametrize("flag", ["--dry-run", "--no-dry-run"])
+def test_what_cannot_be_served_is_told_in_one_line(case: str, flag: str, tiny: Path, tmp_path: Path) -> None:
+    damage, expected = REFUSALS[case]
+    directory = Path(shutil.copytree(tiny, tmp_path / "model"))
+    damage(directory)
+    status, out, err = _run(tmp_path, directory, flag)
+    lines = [line for line in err.splitlines() if not line.startswith("{")]
+    assert status == 1
+    assert out == ""
+    assert len(lines) == 1
+    assert re.fullmatch(rf"gpu_service: \S*{expected}", lines[0])
+
+
+def test_the_process_prints_it(tmp_path: Path) -> None:
+    status, out, err = _run(tmp_path, DEMO, "--dry-run")
+    assert (status, err) == (0, "")
+    assert [line.partition(":")[0] for line in out.splitlines()] == [
+        *("model", "family", "dense", "experts", "device", "memory", "decode")
+    ]
+
+
+def _run(tmp_path: Path, directory: Path, flag: str) -> tuple[int, str, str]:
+    out, err = tmp_path / "out", tmp_path / "err"
+    arguments = ["gpu_service", "--model", str(directory), "--device", "cpu", "--metrics-port", "0", flag]
+    arguments += ["--listen", f"unix:{tmp_path}/g.sock", "--experts", f"unix:{tmp_path}/e.sock"]
+    with out.open("wb") as out_file, err.open("wb") as err_file:
+        status = WarmProcess(arguments, stdout=out_file, stderr=err_file).wait(60)
+    return status, out.read_text(), err.read_text()

@@ -1,0 +1,86 @@
+"""How experts that come to lie on the device are counted, and from how many on each is told by itself."""
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from prometheus_client import REGISTRY
+
+from fiddler.checkpoint import Checkpoint
+from gpu_service import collectors
+from gpu_service.expert_slots import ExpertSlots
+from gpu_service.latency_model import LatencyModel
+from gpu_service.orchestration import Orchestration
+from gpu_service.placement_policy import Key, Swap
+from gpu_service.selection_counts import SelectionCounts
+
+CPU = torch.device("cpu")
+
+
+class _Scripted:
+    """A policy that lets expert 4 take the place of expert 0, and brings expert 5 in place of expert 1, once."""
+
+    capacity = 2
+
+    def __init__(self) -> None:
+        self._swaps = [Swap((0, 5), (0, 1))]
+
+    def observe(self, layer: int, counts: Sequence[int]) -> None:
+        pass
+
+    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+        return (0, 0) if key == (0, 4) else None
+
+    def swaps(self, resident: Collection[Key], limit: int) -> list[Swap]:
+        swaps, self._swaps = self._swaps, []
+        return swaps
+
+
+@pytest.fixture
+def slots(tiny: Path) -> Iterator[ExpertSlots]:
+    slots = ExpertSlots(Checkpoint.open(tiny), CPU, 2)
+    slots.load([(0, 0), (0, 1)])
+    yield slots
+    slots.close()
+
+
+def _counted() -> dict[str, float]:
+    name = "fiddler_placement_swaps_total"
+    return {reason: REGISTRY.get_sample_value(name, {"reason": reason}) or 0.0 for reason in ("demand", "swap")}
+
+
+def test_what_comes_to_stay_is_counted_by_who_had_it_copied(slots: ExpertSlots) -> None:
+    latency: Any = LatencyModel.__new__(LatencyModel)  # nothing of this asks what anything costs
+    policy: Any = _Scripted()
+    orchestration = Orchestration(latency, slots, policy)
+    before = _counted()
+    for _, copy in orchestration.stream(0, [4, 6]):
+        copy.wait()
+        copy.release()
+    assert set(slots.resident(0)) == {1, 4}
+    assert _counted() == {"demand": before["demand"] + 1, "swap": before["swap"]}
+    for _ in range(2):
+        orchestration.end_of_step(1, 0.01)
+    assert _counted() == {"demand": before["demand"] + 1, "swap": before["swap"] + 1}
+
+
+@pytest.mark.parametrize(
+    ("by_expert", "num_experts", "is_told"),
+    [("auto", 512, True), ("auto", 513, False), ("on", 513, True), ("off", 2, False)],
+)
+def test_experts_are_told_one_by_one_while_they_are_few(
+    by_expert: collectors.ByExpert, num_experts: int, is_told: bool
+) -> None:
+    layers = [SimpleNamespace(num_experts=num_experts, decoder_layer=number) for number in (1, 2)]
+    orchestration = SimpleNamespace(resident=lambda layer: {1}, num_slots=3)
+    dispatcher = SimpleNamespace(selections=SelectionCounts([num_experts] * 2), orchestration=orchestration)
+    checkpoint: Any = SimpleNamespace(layers=layers)
+    collector = collectors.RoutingCollector(dispatcher, checkpoint, by_expert)  # type: ignore[arg-type]
+    told = {family.name: len(family.samples) for family in collector.collect()}
+    assert told["fiddler_expert_selections"] == 2 * 3
+    assert told["fiddler_resident_experts"] == 2
+    by_name = {name: told.get(name, 0) for name in ("fiddler_expert_selections_by_expert", "fiddler_expert_resident")}
+    assert by_name == dict.fromkeys(by_name, 2 * num_experts * is_told)
