@@ -27,7 +27,7 @@ class NeverFitsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class KvBudget:
-    """The memory of keys and values, counted in tokens of one row."""
+    """The memory of keys and values, counted in tokens of one row, and of what rows hold besides."""
 
     num_tokens: int
     token_bytes: int
@@ -35,10 +35,18 @@ class KvBudget:
     max_rows: int
     max_length: int
     """Tokens of the longest row."""
+    row_bytes: int = 0
+    """Of a row however short: the states of recurrent layers, which do not grow."""
 
     @classmethod
     def resolve(
-        cls, kv_memory: float | Literal["auto"], token_bytes: int, max_rows: int, max_length: int, free_bytes: int
+        cls,
+        kv_memory: float | Literal["auto"],
+        token_bytes: int,
+        max_rows: int,
+        max_length: int,
+        free_bytes: int,
+        row_bytes: int = 0,
     ) -> "KvBudget":
         """Turns what was asked for into tokens, at most `max_rows` rows of `max_length`.
 
@@ -48,20 +56,24 @@ class KvBudget:
             max_rows: See KvBudget.
             max_length: See KvBudget.
             free_bytes: Memory that is free where keys and values are held.
+            row_bytes: See KvBudget.
 
         Raises:
-            ValueError: It does not hold a prompt of one token and its continuation.
+            ValueError: It does not hold a prompt of one token and its continuation beside all rows' states.
         """
         num_bytes = int(free_bytes * AUTO_SHARE) if kv_memory == "auto" else int(kv_memory * GIB)
-        num_tokens = min(num_bytes // token_bytes, max_rows * max_length)
+        num_tokens = min((num_bytes - max_rows * row_bytes) // token_bytes, max_rows * max_length)
         if num_tokens < 2:
-            raise ValueError(f"--kv-memory: {num_bytes} bytes do not hold two tokens of {token_bytes} bytes each")
-        return cls(num_tokens, token_bytes, max_rows, max_length)
+            states = f" beside the states of {max_rows} rows (--max-slots), {row_bytes} bytes each" if row_bytes else ""
+            raise ValueError(
+                f"--kv-memory: {num_bytes} bytes do not hold two tokens of {token_bytes} bytes each{states}"
+            )
+        return cls(num_tokens, token_bytes, max_rows, max_length, row_bytes)
 
     @property
     def num_bytes(self) -> int:
         """All of it."""
-        return self.num_tokens * self.token_bytes
+        return self.num_tokens * self.token_bytes + self.max_rows * self.row_bytes
 
     def shape(self, num_rows: int, length: int) -> tuple[int, int] | None:
         """Rows and positions of a storage that holds so many rows of that length; None where none does."""
@@ -89,8 +101,9 @@ class KvBudget:
     def _too_long(self, request: Request) -> str:
         rows, room = request.num_rows, min(self.max_length, self.num_tokens // request.num_rows) - len(request.prompt)
         needed = rows * request.max_length * self.token_bytes
+        there = self.num_tokens * self.token_bytes
         return (
             f"a prompt of {len(request.prompt)} tokens and {request.max_tokens} more, in {rows} "
-            f"{'row' if rows == 1 else 'rows'}, may need {needed} bytes of keys and values, and {self.num_bytes} "
+            f"{'row' if rows == 1 else 'rows'}, may need {needed} bytes of keys and values, and {there} "
             f"are there (--kv-memory), which leaves room for {max(room, 0)} after the prompt"
         )

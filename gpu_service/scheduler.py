@@ -74,7 +74,7 @@ class Scheduler:
     @property
     def used_kv_bytes(self) -> int:
         """Bytes of keys and values that admitted requests may come to hold. For any thread."""
-        return self.used_slots * self._longest() * self.budget.token_bytes
+        return self.used_slots * (self._longest() * self.budget.token_bytes + self.budget.row_bytes)
 
     def check(self, request: Request) -> None:
         """Makes sure that a request can be run where nothing else is.

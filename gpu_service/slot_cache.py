@@ -168,6 +168,11 @@ class SlotCache:
         """Bytes of one token of one row in all layers seen so far."""
         return sum(block.token_bytes for block in self._all_blocks())
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row that do not grow with its tokens: none."""
+        return 0
+
     def _all_blocks(self) -> list[_Block]:
         return [block for layer in self._blocks.values() for block in layer]
 

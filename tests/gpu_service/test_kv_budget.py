@@ -27,6 +27,15 @@ def test_memory_for_nothing_is_refused_by_the_flags_name() -> None:
         KvBudget.resolve(0.0001, token_bytes=100_000, max_rows=8, max_length=4096, free_bytes=0)
 
 
+def test_states_of_all_rows_come_before_tokens() -> None:
+    budget = KvBudget.resolve(1.0, token_bytes=2**20, max_rows=8, max_length=4096, free_bytes=0, row_bytes=2**26)
+    assert (budget.num_tokens, budget.num_bytes) == (512, GIB)
+    few = KvBudget.resolve(1.0, token_bytes=1024, max_rows=8, max_length=100, free_bytes=0, row_bytes=2**20)
+    assert (few.num_tokens, few.num_bytes) == (800, 800 * 1024 + 8 * 2**20)
+    with pytest.raises(ValueError, match=r"of 1048576 bytes each beside the states of 16 rows \(--max-slots\), 67108864"):
+        KvBudget.resolve(1.0, token_bytes=2**20, max_rows=16, max_length=4096, free_bytes=0, row_bytes=2**26)
+
+
 @given(
     max_rows=st.integers(1, 40),
     max_length=st.integers(2, 600),
