@@ -31,7 +31,7 @@ demo: $(STAMP) ## Start both services on models/demo and watch it write
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
 
-sweep: $(STAMP) ## Run every family through both services (3 minutes)
+sweep: $(STAMP) ## Run every family through both services as processes
 	$(BIN)/python -m pytest tests/families/sweep.py -q
 
 compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2

@@ -4,6 +4,7 @@ It goes as far as a start goes without reading weights: headers, configurations,
 no memory. What can only be known by computing (the memory of a step, the time between the services) it does not know.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -191,9 +192,8 @@ def _expert_bytes(checkpoint: Checkpoint, layer: int) -> int:
     return sum(view.num_bytes for view in checkpoint.layers[layer].experts[0].views.values())
 
 
-def _span(values: list[int], text: object) -> str:
-    assert callable(text)
-    return str(text(values[0])) if len(values) == 1 else f"{text(values[0])} to {text(values[-1])}"
+def _span(values: list[int], text: Callable[[int], str]) -> str:
+    return text(values[0]) if len(values) == 1 else f"{text(values[0])} to {text(values[-1])}"
 
 
 def _size(num_bytes: int) -> str:

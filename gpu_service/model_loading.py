@@ -121,19 +121,18 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
-    """What takes the place of which of the model's classes, found on a model without memory.
+    """What takes the place of which of the model's classes, found on a model without memory where no row says it.
 
     Raises:
         ModelError: Its experts cannot be replaced, or compute what nothing here does.
     """
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
-    with _told_as(what), torch.device("meta"):
-        skeleton = architecture.auto_class.from_config(config)
-    if architecture.replacements is not None:
-        replacements = architecture.replacements()
-        _check_size(checkpoint, skeleton, replacements)
-        return replacements
-    replacements = experts_by_interface(skeleton)
+    with _told_as(what):
+        known = architecture.replacements() if architecture.replacements else {}
+        # replaced even here where that is known: thousands of experts take long to build without memory, too
+        with _replaced(known), torch.device("meta"):
+            skeleton = architecture.auto_class.from_config(config)
+    replacements = known or experts_by_interface(skeleton)
     if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
         raise ModelError(
             f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
@@ -146,7 +145,7 @@ def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Archite
 
 def _check_size(checkpoint: Checkpoint, skeleton: nn.Module, replacements: Replacements) -> None:
     """A configuration of a far larger model: transformers would take memory for all of it before it says what lacks."""
-    ours = (*replacements, MoeLayer)
+    ours = (*replacements, *replacements.values(), MoeLayer)
     replaced = {id(each) for module in skeleton.modules() if isinstance(module, ours) for each in module.parameters()}
     num_weights = sum(each.numel() for each in skeleton.parameters() if id(each) not in replaced)
     if num_weights > _FAR * checkpoint.dense_bytes:

@@ -46,18 +46,24 @@ def main() -> None:
     """Runs the benchmark."""
     process.prepare()
     with (
-        report(benchmarks.metrics.__doc__, ("--rounds", 25), ("--checkpoint", "")) as (out, arguments),
+        report(
+            benchmarks.metrics.__doc__, ("--rounds", 25), ("--models", ",".join(_DECODED)), ("--checkpoint", "")
+        ) as (out, arguments),
         tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
     ):
         judge = Judge(out, TARGETS)
-        directory = Path(arguments.checkpoint or temporary) / "mixtral_2_layers"
-        if not (directory / "tokenizer.json").exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
-            checkpoints.write_tokenizer(directory)
-        for name, model in (("demo", _DEMO), ("mixtral_2_layers", directory)):
+        for name in arguments.models.split(","):
+            model = _DEMO if name == "demo" else _mixtral(Path(arguments.checkpoint or temporary) / name)
             _measure(judge, name, model, arguments.rounds)
         judge.summarise()
+
+
+def _mixtral(directory: Path) -> Path:
+    if not (directory / "tokenizer.json").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
+        checkpoints.write_tokenizer(directory)
+    return directory
 
 
 def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:

@@ -128,6 +128,12 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
         "floor_scale": 16,
         "pad_token_id": 0,
     },
+    "muse_spark_audio": {
+        "num_hidden_layers": 4,
+        "out_hidden_size": 64,
+        "hidden_sizes": [8, 8, 8, 8],
+        "depths": [1, 1, 1, 1],
+    },
     "mistral4": _LATENT
     | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
     "mistral_large4_text": _LATENT,

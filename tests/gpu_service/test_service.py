@@ -49,7 +49,12 @@ async def stub(engine: Engine) -> AsyncIterator[Any]:
     servicer.unavailable = ""
     config = GenerationConfig()  # type: ignore[no-untyped-call]
     model = SimpleNamespace(
-        vocab_size=VOCAB, max_context=64, eos_ids=frozenset(), generation_config=config, start_token_id=None
+        vocab_size=VOCAB,
+        max_context=64,
+        eos_ids=frozenset(),
+        generation_config=config,
+        start_token_id=None,
+        forced_bos_token_id=None,
     )
     servicer.loaded = SimpleNamespace(  # type: ignore[assignment]
         engine=engine, model=model, tokenizer=_BrokenTokenizer(), limits=RequestLimits(), check_room=lambda: None

@@ -1,0 +1,37 @@
+"""Families that the table refuses are refused by the code, too, in one sentence, before they answer anything."""
+
+from pathlib import Path
+
+import pytest
+
+from cpu_expert_service.kernel import PyTorchKernel
+from fiddler.checkpoint_errors import CheckpointError
+from gpu_service.families import REFUSED
+from gpu_service.model_errors import ModelError
+from gpu_service.refusal import reason
+from tests.families import tiny
+from tests.families.engine import Engine
+
+NAMES, SUMS = "named in no known way", "combine their projections otherwise than silu"
+SYMPTOMS = {
+    "diffusion_gemma": "has other experts already",
+    "doge": NAMES,
+    "inkling2": SUMS,
+    "inkling2_text": SUMS,
+    "kimi_k25": NAMES,
+    "muse_spark": "transposed or not",
+    "step3p7": NAMES,
+}
+"""What the code says of tiny ones. Of the others transformers writes none so small."""
+
+
+@pytest.mark.parametrize("family", SYMPTOMS)
+def test_a_family_that_computes_something_else_is_refused(family: str, tmp_path: Path) -> None:
+    tiny.write(family, tmp_path)
+    with pytest.raises((CheckpointError, ModelError)) as caught:
+        Engine(tmp_path, PyTorchKernel(1))
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert SYMPTOMS[family] in message
+    assert "\n" not in message
+    assert reason(tmp_path, caught.value).endswith(f"config.json: model_type: {family} is refused: {REFUSED[family]}")
