@@ -4,7 +4,7 @@
 #include "activation.h"
 #include "columns.h"
 #include "panels.h"
-#include "tiles.h"
+#include "tiled.h"
 
 namespace fiddler {
 namespace {
