@@ -14,30 +14,22 @@ from grpc_reflection.v1alpha import reflection
 
 from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import UnknownActivationError
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
-from gpu_service import collectors
+from gpu_service import collectors, start_up
 from gpu_service.access import Access
 from gpu_service.availability import Availability
 from gpu_service.background import in_thread
-from gpu_service.batch import Logits
-from gpu_service.devices import device_of, free_bytes
-from gpu_service.dispatch import Dispatcher
+from gpu_service.devices import device_of
 from gpu_service.engine import Engine, EngineStoppedError
 from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
-from gpu_service.in_process import InProcessExperts
-from gpu_service.kv_budget import KvBudget
 from gpu_service.loaded import Loaded
 from gpu_service.malformed import MalformedMessageInterceptor
 from gpu_service.message_limits import Chunks
 from gpu_service.model import Model
-from gpu_service.model_loading import ModelError, logging_of_transformers
 from gpu_service.orchestration import Orchestration
 from gpu_service.popularity import Popularity
 from gpu_service.preparation import prepare
-from gpu_service.sampling_parameters import not_honoured
-from gpu_service.sampling_validation import check_generation_config
 from gpu_service.scheduler import Scheduler
 from gpu_service.service import GenerationServicer
 from gpu_service.settings import Settings
@@ -131,8 +123,8 @@ class Server:
     async def _start_and_watch(self) -> None:
         """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
-        budget = await in_thread(lambda: self._warm_up(model))
         settings = self._settings
+        budget = await in_thread(lambda: start_up.warm_up(settings, model))
         chunks = Chunks.resolve(experts, settings, copies_experts=model.device.type == "cuda")
         model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunks.alone)
@@ -167,51 +159,7 @@ class Server:
         raise await self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:
-        settings = self._settings
-        started = time.monotonic()
-        logging_of_transformers()
-        tokenizer = Tokenizer(self._checkpoint.directory)
-        # on the CPU the experts are at hand; a GPU has them brought when the service is lost
-        try:
-            in_process = InProcessExperts(self._checkpoint) if self._device.type == "cpu" else None
-            dispatcher = Dispatcher(self._checkpoint, self._device, self._experts, in_process)
-        except UnknownActivationError as error:
-            raise ModelError(f"{self._checkpoint.directory}: {error}") from None
-        model = Model(self._checkpoint, dispatcher, self._device, self._dtype, settings.max_slots, settings.max_context)
-        self._check_generation_config(model)
-        _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=self._checkpoint.dense_bytes)
-        return model, tokenizer
-
-    def _check_generation_config(self, model: Model) -> None:
-        check_generation_config(self._checkpoint.directory, model.generation_config)
-        if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
-            file = self._checkpoint.directory / "generation_config.json"
-            _log.warning("settings that are not honoured", file=str(file), settings=ignored)
-
-    def _warm_up(self, model: Model) -> KvBudget:
-        """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails."""
-        started = time.monotonic()
-        settings = self._settings
-        token = torch.zeros(1, 1, dtype=torch.int64)
-        try:
-            with torch.inference_mode():
-                model.cache.set_capacity(2)
-                for position in range(2):
-                    model.forward(token, token + position, 0, Logits.LAST)
-                    model.cache.measure(0)
-                budget = KvBudget.resolve(
-                    settings.kv_memory,
-                    model.cache.token_bytes,
-                    settings.max_slots,
-                    model.max_context,
-                    free_bytes(model.device),
-                )
-                model.cache.set_capacity(budget.num_tokens)
-        except RuntimeError as error:  # out of memory is one
-            raise ModelError(f"{self._checkpoint.directory}: a token could not be computed: {error}") from error
-        model.dispatcher.clear_counts()
-        _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=model.cache.allocated_bytes)
-        return budget
+        return start_up.load(self._settings, self._checkpoint, self._device, self._dtype, self._experts)
 
     async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, largest_chunk: int) -> Orchestration:
         """Makes what plans are made from; begins anew where the CPU expert service is lost on the way."""

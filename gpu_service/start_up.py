@@ -1,0 +1,81 @@
+"""Loads what is served and computes the first tokens with it. It waits for nobody: server.py does."""
+
+import time
+
+import structlog
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import UnknownActivationError
+from gpu_service.batch import Logits
+from gpu_service.devices import free_bytes
+from gpu_service.dispatch import Dispatcher
+from gpu_service.expert_client import ExpertClient
+from gpu_service.in_process import InProcessExperts
+from gpu_service.kv_budget import KvBudget
+from gpu_service.model import Model
+from gpu_service.model_loading import ModelError, logging_of_transformers
+from gpu_service.sampling_parameters import not_honoured
+from gpu_service.sampling_validation import check_generation_config
+from gpu_service.settings import Settings
+from gpu_service.tokenizer import Tokenizer
+
+_log = structlog.get_logger("gpu_service")
+
+
+def load(
+    settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, experts: ExpertClient
+) -> tuple[Model, Tokenizer]:
+    """The dense part of a model, whose experts `experts` has computed, and its tokenizer.
+
+    Raises:
+        ModelError: It cannot be served.
+    """
+    started = time.monotonic()
+    logging_of_transformers()
+    tokenizer = Tokenizer(checkpoint.directory)
+    # on the CPU the experts are at hand; a GPU has them brought when the service is lost
+    try:
+        in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
+        dispatcher = Dispatcher(checkpoint, device, experts, in_process)
+    except UnknownActivationError as error:
+        raise ModelError(f"{checkpoint.directory}: {error}") from None
+    model = Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
+    check_generation_config(checkpoint.directory, model.generation_config)
+    if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
+        file = checkpoint.directory / "generation_config.json"
+        _log.warning("settings that are not honoured", file=str(file), settings=ignored)
+    _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
+    return model, tokenizer
+
+
+def warm_up(settings: Settings, model: Model) -> KvBudget:
+    """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails.
+
+    Raises:
+        ModelError: A token cannot be computed.
+        ValueError: --kv-memory does not hold two tokens.
+    """
+    started = time.monotonic()
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    cache = model.cache
+    try:
+        with torch.inference_mode():
+            cache.set_capacity(2)
+            for position in range(2):
+                model.forward(token, token + position, 0, Logits.LAST)
+                cache.measure(0)
+            budget = KvBudget.resolve(
+                settings.kv_memory,
+                cache.token_bytes,
+                settings.max_slots,
+                model.max_context,
+                free_bytes(model.device),
+                cache.row_bytes,
+            )
+            cache.set_capacity(budget.num_tokens)
+    except RuntimeError as error:  # out of memory is one
+        raise ModelError(f"{settings.model}: a token could not be computed: {error}") from error
+    model.dispatcher.clear_counts()
+    _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)
+    return budget
