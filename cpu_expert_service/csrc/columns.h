@@ -2,28 +2,49 @@
 // outputs. Outputs that lie apart (gate and up interleaved) are gathered first.
 #pragma once
 
+#include <type_traits>
+
 #include "rows.h"
 
 namespace fiddler {
 namespace {
 
-constexpr int columns_at_a_time = 8;  // inputs whose weights stay in registers
+constexpr int columns_at_a_time = 8;    // inputs whose weights stay in registers
+constexpr int64_t columns_shared = 256;  // inputs that all matrices are given in turn: alternating ones share cache lines
+
+// Every other value, for each lane: gate, or up, where they alternate. The value after the last lane's is read, too.
+template <class T>
+typename T::Vector load_alternate(const Bf16* from) {
+  uint32_t pairs[T::width];
+  float values[T::width];
+  std::memcpy(pairs, from, sizeof pairs);
+  for (int i = 0; i < T::width; ++i) values[i] = std::bit_cast<float>(pairs[i] << 16);
+  return T::load(values);
+}
 
 template <class T, class Stored>
 typename T::Vector load_outputs(const Stored* from, int64_t stride, int64_t count) {
   if (stride == 1 && count >= T::width) return T::load_weights(from);
+  if constexpr (std::is_same_v<Stored, Bf16>) {
+    if (stride == 2 && count > T::width) return load_alternate<T>(from);  // so that there is one after the last lane's
+  }
   Stored buffer[T::width] = {};
   for (int64_t i = 0; i < count && i < T::width; ++i) buffer[i] = from[i * stride];
   return T::load_weights(buffer);
 }
 
-// Outputs [begin, end) of `count` hidden rows: results[m * pitch + output - begin]; the pitch holds whole vectors.
-template <class T, class Stored>
-void project_columns(const Matrix& matrix, int64_t begin, int64_t end, const float* const* x, int64_t count,
-                     int64_t length, float* results, int64_t pitch) {
+template <class T>
+void clear_columns(int64_t width, int64_t count, float* results, int64_t pitch) {
   for (int64_t m = 0; m < count; ++m) {
-    for (int64_t n = 0; n < end - begin; n += T::width) T::store(results + m * pitch + n, T::zero());
+    for (int64_t n = 0; n < width; n += T::width) T::store(results + m * pitch + n, T::zero());
   }
+}
+
+// Adds what inputs [first, last) give to outputs [begin, end) of `count` hidden rows: results[m * pitch + output - begin];
+// the pitch holds whole vectors. An input's outputs are too far from the next one's for the CPU to fetch those ahead.
+template <class T, class Stored>
+void add_columns(const Matrix& matrix, int64_t begin, int64_t end, const float* const* x, int64_t count, int64_t first,
+                 int64_t last, float* results, int64_t pitch) {
   const auto* weights = reinterpret_cast<const Stored*>(matrix.weights);
   const auto add = [&]<int C>(int64_t k) {
     for (int64_t n = begin; n < end; n += T::width) {
@@ -31,6 +52,7 @@ void project_columns(const Matrix& matrix, int64_t begin, int64_t end, const flo
 #pragma GCC unroll 8
       for (int c = 0; c < C; ++c) {
         const Stored* from = weights + n * matrix.out_stride + (k + c) * matrix.in_stride;
+        __builtin_prefetch(from + columns_at_a_time * matrix.in_stride);
         columns[c] = load_outputs<T>(from, matrix.out_stride, end - n);
       }
       for (int64_t m = 0; m < count; ++m) {
@@ -42,9 +64,9 @@ void project_columns(const Matrix& matrix, int64_t begin, int64_t end, const flo
       }
     }
   };
-  int64_t k = 0;
-  for (; k + columns_at_a_time <= length; k += columns_at_a_time) add.template operator()<columns_at_a_time>(k);
-  for (; k < length; ++k) add.template operator()<1>(k);
+  int64_t k = first;
+  for (; k + columns_at_a_time <= last; k += columns_at_a_time) add.template operator()<columns_at_a_time>(k);
+  for (; k < last; ++k) add.template operator()<1>(k);
 }
 
 }  // namespace

@@ -25,8 +25,12 @@ void project(const Matrix* matrices, const Block* blocks, int num_matrices, int6
       }
     }
   } else if constexpr (T::pair == 1) {
-    for (int i = 0; i < num_matrices; ++i) {
-      project_columns<T, Stored>(matrices[i], begin, end, x, count, length, blocks[i].results, blocks[i].pitch);
+    for (int i = 0; i < num_matrices; ++i) clear_columns<T>(end - begin, count, blocks[i].results, blocks[i].pitch);
+    for (int64_t k = 0; k < length; k += columns_shared) {
+      const int64_t last = smaller(k + columns_shared, length);
+      for (int i = 0; i < num_matrices; ++i) {
+        add_columns<T, Stored>(matrices[i], begin, end, x, count, k, last, blocks[i].results, blocks[i].pitch);
+      }
     }
   }
 }
