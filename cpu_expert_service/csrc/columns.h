@@ -12,21 +12,11 @@ namespace {
 constexpr int columns_at_a_time = 8;    // inputs whose weights stay in registers
 constexpr int64_t columns_shared = 256;  // inputs that all matrices are given in turn: alternating ones share cache lines
 
-// Every other value, for each lane: gate, or up, where they alternate. The value after the last lane's is read, too.
-template <class T>
-typename T::Vector load_alternate(const Bf16* from) {
-  uint32_t pairs[T::width];
-  float values[T::width];
-  std::memcpy(pairs, from, sizeof pairs);
-  for (int i = 0; i < T::width; ++i) values[i] = std::bit_cast<float>(pairs[i] << 16);
-  return T::load(values);
-}
-
 template <class T, class Stored>
 typename T::Vector load_outputs(const Stored* from, int64_t stride, int64_t count) {
   if (stride == 1 && count >= T::width) return T::load_weights(from);
   if constexpr (std::is_same_v<Stored, Bf16>) {
-    if (stride == 2 && count > T::width) return load_alternate<T>(from);  // so that there is one after the last lane's
+    if (stride == 2 && count > T::width) return T::load_alternate(from);  // so that there is one after the last lane's
   }
   Stored buffer[T::width] = {};
   for (int64_t i = 0; i < count && i < T::width; ++i) buffer[i] = from[i * stride];

@@ -67,8 +67,15 @@ struct Job {
   int32_t output_dtype;
 };
 
+// Whether all that is computed from hidden rows lies transposed.
+inline bool has_columns(const Job& job, const ExpertRows& expert) {
+  return expert.up.in_stride != 1 && (!job.gated || expert.gate.in_stride != 1) &&
+         (!job.has_factor || expert.factor.in_stride != 1);
+}
+
 constexpr int64_t max_block_rows = 256;     // of hidden rows that are computed against the same weights
 constexpr int64_t max_chunk_outputs = 256;  // of weight rows in one task
+constexpr int64_t max_column_outputs = 1024;  // the same of transposed weights: pages that are read whole
 constexpr int64_t panel_outputs = 64;       // chunks are multiples of it where panels or tiles are packed
 
 // Memory of one thread's own, for blocks of projections.

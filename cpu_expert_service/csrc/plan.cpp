@@ -8,6 +8,7 @@ namespace {
 
 constexpr int64_t tasks_per_thread = 24;        // enough that the last ones end close together
 constexpr int64_t panel_tasks_per_thread = 12;  // fewer, since each reads all hidden rows anew
+constexpr int64_t column_tasks_per_thread = 2;
 constexpr double min_task_cost = 48.0 * 1024;   // in weights read; below, taking a task costs as much as computing it
 constexpr double tiny_job_cost = 192.0 * 1024;  // in weights read; about what waking another thread costs
 
@@ -15,13 +16,15 @@ double cost_per_weight(const Ops& ops, int64_t rows) {
   return std::max(1.0, static_cast<double>(rows) / ops.rows_per_read);
 }
 
-// Outputs in a task: whole panels where rows are many, and no more than Scratch holds.
-int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels) {
-  const int64_t num_tasks = num_threads * (panels ? panel_tasks_per_thread : tasks_per_thread);
+// Outputs in a task: whole panels where rows are many, wide where an input's outputs lie next to each other and the next
+// input's far away, and no more than Scratch holds.
+int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels, bool columns) {
+  const int64_t tasks_each = columns ? column_tasks_per_thread : panels ? panel_tasks_per_thread : tasks_per_thread;
+  const int64_t num_tasks = num_threads * tasks_each;
   const double cost = std::max(total_cost / static_cast<double>(num_tasks), min_task_cost);
   const auto outputs = static_cast<int64_t>(cost / cost_per_output);
-  const int64_t multiple = panels ? panel_outputs : 4;
-  return std::clamp(outputs / multiple * multiple, multiple, max_chunk_outputs);
+  const int64_t multiple = panels || columns ? panel_outputs : 4;
+  return std::clamp(outputs / multiple * multiple, multiple, columns ? max_column_outputs : max_chunk_outputs);
 }
 
 void cut(int64_t expert, int64_t outputs, int64_t step, int num_nodes, TaskList& tasks, int node) {
@@ -117,7 +120,9 @@ void plan_inner(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
     for (int64_t e = 0; e < job.num_experts; ++e) {
       const int64_t rows = job.experts[e].count;
       const bool panels = rows >= ops.min_panel_rows;
-      const int64_t step = outputs_per_task(inner_cost_per_output(job, ops, rows), total, num_threads, panels);
+      const bool columns = has_columns(job, job.experts[e]);
+      const int64_t step =
+          outputs_per_task(inner_cost_per_output(job, ops, rows), total, num_threads, panels, columns);
       cut(e, job.intermediate_size, step, num_nodes, tasks, node);
     }
   }
@@ -134,7 +139,8 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
   }
   cost = std::max(cost, 1.0);
   const double total = cost * static_cast<double>(job.hidden_size);
-  const int64_t step = outputs_per_task(cost, total, num_threads, panels);
+  const bool columns = job.num_experts > 0 && job.experts[0].down.in_stride != 1;
+  const int64_t step = outputs_per_task(cost, total, num_threads, panels, columns);
   for (int node = 0; node < num_nodes; ++node) cut(-1, job.hidden_size, step, num_nodes, tasks, node);
   tasks.close();
 }

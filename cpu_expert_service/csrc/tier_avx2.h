@@ -28,6 +28,11 @@ struct Avx2 {
     const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(stored), 16));
   }
+  // Every other value, for each lane. The value after the last lane's is read, too.
+  static Vector load_alternate(const Bf16* from) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+  }
   static Vector load_weights(const Fp16* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }

@@ -28,6 +28,10 @@ struct Avx512 {
     const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
   }
+  // Every other value, for each lane. The value after the last lane's is read, too.
+  static Vector load_alternate(const Bf16* from) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(from), 16));
+  }
   static Vector load_weights(const Fp16* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }

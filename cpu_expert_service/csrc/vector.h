@@ -40,16 +40,20 @@ inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* 
   for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
 }
 
-// One or two rows are computed over wide blocks of outputs, more over as many outputs as a panel has.
-inline int64_t outputs_at_a_time(int64_t count) { return count <= 2 ? max_chunk_outputs : panel_outputs; }
+// One or two rows are computed over wide blocks of outputs, more over as many outputs as a panel has; of transposed weights
+// as many next to each other as Scratch holds.
+inline int64_t outputs_at_a_time(int64_t count, bool columns) {
+  if (!columns) return count <= 2 ? max_chunk_outputs : panel_outputs;
+  return smaller(max_column_outputs, Scratch::block_floats / count / panel_outputs * panel_outputs);
+}
 
 // Calls body(first assignment, assignments, first output, last output) over blocks that fit in Scratch.
 template <class Body>
-void for_each_block(const ExpertRows& expert, int64_t begin, int64_t end, Body body) {
+void for_each_block(const ExpertRows& expert, bool columns, int64_t begin, int64_t end, Body body) {
   const int64_t last = expert.first + expert.count;
   for (int64_t a = expert.first; a < last; a += max_block_rows) {
     const int64_t count = smaller(last - a, max_block_rows);
-    const int64_t width = outputs_at_a_time(count);
+    const int64_t width = outputs_at_a_time(count, columns);
     for (int64_t n = begin; n < end; n += width) body(a, count, n, smaller(n + width, end), width);
   }
 }
@@ -59,7 +63,7 @@ void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64
   if constexpr (T::has_tiles) {
     if (expert.hidden_tiles.data) return tiled_inner<T>(job, expert, begin, end, scratch);
   }
-  for_each_block(expert, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+  for_each_block(expert, has_columns(job, expert), begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
     const Matrix matrices[2] = {expert.up, expert.gate};
     const Block blocks[2] = {{scratch.up, pitch}, {scratch.gate, pitch}};
     const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.hidden_rows + a);
@@ -92,7 +96,7 @@ void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) 
         continue;
       }
     }
-    for_each_block(expert, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+    for_each_block(expert, expert.down.in_stride != 1, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
       const Block block = {scratch.up, pitch};
       const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.inner_rows + a);
       project<T, Stored>(&expert.down, &block, 1, n, last, x, count, job.intermediate_size, scratch);

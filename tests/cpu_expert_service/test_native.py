@@ -245,6 +245,13 @@ def test_long_sums_are_computed_in_pieces(kernel: NativeKernel, rows: int) -> No
         assert_close(make_problem(rows, 1, 1, 14338, 66, hidden_dtype=hidden_dtype), kernel)
 
 
+@pytest.mark.parametrize("layout", ["transposed", "interleaved transposed"])
+@pytest.mark.parametrize("rows", [1, 5, 17, 70, 300])
+def test_wide_transposed_matrices_are_computed_in_blocks(kernel: NativeKernel, rows: int, layout: Layout) -> None:
+    assert_close(make_problem(rows, 1, 1, 40, 2187, layout=layout, biased=True, offset=3), kernel)
+    assert_close(make_problem(rows, 1, 1, 2187, 40, layout=layout, has_factor=True), kernel)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_is_computed(kernel: NativeKernel, activation: str) -> None:
     for gated in (True, False) if not activation.startswith("clamped") else (True,):
