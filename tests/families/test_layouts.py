@@ -1,6 +1,5 @@
 """However a checkpoint is stored: one file or several, in half precision, its head tied to its embeddings."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +7,11 @@ import pytest
 import torch
 
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.checkpoint import Checkpoint
 from gpu_service.architectures import architecture_of
 from tests.end_to_end import reference
 from tests.families import tiny
-from tests.families.engine import Engine, best_kernel
+from tests.families.engine import Engine
 
 NUM_TOKENS = 32
 TOLERANCE = 5e-5
@@ -23,17 +21,6 @@ STRUCTURES = ("deepseek_v3", "gpt_oss", "granitemoe", "mixtral", "nemotron_h")
 """Corrected routers and shared experts; biases, interleaved and transposed; fused; separate; not gated, with states."""
 
 SMALL_SHARD = "200KB"
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices are so small that threads only wait for each other
-    kernel = best_kernel()
-    yield kernel
-    if isinstance(kernel, NativeKernel):
-        kernel.close()
-    torch.set_num_threads(num_threads)
 
 
 def _assert_same(directory: Path, kernel: Kernel) -> None:

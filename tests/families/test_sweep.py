@@ -4,7 +4,6 @@ In one process, with the real engine, dispatcher and kernel; test_pairs.py has a
 two real services.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,12 @@ import pytest
 import torch
 
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.native_kernel import NativeKernel
 from gpu_service.architectures import architecture_of
 from gpu_service.families import SWEPT
 from tests import checkpoints
 from tests.end_to_end import reference
 from tests.families import tiny
-from tests.families.engine import Engine, best_kernel
+from tests.families.engine import Engine
 from tests.families.features import features_of
 
 NUM_TOKENS = 32
@@ -37,17 +35,6 @@ class Case:
 
     directory: Path
     expected: Expected
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[Kernel]:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices are so small that threads only wait for each other
-    kernel = best_kernel()
-    yield kernel
-    if isinstance(kernel, NativeKernel):
-        kernel.close()
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module", params=sorted(SWEPT))
