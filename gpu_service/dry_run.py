@@ -13,6 +13,7 @@ from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
 from gpu_service import host_memory, read_bandwidth
 from gpu_service.architectures import architecture_of
+from gpu_service.calibration import expert_bytes
 from gpu_service.device_memory import experts_workspace_bytes
 from gpu_service.devices import device_of
 from gpu_service.expert_slots import ExpertSlots
@@ -58,7 +59,7 @@ class Subject:
     def expert_bytes_per_token(self) -> int:
         """Of the experts that one token is routed to."""
         layers = self.checkpoint.layers
-        return self.experts_per_token * sum(_expert_bytes(self.checkpoint, index) for index in range(len(layers)))
+        return self.experts_per_token * sum(expert_bytes(layer) for layer in layers)
 
 
 def report(settings: Settings) -> list[str]:
@@ -131,7 +132,7 @@ def _weights(subject: Subject) -> list[tuple[str, str]]:
     family = VERIFIED.get(checkpoint.model_type)
     how = f"verified against {METHODS[family.test].short}" if family else "not verified"
     counts = sorted({layer.num_experts for layer in layers})
-    sizes = sorted({_expert_bytes(checkpoint, index) for index in range(len(layers))})
+    sizes = sorted({expert_bytes(layer) for layer in layers})
     wanted = f", {subject.experts_per_token} of them for each token" if subject.experts_per_token else ""
     stored = str(checkpoint.expert_dtype).removeprefix("torch.")
     return [
@@ -186,10 +187,6 @@ def _rate(seconds: float, why: str) -> str:
     rate = 1 / seconds
     text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
     return f"at most {text} tokens/s for one sequence: for each token {why}; bandwidth was measured just now"
-
-
-def _expert_bytes(checkpoint: Checkpoint, layer: int) -> int:
-    return sum(view.num_bytes for view in checkpoint.layers[layer].experts[0].views.values())
 
 
 def _span(values: list[int], text: Callable[[int], str]) -> str:

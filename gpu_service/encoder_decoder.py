@@ -7,6 +7,7 @@ counts its own from 0.
 """
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions as EncoderOutput
 
+from gpu_service.batch_parts import compute_parts
 from gpu_service.model_errors import ModelError
 from gpu_service.state_cache import StateCache
 
@@ -39,7 +41,7 @@ class EncoderDecoder:
             cache: Holds a DecoderCache for each row.
             start_token_id: What the decoder begins with.
             device: Where the model is.
-            spoiled_rows: Dispatcher.spoiled_rows, which counts the rows of one forward, and here of one batch.
+            spoiled_rows: See `compute_parts`.
         """
         self.cache = cache
         self._device = device
@@ -50,14 +52,15 @@ class EncoderDecoder:
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
     ) -> torch.Tensor:
         """[sequences, 1, vocab]: after the start token where the tokens are a prompt."""
-        logits, spoiled = [], set[int]()
-        for number, row in enumerate(range(first_row, first_row + len(token_ids))):
-            logits.append(self._compute_row(module, token_ids[number : number + 1], int(positions[number, 0]), row))
-            if self._spoiled_rows:
-                spoiled.add(number * token_ids.shape[1])
-            self._spoiled_rows.clear()
-        self._spoiled_rows.update(spoiled)
-        return torch.cat(logits)
+        num_tokens = token_ids.shape[1]
+        parts = [
+            (
+                row * num_tokens,
+                partial(self._compute_row, module, token_ids[[row]], int(positions[row, 0]), first_row + row),
+            )
+            for row in range(len(token_ids))
+        ]
+        return compute_parts(parts, self._spoiled_rows)
 
     def _compute_row(self, module: Any, token_ids: torch.Tensor, start: int, row: int) -> torch.Tensor:
         token_ids = token_ids.to(self._device)

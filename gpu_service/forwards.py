@@ -5,6 +5,7 @@ and one mask serve them all. Which it is, transformers' own cache of the model s
 """
 
 import itertools
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +15,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from gpu_service import encoder_decoder
 from gpu_service.attention_masks import AttentionMasks
+from gpu_service.batch_parts import compute_parts
 from gpu_service.slot_cache import SlotCache
 from gpu_service.state_cache import StateCache
 
@@ -63,7 +65,7 @@ class Together:
             cache: Holds keys and values.
             masks: Makes the model's masks.
             device: Where the model is.
-            spoiled_rows: See `RowByRow`.
+            spoiled_rows: See `compute_parts`.
             temperature_step: Positions after which the attention's temperature changes, as Llama-4's does. transformers
                 tells it from the first row's position for all rows, so that only rows of one temperature are computed
                 together. None: it does not change.
@@ -80,16 +82,14 @@ class Together:
         """See Forward."""
         if self._temperature_step is None or len(positions) == 1:
             return self._compute(module, token_ids, positions, first_row, kept)
-        logits, spoiled, begin = [], set[int](), 0
+        parts, begin = [], 0
         temperatures = (positions[:, 0] + 1) // self._temperature_step
         for _, group in itertools.groupby(temperatures.tolist()):
             end = begin + len(list(group))
-            logits.append(self._compute(module, token_ids[begin:end], positions[begin:end], first_row + begin, kept))
-            spoiled.update(begin + row for row in self._spoiled_rows)
-            self._spoiled_rows.clear()
+            part = token_ids[begin:end], positions[begin:end], first_row + begin
+            parts.append((begin, partial(self._compute, module, *part, kept)))
             begin = end
-        self._spoiled_rows.update(spoiled)
-        return torch.cat(logits)
+        return compute_parts(parts, self._spoiled_rows)
 
     def _compute(
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
@@ -119,7 +119,7 @@ class RowByRow:
         Args:
             cache: Holds what the model keeps.
             device: Where the model is.
-            spoiled_rows: Dispatcher.spoiled_rows, which counts the rows of one forward, and here of one batch.
+            spoiled_rows: See `compute_parts`.
         """
         self.cache = cache
         self._device = device
@@ -129,24 +129,29 @@ class RowByRow:
         self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any
     ) -> torch.Tensor:
         """See Forward."""
-        rows: list[torch.Tensor] = []
-        spoiled: set[int] = set()
         num_tokens = token_ids.shape[1]
-        for number in range(len(token_ids)):
-            row = first_row + number
-            output = module(
-                input_ids=token_ids[number : number + 1].to(self._device),
-                position_ids=positions[number : number + 1].to(self._device),
-                past_key_values=self.cache.row(row, int(positions[number, 0])),
-                use_cache=True,
-                logits_to_keep=kept,
+        parts = [
+            (
+                row * num_tokens,
+                partial(self._compute_row, module, token_ids[[row]], positions[[row]], first_row + row, kept),
             )
-            self.cache.keep(row, output.past_key_values)
-            rows.append(output.logits)
-            spoiled.update(number * num_tokens + token for token in self._spoiled_rows)
-            self._spoiled_rows.clear()
-        self._spoiled_rows.update(spoiled)
-        return torch.cat(rows)
+            for row in range(len(token_ids))
+        ]
+        return compute_parts(parts, self._spoiled_rows)
+
+    def _compute_row(
+        self, module: nn.Module, token_ids: torch.Tensor, positions: torch.Tensor, row: int, kept: Any
+    ) -> torch.Tensor:
+        output = module(
+            input_ids=token_ids.to(self._device),
+            position_ids=positions.to(self._device),
+            past_key_values=self.cache.row(row, int(positions[0, 0])),
+            use_cache=True,
+            logits_to_keep=kept,
+        )
+        self.cache.keep(row, output.past_key_values)
+        logits: torch.Tensor = output.logits
+        return logits
 
 
 def build_forward(
