@@ -1,9 +1,10 @@
-"""Tokenizers of the three kinds that spell characters differently."""
+"""Tokenizers of the three kinds that spell characters differently, and how many threads PyTorch has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
@@ -46,3 +47,11 @@ def tokenizer_directory(request: pytest.FixtureRequest, tmp_path_factory: pytest
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_directory: Path) -> Tokenizer:
     return Tokenizer(tokenizer_directory)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

@@ -1,4 +1,3 @@
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,8 @@ from gpu_service.dispatch import Dispatcher
 from gpu_service.host_dense import FEW_PRODUCTS, RowLinear, install, products_per_row
 from gpu_service.in_process import InProcessExperts
 from gpu_service.model import Model
+from tests.pairs import DEMO
 
-_DEMO = Path(__file__).parents[2] / "models" / "demo"
 _CPU = torch.device("cpu")
 
 _BFLOAT16_ROUNDING = 2.0**-8
@@ -80,21 +79,17 @@ def test_products_are_those_of_linear_layers() -> None:
     assert products_per_row(nn.Linear(1024, 1024)) == FEW_PRODUCTS
 
 
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("num_tokens", "num_threads"), [(1, 1), (400, 2)])
 @torch.inference_mode()
 def test_a_small_forward_is_computed_by_one_thread_and_a_large_one_by_all(num_tokens: int, num_threads: int) -> None:
-    checkpoint = Checkpoint.open(_DEMO)
+    checkpoint = Checkpoint.open(DEMO)
     experts = _ThreadsSeen(checkpoint)
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        model = Model(checkpoint, Dispatcher(checkpoint, _CPU, experts), _CPU, torch.bfloat16, 1, 512)
-        model.cache.set_capacity(512)
-        positions = torch.arange(num_tokens)[None]
-        model.forward(torch.full_like(positions, 5), positions, 0, Logits.LAST)
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    model = Model(checkpoint, Dispatcher(checkpoint, _CPU, experts), _CPU, torch.bfloat16, 1, 512)
+    model.cache.set_capacity(512)
+    positions = torch.arange(num_tokens)[None]
+    model.forward(torch.full_like(positions, 5), positions, 0, Logits.LAST)
+    assert torch.get_num_threads() == 2
     assert experts.num_threads == [num_threads] * len(checkpoint.layers)
 
 

@@ -1,17 +1,9 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from gpu_service.threads import as_few_as_pay
 
-
-@pytest.fixture(autouse=True)
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 def test_what_is_small_is_computed_alone_and_what_is_large_is_not() -> None:
