@@ -12,6 +12,8 @@ struct Matrix {
   const float* bias;
   int64_t out_stride;
   int64_t in_stride;
+
+  bool is_transposed() const { return in_stride != 1; }
 };
 
 // An expert's rows as tiles, in which pairs of inputs lie side by side: [16 pairs][16 rows][2]. They are stored segment by
@@ -69,8 +71,8 @@ struct Job {
 
 // Whether all that is computed from hidden rows lies transposed.
 inline bool has_columns(const Job& job, const ExpertRows& expert) {
-  return expert.up.in_stride != 1 && (!job.gated || expert.gate.in_stride != 1) &&
-         (!job.has_factor || expert.factor.in_stride != 1);
+  return expert.up.is_transposed() && (!job.gated || expert.gate.is_transposed()) &&
+         (!job.has_factor || expert.factor.is_transposed());
 }
 
 constexpr int64_t max_block_rows = 256;     // of hidden rows that are computed against the same weights

@@ -139,7 +139,7 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
   }
   cost = std::max(cost, 1.0);
   const double total = cost * static_cast<double>(job.hidden_size);
-  const bool columns = job.num_experts > 0 && job.experts[0].down.in_stride != 1;
+  const bool columns = job.num_experts > 0 && job.experts[0].down.is_transposed();
   const int64_t step = outputs_per_task(cost, total, num_threads, panels, columns);
   for (int node = 0; node < num_nodes; ++node) cut(-1, job.hidden_size, step, num_nodes, tasks, node);
   tasks.close();

@@ -13,7 +13,7 @@ namespace {
 template <class T, class Stored>
 void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
-  if (T::pair > 1 || matrices[0].in_stride == 1) {
+  if (T::pair > 1 || !matrices[0].is_transposed()) {
     if (T::has_tiles || count < T::min_panel_rows) {  // of more, tiles are packed
       return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, Inputs<T>{x, count, length},
                                      scratch.carried);
@@ -63,7 +63,8 @@ void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64
   if constexpr (T::has_tiles) {
     if (expert.hidden_tiles.data) return tiled_inner<T>(job, expert, begin, end, scratch);
   }
-  for_each_block(expert, has_columns(job, expert), begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+  const bool columns = has_columns(job, expert);
+  for_each_block(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
     const Matrix matrices[2] = {expert.up, expert.gate};
     const Block blocks[2] = {{scratch.up, pitch}, {scratch.gate, pitch}};
     const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.hidden_rows + a);
@@ -96,7 +97,8 @@ void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) 
         continue;
       }
     }
-    for_each_block(expert, expert.down.in_stride != 1, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+    const bool columns = expert.down.is_transposed();
+    for_each_block(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
       const Block block = {scratch.up, pitch};
       const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.inner_rows + a);
       project<T, Stored>(&expert.down, &block, 1, n, last, x, count, job.intermediate_size, scratch);
