@@ -17,7 +17,7 @@ help: ## Say what the targets do
 
 setup: $(STAMP) ## Make .venv with everything in it
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpu_expert_service/csrc/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpu_expert_service/csrc/*.* cpu_expert_service/csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later is on PATH; set PYTHON= to one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
@@ -61,23 +61,23 @@ bench: $(STAMP) ## Run the benchmarks; results go to benchmarks/results
 	$(BIN)/python -m benchmarks
 
 kernel-plot: $(STAMP) ## Draw docs/kernel_scaling.svg from the results of benchmarks.kernel
-	$(BIN)/python -m benchmarks.kernel_plot
+	$(BIN)/python -m benchmarks.kernel.plot
 
 orchestration-plot: $(STAMP) ## Draw docs/orchestration.svg from the results of benchmarks.orchestration
-	$(BIN)/python -m benchmarks.orchestration_plot
+	$(BIN)/python -m benchmarks.orchestration.plot
 
 routing-picture: $(STAMP) ## Run a pair through a change of topic; draw docs/routing.svg and docs/top.svg from its metrics
 	$(BIN)/python -m benchmarks.routing --out benchmarks/results/routing.jsonl >/dev/null
-	$(BIN)/python -m benchmarks.routing_plot
+	$(BIN)/python -m benchmarks.routing.plot
 
 protos: $(STAMP) ## Generate fiddler/v1 from protos/fiddler/v1
-	$(BIN)/python -m tests.protos
+	$(BIN)/python -m tools.protos
 
 observability: $(STAMP) ## Write docs/metrics.md and Grafana's dashboards
 	$(BIN)/python -m observability.generate
 
 settings: $(STAMP) ## Write docs/settings.md from the services' settings
-	$(BIN)/python -m tests.settings_page
+	$(BIN)/python -m tools.settings_page
 
 models: $(STAMP) ## Write docs/models.md from the table of families
 	$(BIN)/python -m gpu_service.models --format markdown > docs/models.md.new

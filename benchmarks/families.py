@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks.results import Report, report
-from benchmarks.rounds import Work, interleave, milliseconds, ratios
+from benchmarks.harness.results import Report, report
+from benchmarks.harness.rounds import Work, interleave, milliseconds, ratios
 from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from cpu_expert_service.native import Pool, available_tiers

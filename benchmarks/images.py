@@ -20,7 +20,7 @@ import time
 from datetime import datetime
 from typing import Any
 
-from benchmarks.results import Report, report
+from benchmarks.harness.results import Report, report
 from client.health import ask_health
 from fiddler.v1 import experts_pb2
 from tests.compose.stack import OWN_IMAGES, SERVICES, Stack, image, run, wait

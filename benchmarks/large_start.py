@@ -23,8 +23,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.results import report
-from benchmarks.targets import Judge, Target
+from benchmarks.harness.results import report
+from benchmarks.harness.targets import Judge, Target
 from fiddler import process
 
 _NUM_FILES = 128

@@ -21,10 +21,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.results import report
+from benchmarks.harness.results import report
 from client import Client
-from tests.losses import Generations, lose_at_random, tokens_of
-from tests.pairs import start, write_tiny
+from tests.support.losses import Generations, lose_at_random, tokens_of
+from tests.support.pairs import start, write_tiny
 
 _CONCURRENT = 8
 _NUM_TOKENS = 200

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.results import Report, report
+from benchmarks.harness.results import Report, report
 from client import Client
 from fiddler.checkpoint import Checkpoint
 from pair import Pair
-from tests import checkpoints
-from tests.large_checkpoint import write_large
+from tests.support import checkpoints
+from tests.support.large_checkpoint import write_large
 
 _LARGE_BYTES = 10**9
 _DENSE_FACTOR = 1.25

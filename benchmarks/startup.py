@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Report, report
+from benchmarks.harness.results import Report, report
 from fiddler import process
 
 _MODEL = Path(__file__).parents[1] / "models" / "demo"

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from client._cli.exit_status import DONE, FAILED, INTERRUPTED, USAGE, exit_status
 from client._errors import ClientError
-from client._exit_status import DONE, FAILED, INTERRUPTED, USAGE, exit_status
 
 _EPILOG = (
     "Exit status: 0 done, also where whoever read the output has left; 1 the server or the output failed; "
@@ -88,7 +88,7 @@ def generate(
     if prompt is None and not (chat or info or abort is not None):
         raise _USAGE_ERROR("Missing argument 'PROMPT'")
     # gRPC takes longer to import than --help may take
-    from client._commands import run
+    from client._cli.commands import run
 
     try:
         return DONE if run(context.params) else FAILED

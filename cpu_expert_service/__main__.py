@@ -14,8 +14,8 @@ def main() -> int:
     settings = Settings.load()
     # imported here, so that --help and a wrong flag need not wait for torch
     from cpu_expert_service import server
-    from cpu_expert_service.choice import KernelError
     from cpu_expert_service.cpus import CpuListError
+    from cpu_expert_service.kernel_choice import KernelError
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
     from fiddler.expert_math import UnknownActivationError

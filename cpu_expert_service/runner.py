@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from cpu_expert_service.calibration import num_bytes
-from cpu_expert_service.choice import calibrate, pool_of
 from cpu_expert_service.kernel import Kernel
+from cpu_expert_service.kernel_choice import calibrate, pool_of
 from cpu_expert_service.ram import Progress, copy_layers
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import LayerWeights, layer_weights

@@ -11,9 +11,9 @@ from grpc_reflection.v1alpha import reflection
 from tqdm import tqdm
 
 from cpu_expert_service import collectors, metrics
-from cpu_expert_service.choice import build_kernel
 from cpu_expert_service.cpus import read_topology
 from cpu_expert_service.kernel import Kernel
+from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings

@@ -4,8 +4,8 @@ Both services compute experts: the CPU expert service where no faster kernel doe
 device. It reads no file, and it does not decide where an expert is computed.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.experts import Activation, Expert, MoeLayer
+from fiddler.checkpoint.views import Activation, Expert, MoeLayer
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
@@ -218,3 +218,11 @@ def activation_function(name: str) -> Function:
         known = ", ".join(sorted([*_ACTIVATIONS, *CLAMPED]))
         raise UnknownActivationError(f"activation {name!r} is not supported; known: {known}")
     return _ACTIVATIONS[name]
+
+
+def parts(expert: ExpertWeights) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that an expert has, by their names in ExpertWeights."""
+    for field in fields(expert):
+        tensor = getattr(expert, field.name)
+        if tensor is not None:
+            yield field.name, tensor

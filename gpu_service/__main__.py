@@ -9,7 +9,7 @@ from fiddler import process
 process.prepare()
 
 # grpc is imported after the process is prepared
-from gpu_service.access import Access  # noqa: E402
+from gpu_service.api.auth import Access  # noqa: E402
 from gpu_service.settings import Settings  # noqa: E402
 
 
@@ -24,10 +24,10 @@ def main() -> int:
     # imported here, so that --help and a wrong flag need not wait for torch and transformers
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
-    from gpu_service import dry_run, refusal, server
-    from gpu_service.engine import EngineStoppedError
-    from gpu_service.expert_client import ExpertServiceError
-    from gpu_service.model_loading import ModelError
+    from gpu_service import server
+    from gpu_service.errors import EngineStoppedError, ExpertServiceError, ModelError
+    from gpu_service.models import families
+    from gpu_service.startup import dry_run
 
     logs.configure(settings.log_level, settings.log_format)
     try:
@@ -36,7 +36,7 @@ def main() -> int:
         else:
             asyncio.run(server.run(settings, access))
     except (CheckpointError, ModelError) as error:
-        print(f"gpu_service: {refusal.reason(settings.model, error)}", file=sys.stderr)
+        print(f"gpu_service: {families.reason(settings.model, error)}", file=sys.stderr)
         return 1
     except (ExpertServiceError, EngineStoppedError, OSError, ValueError) as error:
         print(f"gpu_service: {error}", file=sys.stderr)

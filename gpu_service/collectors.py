@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import Family
 from gpu_service import metrics
-from gpu_service.dispatch import Dispatcher
-from gpu_service.engine import Engine
+from gpu_service.engine.engine import Engine
+from gpu_service.moe.dispatcher import Dispatcher
 
 _MOST_SERIES = 1024  # layers x experts, up to which they are told one by one where nothing is said
 _COPY_REASONS = ("demand", "prefetch", "swap")

@@ -16,24 +16,26 @@ from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
-from gpu_service import collectors, start_up
-from gpu_service.access import Access
-from gpu_service.availability import Availability
-from gpu_service.background import in_thread
-from gpu_service.devices import device_of
-from gpu_service.engine import Engine, EngineStoppedError
-from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
-from gpu_service.loaded import Loaded
-from gpu_service.malformed import MalformedMessageInterceptor
-from gpu_service.message_limits import Chunks
-from gpu_service.model import Model
-from gpu_service.orchestration import Orchestration
-from gpu_service.popularity import Popularity
-from gpu_service.preparation import prepare
-from gpu_service.scheduler import Scheduler
-from gpu_service.service import GenerationServicer
+from gpu_service import collectors
+from gpu_service.api.auth import Access
+from gpu_service.api.expert_health import Availability
+from gpu_service.api.malformed import MalformedMessageInterceptor
+from gpu_service.api.service import GenerationServicer
+from gpu_service.api.serving import Loaded
+from gpu_service.cpu_experts.client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.engine.engine import Engine
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.errors import EngineStoppedError
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.orchestration import Orchestration
+from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.startup import model as model_start
+from gpu_service.startup.background import in_thread
+from gpu_service.startup.chunks import Chunks
+from gpu_service.startup.device_memory import device_of
+from gpu_service.startup.experts import prepare
+from gpu_service.text.tokenizer import Tokenizer
 
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 _POLL_SECONDS = 0.2
@@ -124,7 +126,7 @@ class Server:
         """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         settings = self._settings
-        budget = await in_thread(lambda: start_up.warm_up(settings, model))
+        budget = await in_thread(lambda: model_start.warm_up(settings, model))
         chunks = Chunks.resolve(experts, settings, copies_experts=model.device.type == "cuda")
         model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunks.alone)
@@ -159,7 +161,7 @@ class Server:
         raise await self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:
-        return start_up.load(self._settings, self._checkpoint, self._device, self._dtype, self._experts)
+        return model_start.load(self._settings, self._checkpoint, self._device, self._dtype, self._experts)
 
     async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, largest_chunk: int) -> Orchestration:
         """Makes what plans are made from; begins anew where the CPU expert service is lost on the way."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -10,8 +11,22 @@ from pydantic_settings import SettingsConfigDict
 
 from fiddler import rpc
 from fiddler.settings import ServiceSettings
-from gpu_service.limits import RequestLimits
-from gpu_service.memory_budget import parse_budget
+from gpu_service.gpu_experts.memory_budget import parse_budget
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Bounds on one request, besides those of the model's own context and vocabulary."""
+
+    max_tokens: int | None = None
+    """None: what the context leaves room for."""
+    max_n: int = 16
+    max_beams: int = 16
+    max_stop_strings: int = 16
+    max_stop_bytes: int = 1024
+    """Of one stop string, in UTF-8."""
+    max_logprobs: int = 20
+    """Alternatives at each place."""
 
 
 class Settings(ServiceSettings):

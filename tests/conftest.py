@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from pair import Pair
-from tests.pairs import start, write_tiny
+from tests.support.pairs import start, write_tiny
 
 settings.register_profile("untimed", deadline=None)  # a test is not wrong for being slow on a machine that is busy
 settings.load_profile("untimed")

@@ -13,7 +13,7 @@ import yaml
 from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler.settings import ServiceSettings
 from gpu_service.settings import Settings as GpuSettings
-from tests.settings_page import PAGE, page
+from tools.settings_page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
 KINDS: dict[str, type[ServiceSettings]] = {"cpu-expert-service": CpuSettings, "gpu-service": GpuSettings}

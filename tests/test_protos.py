@@ -14,7 +14,7 @@ from google.protobuf.descriptor_pb2 import (
     ServiceDescriptorProto,
 )
 
-from tests import protos
+from tools import protos
 
 _PASCAL = re.compile(r"[A-Z][A-Za-z0-9]*")
 _LOWER_SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")

@@ -1,4 +1,4 @@
-"""`python -m tests.protos [FOLDER]`: generates the stubs of protos/fiddler/v1 into the tree, or into a folder.
+"""`python -m tools.protos [FOLDER]`: generates the stubs of protos/fiddler/v1 into the tree, or into a folder.
 
 It lies among the tests since one of them holds the committed stubs against what this makes.
 """

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import benchmarks.end_to_end
 from benchmarks.end_to_end.reference import Reference, Timing
-from benchmarks.results import report
-from benchmarks.rounds import ratios
-from benchmarks.targets import Judge, Target
+from benchmarks.harness.results import report
+from benchmarks.harness.rounds import ratios
+from benchmarks.harness.targets import Judge, Target
 from client import Chunk, Client
 from pair import Pair
-from tests import checkpoints
-from tests.large_checkpoint import write_mixtral
+from tests.support import checkpoints
+from tests.support.large_checkpoint import write_mixtral
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _PROMPT_TOKENS = 512

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.results import Field, Report, quantile
+from benchmarks.harness.results import Field, Report, quantile
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks.harness.results import Report, report
 from benchmarks.hop.children import Ends
 from benchmarks.hop.variants import VARIANTS
-from benchmarks.results import Report, report
 
 _COUNTS = {"decode_8KiB": 150, "prefill_4MiB": 8}
 _MILLISECONDS = 1e3

@@ -17,7 +17,7 @@ from benchmarks.hop.variants import Variant
 from fiddler import rpc, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2
-from gpu_service.expert_client import ExpertClient
+from gpu_service.cpu_experts.client import ExpertClient
 
 _CODERS: dict[str, Any] = {
     "request_serializer": experts_pb2.RunRequest.SerializeToString,

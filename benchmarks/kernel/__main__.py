@@ -1,11 +1,11 @@
 """The command line; what is measured is said in the package."""
 
 import benchmarks.kernel
+from benchmarks.harness.results import report
+from benchmarks.harness.targets import Judge, Target
 from benchmarks.kernel import layers, mixtral
 from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import mapped
-from benchmarks.results import report
-from benchmarks.targets import Judge, Target
 from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import PyTorchKernel
 from cpu_expert_service.native import Pool, available_tiers

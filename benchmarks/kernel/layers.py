@@ -5,6 +5,8 @@ import time
 
 import torch
 
+from benchmarks.harness.rounds import Work, interleave, milliseconds, ratios
+from benchmarks.harness.targets import Judge
 from benchmarks.kernel.weights import (
     MIXTRAL,
     QWEN3_30B_A3B,
@@ -16,8 +18,6 @@ from benchmarks.kernel.weights import (
     same_expert,
     torch_expert,
 )
-from benchmarks.rounds import Work, interleave, milliseconds, ratios
-from benchmarks.targets import Judge
 from cpu_expert_service.calibration import STREAMS
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from cpu_expert_service.native import Pool

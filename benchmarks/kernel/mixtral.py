@@ -4,10 +4,10 @@ import statistics
 
 import torch
 
+from benchmarks.harness.rounds import Samples, Work, interleave, milliseconds, ratios
+from benchmarks.harness.targets import Judge
 from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import MIXTRAL, layer, layer_call, read_loop, same_expert, torch_expert, widened
-from benchmarks.rounds import Samples, Work, interleave, milliseconds, ratios
-from benchmarks.targets import Judge
 from cpu_expert_service.calibration import STREAMS
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.native import Pool, available_tiers

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.kernel_plot`: draws docs/kernel_scaling.svg from benchmarks/results/kernel.jsonl."""
+"""`python -m benchmarks.kernel.plot`: draws docs/kernel_scaling.svg from benchmarks/results/kernel.jsonl."""
 
 import json
 import math

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.metrics
-from benchmarks.results import report
-from benchmarks.targets import Judge, Target
+from benchmarks.harness.results import report
+from benchmarks.harness.targets import Judge, Target
 from client import Chunk, Client
 from client.top.scrape import Endpoint
 from fiddler import process
 from pair import Pair
-from tests import checkpoints
-from tests.large_checkpoint import write_mixtral
+from tests.support import checkpoints
+from tests.support.large_checkpoint import write_mixtral
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _DECODED = {"demo": 128, "mixtral_2_layers": 24}

@@ -55,8 +55,7 @@ def main() -> int:
 
 def _add_gpu_service(switch: _Switch) -> None:
     from fiddler.v1 import experts_pb2
-    from gpu_service.layer_costs import LayerCosts
-    from gpu_service.selection_counts import SelectionCounts
+    from gpu_service.moe.counters import LayerCosts, SelectionCounts
 
     switch.add(Counter, "inc")
     switch.add(Gauge, "set")

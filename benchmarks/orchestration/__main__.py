@@ -11,15 +11,15 @@ docs/orchestration.md says what is simulated and what is not. Only the microseco
 import sys
 from collections.abc import Iterator
 
+from benchmarks.harness.results import report as open_report
+from benchmarks.harness.targets import Judge, Target
 from benchmarks.orchestration import bound, machines, models, plans, report, validation
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.simulate import run
 from benchmarks.orchestration.strategies import deepspeed, fiddler, llama_cpp, mixtral_offloading, ours
 from benchmarks.orchestration.strategies.server import Server
 from benchmarks.orchestration.workloads import Request, Workload, popularity, trace_of, workloads
-from benchmarks.results import report as open_report
-from benchmarks.targets import Judge, Target
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 TARGETS = {"plan.optimality": Target(0.98), "plan.microseconds.e128": Target(50, at_least=False)}
 _CASES, _QUICK_CASES = 3000, 500

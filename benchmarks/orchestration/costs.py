@@ -9,7 +9,7 @@ from functools import cached_property
 
 from benchmarks.orchestration.machines import Machine
 from benchmarks.orchestration.models import BYTES_PER_VALUE, Model
-from gpu_service.latency_model import Costs
+from gpu_service.planning.latency_model import Costs
 
 MAX_ROWS = 4096
 

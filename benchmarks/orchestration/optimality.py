@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from gpu_service import planner
-from gpu_service.latency_model import Costs
+from gpu_service.planning import planner
+from gpu_service.planning.latency_model import Costs
 
 MAX_EXPERTS = 12
 """The most experts that are not resident in a random case: 4096 plans."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.orchestration import machines, models, optimality
 from benchmarks.orchestration.costs import System
-from gpu_service import planner
-from gpu_service.latency_model import Costs
+from gpu_service.planning import planner
+from gpu_service.planning.latency_model import Costs
 
 _REPETITIONS = 5
 _MODEL = "qwen3_30b_a3b"

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.orchestration_plot`: docs/orchestration.svg and the tables of docs/orchestration.md.
+"""`python -m benchmarks.orchestration.plot`: docs/orchestration.svg and the tables of docs/orchestration.md.
 
 Both are made from benchmarks/results/orchestration.jsonl. A table stands between two comments that name it.
 """
@@ -6,7 +6,7 @@ Both are made from benchmarks/results/orchestration.jsonl. A table stands betwee
 import math
 from pathlib import Path
 
-from benchmarks.orchestration_tables import MACHINES, MODELS, OURS, RIVALS, Cells, Result, read, tables
+from benchmarks.orchestration.tables import MACHINES, MODELS, OURS, RIVALS, Cells, Result, read, tables
 
 _RESULTS = Path(__file__).parent / "results" / "orchestration.jsonl"
 _DOCUMENT = Path(__file__).parents[1] / "docs" / "orchestration.md"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.harness.results import Field
+from benchmarks.harness.targets import Judge
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.simulate import Result
 from benchmarks.orchestration.strategies.ours import Ours
 from benchmarks.orchestration.workloads import Workload
-from benchmarks.results import Field
-from benchmarks.targets import Judge
 
 _WAITS = {
     "attention": "attention and head",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.strategies.server import Server
 from benchmarks.orchestration.workloads import Request, Workload
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.orchestration.batches import Batch
 from benchmarks.orchestration.models import Model
 from benchmarks.traces import RECORDED, Generation, Ids, Trace, synthetic
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 PROMPT_TOKENS = 512
 STEPS = 32

@@ -12,7 +12,7 @@ from costs that are given to it: they make a slot worth having and a copy dear, 
 decides what is resident and when it is swapped. Which experts are chosen depends on nothing but model and text; all
 that is counted is counted as it happens. No speed of this run says anything of a GPU.
 
-`python -m benchmarks.routing_plot` draws docs/routing.svg and docs/top.svg from the results.
+`python -m benchmarks.routing.plot` draws docs/routing.svg and docs/top.svg from the results.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from benchmarks.results import Report, report
+from benchmarks.harness.results import Report, report
 from benchmarks.traces.record import OPENINGS
 from client import Client
 from client.top.monitor import Monitor

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.routing_plot`: docs/routing.svg and docs/top.svg from benchmarks/results/routing.jsonl.
+"""`python -m benchmarks.routing.plot`: docs/routing.svg and docs/top.svg from benchmarks/results/routing.jsonl.
 
 docs/routing.svg: a panel for each layer, a row for each expert, a column for each sample. docs/top.svg: the terminal.
 """

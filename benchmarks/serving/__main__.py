@@ -8,11 +8,11 @@ import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import benchmarks.serving  # noqa: E402
-from benchmarks.results import report  # noqa: E402
+from benchmarks.harness.results import report  # noqa: E402
+from benchmarks.harness.targets import Judge, Target  # noqa: E402
 from benchmarks.serving.load import measure_load  # noqa: E402
 from benchmarks.serving.steps import measure_steps  # noqa: E402
 from benchmarks.serving.workload import models  # noqa: E402
-from benchmarks.targets import Judge, Target  # noqa: E402
 
 _MIXTRAL = "serving.mixtral_2_layers"
 

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from benchmarks.rounds import ratios
+from benchmarks.harness.rounds import ratios
+from benchmarks.harness.targets import Judge
 from benchmarks.serving.probe import MAX_SLOTS
 from benchmarks.serving.workload import Model, prompts
-from benchmarks.targets import Judge
 from client import Chunk, Client
 from pair import Pair
 

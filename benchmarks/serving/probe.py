@@ -14,16 +14,18 @@ from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.native import Pool
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import layer_weights
-from gpu_service.batch import Batch, Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_client import ExpertClient
-from gpu_service.kv_budget import KvBudget
-from gpu_service.model import Model
-from gpu_service.remote_experts import PendingOutput
-from gpu_service.request import FinishReason, Request
-from gpu_service.request_ids import RequestIds
-from gpu_service.scheduler import Scheduler
-from gpu_service.stepper import Stepper
+from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.engine.generation import Batch
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.request import Request
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.engine.stepper import Stepper
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.sampling.outputs import FinishReason
 from pair import Pair
 
 MAX_SLOTS = 16

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.results import Field
-from benchmarks.rounds import ratios
+from benchmarks.harness.results import Field
+from benchmarks.harness.rounds import ratios
+from benchmarks.harness.targets import Judge
 from benchmarks.serving.probe import Probe, Step, probe
 from benchmarks.serving.workload import Model, prompts
-from benchmarks.targets import Judge
-from gpu_service.request import BeamParameters, Request
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.engine.request import Request
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 _SAMPLED = SamplingParameters(temperature=0.8, top_p=0.95, seed=1)
 _SHORT_TOKENS = 16

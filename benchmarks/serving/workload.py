@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import checkpoints
-from tests.large_checkpoint import write_mixtral
-from tests.tampering import edit_config
+from tests.support import checkpoints
+from tests.support.large_checkpoint import write_mixtral
+from tests.support.tampering import edit_config
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _TOKENS = range(3, 250)

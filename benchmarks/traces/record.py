@@ -15,15 +15,15 @@ from tqdm import tqdm
 
 from benchmarks.traces import RECORDED, Generation, Ids, Trace
 from fiddler.checkpoint import Checkpoint
-from gpu_service.in_process import InProcessExperts
-from gpu_service.model import Model
-from gpu_service.model_loading import logging_of_transformers
+from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.engine.request import Request
+from gpu_service.model_runner.loading import logging_of_transformers
+from gpu_service.model_runner.model import Model
 from gpu_service.profile.count import load_model, run
 from gpu_service.profile.settings import Settings
-from gpu_service.remote_experts import PendingOutput
-from gpu_service.request import Request
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.sampling.parameters import SamplingParameters
+from gpu_service.text.tokenizer import Tokenizer
 
 MODEL = Path("models/demo")
 OUTPUT_TOKENS = 160

@@ -2,9 +2,9 @@
 
 import sys
 
+from client._cli.printing import print_generation
 from client._errors import ClientError
 from client._options import ChatMessage, GenerateOptions
-from client._printing import print_generation
 from client._statuses import invalid
 from client.client import Client
 

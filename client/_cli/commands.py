@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from client._chat import chat
+from client._cli.chat import chat
+from client._cli.output import output_that_may_end
+from client._cli.printing import print_generation, read_prompt
 from client._options import ConnectionOptions, GenerateOptions
-from client._output import output_that_may_end
-from client._printing import print_generation, read_prompt
 from client._statuses import invalid
 from client.client import Client
 

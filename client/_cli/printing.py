@@ -11,9 +11,9 @@ from types import FrameType
 
 from google.protobuf.json_format import MessageToDict
 
+from client._cli.progress import Progress
 from client._errors import GenerationCancelledError
 from client._messages import Chunk, Complete, event_from
-from client._progress import Progress
 from client._statuses import invalid
 from client.client import Generation
 

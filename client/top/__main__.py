@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.live import Live
 
+from client._cli.exit_status import DONE, FAILED, INTERRUPTED, exit_status
+from client._cli.output import output_that_may_end
 from client._errors import ClientError
-from client._exit_status import DONE, FAILED, INTERRUPTED, exit_status
-from client._output import output_that_may_end
 from client.top.keys import keys
 from client.top.maps import CHOICES, Choice
 from client.top.monitor import Monitor

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "activation.h"
-#include "tiles.h"
+#include "projections/tiles.h"
 
 namespace fiddler {
 namespace {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "activation.h"
-#include "columns.h"
-#include "panels.h"
+#include "projections/columns.h"
+#include "projections/panels.h"
 #include "tiled.h"
 
 namespace fiddler {

@@ -8,121 +8,33 @@ How a family names its experts is a row of `NAMINGS`.
 
 import hashlib
 import os
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from fiddler import weight_format
-from fiddler.checkpoint_errors import (
+from fiddler.checkpoint import weight_format
+from fiddler.checkpoint.claims import claim_tensors, is_unused
+from fiddler.checkpoint.errors import (
     CheckpointError,
     ConfigError,
     DirectoryError,
     UnknownNamingError,
     UnsupportedDtypeError,
 )
-from fiddler.expert_layout import build_layer
-from fiddler.expert_naming import Naming, claim_tensors, is_unused
-from fiddler.experts import Expert, MoeLayer, WeightView
-from fiddler.mapped_file import MappedFile
-from fiddler.moe_config import MoeConfig, parse_config, speaks_of_experts
-from fiddler.safetensors_index import StoredFile, read_files, read_json
+from fiddler.checkpoint.json_file import read_json
+from fiddler.checkpoint.layouts.build import build_layer
+from fiddler.checkpoint.mapped_file import MappedFile
+from fiddler.checkpoint.moe_config import MoeConfig, parse_config, speaks_of_experts
+from fiddler.checkpoint.namings import NAMINGS
+from fiddler.checkpoint.safetensors_index import StoredFile, read_files
+from fiddler.checkpoint.views import Expert, MoeLayer, WeightView
 
 __all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "Expert", "MoeLayer", "WeightView"]
 
-_LAYER = r"(?:[\w.]+\.)?layers\.(?P<layer>\d{1,9})"
-
-
-def _each(block: str, part: str) -> re.Pattern[str]:
-    """The pattern of namings in which every expert has tensors of its own."""
-    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
-
-
-NAMINGS: Final = (
-    Naming(
-        "layers.N.block_sparse_moe.experts.M.{w1,w3,w2}.weight",
-        _each(r"(?:\w+\.)?", "w1|w2|w3"),
-        {"w1": "gate", "w3": "up", "w2": "down"},
-    ),
-    Naming(
-        "layers.N.mlp.experts.M.{gate_proj,up_proj,down_proj}.weight",
-        # Nemotron-H calls its blocks "mixer"; its experts have no gate and are the next row's
-        _each(r"(?!mixer\.)\w+\.", "gate_proj|up_proj|down_proj"),
-        {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
-    ),
-    Naming(
-        "layers.N.mixer.experts.M.{up_proj,down_proj}.weight",
-        _each(r"mixer\.", "up_proj|down_proj"),
-        {"up_proj": "up", "down_proj": "down"},
-    ),
-    Naming(
-        "layers.N.mlp.experts.{gate_up_proj,down_proj}",
-        re.compile(
-            rf"(?P<prefix>{_LAYER}\.(?:\w+\.)?experts)\.(?P<part>(?:gate_up_proj|down_proj)(?:_bias)?)(?:\.weight)?"
-        ),
-        {
-            "gate_up_proj": "gate_up",
-            "down_proj": "down",
-            "gate_up_proj_bias": "gate_up_bias",
-            "down_proj_bias": "down_bias",
-        },
-        interleaved_in=frozenset({"gpt_oss"}),
-    ),
-    Naming(
-        "layers.N.mlp.experts.{fc1,fc2}.weight",
-        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>fc1|fc2)\.weight"),
-        {"fc1": "gate_up", "fc2": "down"},
-    ),
-    Naming(
-        "layers.N.mlp.experts.{w13_weight,w2_weight}",
-        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>w13_weight|w2_weight)"),
-        {"w13_weight": "gate_up", "w2_weight": "down"},
-        interleaved_in=frozenset({"inkling_mm_model", "inkling2", "inkling2_text"}),
-    ),
-    Naming(
-        "layers.N.block_sparse_moe.{input_linear,output_linear}.weight",
-        re.compile(rf"(?P<prefix>{_LAYER}\.block_sparse_moe)\.(?P<part>input_linear|output_linear)\.weight"),
-        {"input_linear": "gate_up", "output_linear": "down"},
-    ),
-    Naming(
-        "layers.N.mlp.{input_linear,output_linear}.weight",
-        re.compile(rf"(?P<prefix>{_LAYER}\.mlp)\.(?P<part>input_linear|output_linear)\.weight"),
-        {"input_linear": "gate_up", "output_linear": "down"},
-    ),
-    Naming(
-        "blocks.N.ffn.experts.mlp.{w1,v1,w2}",
-        re.compile(r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<part>w1|v1|w2)"),
-        {"w1": "gate", "v1": "up", "w2": "down"},
-    ),
-    Naming(
-        "{encoder,decoder}.block.N.layer.L.mlp.experts.expert_M.{wi,wo}.weight",
-        re.compile(
-            r"(?P<prefix>(?:[\w.]+\.)?(?P<stack>encoder|decoder)\.block\.(?P<layer>\d{1,9})\.layer\.\d\.mlp\.experts)"
-            r"\.expert_(?P<expert>\d{1,9})\.(?P<part>wi|wo)\.weight"
-        ),
-        {"wi": "up", "wo": "down"},
-        expert_name="expert_{}",
-    ),
-    Naming(
-        "{encoder,decoder}.layers.N.ffn.experts.expert_M.{fc1,fc2}.{weight,bias}",
-        re.compile(
-            r"(?P<prefix>(?:[\w.]+\.)?(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d{1,9})\.ffn\.experts)"
-            r"\.expert_(?P<expert>\d{1,9})\.(?P<part>fc[12]\.(?:weight|bias))"
-        ),
-        {"fc1.weight": "up", "fc1.bias": "up_bias", "fc2.weight": "down", "fc2.bias": "down_bias"},
-        expert_name="expert_{}",
-        suffix="",
-    ),
-    Naming(
-        "layers.N.mlp.experts.{wi_gate,wi_up,wo}",
-        re.compile(rf"(?P<prefix>{_LAYER}\.mlp\.experts)\.(?P<part>wi_gate|wi_up|wo)"),
-        {"wi_gate": "factor_gate", "wi_up": "up", "wo": "down"},
-    ),
-)
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64

@@ -7,38 +7,22 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from fiddler.checkpoint_errors import FileFormatError, UnknownNamingError, UnsupportedDtypeError
-from fiddler.moe_config import MoeConfig
-from fiddler.safetensors_index import StoredTensor
-
-Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "up_bias", "down_bias", "factor_gate"]
+from fiddler.checkpoint.errors import (
+    FileFormatError,
+    MissingTensorError,
+    UnknownNamingError,
+    UnsupportedDtypeError,
+)
+from fiddler.checkpoint.moe_config import MoeConfig
+from fiddler.checkpoint.namings import Naming, Role
+from fiddler.checkpoint.safetensors_index import StoredTensor
 
 # A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
 
 # Towers for images and sound have layers, too, and counts of their own.
 _DECODER_LAYER = re.compile(r"(?:(?!vision|visual|audio|encoder)\w+\.)*layers\.(\d{1,9})\.")
-
-
-@dataclass(frozen=True, slots=True)
-class Naming:
-    """One way to name experts: a row of the table.
-
-    `pattern` matches a whole tensor name and has the groups `prefix` (the layer's experts), `layer`, `part` and, where
-    every expert has tensors of its own, `expert`. Without it one tensor holds all experts of the layer. A group `stack`
-    that says decoder counts its layers on from the encoder's. `parts` says what each part is. `interleaved_in` lists
-    the model types whose fused gate and up alternate, gate first. `expert_name` is how an expert's number is written,
-    and `suffix` what follows its part.
-    """
-
-    description: str
-    pattern: re.Pattern[str]
-    parts: Mapping[str, Role]
-    interleaved_in: frozenset[str] = frozenset()
-    expert_name: str = "{}"
-    suffix: str = ".weight"
 
 
 @dataclass(slots=True)
@@ -136,3 +120,10 @@ def _check_unclaimed(tensors: Iterable[StoredTensor]) -> None:
                 f"{tensor.file} holds the tensor {tensor.name!r}: experts with biases or quantisation scales are not "
                 "supported."
             )
+
+
+def _missing(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:
+    return MissingTensorError(
+        f"{config.path.parent} lacks the tensor {name!r}, though it holds others of the experts of decoder layer "
+        f"{claim.decoder_layer}."
+    )

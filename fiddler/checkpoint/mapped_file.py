@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from fiddler.checkpoint_errors import FileFormatError
-from fiddler.experts import WeightView
+from fiddler.checkpoint.errors import FileFormatError
+from fiddler.checkpoint.views import WeightView
 
 _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
 

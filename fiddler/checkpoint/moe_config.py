@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fiddler.checkpoint_errors import ConfigError
-from fiddler.experts import Activation
+from fiddler.checkpoint.errors import ConfigError
+from fiddler.checkpoint.views import Activation
 
 # A multimodal model keeps its language model's settings one level down.
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")

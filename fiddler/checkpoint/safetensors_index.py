@@ -11,7 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from fiddler.checkpoint_errors import DirectoryError, FileFormatError, MissingTensorError
+from fiddler.checkpoint.errors import DirectoryError, FileFormatError, MissingTensorError
+from fiddler.checkpoint.json_file import _reason, read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -181,23 +182,6 @@ def _read_index(index: Path) -> dict[str, str]:
                 f"{index} places the tensor {name!r} in {file_name!r}, which is not a file name in the same directory."
             )
     return file_of
-
-
-def read_json(path: Path, error_class: type[Exception]) -> dict[str, Any]:
-    """The JSON object in a file; raises `error_class`, naming the file, when there is none."""
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise error_class(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise error_class(f"{path} is not JSON: {_reason(error)}.") from error
-    if not isinstance(content, dict):
-        raise error_class(f"{path} is not a JSON object.")
-    return content
-
-
-def _reason(error: Exception) -> str:
-    return str(error).rstrip(".") or type(error).__name__
 
 
 def _no_weights(directory: Path) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fiddler.checkpoint_errors import UnsupportedDtypeError
-from fiddler.safetensors_index import StoredTensor
+from fiddler.checkpoint.errors import UnsupportedDtypeError
+from fiddler.checkpoint.safetensors_index import StoredTensor
 
 _READ: Final = "BF16, F16 and F32 are read"
 _METHODS: Final = {"fp8": "FP8", "mxfp4": "MXFP4", "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes"}

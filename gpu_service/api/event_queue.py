@@ -5,11 +5,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from gpu_service.request import Best, Event, Failed, Finished
-
-
-class SlowReaderError(Exception):
-    """The reader left too many events waiting."""
+from gpu_service.engine.request import Best, Event, Failed, Finished
+from gpu_service.errors import SlowReaderError
 
 
 class EventQueue:

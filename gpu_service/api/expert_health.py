@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2
 
 from fiddler.v1 import experts_pb2
 from gpu_service import metrics
-from gpu_service.expert_connection import ExpertServiceError, HandshakeError
+from gpu_service.errors import ExpertServiceError, HandshakeError
 
 SERVICE = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
-from gpu_service.model import Model
-from gpu_service.tokenizer import ChatTemplateError, Tokenizer
+from gpu_service.model_runner.model import Model
+from gpu_service.text.tokenizer import ChatTemplateError, Tokenizer
 
 
 def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:

@@ -5,11 +5,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateResponse
-from gpu_service import request as words
-from gpu_service.request import Best, Event, Failed, Finished, FinishReason, Prompt, Request, Token
-from gpu_service.statuses import status_of
-from gpu_service.text_stream import TextStream
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.api.statuses import status_of
+from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Request, Token
+from gpu_service.sampling import outputs as words
+from gpu_service.sampling.outputs import FinishReason
+from gpu_service.text.detokenizer import TextStream
+from gpu_service.text.tokenizer import Tokenizer
 
 _PROMPT_TOKENS_PER_MESSAGE = 256  # few enough for one message to keep no other call waiting
 _FINISH_REASONS = {

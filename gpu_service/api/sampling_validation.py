@@ -1,31 +1,13 @@
 """Turns a message's sampling parameters into those that are sampled with, or says which field is wrong."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
-from transformers import GenerationConfig
+from collections.abc import Mapping
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
-from gpu_service.model import Model
-from gpu_service.model_errors import ModelError
-from gpu_service.sampling import Sampler, processors
-from gpu_service.sampling_parameters import SamplingParameters
-
-_MAX_SEED = 2**63 - 1  # torch's generator takes no more
-_RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    # logits divided by less, and multiplied by more, may overflow
-    "temperature": (lambda value: value == 0 or 0.001 <= value <= 1e6, "must be 0, or 0.001 to 1000000"),
-    "top_k": (lambda value: value >= 0, "must be 0 or above"),
-    "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    "min_p": (lambda value: 0 <= value <= 1, "must be 0 to 1"),
-    "typical_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    "repetition_penalty": (lambda value: 0.001 <= value <= 1000, "must be 0.001 to 1000"),
-    "frequency_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
-    "presence_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
-    "seed": (lambda value: value <= _MAX_SEED, "must be at most 2^63 - 1"),
-}
-"""By name: what a value must be. No comparison with NaN is true."""
+from gpu_service.errors import RequestError
+from gpu_service.model_runner.model import Model
+from gpu_service.sampling.parameters import SamplingParameters
+from gpu_service.sampling.rules import MAX_SEED, RULES, check_values, show
 
 NOT_DRAWING: dict[str, float] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 """What takes the likeliest token, whatever a generation_config says."""
@@ -42,8 +24,11 @@ def sampling_of(message: generation_pb2.SamplingParameters, model: Model, draws:
     Raises:
         StatusError: INVALID_ARGUMENT, naming the field.
     """
-    asked = {name: getattr(message, name) for name in _RULES if message.HasField(name)}  # type: ignore[arg-type]
-    _check(asked)
+    asked = {name: getattr(message, name) for name in RULES if message.HasField(name)}  # type: ignore[arg-type]
+    try:
+        check_values(asked)
+    except RequestError as error:
+        raise rpc.invalid_argument(f"sampling.{error.field}", str(error)) from None
     if not draws:
         _refuse_drawing(asked)
         asked = {**NOT_DRAWING, **asked}
@@ -56,47 +41,9 @@ def check_seed(seed: int | None, n: int) -> None:
     Raises:
         StatusError: INVALID_ARGUMENT, naming the field.
     """
-    if seed is not None and seed + n - 1 > _MAX_SEED:
+    if seed is not None and seed + n - 1 > MAX_SEED:
         problem = f"must be at most 2^63 - {n}, since generation i of {n} is seeded with seed + i, got {seed}"
         raise rpc.invalid_argument("sampling.seed", problem)
-
-
-def check_generation_config(directory: Path, generation_config: GenerationConfig) -> None:
-    """Makes sure that what a checkpoint's generation_config.json says can be done.
-
-    Raises:
-        ModelError: A setting has a value that nobody could mean.
-    """
-    try:
-        check_defaults(generation_config)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{directory / 'generation_config.json'}: {error}") from None
-
-
-def check_defaults(defaults: GenerationConfig) -> None:
-    """Makes sure that a model's own sampling parameters are ones that a request may have.
-
-    Raises:
-        ValueError: One is not.
-    """
-    parameters = SamplingParameters.resolve(defaults, {})
-    try:
-        _check({name: getattr(parameters, name) for name in _RULES if name != "seed"})
-    except rpc.StatusError as error:
-        raise ValueError(error.message.removeprefix("sampling.")) from None
-    Sampler(parameters, changes=processors(parameters))
-
-
-def show(value: float) -> str:
-    """A number as a message holds it: integers with all their digits."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
-
-
-def _check(values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-        is_right, rule = _RULES[name]
-        if not is_right(value):
-            raise rpc.invalid_argument(f"sampling.{name}", f"{rule}, got {show(value)}")
 
 
 def _refuse_drawing(asked: Mapping[str, float]) -> None:

@@ -8,14 +8,16 @@ import structlog
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
-from gpu_service import prompts, request_metrics
-from gpu_service.calls import Calls
-from gpu_service.event_queue import EventQueue
-from gpu_service.loaded import Loaded
-from gpu_service.request import Event, FinishReason, Request
-from gpu_service.responses import Responses
-from gpu_service.statuses import status_of
-from gpu_service.validation import check_request_id, parse_request
+from gpu_service.api import prompts
+from gpu_service.api.calls import Calls
+from gpu_service.api.event_queue import EventQueue
+from gpu_service.api.responses import Responses
+from gpu_service.api.serving import Loaded
+from gpu_service.api.statuses import status_of
+from gpu_service.api.validation import check_request_id, parse_request
+from gpu_service.engine import request_metrics
+from gpu_service.engine.request import Event, Request
+from gpu_service.sampling.outputs import FinishReason
 
 REQUEST_ID_KEY = "fiddler-request-id"
 _MAX_UNREAD_EVENTS = 1024  # of each generation

@@ -10,12 +10,12 @@ import transformers
 from fiddler import __version__, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2, generation_pb2
-from gpu_service.engine import Engine
-from gpu_service.limits import RequestLimits
-from gpu_service.model import Model
-from gpu_service.scheduler import QueueFullError
-from gpu_service.statuses import status_of
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.api.statuses import status_of
+from gpu_service.engine.engine import Engine
+from gpu_service.errors import QueueFullError
+from gpu_service.model_runner.model import Model
+from gpu_service.settings import RequestLimits
+from gpu_service.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,13 +3,15 @@
 import grpc
 
 from fiddler import rpc
-from gpu_service.engine import EngineStoppedError
-from gpu_service.event_queue import SlowReaderError
-from gpu_service.expert_client import ExpertServiceError
-from gpu_service.kv_budget import NeverFitsError
-from gpu_service.request_ids import DuplicateIdError
-from gpu_service.scheduler import QueueFullError
-from gpu_service.token_choice import NotFiniteError
+from gpu_service.cpu_experts.client import ExpertServiceError
+from gpu_service.errors import (
+    DuplicateIdError,
+    EngineStoppedError,
+    NeverFitsError,
+    NotFiniteError,
+    QueueFullError,
+    SlowReaderError,
+)
 
 RETRY_SECONDS = 1.0
 """When to ask again where too many wait: whenever any request ends there is room for one more."""

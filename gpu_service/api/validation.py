@@ -9,14 +9,15 @@ from typing import Literal
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
-from gpu_service import prompts
-from gpu_service.limits import RequestLimits
-from gpu_service.model import Model
-from gpu_service.request import BeamParameters, Event, Request
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.sampling_validation import check_seed, sampling_of, show
-from gpu_service.stop_strings import StopStrings
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.api import prompts
+from gpu_service.api.sampling_validation import check_seed, sampling_of
+from gpu_service.engine.request import Event, Request
+from gpu_service.model_runner.model import Model
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from gpu_service.sampling.rules import show
+from gpu_service.settings import RequestLimits
+from gpu_service.text.stop_strings import StopStrings
+from gpu_service.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
 _MAX_LENGTH_PENALTY = 5  # a context's length to a higher power leaves float32

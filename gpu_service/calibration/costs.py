@@ -11,12 +11,12 @@ import torch
 from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2
-from gpu_service import costs_file
-from gpu_service.calibration import calibrate, expert_bytes, measured_layers
-from gpu_service.costs_file import MachineIdentity, ModelIdentity
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.latency_model import LatencyModel, Measurements
-from gpu_service.remote_experts import RemoteExperts
+from gpu_service.calibration import costs_file
+from gpu_service.calibration.costs_file import MachineIdentity, ModelIdentity
+from gpu_service.calibration.measure import calibrate, expert_bytes, measured_layers
+from gpu_service.cpu_experts.backend import RemoteExperts
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.planning.latency_model import LatencyModel, Measurements
 
 _log = structlog.get_logger("gpu_service")
 _CPUINFO = Path("/proc/cpuinfo")

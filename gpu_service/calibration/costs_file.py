@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from gpu_service.curve import Sample
-from gpu_service.latency_model import Measurements
-from gpu_service.whole_file import write_whole
+from gpu_service.atomic_write import write_whole
+from gpu_service.planning.curve import Sample
+from gpu_service.planning.latency_model import Measurements
 
 FORMAT = 1
 

@@ -13,11 +13,11 @@ import torch
 
 from fiddler.checkpoint import Checkpoint, MoeLayer
 from fiddler.expert_math import expert_forward, layer_combination
-from gpu_service.curve import Sample
-from gpu_service.device_experts import Copy
-from gpu_service.latency_model import Measurements
-from gpu_service.remote_experts import RemoteExperts
-from gpu_service.stored_experts import Key
+from gpu_service.cpu_experts.backend import RemoteExperts
+from gpu_service.gpu_experts.compute import Copy
+from gpu_service.gpu_experts.stored import Key
+from gpu_service.planning.curve import Sample
+from gpu_service.planning.latency_model import Measurements
 
 _BUDGET_SECONDS = 2.0
 _CPU_SHARE = 0.6  # of the time: the CPU is the slowest, and differs most between machines

@@ -15,8 +15,9 @@ import torch
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
 from gpu_service import metrics
-from gpu_service.expert_connection import ExpertServiceError, HandshakeError, Stream, Watch
-from gpu_service.expert_link import ExpertLink, OnChange
+from gpu_service.cpu_experts.connection import Stream, Watch
+from gpu_service.cpu_experts.link import ExpertLink, OnChange
+from gpu_service.errors import ExpertServiceError, HandshakeError
 
 __all__ = ["ExpertClient", "ExpertServiceError", "HandshakeError"]
 

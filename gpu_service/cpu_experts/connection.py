@@ -17,18 +17,11 @@ import torch
 
 from fiddler import PROTOCOL_VERSION, rpc, tensors
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
+from gpu_service.errors import ExpertServiceError, HandshakeError
 
 NOT_READY = "the CPU expert service is not there, or not ready"
 
 _Result = TypeVar("_Result")
-
-
-class ExpertServiceError(Exception):
-    """The CPU expert service did not answer, or answered with an error."""
-
-
-class HandshakeError(ExpertServiceError):
-    """The CPU expert service serves something else than this service runs."""
 
 
 class StreamEndedError(grpc.RpcError):

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 
 from fiddler.v1 import experts_pb2
-from gpu_service.expert_connection import NOT_READY, Connection, ExpertServiceError, HandshakeError, Stream
+from gpu_service.cpu_experts.connection import NOT_READY, Connection, Stream
+from gpu_service.errors import ExpertServiceError, HandshakeError
 
 _CONNECT_SECONDS = 1.0  # for one attempt
 _LOOK_AFTER_SECONDS = 2.0  # without an answer

@@ -7,17 +7,15 @@ from collections.abc import Callable
 import structlog
 import torch
 
-from gpu_service.model import Model
-from gpu_service.request import FinishReason, Request
-from gpu_service.request_ids import RequestIds
-from gpu_service.scheduler import Scheduler
-from gpu_service.stepper import Stepper
+from gpu_service.engine.request import Request
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.engine.stepper import Stepper
+from gpu_service.errors import EngineStoppedError
+from gpu_service.model_runner.model import Model
+from gpu_service.sampling.outputs import FinishReason
 
 _log = structlog.get_logger(__name__)
-
-
-class EngineStoppedError(Exception):
-    """The engine computes no more."""
 
 
 class Engine:

@@ -7,22 +7,14 @@ the number of their rows times the longest of them.
 from dataclasses import dataclass
 from typing import Literal
 
-from gpu_service.request import Request
+from gpu_service.engine.request import Request
+from gpu_service.errors import NeverFitsError
 
 GIB = 2**30
 AUTO_SHARE = 0.25
 """Of the memory that is free at start-up, where nothing is said."""
 
 _LENGTH_STEP = 64  # rows a little longer than asked for need not be laid out anew for the next request
-
-
-class NeverFitsError(ValueError):
-    """A request needs more rows or memory than there is. The text says how much, without the field's name."""
-
-    def __init__(self, field: str, text: str) -> None:
-        super().__init__(text)
-        self.field = field
-        """Of a GenerateRequest: what makes it too large."""
 
 
 @dataclass(frozen=True, slots=True)

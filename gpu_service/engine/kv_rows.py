@@ -9,8 +9,8 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
-from gpu_service import request as words
-from gpu_service.kv_budget import KvBudget
+from gpu_service.engine import generation as words
+from gpu_service.engine.kv_budget import KvBudget
 
 MIN_SHARED_TOKENS = 16
 """Shorter beginnings, such as the one token that begins every text, are not worth a copy."""

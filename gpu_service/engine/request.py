@@ -1,41 +1,20 @@
 """The words of the domain: a request, its sequences, what it brings, and how it ends."""
 
-import enum
 import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 if TYPE_CHECKING:
-    from gpu_service.beam import BeamSearch
-    from gpu_service.sampling import Sampler
-    from gpu_service.stop_strings import StopMatcher, StopStrings
+    from gpu_service.engine.generation import Sequence
+    from gpu_service.sampling.beam_search import BeamSearch
+    from gpu_service.text.stop_strings import StopStrings
 
 _numbers = itertools.count(1)
-
-
-class FinishReason(enum.Enum):
-    """Why a generation ended."""
-
-    EOS = "eos"
-    LENGTH = "length"
-    STOP = "stop"
-    CANCELLED = "cancelled"
-    DEADLINE = "deadline"
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A token's log probability and the likeliest tokens in its place."""
-
-    token_id: int
-    logprob: float | None
-    """None for a prompt's first token."""
-    top: tuple[tuple[int, float], ...] = ()
-    """(token id, log probability), likeliest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,54 +71,6 @@ class Failed:
 Event = Token | Prompt | Best | Finished | Failed
 
 
-@dataclass(frozen=True, slots=True)
-class BeamParameters:
-    """How beams are searched: transformers' meanings."""
-
-    num_beams: int
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    num_return_sequences: int = 1
-    stream_best: bool = False
-
-
-@dataclass(eq=False, slots=True)
-class Sequence:
-    """One generation of a request, or one of its beams: a row of the cache. Only the engine's thread touches it."""
-
-    request: "Request"
-    index: int
-    sampler: "Sampler | None" = None
-    """None for a beam."""
-    matcher: "StopMatcher | None" = None
-    output: list[int] = field(default_factory=list)
-    num_computed: int = 0
-    """Tokens whose keys and values are in the cache."""
-    row: int = -1
-    """Of the cache; -1 where it has none."""
-    is_finished: bool = False
-    last_token_at: float | None = None
-
-    def finish_reason(self) -> FinishReason | None:
-        """Why it is over after its latest token; None while it is not. Stop texts are the matcher's."""
-        if self.output[-1] in self.request.eos_ids:
-            return FinishReason.EOS
-        if self.output[-1] in self.request.stop_ids:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if len(self.output) >= self.request.max_tokens else None
-
-    def finished(self, reason: FinishReason, stop: str | None = None) -> Finished:
-        """Its last event."""
-        return Finished(
-            self.index,
-            reason,
-            len(self.output),
-            *self.request.stage_seconds(self.last_token_at),
-            cached_prompt_tokens=self.request.cached_prompt_tokens,
-            stop=stop,
-        )
-
-
 @dataclass(eq=False, slots=True)
 class Request:
     """What a caller asked, and how far it is. After submission only the engine's thread touches it."""
@@ -164,7 +95,7 @@ class Request:
     """What its output begins with, where the prompt is the input of an encoder."""
     request_id: str = ""
     number: int = field(default_factory=lambda: next(_numbers))
-    sequences: list[Sequence] = field(default_factory=list)
+    sequences: "list[Sequence]" = field(default_factory=list)
     """One for each row that it takes; there once it is being run."""
     search: "BeamSearch | None" = None
     prompt_entries: list[TokenLogprobs] = field(default_factory=list)

@@ -2,11 +2,8 @@
 
 import threading
 
-from gpu_service.request import Request
-
-
-class DuplicateIdError(ValueError):
-    """A request of the same id is under way."""
+from gpu_service.engine.request import Request
+from gpu_service.errors import DuplicateIdError
 
 
 class RequestIds:

@@ -3,7 +3,8 @@
 import time
 
 from gpu_service import metrics
-from gpu_service.request import Request, Sequence
+from gpu_service.engine.generation import Sequence
+from gpu_service.engine.request import Request
 
 _COMPLETED = frozenset({"eos", "length", "stop"})
 

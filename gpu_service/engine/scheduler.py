@@ -8,15 +8,13 @@ request that is alone are larger: each chunk reads or copies nearly all experts 
 import bisect
 from collections.abc import Sequence
 
-from gpu_service import request as words
-from gpu_service.batch import Batch, Logits
-from gpu_service.kv_budget import KvBudget, NeverFitsError
-from gpu_service.request import Request
-from gpu_service.row_table import RowStorage, RowTable
-
-
-class QueueFullError(Exception):
-    """As many requests wait as may."""
+from gpu_service.engine import generation as words
+from gpu_service.engine.generation import Batch
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.kv_rows import RowStorage, RowTable
+from gpu_service.engine.request import Request
+from gpu_service.errors import NeverFitsError, QueueFullError
+from gpu_service.model_runner.forward_input import Logits
 
 
 class Scheduler:

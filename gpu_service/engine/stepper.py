@@ -11,19 +11,23 @@ from contextlib import contextmanager
 import structlog
 import torch
 
-from gpu_service import logprobs, metrics, request_metrics
-from gpu_service.batch import Batch, Logits
-from gpu_service.beam import BeamSearch
-from gpu_service.expert_client import ExpertServiceError
-from gpu_service.kv_budget import NeverFitsError
-from gpu_service.logit_rows import rows_of, unusable_rows
-from gpu_service.model import Model
-from gpu_service.request import Best, Failed, FinishReason, Prompt, Request, Sequence, Token, TokenLogprobs
-from gpu_service.request_ids import RequestIds
-from gpu_service.sampling import Sampler, processors
-from gpu_service.scheduler import QueueFullError, Scheduler
-from gpu_service.threads import as_few_as_pay
-from gpu_service.token_choice import NotFiniteError, choose
+from gpu_service import metrics
+from gpu_service.cpu_experts.client import ExpertServiceError
+from gpu_service.engine import request_metrics
+from gpu_service.engine.generation import Batch, Sequence
+from gpu_service.engine.request import Best, Failed, Prompt, Request, Token
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.errors import NeverFitsError, NotFiniteError, QueueFullError
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.model_runner.threads import as_few_as_pay
+from gpu_service.sampling import logprobs
+from gpu_service.sampling.beam_search import BeamSearch
+from gpu_service.sampling.logits import rows_of, unusable_rows
+from gpu_service.sampling.logits_processors import processors
+from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
+from gpu_service.sampling.sampler import Sampler, choose
 
 _log = structlog.get_logger(__name__)
 _PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phase in ("prefill", "decode"))

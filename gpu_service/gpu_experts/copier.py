@@ -12,9 +12,8 @@ from enum import IntEnum
 
 import torch
 
-from fiddler.expert_math import ExpertWeights
-from gpu_service.copy_lanes import Lane, Mark
-from gpu_service.expert_slot import parts
+from fiddler.expert_math import ExpertWeights, parts
+from gpu_service.gpu_experts.lanes import Lane, Mark
 
 Chunk = tuple[torch.Tensor, torch.Tensor]
 """Source and target of one shape [rows, columns]."""

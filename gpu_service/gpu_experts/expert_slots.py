@@ -13,13 +13,12 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights
-from gpu_service.copier import Copier, Urgency
-from gpu_service.copy_lanes import Lane, build_lane
-from gpu_service.expert_copies import Copy, ExpertCopies
-from gpu_service.expert_slot import Slot, slot_bytes
-from gpu_service.slot_table import SlotTable
-from gpu_service.stored_experts import Key, StoredExperts
-from gpu_service.transfer_timing import time_transfer
+from gpu_service.gpu_experts.copier import Copier, Urgency
+from gpu_service.gpu_experts.lanes import Lane, build_lane
+from gpu_service.gpu_experts.slots import Slot, SlotTable, slot_bytes
+from gpu_service.gpu_experts.stored import Key, StoredExperts
+from gpu_service.gpu_experts.streaming import Copy, ExpertCopies
+from gpu_service.gpu_experts.transfer_timing import time_transfer
 
 Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""

@@ -5,15 +5,53 @@ and holds an expert for one batch. For the engine's thread.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
-from fiddler.expert_math import ExpertWeights
-from gpu_service.copier import Copier, Job, Urgency
-from gpu_service.copy_lanes import Lane
-from gpu_service.expert_slot import Slot
-from gpu_service.stored_experts import Key, StoredExperts
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.expert_math import ExpertWeights, parts
+from gpu_service.gpu_experts.copier import Copier, Job, Urgency
+from gpu_service.gpu_experts.lanes import Lane, Mark
+from gpu_service.gpu_experts.stored import Key, StoredExperts
+
+_ALIGNMENT_BYTES = 256  # what CUDA's own allocations have, and more than any kernel of a matrix product asks for
+
+
+def slot_bytes(checkpoint: Checkpoint) -> int:
+    """Bytes of a slot that holds any of the checkpoint's experts, in the dtype they are stored in."""
+    return max(
+        sum(_padded(view.num_bytes) for view in expert.views.values())
+        for layer in checkpoint.layers
+        for expert in layer.experts
+    )
+
+
+class Slot:
+    """Memory for one expert. It may be written again and again."""
+
+    def __init__(self, num_bytes: int, device: torch.device) -> None:
+        self.num_bytes = num_bytes
+        self.fence: Mark = None
+        """The point until which what it held before is still read."""
+        self._memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+    def place(self, expert: ExpertWeights) -> ExpertWeights:
+        """Where the expert's tensors lie once copied here: contiguous views of their shapes and dtypes."""
+        offset = 0
+        views: dict[str, torch.Tensor] = {}
+        for name, tensor in parts(expert):
+            views[name] = self._memory[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            offset += _padded(tensor.nbytes)
+        return replace(expert, **views)
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
+
 
 _LEAST_FRACTION = 1e-6  # of a copy that is done but not taken up: to use it costs next to nothing
 _NOTHING: Mapping[int, float] = MappingProxyType({})

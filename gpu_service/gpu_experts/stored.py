@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint_errors import FileFormatError
+from fiddler.checkpoint.errors import FileFormatError
+from fiddler.checkpoint.views import WeightView
 from fiddler.expert_math import ExpertWeights, layer_weights
-from fiddler.experts import WeightView
 
 Key = tuple[int, int]
 """An expert: its layer, counted among the MoE layers, and its number in the layer."""

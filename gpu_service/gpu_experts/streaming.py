@@ -6,10 +6,10 @@ For the engine's thread. What stays on the device for long is expert_slots.py's.
 from collections import deque
 
 from fiddler.expert_math import ExpertWeights
-from gpu_service.copier import Copier, Urgency
-from gpu_service.copy_lanes import Lane
-from gpu_service.slot_table import SlotTable
-from gpu_service.stored_experts import Key
+from gpu_service.gpu_experts.copier import Copier, Urgency
+from gpu_service.gpu_experts.lanes import Lane
+from gpu_service.gpu_experts.slots import SlotTable
+from gpu_service.gpu_experts.stored import Key
 
 
 class Copy:

@@ -4,10 +4,10 @@ import statistics
 import time
 from functools import partial
 
-from gpu_service.copier import Copier, Job, Urgency
-from gpu_service.copy_lanes import Lane
-from gpu_service.expert_slot import Slot
-from gpu_service.stored_experts import Key, StoredExperts
+from gpu_service.gpu_experts.copier import Copier, Job, Urgency
+from gpu_service.gpu_experts.lanes import Lane
+from gpu_service.gpu_experts.slots import Slot
+from gpu_service.gpu_experts.stored import Key, StoredExperts
 
 _SAMPLE_BYTES = 256 * 2**20  # together; more than caches hold, which would answer in place of memory
 _MIN_SAMPLES = 5

@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 
-from gpu_service.slot_cache import attention_mask
-
 _Mask = Callable[[torch.Tensor, int], torch.Tensor]
 
 
@@ -69,3 +67,20 @@ def _chunked(chunk: int) -> _Mask:
         return attention_mask(positions, length) & (keys // chunk == positions[:, None, :, None] // chunk)
 
     return mask
+
+
+def attention_mask(positions: torch.Tensor, length: int, window: int | None = None) -> torch.Tensor:
+    """Which keys each query sees.
+
+    Args:
+        positions: [sequences, tokens] int64.
+        length: Positions that the attention is given.
+        window: A query sees itself and the window - 1 positions before it; None: all before it.
+
+    Returns:
+        [sequences, 1, tokens, length] bool, True where it sees.
+    """
+    keys = torch.arange(length, device=positions.device)
+    queries = positions[:, None, :, None]
+    mask = keys <= queries
+    return mask if window is None else mask & (keys > queries - window)

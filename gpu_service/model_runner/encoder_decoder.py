@@ -15,9 +15,9 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions as EncoderOutput
 
-from gpu_service.batch_parts import compute_parts
-from gpu_service.model_errors import ModelError
-from gpu_service.state_cache import StateCache
+from gpu_service.errors import ModelError
+from gpu_service.model_runner.parts import compute_parts
+from gpu_service.model_runner.state_cache import StateCache
 
 
 class DecoderCache(EncoderDecoderCache):
@@ -30,7 +30,7 @@ class DecoderCache(EncoderDecoderCache):
 
 
 class EncoderDecoder:
-    """See gpu_service.forwards.Forward."""
+    """See gpu_service.model_runner.forwards.Forward."""
 
     is_repeatable = False  # the decoder's cache has moved on
 
@@ -131,7 +131,7 @@ def num_layers(config: Any) -> int:
 def build(
     module: nn.Module, num_slots: int, max_length: int, start_token_id: int, spoiled_rows: set[int]
 ) -> EncoderDecoder:
-    """The forward of a model with an encoder and a decoder: see gpu_service.forwards.build_forward."""
+    """The forward of a model with an encoder and a decoder: see gpu_service.model_runner.forwards.build_forward."""
     config: Any = module.config
     cache = StateCache(config, num_slots, max_length, is_made_by_model=True)
     return EncoderDecoder(cache, start_token_id, next(module.parameters()).device, spoiled_rows)

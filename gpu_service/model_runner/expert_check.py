@@ -7,7 +7,7 @@ from torch import nn
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import UnknownActivationError, layer_combination
-from gpu_service.model_errors import ModelError
+from gpu_service.errors import ModelError
 
 _WIDTH = 64
 _TOLERANCE = 1e-5

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from gpu_service import encoder_decoder
-from gpu_service.attention_masks import AttentionMasks
-from gpu_service.batch_parts import compute_parts
-from gpu_service.slot_cache import SlotCache
-from gpu_service.state_cache import StateCache
+from gpu_service.model_runner import encoder_decoder
+from gpu_service.model_runner.attention_masks import AttentionMasks
+from gpu_service.model_runner.kv_cache import SlotCache
+from gpu_service.model_runner.parts import compute_parts
+from gpu_service.model_runner.state_cache import StateCache
 
 
 class Forward(Protocol):

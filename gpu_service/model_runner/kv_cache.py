@@ -187,20 +187,3 @@ class SlotCache:
             storage[self._row_index, :, self._positions] = states[:, :, 0]
         else:
             storage[self._rows, :, self._start : self._start + states.shape[2]] = states
-
-
-def attention_mask(positions: torch.Tensor, length: int, window: int | None = None) -> torch.Tensor:
-    """Which keys each query sees.
-
-    Args:
-        positions: [sequences, tokens] int64.
-        length: Positions that the attention is given.
-        window: A query sees itself and the window - 1 positions before it; None: all before it.
-
-    Returns:
-        [sequences, 1, tokens, length] bool, True where it sees.
-    """
-    keys = torch.arange(length, device=positions.device)
-    queries = positions[:, None, :, None]
-    mask = keys <= queries
-    return mask if window is None else mask & (keys > queries - window)

@@ -15,16 +15,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint_errors import ConfigError
-from fiddler.moe_config import model_type_of
-from fiddler.safetensors_index import read_json
-from gpu_service import architectures
-from gpu_service.architectures import Architecture, architecture_of, experts_by_interface
-from gpu_service.blocks import Replacements
-from gpu_service.config_fields import FieldError
-from gpu_service.experts_interface import check_experts
-from gpu_service.model_errors import ModelError
-from gpu_service.moe_layer import MoeLayer
+from fiddler.checkpoint.errors import ConfigError
+from fiddler.checkpoint.json_file import read_json
+from fiddler.checkpoint.moe_config import model_type_of
+from gpu_service.errors import ModelError
+from gpu_service.model_runner.expert_check import check_experts
+from gpu_service.models import registry
+from gpu_service.models.config_fields import FieldError
+from gpu_service.models.registry import Architecture, Replacements, architecture_of, experts_by_interface
+from gpu_service.moe.layer import MoeLayer
 
 __all__ = [
     "ModelError",
@@ -58,7 +57,7 @@ def read_config(directory: Path) -> Any:
     path = directory / "config.json"
     settings = read_json(path, ConfigError)
     model_type = model_type_of(settings) or ""
-    own = architectures.CONFIGURATIONS.get(model_type)
+    own = registry.CONFIGURATIONS.get(model_type)
     if own is None and model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"{path}: model_type: transformers {transformers.__version__} has no family {model_type!r}; a newer one may"

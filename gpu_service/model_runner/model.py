@@ -7,16 +7,16 @@ import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service import host_dense
-from gpu_service.architectures import architecture_of
-from gpu_service.batch import Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.encoder_decoder import forced_bos_token_of, num_layers, start_token_of
-from gpu_service.forwards import build_forward
-from gpu_service.model_loading import ModelError, load, read_config, read_generation_config
-from gpu_service.moe_layer import MoeLayer
-from gpu_service.shared_experts import find_router
-from gpu_service.threads import as_few_as_pay
+from gpu_service.model_runner import host_linear
+from gpu_service.model_runner.encoder_decoder import forced_bos_token_of, num_layers, start_token_of
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.forwards import build_forward
+from gpu_service.model_runner.loading import ModelError, load, read_config, read_generation_config
+from gpu_service.model_runner.threads import as_few_as_pay
+from gpu_service.models.registry import architecture_of
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.layer import MoeLayer
+from gpu_service.moe.router import find_router
 
 
 class Model:
@@ -44,8 +44,8 @@ class Model:
         self._module.requires_grad_(False)
         self._host_products_per_row = 0
         if device.type == "cpu":
-            host_dense.install(self._module)
-            self._host_products_per_row = host_dense.products_per_row(self._module)
+            host_linear.install(self._module)
+            self._host_products_per_row = host_linear.products_per_row(self._module)
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
@@ -127,7 +127,7 @@ class Model:
 
     def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
         num_products = token_ids.numel() * self._host_products_per_row
-        with as_few_as_pay(num_products, host_dense.FEW_PRODUCTS) if num_products else nullcontext():
+        with as_few_as_pay(num_products, host_linear.FEW_PRODUCTS) if num_products else nullcontext():
             logits = self._forward.compute(self._module, token_ids, positions, first_row, self._kept[wants])
         return logits.flatten(0, 1).to(torch.float32)
 

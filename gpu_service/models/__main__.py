@@ -1,6 +1,6 @@
 """`python -m gpu_service.models`: the families of models, how each was verified, and what is refused and why.
 
-It prints the tables of gpu_service/families.py and decides nothing. docs/models.md is what --markdown prints.
+It prints the tables of gpu_service/models/families.py and decides nothing. docs/models.md is what --markdown prints.
 """
 
 import json
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gpu_service.families import REFUSED, VERIFIED, Family
-from gpu_service.family_words import FEATURES, METHODS
+from gpu_service.models.families import REFUSED, VERIFIED, Family
+from gpu_service.models.glossary import FEATURES, METHODS
 
 
 class Form(Enum):
@@ -25,7 +25,7 @@ class Form(Enum):
 _HEAD: Final = """# Models
 
 The names are transformers' `model_type`s, which a checkpoint's config.json gives. This page is written by `make models`
-from [gpu_service/families.py](../gpu_service/families.py); `python -m gpu_service.models` prints the same.
+from [gpu_service/models/families.py](../gpu_service/families.py); `python -m gpu_service.models` prints the same.
 
 A family that has no row, being newer than this table, is served all the same where its experts have transformers'
 experts interface and compute what is computed here. Whether a checkpoint can be served, `python -m gpu_service --model

@@ -6,7 +6,7 @@ look: it would compute them with 10,000.
 
 from typing import Any
 
-from gpu_service.config_fields import FieldError, Settings
+from gpu_service.models.config_fields import FieldError, Settings
 
 
 def complete_config(config: Any, settings: Settings) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM, LlamaMLP, LlamaModel
 
-from gpu_service.config_fields import (
+from gpu_service.models.config_fields import (
     FieldError,
     Settings,
     allow_counts,
@@ -24,7 +24,7 @@ from gpu_service.config_fields import (
     require_divisor,
     require_one_of,
 )
-from gpu_service.moe_layer import MoeLayer
+from gpu_service.moe.layer import MoeLayer
 
 _COUNTS = (
     "hidden_size",

@@ -1,12 +1,17 @@
 """Which families of transformers are served, how that was shown, and why others are not.
 
 It is the table behind `python -m gpu_service.models` and docs/models.md, and it decides nothing: what can be built is
-built (gpu_service/architectures.py), whether or not it has a row. tests/families walks all families of the installed
+built (gpu_service/models/registry.py), whether or not it has a row. tests/families walks all families of the installed
 transformers and fails on one that has none. Names are transformers' `model_type`s.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
+
+from fiddler.checkpoint.errors import ConfigError
+from fiddler.checkpoint.json_file import read_json
+from fiddler.checkpoint.moe_config import model_type_of
 
 SWEEP: Final = "tests/families/test_sweep.py"
 OWN: Final = "tests/end_to_end/test_own_architectures.py"
@@ -211,3 +216,18 @@ REFUSED: Final[dict[str, str]] = {
     "step3p7": "it clamps its experts' activation by layer, and no kernel here has that",
 }
 """By model_type, why not, in words that follow "refused: "."""
+
+
+def reason(directory: Path, error: Exception) -> str:
+    """The sentence for an error at the start.
+
+    A family that is refused fails somewhere, in words about tensors or classes; the table knows what lies behind it.
+    """
+    path = directory / "config.json"
+    try:
+        model_type = model_type_of(read_json(path, ConfigError))
+    except ConfigError:
+        return str(error)
+    if model_type not in REFUSED:
+        return str(error)
+    return f"{path}: model_type: {model_type} is refused: {REFUSED[model_type]}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from gpu_service.families import NLLB, OWN, SWEEP
+from gpu_service.models.families import NLLB, OWN, SWEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ METHODS: Final[dict[str, Method]] = {
     NLLB: Method(
         "transformers, mended",
         "32 greedy tokens, and their logits, are those of transformers in float32 with the sum of a token's experts "
-        f"mended (gpu_service/blocks/nllb.py says what is wrong with it), through both services. {_NOTICED}",
+        f"mended (gpu_service/models/nllb_moe.py says what is wrong with it), through both services. {_NOTICED}",
     ),
 }
 
@@ -58,4 +58,4 @@ FEATURES: Final = {
     "sparse attention": "some layers attend to the tokens that an indexer chooses, or to compressed ones",
     "transposed": "matrices lie as [in, out]",
 }
-"""By the names in gpu_service.families.Family.features."""
+"""By the names in gpu_service.models.families.Family.features."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.models.jetmoe import modeling_jetmoe
 
-from gpu_service.moe_layer import MoeLayer
+from gpu_service.moe.layer import MoeLayer
 
 
 class JetMoeBlock(nn.Module):

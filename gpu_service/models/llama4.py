@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.llama4 import modeling_llama4
 
-from gpu_service.blocks.block_experts import BlockExperts
+from gpu_service.moe.layer import BlockExperts
 
 
 class Llama4Block(nn.Module):

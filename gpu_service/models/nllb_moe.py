@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from gpu_service.config_fields import Settings, require_one_of
-from gpu_service.moe_layer import MoeLayer
+from gpu_service.models.config_fields import Settings, require_one_of
+from gpu_service.moe.layer import MoeLayer
 
 _EXPERTS_PER_TOKEN = 2
 

@@ -25,7 +25,7 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
 )
 
-from gpu_service.config_fields import (
+from gpu_service.models.config_fields import (
     FieldError,
     Settings,
     allow_counts,
@@ -36,7 +36,7 @@ from gpu_service.config_fields import (
     require_one_of,
     require_present,
 )
-from gpu_service.moe_layer import MoeLayer
+from gpu_service.moe.layer import MoeLayer
 
 _COUNTS = (
     "head_dim",

@@ -8,6 +8,7 @@ ours, too. This module loads no weights.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Final
 
 from torch import nn
@@ -20,14 +21,32 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
-from gpu_service.blocks import Replacements, dbrx, nllb, replacing
-from gpu_service.blocks.jetmoe import JetMoeBlock
-from gpu_service.blocks.llama4 import Llama4Block
-from gpu_service.blocks.nllb import NllbExperts
-from gpu_service.blocks.switch import SwitchExperts
-from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
-from gpu_service.moe_layer import MoeLayer
-from gpu_service.openmoe import OpenMoeConfig, OpenMoeForCausalLM
+from gpu_service.models import dbrx, nllb_moe
+from gpu_service.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
+from gpu_service.models.jetmoe import JetMoeBlock
+from gpu_service.models.llama4 import Llama4Block
+from gpu_service.models.nllb_moe import NllbExperts
+from gpu_service.models.openmoe import OpenMoeConfig, OpenMoeForCausalLM
+from gpu_service.models.switch_transformers import SwitchExperts
+from gpu_service.moe.layer import MoeLayer
+
+Replacements = Mapping[type[nn.Module], type[nn.Module]]
+
+
+def replacing(class_path: str, replacement: type[nn.Module]) -> Callable[[], Replacements]:
+    """What puts something in the place of one of transformers' classes.
+
+    Args:
+        class_path: Where transformers has the class, as in "dbrx.modeling_dbrx.DbrxExperts".
+        replacement: What is built instead, with the same arguments.
+    """
+    module_path, _, class_name = class_path.rpartition(".")
+
+    def replacements() -> Replacements:
+        return {getattr(import_module(f"transformers.models.{module_path}"), class_name): replacement}
+
+    return replacements
+
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 
@@ -38,7 +57,7 @@ def experts_by_interface(skeleton: nn.Module) -> Replacements:
 
 
 def layer_number(module_name: str) -> int | None:
-    """The decoder layer that a module of the model lies in, as `fiddler.experts.MoeLayer.decoder_layer` counts it."""
+    """The decoder layer of a module of the model, counted as `fiddler.checkpoint.MoeLayer.decoder_layer`."""
     match = _LAYER_NUMBER.search(module_name)
     return int(match[1]) if match else None
 
@@ -96,7 +115,7 @@ class Architecture:
     complete_config: Callable[[Any, Mapping[str, Any]], None] = _leave_config
     """Puts into transformers' configuration what config.json says where transformers does not look.
 
-    It raises a gpu_service.config_fields.FieldError where that is missing or wrong.
+    It raises a gpu_service.models.config_fields.FieldError where that is missing or wrong.
     """
 
 
@@ -114,8 +133,8 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
     "nllb-moe": Architecture(
         auto_class=AutoModelForSeq2SeqLM,
         replacements=replacing("nllb_moe.modeling_nllb_moe.NllbMoeExperts", NllbExperts),
-        num_experts_per_token=nllb.num_experts_per_token,
-        complete_config=nllb.check_config,
+        num_experts_per_token=nllb_moe.num_experts_per_token,
+        complete_config=nllb_moe.check_config,
     ),
     "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
     "jetmoe": Architecture(replacements=replacing("jetmoe.modeling_jetmoe.JetMoeMoE", JetMoeBlock)),
@@ -133,7 +152,7 @@ CONFIGURATIONS: Final[dict[str, type[DeepseekConfig | OpenMoeConfig]]] = {
     "deepseek": DeepseekConfig,
     "openmoe": OpenMoeConfig,
 }
-"""By model_type, as fiddler.moe_config tells it, what reads a config.json that transformers does not know."""
+"""What reads a config.json that transformers does not know, by model_type (see `fiddler.checkpoint.moe_config`)."""
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -142,3 +161,6 @@ def architecture_of(model_type: str) -> Architecture:
 
 
 _DEFAULT: Final = Architecture()
+
+
+"""What is built in the place of a model's classes: a MoeLayer, or a block that has one."""

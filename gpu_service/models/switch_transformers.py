@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import torch
 
-from gpu_service.moe_layer import MoeLayer
+from gpu_service.moe.layer import MoeLayer
 
 
 class SwitchExperts(MoeLayer):

@@ -13,16 +13,15 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service import metrics
-from gpu_service.device_experts import DeviceExperts
-from gpu_service.device_timer import start_span
-from gpu_service.expert_connection import ExpertServiceError
-from gpu_service.host_staging import HostStaging
-from gpu_service.layer_costs import LayerCosts
-from gpu_service.orchestration import Orchestration
-from gpu_service.planner import Plan
-from gpu_service.remote_experts import PendingOutput, RemoteExperts
-from gpu_service.selection_counts import SelectionCounts
-from gpu_service.work import Part, Work
+from gpu_service.cpu_experts.backend import PendingOutput, RemoteExperts
+from gpu_service.errors import ExpertServiceError
+from gpu_service.gpu_experts.compute import DeviceExperts
+from gpu_service.moe.counters import LayerCosts, SelectionCounts
+from gpu_service.moe.device_timer import start_span
+from gpu_service.moe.host_staging import HostStaging
+from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.pending import Part, Work
+from gpu_service.planning.planner import Plan
 
 
 class Dispatcher:

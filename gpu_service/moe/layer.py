@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_service.dispatch import Dispatcher
-from gpu_service.shared_experts import SharedExperts, same_rows
-from gpu_service.work import Work
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.pending import Work
+from gpu_service.moe.shared_experts import SharedExperts, same_rows
 
 
 class MoeLayer(nn.Module):
@@ -73,3 +73,30 @@ class MoeLayer(nn.Module):
         if self._dispatcher.max_rows is not None and len(hidden) > self._dispatcher.max_rows:
             return
         self._early = self._dispatcher.begin(self._layer, hidden, expert_ids, routing_weights)
+
+
+class BlockExperts(MoeLayer):
+    """A MoeLayer whose block says itself what is computed meanwhile."""
+
+    def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module) -> None:
+        """See MoeLayer; it leaves the block as it is."""
+        self._layer = layer
+        self._dispatcher = dispatcher
+
+    def begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Work | None:
+        """Sends [rows, hidden] with [rows, k] ids and weights; None where they are too many for one message.
+
+        `finish` is to be called next, with the same arguments.
+        """
+        assert self._dispatcher is not None, "connect() comes before forward()"
+        limit = self._dispatcher.max_rows
+        if limit is not None and len(rows) > limit:
+            return None
+        return self._dispatcher.begin(self._layer, rows, expert_ids, routing_weights)
+
+    def finish(
+        self, work: Work | None, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Waits for what `begin` sent: [rows, hidden]."""
+        assert self._dispatcher is not None, "connect() comes before forward()"
+        return self(rows, expert_ids, routing_weights) if work is None else self._dispatcher.finish(work)

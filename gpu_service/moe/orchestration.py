@@ -11,14 +11,15 @@ import numpy.typing as npt
 import torch
 
 from fiddler.expert_math import ExpertWeights
-from gpu_service import metrics, planner
-from gpu_service.device_experts import Copy
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.latency_model import LatencyModel, timeout_seconds
-from gpu_service.placement import Placement
-from gpu_service.planner import Plan
-from gpu_service.prefetch import Prefetcher
-from gpu_service.remote_experts import PendingOutput
+from gpu_service import metrics
+from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.gpu_experts.compute import Copy
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.moe.prefetch import Prefetcher
+from gpu_service.placement.policies import Placement
+from gpu_service.planning import planner
+from gpu_service.planning.latency_model import LatencyModel, timeout_seconds
+from gpu_service.planning.planner import Plan
 
 _SWAPS_PER_STEP = 1
 _ON_DEMAND, _IN_BACKGROUND = (metrics.PLACEMENT_SWAPS.labels(reason) for reason in ("demand", "swap"))

@@ -7,9 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gpu_service.device_experts import Copy
-from gpu_service.planner import Plan
-from gpu_service.remote_experts import PendingOutput
+from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.gpu_experts.compute import Copy
+from gpu_service.planning.planner import Plan
 
 Ids = npt.NDArray[np.int32]
 

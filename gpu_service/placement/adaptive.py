@@ -8,9 +8,9 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from gpu_service.expert_usage import HALF_LIFE_STEPS, LayerUsage
-from gpu_service.latency_model import Costs
-from gpu_service.placement_policy import Inputs, Key, StaticPolicy, Swap, even_spread, most_popular
+from gpu_service.placement.policy import Inputs, Key, StaticPolicy, Swap, even_spread, most_popular
+from gpu_service.placement.usage import HALF_LIFE_STEPS, LayerUsage
+from gpu_service.planning.latency_model import Costs
 
 HORIZON_STEPS = HALF_LIFE_STEPS
 """Over how many steps a swap must pay: as far ahead as the estimate looks back."""

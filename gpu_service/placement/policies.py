@@ -8,8 +8,8 @@ docs/placement.md says which policy is for whom.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from gpu_service.adaptive_placement import AdaptivePlacement
-from gpu_service.placement_policy import (
+from gpu_service.placement.adaptive import AdaptivePlacement
+from gpu_service.placement.policy import (
     Inputs,
     Key,
     Placement,

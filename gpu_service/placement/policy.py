@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from gpu_service.latency_model import Costs
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
+from gpu_service.planning.latency_model import Costs
 
 Key = tuple[int, int]
 """An expert: its layer, counted among the MoE layers, and its number in the layer."""

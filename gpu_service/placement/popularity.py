@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from gpu_service.whole_file import write_whole
+from gpu_service.atomic_write import write_whole
 
 FORMAT = 1
 

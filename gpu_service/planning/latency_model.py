@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from gpu_service.curve import Curve, Sample, medians
+from gpu_service.planning.curve import Curve, Sample, medians
 
 _GREATEST_CORRECTION = math.log(8)
 _WEIGHT = 0.02  # of the newest timing: a machine that has changed is believed after about a hundred messages

@@ -24,8 +24,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from gpu_service.latency_model import Costs
-from gpu_service.partition import Cut, Sides, Split, best_split, cut_by_copies
+from gpu_service.planning.latency_model import Costs
+from gpu_service.planning.partition import Cut, Sides, Split, best_split, cut_by_copies
 
 _LEAST_CHUNK_ROWS = 32
 _WORTH_CHUNKS = 1.02  # what is gained must exceed what the prediction is good for

@@ -20,8 +20,7 @@ def main() -> int:
     # imported here, so that --help, a wrong flag and a wrong file need not wait for torch and transformers
     from fiddler import logs
     from fiddler.checkpoint import CheckpointError
-    from gpu_service.expert_connection import ExpertServiceError
-    from gpu_service.model_loading import ModelError
+    from gpu_service.errors import ExpertServiceError, ModelError
     from gpu_service.profile.count import count
 
     logs.configure(settings.log_level, settings.log_format)

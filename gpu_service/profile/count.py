@@ -10,22 +10,22 @@ from tqdm import tqdm
 
 from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
-from gpu_service.devices import device_of
-from gpu_service.dispatch import Dispatcher
-from gpu_service.engine import Engine
-from gpu_service.expert_client import ExpertClient
-from gpu_service.in_process import InProcessExperts
-from gpu_service.kv_budget import KvBudget
-from gpu_service.model import Model
-from gpu_service.model_loading import ModelError, logging_of_transformers
-from gpu_service.popularity import Popularity
+from gpu_service.cpu_experts.backend import RemoteExperts
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.engine.engine import Engine
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.request import Event, Failed, Finished, Request
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.model_runner.loading import ModelError, logging_of_transformers
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.placement.popularity import Popularity
 from gpu_service.profile.prompts import Prompt, PromptsError
 from gpu_service.profile.settings import Settings
-from gpu_service.remote_experts import RemoteExperts
-from gpu_service.request import Event, Failed, Finished, Request
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.scheduler import Scheduler
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.sampling.parameters import SamplingParameters
+from gpu_service.startup.device_memory import device_of
+from gpu_service.text.tokenizer import Tokenizer
 
 _PREFILL_CHUNK = 256
 _EXPERT_TIMEOUT_SECONDS = 60.0

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gpu_service import sampling
-from gpu_service.logit_rows import rows_of
-from gpu_service.request import FinishReason, Request
+from gpu_service.engine.request import Request
+from gpu_service.sampling import logits_processors
+from gpu_service.sampling.logits import rows_of
+from gpu_service.sampling.outputs import FinishReason
 
 _MINUS_INFINITY = -1.0e9
 """What transformers calls so: scores are added to it and still compared."""
@@ -79,7 +80,7 @@ class BeamSearch:
         self._parameters = request.beam
         self._num_beams = request.beam.num_beams
         self._end_ids = sorted(request.eos_ids | request.stop_ids)
-        self._processors = sampling.processors(
+        self._processors = logits_processors.processors(
             request.sampling, len(request.preceding), request.min_tokens, self._end_ids, device
         )
         self._outputs = outputs
@@ -166,8 +167,8 @@ class BeamSearch:
         texts = [[*self._request.preceding, *self._outputs[row]] for row in self._rows]
         history = torch.tensor(texts, device=logits.device)
         if self._num_beams == 1:  # greedy search changes logits, and beam search log probabilities
-            return sampling.apply(self._processors, history, logits).log_softmax(dim=-1)
-        return sampling.apply(self._processors, history, logits.log_softmax(dim=-1))
+            return logits_processors.apply(self._processors, history, logits).log_softmax(dim=-1)
+        return logits_processors.apply(self._processors, history, logits.log_softmax(dim=-1))
 
     def _finish(self, candidates: _Candidates) -> None:
         """Keeps the best of those that had finished and those of the first candidates that do so now."""

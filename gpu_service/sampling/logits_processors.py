@@ -1,10 +1,23 @@
 """Logits processors of our own: what transformers has none for, or one that takes too long."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
+import numpy as np
 import torch
-from transformers import LogitsProcessor
+from transformers import (
+    ForcedBOSTokenLogitsProcessor,
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from gpu_service.sampling.parameters import SamplingParameters
 
 
 class OccurrencePenalties(LogitsProcessor):
@@ -42,3 +55,123 @@ class TokenBias(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.FloatTensor:
         """[rows, vocab] -> [rows, vocab]."""
         return cast("torch.FloatTensor", scores.index_add(1, self._ids, self._biases.expand(len(scores), -1)))
+
+
+WarperValues = tuple[float, int, float, float, float]
+
+_CPU = torch.device("cpu")
+
+
+def processors(
+    parameters: SamplingParameters,
+    prompt_length: int = 0,
+    min_tokens: int = 0,
+    end_ids: Collection[int] = (),
+    device: torch.device = _CPU,
+) -> list[LogitsProcessor]:
+    """What changes logits before anything is drawn, in transformers' order.
+
+    It holds no state of a row: all of a request's generations, or beams, share it.
+
+    Args:
+        parameters: What was asked.
+        prompt_length: Tokens of the prompt, which the history that the processors are given begins with.
+        min_tokens: How many tokens are made before one of end_ids may be.
+        end_ids: Tokens that end the generation.
+        device: Where the logits are.
+
+    Raises:
+        ValueError: A processor refuses its parameter.
+    """
+    chain: list[LogitsProcessor] = []
+    if parameters.logit_bias:
+        chain.append(TokenBias(parameters.logit_bias, device))
+    if parameters.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
+    if min_tokens > 0 and end_ids:
+        ids = torch.tensor(sorted(end_ids), device=device)
+        chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ids))
+    if parameters.forced_bos_token_id is not None:
+        chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
+    if parameters.frequency_penalty or parameters.presence_penalty:
+        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, prompt_length))
+    return chain
+
+
+def warpers(parameters: SamplingParameters, same_of_equals: bool = True) -> list[LogitsProcessor]:
+    """What shapes the distribution that a token is drawn from, in transformers' order; see TopP for `same_of_equals`.
+
+    Raises:
+        ValueError: A warper refuses its parameter.
+    """
+    chain: list[LogitsProcessor] = []
+    if parameters.temperature != 1:
+        chain.append(TemperatureLogitsWarper(float(parameters.temperature)))
+    if parameters.top_k > 0:
+        chain.append(TopKLogitsWarper(parameters.top_k))
+    if parameters.top_p < 1:
+        chain.append(TopP(parameters.top_p, same_of_equals))
+    if parameters.min_p > 0:
+        chain.append(MinPLogitsWarper(parameters.min_p))
+    if parameters.typical_p < 1:
+        chain.append(TypicalLogitsWarper(parameters.typical_p))
+    return chain
+
+
+def _warper_values(parameters: SamplingParameters) -> WarperValues:
+    return parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p, parameters.typical_p
+
+
+def apply(chain: Sequence[LogitsProcessor], history: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+    """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
+    for processor in chain:  # transformers' own list looks up each one's signature at every call
+        scores = processor(cast("torch.LongTensor", history), cast("torch.FloatTensor", scores))
+    return scores
+
+
+class TopP(TopPLogitsWarper):
+    """TopPLogitsWarper, faster: numpy sorts with vector instructions, and torch cuts with them."""
+
+    def __init__(self, top_p: float, same_of_equals: bool = True) -> None:
+        """Prepares nothing.
+
+        Args:
+            top_p: The least probability of all that are kept together.
+            same_of_equals: Whether of equal logits those are kept that transformers keeps, which takes its time.
+        """
+        super().__init__(top_p)
+        self._same_of_equals = same_of_equals
+
+    def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.FloatTensor:
+        """[rows, vocab] -> [rows, vocab], with -inf where a token is not among the likeliest."""
+        if scores.device.type != "cpu" or scores.dtype is not torch.float32:
+            return self._transformers(input_ids, scores)
+        values = scores.numpy()
+        ordered = torch.from_numpy(np.sort(values, axis=-1))
+        # as transformers computes it, on the same values in the same order; sums of what is not negative only grow
+        sums = ordered.softmax(dim=-1).cumsum(dim=-1)
+        num_removed = torch.searchsorted(sums, sums.new_full((len(sums), 1), 1 - self.top_p), right=True)
+        num_removed.clamp_(max=scores.shape[-1] - self.min_tokens_to_keep)
+        least_kept = ordered.gather(1, num_removed)
+        num_less = torch.searchsorted(ordered, least_kept)
+        greatest_less = ordered.gather(1, (num_less - 1).clamp_(min=0))
+        borders = zip(
+            *(each[:, 0].tolist() for each in (num_removed, num_less, least_kept, greatest_less)), strict=True
+        )
+        warped = scores.clone()
+        for row, (its_scores, (removed, less, least, greatest)) in enumerate(
+            zip(warped.unbind(), borders, strict=True)
+        ):
+            if removed > less and self._same_of_equals:
+                its_scores[:] = self._transformers(input_ids, scores[row : row + 1])[0]
+                continue
+            if less:
+                torch.threshold_(its_scores, greatest, self.filter_value)
+            if removed > less:
+                its_scores.numpy()[np.flatnonzero(values[row] == np.float32(least))[: removed - less]] = (
+                    self.filter_value
+                )
+        return cast("torch.FloatTensor", warped)
+
+    def _transformers(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.FloatTensor:
+        return cast("torch.FloatTensor", super().__call__(cast("torch.LongTensor", input_ids), scores))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gpu_service.request import TokenLogprobs
+from gpu_service.sampling.outputs import TokenLogprobs
 
 
 def of_rows(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gpu_service.logit_rows import largest
+from gpu_service.sampling.logits import largest
 
 
 def draw(probabilities: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -102,3 +102,14 @@ def not_honoured(defaults: "GenerationConfig", is_encoder_decoder: bool = False)
     """
     names = [name for name, neutral in _OTHERS.items() if getattr(defaults, name, None) not in (None, neutral)]
     return [name for name in names if not (is_encoder_decoder and name == "forced_bos_token_id")]
+
+
+@dataclass(frozen=True, slots=True)
+class BeamParameters:
+    """How beams are searched: transformers' meanings."""
+
+    num_beams: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
+    stream_best: bool = False

@@ -2,100 +2,29 @@
 
 import secrets
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from transformers import (
-    ForcedBOSTokenLogitsProcessor,
     LogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TypicalLogitsWarper,
 )
 
-from gpu_service import logprobs
-from gpu_service.drawing import draw
-from gpu_service.logit_rows import largest, rows_of, with_rows
-from gpu_service.logits_processors import OccurrencePenalties, TokenBias
-from gpu_service.request import TokenLogprobs
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.top_p import TopP
+from gpu_service.engine import generation as words
+from gpu_service.sampling import logprobs
+from gpu_service.sampling.logits import largest, rows_of, with_rows
+from gpu_service.sampling.logits_processors import (
+    _CPU,
+    WarperValues,
+    _warper_values,
+    apply,
+    warpers,
+)
+from gpu_service.sampling.multinomial import draw
+from gpu_service.sampling.outputs import TokenLogprobs
+from gpu_service.sampling.parameters import SamplingParameters
 
-WarperValues = tuple[float, int, float, float, float]
-
-_CPU = torch.device("cpu")
 _HISTORY_ROOM = 256  # tokens; doubled whenever it is full
-
-
-def processors(
-    parameters: SamplingParameters,
-    prompt_length: int = 0,
-    min_tokens: int = 0,
-    end_ids: Collection[int] = (),
-    device: torch.device = _CPU,
-) -> list[LogitsProcessor]:
-    """What changes logits before anything is drawn, in transformers' order.
-
-    It holds no state of a row: all of a request's generations, or beams, share it.
-
-    Args:
-        parameters: What was asked.
-        prompt_length: Tokens of the prompt, which the history that the processors are given begins with.
-        min_tokens: How many tokens are made before one of end_ids may be.
-        end_ids: Tokens that end the generation.
-        device: Where the logits are.
-
-    Raises:
-        ValueError: A processor refuses its parameter.
-    """
-    chain: list[LogitsProcessor] = []
-    if parameters.logit_bias:
-        chain.append(TokenBias(parameters.logit_bias, device))
-    if parameters.repetition_penalty != 1:
-        chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
-    if min_tokens > 0 and end_ids:
-        ids = torch.tensor(sorted(end_ids), device=device)
-        chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ids))
-    if parameters.forced_bos_token_id is not None:
-        chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
-    if parameters.frequency_penalty or parameters.presence_penalty:
-        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, prompt_length))
-    return chain
-
-
-def warpers(parameters: SamplingParameters, same_of_equals: bool = True) -> list[LogitsProcessor]:
-    """What shapes the distribution that a token is drawn from, in transformers' order; see TopP for `same_of_equals`.
-
-    Raises:
-        ValueError: A warper refuses its parameter.
-    """
-    chain: list[LogitsProcessor] = []
-    if parameters.temperature != 1:
-        chain.append(TemperatureLogitsWarper(float(parameters.temperature)))
-    if parameters.top_k > 0:
-        chain.append(TopKLogitsWarper(parameters.top_k))
-    if parameters.top_p < 1:
-        chain.append(TopP(parameters.top_p, same_of_equals))
-    if parameters.min_p > 0:
-        chain.append(MinPLogitsWarper(parameters.min_p))
-    if parameters.typical_p < 1:
-        chain.append(TypicalLogitsWarper(parameters.typical_p))
-    return chain
-
-
-def _warper_values(parameters: SamplingParameters) -> WarperValues:
-    return parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p, parameters.typical_p
-
-
-def apply(chain: Sequence[LogitsProcessor], history: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
-    """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
-    for processor in chain:  # transformers' own list looks up each one's signature at every call
-        scores = processor(cast("torch.LongTensor", history), cast("torch.FloatTensor", scores))
-    return scores
 
 
 class History:
@@ -232,3 +161,33 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
         generators = [generator for row in rows if (generator := samplers[row].generator)]
         tokens[torch.tensor(rows, device=tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
     return tokens
+
+
+def choose(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs | Exception]:
+    """The next token of each sequence, with its log probabilities where they were asked for.
+
+    Args:
+        logits: [sequences, vocab] float32, all finite.
+        sequences: Those that are sampled, none a beam.
+
+    Returns:
+        For each sequence its token, or what its own sampler raised.
+    """
+    try:
+        return list(_sample(logits, sequences))
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        if len(sequences) == 1:
+            return [error]
+    # one of them it was; the others lose nothing by being asked again, since a sampler draws last
+    return [choose(logits[row : row + 1], [sequence])[0] for row, sequence in enumerate(sequences)]
+
+
+def _sample(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs]:
+    samplers: list[Sampler] = []
+    for sequence in sequences:
+        assert sequence.sampler is not None
+        samplers.append(sequence.sampler)
+    outputs = [sequence.output for sequence in sequences]
+    return sample_with_logprobs(logits, samplers, outputs, [sequence.request.logprobs for sequence in sequences])

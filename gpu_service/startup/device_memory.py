@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint, MoeLayer
-from gpu_service import host_memory
-from gpu_service.batch import Logits
-from gpu_service.memory_budget import DeviceMemory
-from gpu_service.model import Model
+from gpu_service.gpu_experts.memory_budget import DeviceMemory
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +90,21 @@ def _workspace_bytes(model: Model, max_tokens: int) -> int:
         model.forward(torch.zeros(1, tokens, dtype=torch.int64), positions, 0, Logits.LAST)
     torch.cuda.synchronize(model.device)
     return torch.cuda.max_memory_allocated(model.device) - before
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, where keys and values are held."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory.measure().free_bytes
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name; "auto" is CUDA where there is one.
+
+    Raises:
+        ValueError: CUDA is asked for and not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: cuda was asked for, and PyTorch finds no CUDA device")
+    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -9,28 +9,27 @@ from dataclasses import dataclass
 
 import torch
 
-from fiddler import tensors
+from fiddler import host_memory, tensors
 from fiddler.checkpoint import Checkpoint
-from gpu_service import host_memory, read_bandwidth
-from gpu_service.architectures import architecture_of
-from gpu_service.calibration import expert_bytes
-from gpu_service.device_memory import experts_workspace_bytes
-from gpu_service.devices import device_of
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.families import VERIFIED
-from gpu_service.family_words import METHODS
-from gpu_service.kv_budget import AUTO_SHARE, GIB
-from gpu_service.memory_budget import DeviceMemory, SlotNeeds, budget_bytes, parse_budget, slots_for
-from gpu_service.model_loading import (
+from gpu_service.calibration.measure import expert_bytes
+from gpu_service.engine.kv_budget import AUTO_SHARE, GIB
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.memory_budget import DeviceMemory, SlotNeeds, budget_bytes, parse_budget, slots_for
+from gpu_service.model_runner.loading import (
     find_replacements,
     logging_of_transformers,
     read_config,
     read_generation_config,
 )
-from gpu_service.preparation import NUM_STREAMING
-from gpu_service.sampling_validation import check_generation_config
+from gpu_service.models.families import VERIFIED
+from gpu_service.models.glossary import METHODS
+from gpu_service.models.registry import architecture_of
+from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.startup import read_bandwidth
+from gpu_service.startup.device_memory import device_of, experts_workspace_bytes
+from gpu_service.startup.experts import NUM_STREAMING
+from gpu_service.text.tokenizer import Tokenizer
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 

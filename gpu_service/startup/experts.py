@@ -7,17 +7,19 @@ from tqdm import tqdm
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2
-from gpu_service import costs, device_memory, placement
-from gpu_service.costs import Subject
-from gpu_service.expert_client import ExpertClient
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.memory_budget import SlotNeeds, budget_bytes, parse_budget, slots_for
-from gpu_service.model import Model
-from gpu_service.orchestration import Orchestration
-from gpu_service.placement import Placement
-from gpu_service.popularity import Popularity
-from gpu_service.prefetch import Prefetcher
+from gpu_service.calibration import costs
+from gpu_service.calibration.costs import Subject
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.memory_budget import SlotNeeds, budget_bytes, parse_budget, slots_for
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.prefetch import Prefetcher
+from gpu_service.placement import policies
+from gpu_service.placement.policies import Placement
+from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
+from gpu_service.startup import device_memory
 
 NUM_STREAMING = 2
 """Streaming slots."""
@@ -56,8 +58,8 @@ def prepare(
         if slots is None:
             return Orchestration(latency, timeout_cap_seconds=settings.expert_timeout_seconds)
         num_experts = [layer.num_experts for layer in checkpoint.layers]
-        inputs = placement.Inputs(num_experts, slots.capacity, popularity, lambda: latency.costs(0))
-        policy = placement.build(settings.placement, inputs)
+        inputs = policies.Inputs(num_experts, slots.capacity, popularity, lambda: latency.costs(0))
+        policy = policies.build(settings.placement, inputs)
         _fill(slots, policy)
     except BaseException:
         if slots is not None:

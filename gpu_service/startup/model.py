@@ -7,18 +7,18 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import UnknownActivationError
-from gpu_service.batch import Logits
-from gpu_service.devices import free_bytes
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_client import ExpertClient
-from gpu_service.in_process import InProcessExperts
-from gpu_service.kv_budget import KvBudget
-from gpu_service.model import Model
-from gpu_service.model_loading import ModelError, logging_of_transformers
-from gpu_service.sampling_parameters import not_honoured
-from gpu_service.sampling_validation import check_generation_config
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.loading import ModelError, logging_of_transformers
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.sampling.parameters import not_honoured
+from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.startup.device_memory import free_bytes
+from gpu_service.text.tokenizer import Tokenizer
 
 _log = structlog.get_logger("gpu_service")
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from gpu_service.stop_strings import StopStrings
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.text.stop_strings import StopStrings
+from gpu_service.text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
 

@@ -8,7 +8,7 @@ end together the longest; so which one it is does not depend on where tokens beg
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.text.tokenizer import Tokenizer
 
 
 class Pattern:

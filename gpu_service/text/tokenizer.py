@@ -10,11 +10,11 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from fiddler.checkpoint_errors import ConfigError
-from fiddler.moe_config import model_type_of
-from fiddler.safetensors_index import read_json
-from gpu_service import openmoe_tokenizer
-from gpu_service.architectures import CONFIGURATIONS
+from fiddler.checkpoint.errors import ConfigError
+from fiddler.checkpoint.json_file import read_json
+from fiddler.checkpoint.moe_config import model_type_of
+from gpu_service.models.registry import CONFIGURATIONS
+from gpu_service.text import openmoe
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """What T5's tokenizers call the tokens that stand for spans of text: special ones, and part of what the model says."""
@@ -127,7 +127,7 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
     path = directory / "config.json"
     model_type = model_type_of(read_json(path, ConfigError)) if path.is_file() else None
     if model_type == "openmoe":
-        return openmoe_tokenizer.load(directory)
+        return openmoe.load(directory)
     # of a model that transformers does not know, the tokenizer's own files say all
     more = {"config": PreTrainedConfig()} if model_type in CONFIGURATIONS else {}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.client.fake_server import FakeServer, serving
+from tests.support.fake_server import FakeServer, serving
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from client import (
     UnavailableError,
 )
 from fiddler import rpc
-from tests.client.fake_server import PIECES, FakeServer, chunk, complete, fail_with, hang_after, serving
+from tests.support.fake_server import PIECES, FakeServer, chunk, complete, fail_with, hang_after, serving
 
 TIMEOUT_SECONDS = 10.0
 

@@ -14,7 +14,7 @@ import grpc
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
-from tests.client.fake_server import FakeServer, chunk, complete, fail_with, hang_after, in_turn
+from tests.support.fake_server import FakeServer, chunk, complete, fail_with, hang_after, in_turn
 
 TIMEOUT_SECONDS = 20.0
 

@@ -22,7 +22,7 @@ from client import (
 )
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
-from tests.client.fake_server import (
+from tests.support.fake_server import (
     PIECES,
     FakeServer,
     Responses,

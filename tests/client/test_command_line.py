@@ -16,7 +16,7 @@ from client.__main__ import main
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import GenerateResponse
-from tests.client.fake_server import (
+from tests.support.fake_server import (
     PIECES,
     FakeServer,
     Responses,

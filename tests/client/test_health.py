@@ -8,7 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from client.health import main
-from tests.client.fake_server import SERVICE, FakeServer, serving
+from tests.support.fake_server import SERVICE, FakeServer, serving
 
 Status = health_pb2.HealthCheckResponse
 

@@ -20,7 +20,7 @@ from client import (
 from client._request import FIELDS
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import GenerateResponse
-from tests.client.fake_server import FakeServer, chunk, complete, taken, tell_a_story
+from tests.support.fake_server import FakeServer, chunk, complete, taken, tell_a_story
 
 OPTIONS: GenerateOptions = {
     "max_tokens": 5,

@@ -13,7 +13,7 @@ from google.rpc import error_details_pb2
 
 from client import AsyncClient, BusyError, Client, ClientError, GenerationCancelledError, UnavailableError
 from fiddler import rpc
-from tests.client.fake_server import (
+from tests.support.fake_server import (
     PIECES,
     FakeServer,
     Script,

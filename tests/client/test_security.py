@@ -10,8 +10,8 @@ import pytest
 from client import AsyncClient, Client, InvalidRequestError, UnauthenticatedError, UnavailableError
 from client.health import main as health_main
 from fiddler import rpc
-from tests.certificates import Authority, Identity
-from tests.client.fake_server import PIECES, FakeServer, fail_with, serving
+from tests.support.certificates import Authority, Identity
+from tests.support.fake_server import PIECES, FakeServer, fail_with, serving
 
 TOKEN = "secret-token"
 STORY = "".join(PIECES)

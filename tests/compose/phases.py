@@ -115,8 +115,8 @@ class Phases:
         """The published port gives transformers' own tokens."""
         from transformers.utils import logging
 
-        from tests.end_to_end.reference import generate, load
-        from tests.pairs import DEMO
+        from tests.support.pairs import DEMO
+        from tests.support.reference import generate, load
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with Client(self.stack.target) as client:

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from fiddler.checkpoint import Checkpoint
-from tests import checkpoints
-from tests.cpu_expert_service import in_process
+from tests.support import checkpoints, in_process_service
 
 
 @pytest.fixture(scope="session")
@@ -22,14 +21,14 @@ def checkpoint(tiny: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in_process.Service]:
-    with in_process.serve(tiny, tmp_path_factory.mktemp("service")) as service:
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[in_process_service.Service]:
+    with in_process_service.serve(tiny, tmp_path_factory.mktemp("service")) as service:
         yield service
 
 
 @pytest.fixture
-def service(server: in_process.Service) -> Iterator[in_process.Service]:
+def service(server: in_process_service.Service) -> Iterator[in_process_service.Service]:
     """A service of the tiny checkpoint, whose streams are all free before and after."""
     yield server
     server.kernel.failure = server.kernel.gate = None
-    in_process.wait_until(lambda: in_process.value("fiddler_expert_streams") == 0)
+    in_process_service.wait_until(lambda: in_process_service.value("fiddler_expert_streams") == 0)

@@ -7,8 +7,8 @@ import torch
 
 from cpu_expert_service import calibration
 from cpu_expert_service.calibration import Timing, crossing
-from cpu_expert_service.choice import AutoKernel
 from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
+from cpu_expert_service.kernel_choice import AutoKernel
 from cpu_expert_service.native import NativeUnavailableError, Pool
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights

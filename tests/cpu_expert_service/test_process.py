@@ -16,10 +16,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from fiddler import __version__
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 from pair import free_port
-from tests.cpu_expert_service import processes
-from tests.cpu_expert_service.processes import NOT_SERVING, SERVING, Process
-from tests.cpu_expert_service.streams import ask, stream
-from tests.pairs import best_kernel
+from tests.support import processes
+from tests.support.pairs import best_kernel
+from tests.support.processes import NOT_SERVING, SERVING, Process
+from tests.support.streams import ask, stream
 
 SERVICE = "fiddler.v1.ExpertService"
 

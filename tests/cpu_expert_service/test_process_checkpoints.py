@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import checkpoints
-from tests.cpu_expert_service import processes
-from tests.tampering import SINGLE_FILE, edit_config, edit_tensors, write_raw
+from tests.support import checkpoints, processes
+from tests.support.tampering import SINGLE_FILE, edit_config, edit_tensors, write_raw
 
 GATE = "model.layers.1.mlp.experts.3.gate_proj.weight"
 SHARD = "model-00002-of-00002.safetensors"

@@ -16,7 +16,7 @@ from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
 from cpu_expert_service.runner import ExpiredError, Result, Runner
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import LayerWeights, UnknownActivationError, activation_function
-from tests.tampering import SINGLE_FILE, edit_config
+from tests.support.tampering import SINGLE_FILE, edit_config
 
 
 class WatchedKernel:

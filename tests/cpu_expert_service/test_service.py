@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 from fiddler import PROTOCOL_VERSION, __version__, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2, tensor_pb2
-from tests.cpu_expert_service.in_process import (
+from tests.support import statuses
+from tests.support.in_process_service import (
     MAX_EXPERTS_PER_ROW,
     MAX_MESSAGE_BYTES,
     MAX_ROWS,
@@ -23,8 +24,7 @@ from tests.cpu_expert_service.in_process import (
     value,
     wait_until,
 )
-from tests.cpu_expert_service.streams import HIDDEN_SIZE, Stream, ask, stream
-from tests.fiddler import statuses
+from tests.support.streams import HIDDEN_SIZE, Stream, ask, stream
 
 
 def test_describe_tells_what_is_served(service: Service, checkpoint: Checkpoint) -> None:

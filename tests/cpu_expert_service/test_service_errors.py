@@ -12,9 +12,9 @@ from structlog.testing import capture_logs
 
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
-from tests.cpu_expert_service.in_process import MAX_EXPERTS_PER_ROW, MAX_MESSAGE_BYTES, MAX_ROWS, Service, value
-from tests.cpu_expert_service.streams import HIDDEN_SIZE, ask, stream
-from tests.fiddler import statuses
+from tests.support import statuses
+from tests.support.in_process_service import MAX_EXPERTS_PER_ROW, MAX_MESSAGE_BYTES, MAX_ROWS, Service, value
+from tests.support.streams import HIDDEN_SIZE, ask, stream
 
 Spoil = Callable[[experts_pb2.RunRequest], Any]
 

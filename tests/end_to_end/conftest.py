@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.pairs import DEMO, write_tiny
+from tests.support import checkpoints, reference
+from tests.support.pairs import DEMO, write_tiny
 
 
 @pytest.fixture(scope="module", params=[*checkpoints.FAMILIES, "demo"])

@@ -16,8 +16,8 @@ from client import Client, ClientError, InvalidRequestError, UnauthenticatedErro
 from client.health import ask_health
 from client.health import main as health_main
 from pair import Pair
-from tests.certificates import Authority, Identity
-from tests.pairs import WarmPair
+from tests.support.certificates import Authority, Identity
+from tests.support.pairs import WarmPair
 
 PROMPT = [3, 4, 5]
 TOKEN, LISTED, LATER = "the-token-of-the-file", "the-token-of-the-environment", "a-token-that-comes-later"

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from client import Chunk, Client, InvalidRequestError
-from gpu_service.batch import Logits
-from gpu_service.request import Event, Failed, Prompt, Request
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.slot_cache import SlotCache
-from gpu_service.token_choice import NotFiniteError
-from tests.end_to_end import reference
-from tests.pairs import start
+from gpu_service.engine.request import Event, Failed, Prompt, Request
+from gpu_service.errors import NotFiniteError
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.kv_cache import SlotCache
+from gpu_service.sampling.parameters import SamplingParameters
+from tests.support import reference
+from tests.support.pairs import start
 
 NUM_TOKENS = 12
 TOLERANCE = 1e-4

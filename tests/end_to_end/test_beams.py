@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_service.request import BeamParameters, Best, FinishReason
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.engine.request import Best
+from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 from pair import Pair
-from tests.end_to_end import reference
-from tests.pairs import start
+from tests.support import reference
+from tests.support.pairs import start
 
 NUM_TOKENS = 16
 NUM_BEAMS = (1, 4, 8, 16)

@@ -8,16 +8,15 @@ import torch
 
 from client import ChatMessage, Client, InvalidRequestError
 from fiddler.checkpoint import Checkpoint
-from gpu_service.batch import Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_client import ExpertClient
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.model import Model
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.text.tokenizer import Tokenizer
 from pair import Pair
-from tests import routes
-from tests.end_to_end import reference
-from tests.pairs import DEMO, WarmPair, start
+from tests.support import reference, routes
+from tests.support.pairs import DEMO, WarmPair, start
 
 NUM_TOKENS = 48
 PROMPTS = (

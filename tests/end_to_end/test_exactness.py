@@ -10,9 +10,8 @@ import torch
 
 from client import Chunk, Client, Complete
 from pair import Pair
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.pairs import start, write_tiny
+from tests.support import checkpoints, reference
+from tests.support.pairs import start, write_tiny
 
 NUM_TOKENS = 64
 LOGITS_TOLERANCE = 1e-4

@@ -11,9 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from client import AsyncClient, Chunk, Client, Complete, FinishReason, InvalidRequestError
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.text.tokenizer import Tokenizer
 from pair import Pair
-from tests.pairs import best_kernel
+from tests.support.pairs import best_kernel
 
 PROMPT = "the experts that are not on the GPU"
 LONG = 400

@@ -14,10 +14,10 @@ import pytest
 from client import Client, UnavailableError
 from fiddler.checkpoint import Checkpoint
 from pair import Pair, free_port
-from tests import checkpoints
-from tests.losses import in_use, metric, tokens_of
-from tests.pairs import WarmPair, start
-from tests.tampering import edit_config, edit_tensors
+from tests.support import checkpoints
+from tests.support.losses import in_use, metric, tokens_of
+from tests.support.pairs import WarmPair, start
+from tests.support.tampering import edit_config, edit_tensors
 
 
 def _log(pair_log: Path) -> str:

@@ -8,8 +8,8 @@ import pytest
 
 from client import Chunk, Client
 from pair import Pair
-from tests.losses import EXPERTS, Generations, in_use, lose_at_random, metric, tokens_of, wait_until
-from tests.pairs import start
+from tests.support.losses import EXPERTS, Generations, in_use, lose_at_random, metric, tokens_of, wait_until
+from tests.support.pairs import start
 
 PROMPT = [3, 4, 5]
 LONG = 400

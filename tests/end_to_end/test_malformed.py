@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fiddler.v1.generation_pb2 import Chat, ChatMessage, GenerateRequest, GetServerInfoRequest
 from pair import Pair
-from tests.end_to_end.calls import Stub, connect, generate_one, refusal, request, sampling
+from tests.support.calls import Stub, connect, generate_one, refusal, request, sampling
 
 NUM_MALFORMED, NUM_GOOD = 1000, 50
 CONTEXT, VOCAB_SIZE = 512, 320

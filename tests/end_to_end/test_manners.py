@@ -29,8 +29,8 @@ from client import (
 from client.health import ask_health
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from pair import Pair
-from tests import checkpoints
-from tests.pairs import start
+from tests.support import checkpoints
+from tests.support.pairs import start
 
 PROMPT = [3, 4, 5]
 CONTEXT = 4096

@@ -7,7 +7,7 @@ import pytest
 from client import Client
 from fiddler.checkpoint import Checkpoint
 from pair import Pair
-from tests import checkpoints
+from tests.support import checkpoints
 
 GIGABYTE = 10**9
 FIXED_BYTES = 600 * 10**6

@@ -10,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from client import Client
 from pair import Pair
-from tests.end_to_end import reference
 from tests.end_to_end.test_lifecycle import _gpu_service_alone
-from tests.pairs import start, write_tiny
+from tests.support import reference
+from tests.support.pairs import start, write_tiny
 
 NUM_TOKENS = 24
 PROMPT = [7] * 17 + [30, 31]

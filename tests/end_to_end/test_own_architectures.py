@@ -11,16 +11,15 @@ import torch
 
 from client import Chunk, Client
 from fiddler.checkpoint import Checkpoint
-from gpu_service.batch import Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.in_process import InProcessExperts
-from gpu_service.model import Model
-from gpu_service.request import BeamParameters
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.sampling.parameters import BeamParameters
 from pair import Pair
-from tests import checkpoints, published
-from tests.end_to_end import reference
-from tests.pairs import start
-from tests.plain_decoder import MODELS, PlainModel
+from tests.support import checkpoints, published, reference
+from tests.support.pairs import start
+from tests.support.plain_decoder import MODELS, PlainModel
 
 NUM_TOKENS = 32
 LOGITS_TOLERANCE = 1e-4

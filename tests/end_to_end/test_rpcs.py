@@ -21,8 +21,8 @@ from fiddler.v1.generation_pb2 import (
     GetServerInfoRequest,
     TokenizeRequest,
 )
-from tests.end_to_end.calls import Stub, connect, generate, generate_one, refusal, request, sampling
-from tests.pairs import start, write_tiny
+from tests.support.calls import Stub, connect, generate, generate_one, refusal, request, sampling
+from tests.support.pairs import start, write_tiny
 
 PROMPT = "the experts that are not on the GPU"
 LONG = 400

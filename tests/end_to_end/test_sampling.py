@@ -11,8 +11,8 @@ import torch
 from transformers import GenerationConfig
 
 from fiddler.v1 import generation_pb2
-from tests.end_to_end.calls import Answer, Stub, connect, generate, generate_one, sampling
-from tests.pairs import start
+from tests.support.calls import Answer, Stub, connect, generate, generate_one, sampling
+from tests.support.pairs import start
 
 NUM_TOKENS = 20
 NUM_BEAMS = (1, 4, 8, 16)

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from fiddler.v1 import generation_pb2
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.text.tokenizer import Tokenizer
 from pair import Pair
-from tests.end_to_end import reference
-from tests.end_to_end.calls import Stub, connect, generate, generate_one, sampling
+from tests.support import reference
+from tests.support.calls import Stub, connect, generate, generate_one, sampling
 
 PROMPT = [5, 9, 11, 40]
 NUM_TOKENS = 40

@@ -11,7 +11,7 @@ from client.top.__main__ import main
 from client.top.monitor import Monitor
 from client.top.scrape import Endpoint
 from pair import Pair
-from tests.pairs import start, write_tiny
+from tests.support.pairs import start, write_tiny
 
 PROMPT = [11, 29, 8, 117, 45, 61, 33]
 NUM_TOKENS = 12

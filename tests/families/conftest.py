@@ -7,7 +7,7 @@ import torch
 
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.native_kernel import NativeKernel
-from tests.families.engine import best_kernel
+from tests.support.families.engine import best_kernel
 
 
 @pytest.fixture(scope="module")

@@ -17,14 +17,13 @@ import torch
 
 from client import Chunk, Client
 from fiddler.checkpoint import Checkpoint
-from gpu_service.architectures import architecture_of
-from gpu_service.families import SWEPT
+from gpu_service.models.families import SWEPT
+from gpu_service.models.registry import architecture_of
 from pair import Pair
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.families import tiny
-from tests.families.configs import VOCAB_SIZE
-from tests.pairs import start
+from tests.support import checkpoints, reference
+from tests.support.families import tiny
+from tests.support.families.configs import VOCAB_SIZE
+from tests.support.pairs import start
 
 NUM_TOKENS = 32
 TOLERANCE = 1e-4

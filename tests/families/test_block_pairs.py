@@ -13,15 +13,14 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from cpu_expert_service.kernel import PyTorchKernel
-from gpu_service.architectures import architecture_of
-from gpu_service.model_errors import ModelError
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.end_to_end.calls import Stub, connect, generate_one, sampling
-from tests.families import tiny
-from tests.families.engine import Engine
-from tests.pairs import start
-from tests.tampering import SINGLE_FILE, edit_config
+from gpu_service.errors import ModelError
+from gpu_service.models.registry import architecture_of
+from tests.support import checkpoints, reference
+from tests.support.calls import Stub, connect, generate_one, sampling
+from tests.support.families import tiny
+from tests.support.families.engine import Engine
+from tests.support.pairs import start
+from tests.support.tampering import SINGLE_FILE, edit_config
 
 NUM_TOKENS = 32
 TOLERANCE = 5e-5

@@ -8,10 +8,10 @@ import torch
 
 from cpu_expert_service.kernel import Kernel
 from fiddler.checkpoint import Checkpoint
-from gpu_service.architectures import architecture_of
-from tests.end_to_end import reference
-from tests.families import tiny
-from tests.families.engine import Engine
+from gpu_service.models.registry import architecture_of
+from tests.support import reference
+from tests.support.families import tiny
+from tests.support.families.engine import Engine
 
 NUM_TOKENS = 32
 TOLERANCE = 5e-5

@@ -1,7 +1,7 @@
 """NLLB-MoE, an encoder and a decoder whose tokens have two experts each, through the two real services.
 
-transformers 5 computes NLLB-MoE's experts wrongly (see gpu_service/blocks/nllb.py), so that the reference is its model
-with the experts' sum written out here: of each token's two likeliest experts, times 1 - moe_token_dropout.
+transformers 5 computes NLLB-MoE's experts wrongly (see gpu_service/models/nllb_moe.py), so that the reference is its
+model with the experts' sum written out here: of each token's two likeliest experts, times 1 - moe_token_dropout.
 """
 
 import json
@@ -18,16 +18,15 @@ from transformers.models.nllb_moe.modeling_nllb_moe import NllbMoeExperts
 
 from cpu_expert_service.kernel import PyTorchKernel
 from fiddler.v1.generation_pb2 import BeamSearch, GetModelInfoRequest
-from gpu_service.families import VERIFIED
-from gpu_service.model_errors import ModelError
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.end_to_end.calls import Stub, connect, generate, generate_one, refusal, request, sampling
-from tests.families import tiny
-from tests.families.engine import Engine, best_kernel
-from tests.families.features import features_of
-from tests.pairs import start
-from tests.tampering import edit_config
+from gpu_service.errors import ModelError
+from gpu_service.models.families import VERIFIED
+from tests.support import checkpoints, reference
+from tests.support.calls import Stub, connect, generate, generate_one, refusal, request, sampling
+from tests.support.families import tiny
+from tests.support.families.engine import Engine, best_kernel
+from tests.support.families.features import features_of
+from tests.support.pairs import start
+from tests.support.tampering import edit_config
 
 NUM_TOKENS = 32
 TOLERANCE = 5e-5

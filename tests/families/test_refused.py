@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 
 from cpu_expert_service.kernel import PyTorchKernel
-from fiddler.checkpoint_errors import CheckpointError
-from gpu_service.families import REFUSED
-from gpu_service.model_errors import ModelError
-from gpu_service.refusal import reason
-from tests.families import tiny
-from tests.families.engine import Engine
+from fiddler.checkpoint.errors import CheckpointError
+from gpu_service.errors import ModelError
+from gpu_service.models.families import REFUSED, reason
+from tests.support.families import tiny
+from tests.support.families.engine import Engine
 
 NAMES, SUMS = "named in no known way", "combine their projections otherwise than silu"
 SYMPTOMS = {

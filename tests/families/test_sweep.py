@@ -11,13 +11,12 @@ import pytest
 import torch
 
 from cpu_expert_service.kernel import Kernel
-from gpu_service.architectures import architecture_of
-from gpu_service.families import SWEPT
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.families import tiny
-from tests.families.engine import Engine
-from tests.families.features import features_of
+from gpu_service.models.families import SWEPT
+from gpu_service.models.registry import architecture_of
+from tests.support import checkpoints, reference
+from tests.support.families import tiny
+from tests.support.families.engine import Engine
+from tests.support.families.features import features_of
 
 NUM_TOKENS = 32
 TOLERANCE = 5e-5

@@ -15,14 +15,13 @@ from transformers.models.switch_transformers.modeling_switch_transformers import
 
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from fiddler.v1.generation_pb2 import BeamSearch, GetModelInfoRequest
-from gpu_service.tokenizer import Tokenizer
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.end_to_end.calls import Stub, connect, generate, generate_one, refusal, request, sampling
-from tests.families import t5_tokenizer, tiny
-from tests.families.engine import Engine
-from tests.pairs import start
-from tests.tampering import SINGLE_FILE
+from gpu_service.text.tokenizer import Tokenizer
+from tests.support import checkpoints, reference
+from tests.support.calls import Stub, connect, generate, generate_one, refusal, request, sampling
+from tests.support.families import t5_tokenizer, tiny
+from tests.support.families.engine import Engine
+from tests.support.pairs import start
+from tests.support.tampering import SINGLE_FILE
 
 NUM_TOKENS = 32
 TOLERANCE = 5e-5

@@ -21,7 +21,7 @@ from fiddler.expert_math import (
     expert_forward,
     layer_weights,
 )
-from tests import checkpoints
+from tests.support import checkpoints
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish")
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from gpu_service import host_memory
-from gpu_service.host_memory import HostMemory
+from fiddler import host_memory
+from fiddler.host_memory import HostMemory
 
 
 def test_memory_is_what_the_control_group_leaves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fiddler import listen, rpc
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
-from tests.fiddler import statuses
+from tests.support import statuses
 
 LONGEST_PATH = "/tmp/" + "x" * 91
 

@@ -13,7 +13,7 @@ from pydantic_settings import SettingsConfigDict
 
 from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler.settings import ServiceSettings
-from gpu_service.limits import RequestLimits
+from gpu_service.settings import RequestLimits
 from gpu_service.settings import Settings as GpuSettings
 
 

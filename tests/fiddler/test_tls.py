@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fiddler import tls
-from tests.certificates import Authority, Identity
+from tests.support.certificates import Authority, Identity
 
 
 @pytest.fixture(scope="module")

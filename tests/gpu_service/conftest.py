@@ -9,9 +9,9 @@ from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from gpu_service.tokenizer import Tokenizer
-from tests import checkpoints
-from tests.pairs import DEMO
+from gpu_service.text.tokenizer import Tokenizer
+from tests.support import checkpoints
+from tests.support.pairs import DEMO
 
 
 def _byte_level(directory: Path) -> Path:

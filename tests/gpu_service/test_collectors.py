@@ -11,11 +11,11 @@ from prometheus_client import REGISTRY
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service import collectors
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.latency_model import LatencyModel
-from gpu_service.orchestration import Orchestration
-from gpu_service.placement_policy import Key, Swap
-from gpu_service.selection_counts import SelectionCounts
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.moe.counters import SelectionCounts
+from gpu_service.moe.orchestration import Orchestration
+from gpu_service.placement.policy import Key, Swap
+from gpu_service.planning.latency_model import LatencyModel
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 import asyncio
 from pathlib import Path
 
-from gpu_service.access import Access
-from gpu_service.engine import EngineStoppedError
+from gpu_service.api.auth import Access
+from gpu_service.errors import EngineStoppedError
 from gpu_service.server import Server
 from gpu_service.settings import Settings
 

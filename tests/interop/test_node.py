@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.interop.served import PROMPT, SERVICES, Served, assert_a_generation
+from tests.support.served import PROMPT, SERVICES, Served, assert_a_generation
 
 FOLDER = Path(__file__).parent / "node"
 MAX_TOKENS = 8

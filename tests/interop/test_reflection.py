@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from tests.interop.served import PROMPT, SERVICES, Served, assert_a_generation
+from tests.support.served import PROMPT, SERVICES, Served, assert_a_generation
 
 grpc_requests = pytest.importorskip("grpc_requests", reason="grpc-requests is not installed")
 

@@ -1,6 +1,6 @@
 // The AMX tier with emulated tiles, under a name of its own.
 #include "emulated_tiles.h"
-#include "tier_amx.h"
+#include "tiers/amx.h"
 #include "vector.h"
 
 namespace fiddler {

@@ -16,7 +16,7 @@ from observability.generate.metrics_page import undescribed
 from observability.generate.model import COLUMNS
 from observability.generate.unplotted import UNPLOTTED
 from tests.compose.dashboards import metrics_of, panel_queries
-from tests.observability.rules import ALERTS, RECORDS
+from tests.support.rules import ALERTS, RECORDS
 
 MODULES: tuple[ModuleType, ...] = (gpu_service.metrics, cpu_expert_service.metrics)
 DECLARED = {metric.name for module in MODULES for metric in declared(module)} | {BUILD_NAME}

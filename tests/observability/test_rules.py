@@ -12,8 +12,8 @@ import pytest
 
 from observability.generate.files import ROOT
 from tests.compose.dashboards import metrics_of
-from tests.observability.rules import ALERTS, FOLDER, RECORDS, promtool_tests
 from tests.observability.test_dashboards import DECLARED, OF_THE_PYTHON_CLIENT
+from tests.support.rules import ALERTS, FOLDER, RECORDS, promtool_tests
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 

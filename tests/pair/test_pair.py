@@ -15,7 +15,7 @@ import pytest
 
 from client import Client, Complete
 from pair import Pair, PairError, free_port
-from tests.pairs import start
+from tests.support.pairs import start
 
 WAIT_SECONDS = 120
 

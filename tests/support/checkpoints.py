@@ -13,8 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fiddler.checkpoint import Checkpoint
-from tests.large_checkpoint import write_large
-from tests.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors, write_index
+from tests.support.large_checkpoint import write_large
+from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors, write_index
 
 __all__ = [
     "CONFIGS",

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from gpu_service.batch import Logits
-from gpu_service.kv_budget import KvBudget
-from gpu_service.request import Event, Failed, Finished, Request, Token
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.scheduler import Scheduler
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.request import Event, Failed, Finished, Request, Token
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.sampling.parameters import SamplingParameters
 
 VOCAB = 100
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from gpu_service.copy_lanes import HostLane, Mark
+from gpu_service.gpu_experts.lanes import HostLane, Mark
 
 SECONDS = 20
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from tests.tampering import write_index
+from tests.support.tampering import write_index
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gpu_service import request as words
-from gpu_service.batch import Batch
-from gpu_service.kv_budget import KvBudget
-from gpu_service.request import BeamParameters, Request
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.engine import generation as words
+from gpu_service.engine.generation import Batch
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.request import Request
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 Cell = tuple[int, ...] | str | None
 """The tokens that a position's keys and values depend on; None for zeros."""

@@ -9,7 +9,7 @@ from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.machines import Machine
 from benchmarks.orchestration.models import Model
 from benchmarks.orchestration.workloads import Request
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 LAYERS, EXPERTS, TOP_K = 3, 8, 2
 

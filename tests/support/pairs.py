@@ -7,8 +7,8 @@ from typing import IO
 
 from cpu_expert_service.native import NativeUnavailableError, available_tiers
 from pair import Pair
-from tests import checkpoints
-from tests.warm_processes import WarmProcess
+from tests.support import checkpoints
+from tests.support.warm_processes import WarmProcess
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
 _FLOAT32 = ("--dtype", "float32")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from transformers.convert_slow_tokenizer import import_protobuf
 
-from tests import checkpoints
-from tests.tampering import SINGLE_FILE, Tensors
+from tests.support import checkpoints
+from tests.support.tampering import SINGLE_FILE, Tensors
 
 DEEPSEEK: dict[str, Any] = {
     "architectures": ["DeepseekForCausalLM"],

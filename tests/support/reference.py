@@ -9,17 +9,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service import request as words
-from gpu_service.batch import Batch, Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_client import ExpertClient
-from gpu_service.kv_budget import KvBudget
-from gpu_service.model import Model
-from gpu_service.request import Event, Failed, Finished, Request
-from gpu_service.request_ids import RequestIds
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.scheduler import Scheduler
-from gpu_service.stepper import Stepper
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.engine import generation as words
+from gpu_service.engine.generation import Batch
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.request import Event, Failed, Finished, Request
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.engine.stepper import Stepper
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.sampling.parameters import SamplingParameters
 
 PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
 """Three lengths, none a multiple of another."""

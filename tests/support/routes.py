@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service import placement
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.latency_model import LatencyModel, Measurements
-from gpu_service.orchestration import Orchestration
-from gpu_service.prefetch import Prefetcher
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.prefetch import Prefetcher
+from gpu_service.placement import policies
+from gpu_service.planning.latency_model import LatencyModel, Measurements
 
 FAST, SLOW = 1e-6, 1.0
 _MAX_ROWS = 1024
@@ -43,7 +43,7 @@ def conduct(
     )
     num_experts = [layer.num_experts for layer in checkpoint.layers]
     latency = LatencyModel(measured, [1] * len(num_experts), _MAX_ROWS)
-    inputs = placement.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
-    policy = placement.build(route.policy, inputs)
+    inputs = policies.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
+    policy = policies.build(route.policy, inputs)
     slots.load(policy.initial())
     dispatcher.conduct(Orchestration(latency, slots, policy, prefetcher, timeout_cap_seconds=60.0))

@@ -38,7 +38,7 @@ class _Server:
     def __init__(self, service: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            command = [sys.executable, "-m", "tests.warm_server", service, str(theirs.fileno())]
+            command = [sys.executable, "-m", "tests.support.warm_server", service, str(theirs.fileno())]
             self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
         atexit.register(self.close)
 

@@ -1,4 +1,4 @@
-"""The fork server of tests/warm_processes.py: `python -m tests.warm_server SERVICE SOCKET`.
+"""The fork server of tests/support/warm_processes.py: `python -m tests.support.warm_server SERVICE SOCKET`.
 
 It imports what the service imports, and must never use gRPC or compute with torch: their threads do not survive a fork.
 """
@@ -17,7 +17,7 @@ from fiddler import process
 _IMPORTS = {
     "cpu_expert_service": ["cpu_expert_service.settings", "cpu_expert_service.server"],
     "gpu_service": [
-        "gpu_service.access",
+        "gpu_service.api.auth",
         "gpu_service.server",
         "transformers.models.mixtral.modeling_mixtral",
         "transformers.models.auto.tokenization_auto",

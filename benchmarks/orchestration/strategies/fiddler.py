@@ -3,7 +3,7 @@
 from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.strategies.server import Server, most_popular
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 
 class Fiddler(Server):

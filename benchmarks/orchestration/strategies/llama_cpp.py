@@ -3,7 +3,7 @@
 from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.strategies.server import Server
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 _OFFLOAD_ROWS = 32
 """Batches from this size on are computed on the GPU, whatever the weights' place: ggml_backend_cuda's offload_op."""

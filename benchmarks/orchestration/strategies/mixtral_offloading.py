@@ -5,7 +5,7 @@ from collections import OrderedDict
 from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.strategies.server import Server
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 _BUFFERS = 4
 

@@ -7,13 +7,14 @@ from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import MAX_ROWS, System
 from benchmarks.orchestration.link import overlap
 from benchmarks.orchestration.strategies.server import Key, Server
-from gpu_service import placement, planner
-from gpu_service.copy_lanes import chunk_bytes
-from gpu_service.latency_model import Costs, LatencyModel, Measurements
-from gpu_service.message_limits import CHUNK_ALONE
-from gpu_service.planner import Plan
-from gpu_service.popularity import Popularity
+from gpu_service.gpu_experts.lanes import chunk_bytes
+from gpu_service.placement import policies
+from gpu_service.placement.popularity import Popularity
+from gpu_service.planning import planner
+from gpu_service.planning.latency_model import Costs, LatencyModel, Measurements
+from gpu_service.planning.planner import Plan
 from gpu_service.settings import Settings
+from gpu_service.startup.chunks import CHUNK_ALONE
 
 _STREAMING_SLOTS = 2
 _SWAPS_PER_STEP = 1
@@ -68,8 +69,8 @@ class Ours(Server):
         num_experts = [model.experts] * model.moe_layers
         everything_fits = system.expert_slots == sum(num_experts)
         capacity = system.expert_slots - (0 if everything_fits else min(_STREAMING_SLOTS, system.expert_slots))
-        inputs = placement.Inputs(num_experts, capacity, popularity, lambda: self._latency.costs(0))
-        self._placement = placement.build(self.policy, inputs)
+        inputs = policies.Inputs(num_experts, capacity, popularity, lambda: self._latency.costs(0))
+        self._placement = policies.build(self.policy, inputs)
         self._taken: set[Key] = set(self._placement.initial())
         """What holds a slot."""
         self._ready: list[set[int]] = [set() for _ in num_experts]

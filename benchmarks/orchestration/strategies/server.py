@@ -6,7 +6,7 @@ from collections import defaultdict
 from benchmarks.orchestration.batches import Batch, Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.link import Link
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 
 Key = tuple[int, int]
 

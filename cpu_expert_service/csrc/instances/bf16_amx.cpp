@@ -1,4 +1,4 @@
-#include "tier_amx.h"
+#include "tiers/amx.h"
 #include "vector.h"
 
 namespace fiddler {

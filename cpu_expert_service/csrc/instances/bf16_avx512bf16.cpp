@@ -1,4 +1,4 @@
-#include "tier_avx512bf16.h"
+#include "tiers/avx512bf16.h"
 #include "vector.h"
 
 namespace fiddler {

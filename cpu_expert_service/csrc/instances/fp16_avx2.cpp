@@ -1,4 +1,4 @@
-#include "tier_avx2.h"
+#include "tiers/avx2.h"
 #include "vector.h"
 
 namespace fiddler {

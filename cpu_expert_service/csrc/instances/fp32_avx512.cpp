@@ -1,4 +1,4 @@
-#include "tier_avx512.h"
+#include "tiers/avx512.h"
 #include "vector.h"
 
 namespace fiddler {

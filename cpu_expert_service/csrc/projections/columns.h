@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "rows.h"
+#include "projections/rows.h"
 
 namespace fiddler {
 namespace {

@@ -2,7 +2,7 @@
 // hidden row is multiplied with it, one input at a time, into sums that stay in registers.
 #pragma once
 
-#include "rows.h"
+#include "projections/rows.h"
 
 namespace fiddler {
 namespace {

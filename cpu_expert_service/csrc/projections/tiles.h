@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "rows.h"
+#include "projections/rows.h"
 
 namespace fiddler {
 namespace {

@@ -3,8 +3,8 @@
 
 #include <atomic>
 
-#include "tier_avx512bf16.h"
-#include "tiles.h"
+#include "tiers/avx512bf16.h"
+#include "projections/tiles.h"
 
 namespace fiddler {
 namespace {

@@ -1,7 +1,7 @@
 // AVX512_BF16: vdpbf16ps multiplies pairs of bfloat16 and adds them to float32. It reads denormals as 0.
 #pragma once
 
-#include "tier_avx512.h"
+#include "tiers/avx512.h"
 
 namespace fiddler {
 namespace {

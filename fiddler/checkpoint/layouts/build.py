@@ -3,17 +3,16 @@
 It opens no file and reads no weight.
 """
 
-from dataclasses import KW_ONLY, dataclass
-
 import torch
 
-from fiddler.checkpoint_errors import MissingTensorError, ShapeError, UnsupportedDtypeError
-from fiddler.concatenated_layout import concatenated_experts, is_concatenated
-from fiddler.expert_naming import Claim, Role
-from fiddler.experts import Expert, MoeLayer, WeightView
-from fiddler.moe_config import MoeConfig
-from fiddler.safetensors_index import StoredTensor
-from fiddler.stacked_layout import is_stacked, stacked_experts
+from fiddler.checkpoint.claims import Claim
+from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.layouts.concatenated import concatenated_experts, is_concatenated
+from fiddler.checkpoint.layouts.fused import _fused_experts
+from fiddler.checkpoint.layouts.separate import _separate_experts
+from fiddler.checkpoint.layouts.stacked import is_stacked, stacked_experts
+from fiddler.checkpoint.moe_config import MoeConfig
+from fiddler.checkpoint.views import MoeLayer
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -59,165 +58,3 @@ def _common_dtype(claim: Claim) -> torch.dtype:
                 f"{first.dtype}: all experts must have one dtype."
             )
     return DTYPES[first.dtype]
-
-
-def _separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
-    """Experts with a tensor per projection: gate and up [I, H], down [H, I], and biases [I] and [H] in some."""
-    ids: dict[int, StoredTensor] = {expert: t for (expert, _), t in claim.tensors.items() if expert is not None}
-    num_experts = config.num_experts or max(ids) + 1
-    if max(ids) >= num_experts:
-        tensor = ids[max(ids)]
-        raise MissingTensorError(
-            f"{tensor.file} holds the tensor {tensor.name!r}, but {config.path} says there are {num_experts} experts."
-        )
-    intermediate_size = _intermediate_size(claim)
-    return tuple(_separate_expert(claim, expert, intermediate_size, config, dtype) for expert in range(num_experts))
-
-
-def _separate_expert(
-    claim: Claim, expert: int, intermediate_size: int, config: MoeConfig, dtype: torch.dtype
-) -> Expert:
-    views: dict[Role, WeightView] = {}
-    for part, role in claim.naming.parts.items():
-        tensor = claim.tensors.get((expert, role))
-        if tensor is None:
-            number, suffix = claim.naming.expert_name.format(expert), claim.naming.suffix
-            raise _missing(claim, f"{claim.prefix}.{number}.{part}{suffix}", config)
-        wide, narrow = (intermediate_size, config.hidden_size)
-        shape = (narrow, wide) if role.startswith("down") else (wide, narrow)
-        due = shape[:1] if role.endswith("_bias") else shape
-        if tensor.shape != due:
-            raise ShapeError(
-                f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with a hidden size of "
-                f"{config.hidden_size} ({config.path}) and the layer's other experts it must be {list(due)}."
-            )
-        shape = (1, shape[0]) if role.endswith("_bias") else shape
-        views[role] = WeightView(tensor.file, tensor.name, tensor.begin, shape, (shape[1], 1), dtype)
-    biases = {role: view for role, view in views.items() if role.endswith("_bias")}
-    return Expert(views.get("gate"), views["up"], views["down"], **biases)
-
-
-def _intermediate_size(claim: Claim) -> int:
-    """What the layer's first matrix says; all tensors are held against it."""
-    matrices = [(role, tensor) for (_, role), tensor in claim.tensors.items() if not role.endswith("_bias")]
-    if not matrices:
-        return 0
-    role, tensor = matrices[0]
-    if len(tensor.shape) != 2:
-        return 0
-    return tensor.shape[1] if role == "down" else tensor.shape[0]
-
-
-def _fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
-    """Experts in two tensors per layer, either as Linear weights or transposed, and their biases in two more.
-
-    The shapes tell which, together: as Linear weights they are [E, 2I, H] and [E, H, I], transposed [E, H, 2I] and
-    [E, I, H]. One tensor alone can be square (2I = H, or I = H), but never both, so the pair has one reading. Whether
-    gate and up alternate no shape tells: the table's `interleaved_in` does.
-    """
-    tensors = _fused_tensors(claim, config)
-    gate_up, down = tensors["gate_up"], tensors["down"]
-    num_experts, hidden = gate_up.shape[0], config.hidden_size
-    if num_experts != (config.num_experts or num_experts) or num_experts == 0:
-        raise MissingTensorError(
-            f"{gate_up.file} holds {num_experts} experts in the tensor {gate_up.name!r}, but {config.path} says there "
-            f"are {config.num_experts}."
-        )
-    inner = down.num_bytes // (dtype.itemsize * num_experts * hidden)
-    shapes = gate_up.shape[1:], down.shape[1:]
-    if down.shape[0] != num_experts or inner == 0:
-        raise _fused_shape_error(down, config)
-    if shapes == ((2 * inner, hidden), (hidden, inner)):
-        transposed = False
-    elif shapes == ((hidden, 2 * inner), (inner, hidden)):
-        transposed = True
-    else:
-        raise _fused_shape_error(gate_up if sorted(down.shape[1:]) == sorted((hidden, inner)) else down, config)
-    for role, length in (("gate_up_bias", 2 * inner), ("down_bias", hidden)):
-        if role in tensors and tensors[role].shape != (num_experts, length):
-            raise _bias_shape_error(tensors[role], [num_experts, length])
-    interleaved = not claim.naming.interleaved_in.isdisjoint((config.model_type, config.text_model_type))
-    layout = _Fused(tensors, inner, hidden, dtype, transposed=transposed, interleaved=interleaved)
-    return tuple(layout.expert(number) for number in range(num_experts))
-
-
-def _fused_tensors(claim: Claim, config: MoeConfig) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
-    for part, role in claim.naming.parts.items():
-        tensor = claim.tensors.get((None, role))
-        is_bias = role.endswith("_bias")
-        if tensor is None:
-            if not is_bias or any(other.endswith("_bias") for _, other in claim.tensors):
-                raise _missing(claim, f"{claim.prefix}.{part}", config)
-            continue
-        if len(tensor.shape) != 3 - is_bias:
-            raise _fused_shape_error(tensor, config)
-        tensors[role] = tensor
-    return tensors
-
-
-@dataclass(frozen=True, slots=True)
-class _Fused:
-    """How one layer's experts lie in the tensors that hold all of them."""
-
-    tensors: dict[str, StoredTensor]
-    inner: int
-    hidden: int
-    dtype: torch.dtype
-    _: KW_ONLY
-    transposed: bool
-    interleaved: bool
-
-    def expert(self, number: int) -> Expert:
-        """The views of one expert."""
-        inner, hidden = self.inner, self.hidden
-        # how far, in elements, a step to the next of gate_up's 2I outputs goes, and one to the next input
-        output_stride, input_stride = (1, 2 * inner) if self.transposed else (hidden, 1)
-        up_begin = output_stride if self.interleaved else inner * output_stride
-        strides = (output_stride * 2 if self.interleaved else output_stride, input_stride)
-        begin = number * 2 * inner * hidden
-        down_strides = (1, hidden) if self.transposed else (inner, 1)
-        return Expert(
-            gate=self._view("gate_up", begin, (inner, hidden), strides),
-            up=self._view("gate_up", begin + up_begin, (inner, hidden), strides),
-            down=self._view("down", number * inner * hidden, (hidden, inner), down_strides),
-            **self._biases(number),
-        )
-
-    def _biases(self, number: int) -> dict[str, WeightView]:
-        if "down_bias" not in self.tensors:
-            return {}
-        inner, begin = self.inner, number * 2 * self.inner
-        up_begin, stride = (1, 2) if self.interleaved else (inner, 1)
-        return {
-            "gate_bias": self._view("gate_up_bias", begin, (1, inner), (2 * inner, stride)),
-            "up_bias": self._view("gate_up_bias", begin + up_begin, (1, inner), (2 * inner, stride)),
-            "down_bias": self._view("down_bias", number * self.hidden, (1, self.hidden), (self.hidden, 1)),
-        }
-
-    def _view(self, role: str, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> WeightView:
-        """A view that begins so many elements into a tensor."""
-        tensor = self.tensors[role]
-        offset_bytes = tensor.begin + begin * self.dtype.itemsize
-        return WeightView(tensor.file, tensor.name, offset_bytes, shape, strides, self.dtype)
-
-
-def _bias_shape_error(tensor: StoredTensor, shape: list[int]) -> ShapeError:
-    return ShapeError(
-        f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with the layer's other tensors "
-        f"it must be {shape}."
-    )
-
-
-def _fused_shape_error(tensor: StoredTensor, config: MoeConfig) -> ShapeError:
-    return ShapeError(
-        f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}, which fits neither the layer's "
-        f"other tensor nor the hidden size of {config.hidden_size} in {config.path}, transposed or not."
-    )
-
-
-def _missing(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:
-    return MissingTensorError(
-        f"{config.path.parent} lacks the tensor {name!r}, though it holds others of the experts of decoder layer "
-        f"{claim.decoder_layer}."
-    )

@@ -7,11 +7,12 @@ file and reads no weight.
 
 import torch
 
-from fiddler.checkpoint_errors import ConfigError, MissingTensorError, ShapeError
-from fiddler.expert_naming import Claim, Role
-from fiddler.experts import Expert, WeightView
-from fiddler.moe_config import MoeConfig
-from fiddler.safetensors_index import StoredTensor
+from fiddler.checkpoint.claims import Claim
+from fiddler.checkpoint.errors import ConfigError, MissingTensorError, ShapeError
+from fiddler.checkpoint.moe_config import MoeConfig
+from fiddler.checkpoint.namings import Role
+from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.checkpoint.views import Expert, WeightView
 
 
 def is_concatenated(claim: Claim) -> bool:

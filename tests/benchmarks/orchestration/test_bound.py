@@ -10,7 +10,7 @@ from benchmarks.orchestration.simulate import run
 from benchmarks.orchestration.strategies import deepspeed, fiddler, llama_cpp, mixtral_offloading, ours
 from benchmarks.orchestration.strategies.server import Server
 from benchmarks.orchestration.workloads import Workload
-from tests.benchmarks.orchestrated import POPULARITY, request, system
+from tests.support.orchestrated import POPULARITY, request, system
 
 
 @given(st.randoms(use_true_random=False))

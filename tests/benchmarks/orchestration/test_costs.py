@@ -2,7 +2,7 @@ import pytest
 
 from benchmarks.orchestration import machines, models
 from benchmarks.orchestration.costs import MAX_ROWS, System
-from tests.benchmarks.orchestrated import MACHINE, MODEL, system
+from tests.support.orchestrated import MACHINE, MODEL, system
 
 
 @pytest.mark.parametrize("name", machines.names())

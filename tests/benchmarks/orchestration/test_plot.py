@@ -2,8 +2,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.orchestration_plot import draw, fill
-from benchmarks.orchestration_tables import RIVALS, Cells, tables
+from benchmarks.orchestration.plot import draw, fill
+from benchmarks.orchestration.tables import RIVALS, Cells, tables
 
 _CELLS: Cells = {
     ("l4", "mixtral_8x7b", "decode"): {

@@ -1,7 +1,7 @@
 from benchmarks.orchestration.report import Cell
 from benchmarks.orchestration.simulate import Result
 from benchmarks.orchestration.workloads import Workload
-from tests.benchmarks.orchestrated import system
+from tests.support.orchestrated import system
 
 
 def _result(strategy: str, seconds: float, **spent: float) -> Result:

@@ -6,8 +6,8 @@ from benchmarks.orchestration.simulate import run
 from benchmarks.orchestration.strategies import deepspeed, fiddler, llama_cpp, mixtral_offloading, ours
 from benchmarks.orchestration.strategies.server import Server
 from benchmarks.orchestration.workloads import Workload
-from gpu_service.placement import POLICIES
-from tests.benchmarks.orchestrated import EXPERTS, LAYERS, MACHINE, MODEL, POPULARITY, batch, request, system
+from gpu_service.placement.policies import POLICIES
+from tests.support.orchestrated import EXPERTS, LAYERS, MACHINE, MODEL, POPULARITY, batch, request, system
 
 _OURS = (
     ours.Ours,

@@ -16,7 +16,7 @@ import pytest
 from client.top.__main__ import main
 from pair import free_port
 from tests.client.top.conftest import Page
-from tests.client.top.expositions import cpu_expert_service, gpu_service
+from tests.support.expositions import cpu_expert_service, gpu_service
 
 TIMEOUT_SECONDS = 60.0
 Pages = tuple[Page, Page]

@@ -8,7 +8,7 @@ import pytest
 from client import ClientError, UnavailableError
 from client.top.monitor import Monitor
 from client.top.snapshot import Bandwidth, HotExpert, Layer, Snapshot
-from tests.client.top.expositions import Script, cpu_expert_service, gpu_service
+from tests.support.expositions import Script, cpu_expert_service, gpu_service
 
 GONE = UnavailableError("--gpu http://x: connection refused", grpc.StatusCode.UNAVAILABLE)
 

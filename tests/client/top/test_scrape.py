@@ -10,7 +10,7 @@ from client import ClientError, DeadlineError, InvalidRequestError, ServerError,
 from client.top.scrape import Endpoint, parse
 from pair import free_port
 from tests.client.top.conftest import Page
-from tests.client.top.expositions import CPU_BUILD, GPU_BUILD
+from tests.support.expositions import CPU_BUILD, GPU_BUILD
 
 
 def _endpoint(address: str) -> Endpoint:

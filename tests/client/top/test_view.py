@@ -14,7 +14,7 @@ from client.top.maps import CHOICES, Choice
 from client.top.monitor import Monitor
 from client.top.snapshot import Snapshot
 from client.top.view import View
-from tests.client.top.expositions import Counts, Script, cpu_expert_service, gpu_service
+from tests.support.expositions import Counts, Script, cpu_expert_service, gpu_service
 
 GONE = UnavailableError("--cpu http://x: connection refused", grpc.StatusCode.UNAVAILABLE)
 

@@ -13,11 +13,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fiddler import checkpoint_errors as errors
 from fiddler.checkpoint import NAMINGS, Checkpoint, CheckpointError
-from fiddler.safetensors_index import MAX_HEADER_BYTES, read_file
-from tests import checkpoints
-from tests.tampering import INDEX_FILE, SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, write_raw
+from fiddler.checkpoint import errors as errors
+from fiddler.checkpoint.safetensors_index import MAX_HEADER_BYTES, read_file
+from tests.support import checkpoints
+from tests.support.tampering import INDEX_FILE, SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, write_raw
 
 GATE = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
 DOWN = "model.layers.1.block_sparse_moe.experts.3.w2.weight"

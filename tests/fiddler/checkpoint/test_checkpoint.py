@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fiddler.checkpoint import Checkpoint, Expert, WeightView
-from fiddler.experts import Activation
-from tests import checkpoints
-from tests.tampering import SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, flip_byte
+from fiddler.checkpoint.views import Activation
+from tests.support import checkpoints
+from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, flip_byte
 
 PARTS = {
     "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
@@ -240,7 +240,7 @@ def test_spans_are_the_bytes_a_view_touches() -> None:
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_prefault_reports_every_expert_byte(mixtral: Path, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fiddler.checkpoint._PREFAULT_CHUNK_BYTES", 100_000)
+    monkeypatch.setattr("fiddler.checkpoint.checkpoint._PREFAULT_CHUNK_BYTES", 100_000)
     if fused:
         checkpoints.fuse(mixtral, transposed=True)
     checkpoint = Checkpoint.open(mixtral)
@@ -259,7 +259,7 @@ def kernel_version() -> tuple[int, ...]:
 @pytest.mark.skipif(kernel_version() < (5, 14), reason="needs MADV_POPULATE_READ")
 def test_prefault_asks_the_kernel_where_it_can(mixtral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # a start that is not aligned to a page is the same errno as a kernel that does not know how
-    monkeypatch.setattr("fiddler.mapped_file.MappedFile._touch", None)
+    monkeypatch.setattr("fiddler.checkpoint.mapped_file.MappedFile._touch", None)
     Checkpoint.open(mixtral).prefault()
 
 
@@ -270,7 +270,7 @@ def resident_file_bytes() -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_prefault_works_on_a_kernel_without_populate(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fiddler.mapped_file._MADV_POPULATE_READ", 9999)
+    monkeypatch.setattr("fiddler.checkpoint.mapped_file._MADV_POPULATE_READ", 9999)
     checkpoint = Checkpoint.open(large)
     before = resident_file_bytes()
     checkpoint.prefault()

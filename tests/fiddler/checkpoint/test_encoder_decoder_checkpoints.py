@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint_errors import CheckpointError
-from tests.families import tiny
-from tests.tampering import Tensors, edit_tensors
+from fiddler.checkpoint.errors import CheckpointError
+from tests.support.families import tiny
+from tests.support.tampering import Tensors, edit_tensors
 
 SWITCH = "decoder.block.1.layer.2.mlp.experts"
 NLLB = "model.decoder.layers.3.ffn.experts"

@@ -11,12 +11,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
-from gpu_service.access import TOKENS_VARIABLE, Access, TokenInterceptor, Tokens
+from gpu_service.api.auth import TOKENS_VARIABLE, Access, TokenInterceptor, Tokens
+from gpu_service.api.service import GenerationServicer
 from gpu_service.server import Server
-from gpu_service.service import GenerationServicer
 from gpu_service.settings import Settings
 from pair import free_port
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 GOOD, OTHER = "kmX8-first_token.7~=", "a-second-token"
 

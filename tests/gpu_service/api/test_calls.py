@@ -9,8 +9,8 @@ import pytest
 
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from fiddler.v1.generation_pb2 import Chunk, GenerateResponse
-from gpu_service import calls
-from gpu_service.calls import Call, Calls
+from gpu_service.api import calls
+from gpu_service.api.calls import Call, Calls
 
 WAIT_SECONDS = 20
 LARGE = GenerateResponse(chunk=Chunk(text="x" * 10_000))

@@ -1,8 +1,10 @@
 import asyncio
 import threading
 
-from gpu_service.event_queue import EventQueue, SlowReaderError
-from gpu_service.request import Best, Event, Failed, Finished, FinishReason, Token
+from gpu_service.api.event_queue import EventQueue
+from gpu_service.engine.request import Best, Event, Failed, Finished, Token
+from gpu_service.errors import SlowReaderError
+from gpu_service.sampling.outputs import FinishReason
 
 END = Finished(0, FinishReason.LENGTH, 1, 0, 0, 0)
 

@@ -10,8 +10,8 @@ from grpc_health.v1 import health, health_pb2
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from gpu_service.availability import SERVICE, Availability
-from gpu_service.expert_client import ExpertServiceError, HandshakeError
+from gpu_service.api.expert_health import SERVICE, Availability
+from gpu_service.cpu_experts.client import ExpertServiceError, HandshakeError
 
 GONE = ExpertServiceError("UNAVAILABLE: it is gone")
 ANOTHER = HandshakeError("dtype: the caller expects float32, and the CPU expert service has bfloat16")
@@ -62,7 +62,7 @@ async def test_the_log_has_a_line_for_each_change() -> None:
 
 async def test_seconds_without_the_service_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("gpu_service.availability.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("gpu_service.api.expert_health.time", SimpleNamespace(monotonic=lambda: now))
     told = Availability(health.aio.HealthServicer())
     await told.tell(None)
     seen = []

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiddler.v1.generation_pb2 import Chat, ChatMessage, GenerateRequest, SamplingParameters, TokenizeRequest
-from gpu_service.malformed import problem_of
+from gpu_service.api.malformed import problem_of
 
 _NO_TEXT = b"\xff\xfe"
 

@@ -7,23 +7,13 @@ from google.protobuf.json_format import MessageToDict
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import GenerateResponse
-from gpu_service.request import (
-    BeamParameters,
-    Best,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    Prompt,
-    Request,
-    Token,
-    TokenLogprobs,
-)
-from gpu_service.responses import Responses
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.stop_strings import StopStrings
-from gpu_service.tokenizer import Tokenizer
-from tests.pairs import DEMO
+from gpu_service.api.responses import Responses
+from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Request, Token
+from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from gpu_service.text.stop_strings import StopStrings
+from gpu_service.text.tokenizer import Tokenizer
+from tests.support.pairs import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from transformers import GenerationConfig
 
 from fiddler.v1 import generation_pb2_grpc
 from fiddler.v1.generation_pb2 import BeamSearch, DetokenizeRequest, GenerateRequest, TokenIds, TokenizeRequest
-from gpu_service.engine import Engine
-from gpu_service.limits import RequestLimits
-from gpu_service.service import GenerationServicer
-from tests.gpu_service.counting_model import VOCAB, CountingModel
+from gpu_service.api.service import GenerationServicer
+from gpu_service.engine.engine import Engine
+from gpu_service.settings import RequestLimits
+from tests.support.counting_model import VOCAB, CountingModel
 
 EXPECTED = grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why"
 

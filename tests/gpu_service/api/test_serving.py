@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from fiddler import rpc
-from gpu_service.loaded import Loaded
+from gpu_service.api.serving import Loaded
 
 
 def crowded(max_waiting: int, num_waiting: int) -> Any:

@@ -1,14 +1,16 @@
 import grpc
 import pytest
 
-from gpu_service.engine import EngineStoppedError
-from gpu_service.event_queue import SlowReaderError
-from gpu_service.expert_client import ExpertServiceError
-from gpu_service.kv_budget import NeverFitsError
-from gpu_service.request_ids import DuplicateIdError
-from gpu_service.scheduler import QueueFullError
-from gpu_service.statuses import status_of
-from gpu_service.token_choice import NotFiniteError
+from gpu_service.api.statuses import status_of
+from gpu_service.cpu_experts.client import ExpertServiceError
+from gpu_service.errors import (
+    DuplicateIdError,
+    EngineStoppedError,
+    NeverFitsError,
+    NotFiniteError,
+    QueueFullError,
+    SlowReaderError,
+)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from fiddler.v1.generation_pb2 import (
     SamplingParameters,
     TokenIds,
 )
-from gpu_service import sampling_parameters
-from gpu_service.limits import RequestLimits
-from gpu_service.request import BeamParameters, Request
-from gpu_service.sampling_validation import check_defaults
-from gpu_service.tokenizer import ChatTemplateError
-from gpu_service.validation import parse_request
+from gpu_service.api.validation import parse_request
+from gpu_service.engine.request import Request
+from gpu_service.sampling import parameters
+from gpu_service.sampling.parameters import BeamParameters
+from gpu_service.sampling.rules import check_defaults
+from gpu_service.settings import RequestLimits
+from gpu_service.text.tokenizer import ChatTemplateError
 
 LIMITS = RequestLimits(max_n=4, max_beams=6, max_stop_strings=3, max_stop_bytes=8, max_logprobs=5)
 
@@ -217,7 +218,7 @@ def test_the_limit_of_max_tokens_holds_for_what_is_unset_as_well() -> None:
 def test_what_is_unset_has_its_default() -> None:
     request = _parse(text="abc")
     assert request.prompt == [47, 48, 49]
-    assert request.sampling == sampling_parameters.SamplingParameters()
+    assert request.sampling == parameters.SamplingParameters()
     assert request.max_tokens == 13, "256, or the room that is left"
     assert request.eos_ids == frozenset({2})
     assert request.stop_ids == frozenset()
@@ -252,7 +253,7 @@ def test_what_is_set_is_kept() -> None:
     assert (request.stop.strings, request.stop.include, request.stop.min_tokens) == (("ab", "c"), True, 3)
     assert (request.n, request.logprobs, request.prompt_logprobs) == (3, 2, 0)
     assert (request.priority, request.request_id) == (-4, "mine")
-    assert request.sampling == sampling_parameters.SamplingParameters(
+    assert request.sampling == parameters.SamplingParameters(
         0.5, 3, 1.0, 2**63 - 3, 1.5, 0.25, 0.75, -1.0, 2.0, ((4, -100.0),)
     )
 
@@ -265,10 +266,8 @@ def test_beams_draw_nothing_even_where_the_model_samples_by_default() -> None:
     sampling = SamplingParameters(temperature=0, top_k=0, top_p=1, repetition_penalty=1.5, logit_bias={3: 1})
     request = _parse(_SamplingModel, text="x", beam_search=_beams(3), sampling=sampling)
     assert request.beam == BeamParameters(3)
-    assert request.sampling == sampling_parameters.SamplingParameters(repetition_penalty=1.5, logit_bias=((3, 1.0),))
-    assert _parse(_SamplingModel, text="x", n=2).sampling == sampling_parameters.SamplingParameters(
-        0.8, 50, 0.9, min_p=0.1
-    )
+    assert request.sampling == parameters.SamplingParameters(repetition_penalty=1.5, logit_bias=((3, 1.0),))
+    assert _parse(_SamplingModel, text="x", n=2).sampling == parameters.SamplingParameters(0.8, 50, 0.9, min_p=0.1)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from gpu_service import costs_file
-from gpu_service.costs_file import CostsFileError, MachineIdentity, ModelIdentity
-from gpu_service.latency_model import Measurements
+from gpu_service.calibration import costs_file
+from gpu_service.calibration.costs_file import CostsFileError, MachineIdentity, ModelIdentity
+from gpu_service.planning.latency_model import Measurements
 
 MODEL = ModelIdentity("mixtral", "abc", (64, 96), "bfloat16")
 MACHINE = MachineIdentity("a CPU", 48, "a GPU", "avx512", 24, "bfloat16")

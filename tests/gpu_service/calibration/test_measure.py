@@ -8,12 +8,11 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights, layer_weights
-from gpu_service import calibration
-from gpu_service.calibration import calibrate, expert_bytes, measure_by_rows, measured_layers
-from gpu_service.expert_client import ExpertClient
-from gpu_service.latency_model import LatencyModel
-from tests import checkpoints
-from tests.cpu_expert_service import processes
+from gpu_service.calibration import measure
+from gpu_service.calibration.measure import calibrate, expert_bytes, measure_by_rows, measured_layers
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.planning.latency_model import LatencyModel
+from tests.support import checkpoints, processes
 
 CPU = torch.device("cpu")
 SECONDS_OF_AN_EXPERT = 0.25
@@ -111,7 +110,7 @@ def checkpoint(model: Path) -> Iterator[Checkpoint]:
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever else the machine does; tiny experts are measured in no time."""
-    monkeypatch.setattr(calibration, "_BUDGET_SECONDS", 60.0)
+    monkeypatch.setattr(measure, "_BUDGET_SECONDS", 60.0)
 
 
 def test_every_power_of_two_is_measured_several_times_where_there_is_time() -> None:

@@ -14,10 +14,11 @@ import torch
 
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
-from gpu_service import expert_client, expert_link
-from gpu_service.expert_client import ExpertClient, ExpertServiceError, HandshakeError
-from gpu_service.expert_connection import Stream
-from tests.gpu_service.scripted_service import ScriptedService, abort, after, double
+from gpu_service.cpu_experts import client as client_module
+from gpu_service.cpu_experts import link
+from gpu_service.cpu_experts.client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.cpu_experts.connection import Stream
+from tests.support.scripted_service import ScriptedService, abort, after, double
 
 ROWS = torch.arange(6, dtype=torch.float32).view(2, 3)
 IDS = torch.tensor([[0, -1], [1, 0]], dtype=torch.int32)
@@ -29,10 +30,10 @@ Changes = list[ExpertServiceError | None]
 @pytest.fixture(autouse=True)
 def _times(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a busy machine an answer that comes at once may come late; and no test waits longer than it must."""
-    monkeypatch.setattr(expert_client, "_HEAL_SECONDS", 10.0)
-    monkeypatch.setattr(expert_link, "_CONNECT_SECONDS", 10.0)
-    monkeypatch.setattr(expert_link, "_LOOK_SECONDS", 10.0)
-    monkeypatch.setattr(expert_link, "_LOOK_AFTER_SECONDS", 0.3)
+    monkeypatch.setattr(client_module, "_HEAL_SECONDS", 10.0)
+    monkeypatch.setattr(link, "_CONNECT_SECONDS", 10.0)
+    monkeypatch.setattr(link, "_LOOK_SECONDS", 10.0)
+    monkeypatch.setattr(link, "_LOOK_AFTER_SECONDS", 0.3)
 
 
 @pytest.fixture
@@ -341,7 +342,7 @@ def test_a_loss_that_is_noticed_fails_what_is_under_way(service: ScriptedService
 def test_a_service_is_found_though_its_predecessor_stands_still_at_the_same_address(
     service: ScriptedService, client: ExpertClient, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_link, "_CONNECT_SECONDS", 1.0)
+    monkeypatch.setattr(link, "_CONNECT_SECONDS", 1.0)
     _lose(service, client)
     path = Path(address.removeprefix("unix:"))
     path.unlink(missing_ok=True)

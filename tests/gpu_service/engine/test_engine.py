@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_service.engine import Engine, EngineStoppedError
-from gpu_service.kv_budget import NeverFitsError
-from gpu_service.request import Failed, Finished, FinishReason, Token
-from gpu_service.request_ids import DuplicateIdError
-from gpu_service.scheduler import QueueFullError
-from tests.gpu_service.counting_model import CountingModel, Reader
+from gpu_service.engine.engine import Engine
+from gpu_service.engine.request import Failed, Finished, Token
+from gpu_service.errors import DuplicateIdError, EngineStoppedError, NeverFitsError, QueueFullError
+from gpu_service.sampling.outputs import FinishReason
+from tests.support.counting_model import CountingModel, Reader
 
 ENDLESS = 10**6
 

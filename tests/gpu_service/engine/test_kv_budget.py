@@ -2,9 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service import kv_budget
-from gpu_service.kv_budget import GIB, KvBudget, NeverFitsError
-from tests.gpu_service.model_of_cache import budget_of, request_of
+from gpu_service.engine import kv_budget
+from gpu_service.engine.kv_budget import GIB, KvBudget
+from gpu_service.errors import NeverFitsError
+from tests.support.model_of_cache import budget_of, request_of
 
 
 def test_all_slots_and_the_whole_context_where_memory_allows() -> None:

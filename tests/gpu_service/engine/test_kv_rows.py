@@ -1,9 +1,9 @@
 """How little the rows are moved; that they are right is test_scheduler.py's."""
 
-from gpu_service import request as words
-from gpu_service.request import Request
-from gpu_service.row_table import MIN_SHARED_TOKENS, RowTable
-from tests.gpu_service.model_of_cache import ModelOfCache, budget_of, request_of, text_of
+from gpu_service.engine import generation as words
+from gpu_service.engine.kv_rows import MIN_SHARED_TOKENS, RowTable
+from gpu_service.engine.request import Request
+from tests.support.model_of_cache import ModelOfCache, budget_of, request_of, text_of
 
 LONG = list(range(MIN_SHARED_TOKENS + 4))
 

@@ -1,8 +1,9 @@
 import pytest
 
-from gpu_service.request import Request
-from gpu_service.request_ids import DuplicateIdError, RequestIds
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.engine.request import Request
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.errors import DuplicateIdError
+from gpu_service.sampling.parameters import SamplingParameters
 
 
 def _request(request_id: str) -> Request:

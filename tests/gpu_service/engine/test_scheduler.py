@@ -8,12 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpu_service import row_table
-from gpu_service.batch import Batch, Logits
-from gpu_service.kv_budget import NeverFitsError
-from gpu_service.request import Request
-from gpu_service.scheduler import QueueFullError, Scheduler
-from tests.gpu_service.model_of_cache import NAN, ModelOfCache, budget_of, request_of, text_of
+from gpu_service.engine import kv_rows
+from gpu_service.engine.generation import Batch
+from gpu_service.engine.request import Request
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.errors import NeverFitsError, QueueFullError
+from gpu_service.model_runner.forward_input import Logits
+from tests.support.model_of_cache import NAN, ModelOfCache, budget_of, request_of, text_of
 
 _tokens = itertools.count(1000)
 
@@ -201,7 +202,7 @@ def test_those_behind_a_large_request_start_when_it_is_given_up() -> None:
 
 
 def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None:
-    run, prompt = _Run(chunk=64, alone_chunk=64), _prompt(row_table.MIN_SHARED_TOKENS + 4)
+    run, prompt = _Run(chunk=64, alone_chunk=64), _prompt(kv_rows.MIN_SHARED_TOKENS + 4)
     shared = [request_of(prompt, max_tokens=1, **more) for more in ({}, {}, {"prompt_logprobs": 1})]
     run.add(*shared)
     while run.scheduler.num_running:
@@ -284,7 +285,7 @@ def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
 def monkeypatch_min_shared() -> Iterator[None]:
     """Short beginnings are shared, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(row_table, "MIN_SHARED_TOKENS", 2)
+        patch.setattr(kv_rows, "MIN_SHARED_TOKENS", 2)
         yield
 
 
@@ -332,5 +333,5 @@ def _check(run: _Run) -> None:
 
 
 def test_the_scheduler_needs_no_torch() -> None:
-    code = "import sys, gpu_service.scheduler; sys.exit('torch' in sys.modules)"
+    code = "import sys, gpu_service.engine.scheduler; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -5,21 +5,13 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from gpu_service.request import (
-    BeamParameters,
-    Best,
-    Event,
-    Failed,
-    Finished,
-    FinishReason,
-    Prompt,
-    Token,
-)
-from gpu_service.request_ids import RequestIds
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.stepper import Stepper
-from gpu_service.token_choice import NotFiniteError
-from tests.gpu_service.counting_model import VOCAB, CountingModel, Reader
+from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Token
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.engine.stepper import Stepper
+from gpu_service.errors import NotFiniteError
+from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from tests.support.counting_model import VOCAB, CountingModel, Reader
 
 
 class _Steps:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fiddler.expert_math import ExpertWeights
-from gpu_service.copier import Copier, CopyCancelledError, Job, Urgency
-from gpu_service.copy_lanes import HostLane
-from tests.gpu_service.lanes import SECONDS, GatedLane
+from gpu_service.gpu_experts.copier import Copier, CopyCancelledError, Job, Urgency
+from gpu_service.gpu_experts.lanes import HostLane
+from tests.support.lanes import SECONDS, GatedLane
 
 ROWS, COLUMNS = 4, 8
 ROW_BYTES = COLUMNS * 4

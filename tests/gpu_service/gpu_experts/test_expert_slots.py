@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint_errors import FileFormatError
+from fiddler.checkpoint.errors import FileFormatError
 from fiddler.expert_math import ExpertWeights, layer_weights
-from gpu_service.copier import CopyCancelledError
-from gpu_service.copy_lanes import HostLane
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.stored_experts import Key
-from tests import checkpoints
-from tests.gpu_service.lanes import SECONDS, GatedLane
-from tests.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
+from gpu_service.gpu_experts.copier import CopyCancelledError
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.lanes import HostLane
+from gpu_service.gpu_experts.stored import Key
+from tests.support import checkpoints
+from tests.support.lanes import SECONDS, GatedLane
+from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

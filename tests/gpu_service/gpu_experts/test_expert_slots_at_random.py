@@ -12,12 +12,12 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights
-from gpu_service.copy_lanes import HostLane
-from gpu_service.expert_copies import Copy
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.stored_experts import Key
-from tests import checkpoints
-from tests.gpu_service.lanes import TwoStreamsLane
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.lanes import HostLane
+from gpu_service.gpu_experts.stored import Key
+from gpu_service.gpu_experts.streaming import Copy
+from tests.support import checkpoints
+from tests.support.lanes import TwoStreamsLane
 
 CALLS = 4000
 CAPACITY, NUM_STREAMING = 5, 2

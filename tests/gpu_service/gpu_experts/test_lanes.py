@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_service import copy_lanes
-from gpu_service.copy_lanes import CudaLane, HostLane, build_lane, chunk_bytes
+from gpu_service.gpu_experts import lanes
+from gpu_service.gpu_experts.lanes import CudaLane, HostLane, build_lane, chunk_bytes
 
 DEVICE = torch.device("cpu")
 
@@ -76,7 +76,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(torch.cuda, "Event", device.event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: compute)
     monkeypatch.setattr(torch.cuda, "stream", use)
-    monkeypatch.setattr(copy_lanes, "_pinned", lambda num_bytes: torch.zeros(num_bytes, dtype=torch.uint8))
+    monkeypatch.setattr(lanes, "_pinned", lambda num_bytes: torch.zeros(num_bytes, dtype=torch.uint8))
     return device
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service.memory_budget import (
+from gpu_service.gpu_experts.memory_budget import (
     RESERVE_BYTES,
     Budget,
     DeviceMemory,

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import torch
 
-from fiddler.expert_math import ExpertWeights
-from gpu_service.expert_slot import Slot, parts
+from fiddler.expert_math import ExpertWeights, parts
+from gpu_service.gpu_experts.slots import Slot
 
 
 def test_tensors_of_odd_sizes_lie_apart_and_aligned() -> None:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cpu_expert_service.kernel import PyTorchKernel
-from gpu_service.batch import Logits
-from gpu_service.encoder_decoder import num_layers, start_token_of
-from gpu_service.model_errors import ModelError
-from gpu_service.state_cache import StateCache
-from tests.families import tiny
-from tests.families.configs import config_of
-from tests.families.engine import Engine
+from gpu_service.errors import ModelError
+from gpu_service.model_runner.encoder_decoder import num_layers, start_token_of
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.state_cache import StateCache
+from tests.support.families import tiny
+from tests.support.families.configs import config_of
+from tests.support.families.engine import Engine
 
 FAMILY = "switch_transformers"
 LAYERS, HEADS, HEAD_SIZE = 3, 4, 16

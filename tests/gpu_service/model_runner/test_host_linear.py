@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.batch import Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.host_dense import FEW_PRODUCTS, RowLinear, install, products_per_row
-from gpu_service.in_process import InProcessExperts
-from gpu_service.model import Model
-from tests.pairs import DEMO
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.host_linear import FEW_PRODUCTS, RowLinear, install, products_per_row
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from tests.support.pairs import DEMO
 
 _CPU = torch.device("cpu")
 

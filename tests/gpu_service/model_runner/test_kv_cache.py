@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service.slot_cache import SlotCache, attention_mask
+from gpu_service.model_runner.attention_masks import attention_mask
+from gpu_service.model_runner.kv_cache import SlotCache
 
 
 def _states(requests: int, tokens: int, start: float, heads: int = 2, dim: int = 3) -> torch.Tensor:

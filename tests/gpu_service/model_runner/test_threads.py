@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gpu_service.threads import as_few_as_pay
+from gpu_service.model_runner.threads import as_few_as_pay
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 

@@ -13,9 +13,9 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from gpu_service import models
-from gpu_service.families import OWN, REFUSED, SWEPT, VERIFIED
-from gpu_service.family_words import FEATURES, METHODS
+from gpu_service.models import __main__ as models
+from gpu_service.models.families import OWN, REFUSED, SWEPT, VERIFIED
+from gpu_service.models.glossary import FEATURES, METHODS
 
 ROOT = Path(__file__).parents[2]
 GENERATING = (
@@ -101,7 +101,7 @@ def test_the_family_that_contributing_shows_was_added_so() -> None:
     block = (ROOT / "CONTRIBUTING.md").read_text().partition("```diff\n")[2].partition("```")[0]
     files = re.findall(r"^\+\+\+ b/(\S+)$", block, re.MULTILINE)
     parts = re.split(r"^\+\+\+ b/\S+$", block, flags=re.MULTILINE)[1:]
-    assert files == ["fiddler/checkpoint.py", "gpu_service/families.py"]
+    assert files == ["fiddler/checkpoint/checkpoint.py", "gpu_service/models/families.py"]
     for file, part in zip(files, parts, strict=True):
         added = [line[1:] for line in part.splitlines() if line.startswith("+")]
         assert added

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.deepseek_moe import DeepseekConfig, DeepseekForCausalLM, MoeBlock, Router
-from gpu_service.model_loading import ModelError, load, read_config
-from tests import published
-from tests.tampering import edit_config, edit_tensors
+from gpu_service.model_runner.loading import ModelError, load, read_config
+from gpu_service.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM, MoeBlock, Router
+from tests.support import published
+from tests.support.tampering import edit_config, edit_tensors
 
 PUBLISHED = published.DEEPSEEK | {
     "bos_token_id": 100000,

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.model_loading import ModelError, load, read_config
-from gpu_service.openmoe import MoeBlock, OpenMoeConfig, OpenMoeForCausalLM, capacity, has_room
-from tests import published
-from tests.tampering import edit_config, edit_tensors
+from gpu_service.model_runner.loading import ModelError, load, read_config
+from gpu_service.models.openmoe import MoeBlock, OpenMoeConfig, OpenMoeForCausalLM, capacity, has_room
+from tests.support import published
+from tests.support.tampering import edit_config, edit_tensors
 
 BASE = {"hidden_size": 768, "intermediate_size": 2048, "head_dim": 64, "num_attention_heads": 12} | {
     "num_key_value_heads": 12, "num_experts": 16, "num_hidden_layers": 12, "moe_layer_interval": 4

@@ -8,14 +8,14 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_connection import ExpertServiceError
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.in_process import InProcessExperts
-from gpu_service.latency_model import LatencyModel, Measurements
-from gpu_service.orchestration import Orchestration
-from gpu_service.remote_experts import PendingOutput
-from tests.routes import Route, conduct
+from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.errors import ExpertServiceError
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.orchestration import Orchestration
+from gpu_service.planning.latency_model import LatencyModel, Measurements
+from tests.support.routes import Route, conduct
 
 CPU = torch.device("cpu")
 K = 2

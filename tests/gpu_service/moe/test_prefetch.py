@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gpu_service import metrics
-from gpu_service.prefetch import Key, Prefetcher
+from gpu_service.moe.prefetch import Key, Prefetcher
 
 
 class _Router(nn.Module):

@@ -9,15 +9,14 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.batch import Logits
-from gpu_service.dispatch import Dispatcher
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.in_process import InProcessExperts
-from gpu_service.model import Model
-from gpu_service.prefetch import Prefetcher
-from tests import checkpoints
-from tests.end_to_end import reference
-from tests.routes import FAST, MIXED, SLOW, Route, conduct
+from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.prefetch import Prefetcher
+from tests.support import checkpoints, reference
+from tests.support.routes import FAST, MIXED, SLOW, Route, conduct
 
 CPU = torch.device("cpu")
 PROMPT = [7] * 17 + [30, 31]

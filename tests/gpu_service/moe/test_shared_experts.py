@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gpu_service.shared_experts import SharedExperts, find_router, route
+from gpu_service.moe.router import find_router, route
+from gpu_service.moe.shared_experts import SharedExperts
 
 
 class _Router(nn.Module):

@@ -1,4 +1,4 @@
-from gpu_service.trial import Trial
+from gpu_service.moe.prefetch import Trial
 
 
 def _run(trial: Trial, steps: int, with_it: float, without: float, num_rows: int = 1) -> list[bool]:

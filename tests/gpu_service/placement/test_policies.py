@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.traces import Step, Trace, synthetic
-from gpu_service.adaptive_placement import MIN_STEPS
-from gpu_service.latency_model import Costs
-from gpu_service.placement import POLICIES, Inputs, Key, Placement, PlacementError, build
-from gpu_service.popularity import Popularity
+from gpu_service.placement.adaptive import MIN_STEPS
+from gpu_service.placement.policies import POLICIES, Inputs, Key, Placement, PlacementError, build
+from gpu_service.placement.popularity import Popularity
+from gpu_service.planning.latency_model import Costs
 
 COSTS = Costs(cpu=[0, 8e-3], gpu=[0, 1e-3], transfer=30e-3, round_trip=0.3e-3, row=0)
 """About Mixtral-8x7B's on a server with PCIe 3."""

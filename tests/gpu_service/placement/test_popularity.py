@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpu_service.popularity import Popularity, PopularityError
+from gpu_service.placement.popularity import Popularity, PopularityError
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ from random import Random
 
 import pytest
 
-from gpu_service import expert_usage
-from gpu_service.expert_usage import HALF_LIFE_STEPS, MAX_WEIGHT, LayerUsage
+from gpu_service.placement import usage as usage_module
+from gpu_service.placement.usage import HALF_LIFE_STEPS, MAX_WEIGHT, LayerUsage
 
 
 def _one(expert: int, num_experts: int = 8) -> list[int]:
@@ -112,7 +112,7 @@ def test_numbers_are_divided_before_they_overflow(monkeypatch: pytest.MonkeyPatc
     random = Random(2)
     steps = [_one(min(random.randrange(8), random.randrange(8))) for _ in range(2000)]
     expected = _after(steps)
-    monkeypatch.setattr(expert_usage, "_LARGE", 3.0)
+    monkeypatch.setattr(usage_module, "_LARGE", 3.0)
     usage = _after(steps)
     assert usage._increment < 4
     assert expected._increment > 100

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service.curve import Curve
+from gpu_service.planning.curve import Curve
 
 _samples = st.lists(st.tuples(st.integers(1, 60), st.floats(1e-6, 100)), min_size=1, max_size=20)
 

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from gpu_service.latency_model import Correction, Costs, LatencyModel, Measurements, timeout_seconds
+from gpu_service.planning.latency_model import Correction, Costs, LatencyModel, Measurements, timeout_seconds
 
 MEASURED = Measurements(
     expert_bytes=100,

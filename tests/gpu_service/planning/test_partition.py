@@ -3,7 +3,7 @@ from itertools import product
 
 import pytest
 
-from gpu_service.partition import Sides, Split, best_split
+from gpu_service.planning.partition import Sides, Split, best_split
 
 
 def _best_seconds(sides: Sides) -> float:

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.orchestration.optimality import Case, brute_force, random_case, ratio, seconds
-from gpu_service import planner
-from gpu_service.latency_model import Costs
+from gpu_service.planning import planner
+from gpu_service.planning.latency_model import Costs
 
 MAX_ROWS = 20
 MAX_DRAWN_ROWS = 6

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.popularity import Popularity
+from gpu_service.placement.popularity import Popularity
 from gpu_service.profile import __main__ as command
 from gpu_service.profile.prompts import Prompt, PromptsError, read_prompts
 from pair import Pair
-from tests.end_to_end import reference
+from tests.support import reference
 
 MAX_TOKENS = 5
 TEXTS = ("one prompt", "and another that is longer", "a")
@@ -40,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def expected(tiny: Path) -> Popularity:
     """Counted by transformers, which is given the prompts and its own greedy continuations."""
-    from gpu_service.tokenizer import Tokenizer
+    from gpu_service.text.tokenizer import Tokenizer
 
     model, tokenizer = reference.load(tiny), Tokenizer(tiny)
     config = model.config

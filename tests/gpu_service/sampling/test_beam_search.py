@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from gpu_service.beam import BeamSearch
-from gpu_service.request import BeamParameters, FinishReason, Request
-from gpu_service.sampling_parameters import SamplingParameters
+from gpu_service.engine.request import Request
+from gpu_service.sampling.beam_search import BeamSearch
+from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 PROMPT = [1, 2, 3]
 PADDING = 1000

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from gpu_service.logit_rows import largest, rows_of, unusable_rows, with_rows
+from gpu_service.sampling.logits import largest, rows_of, unusable_rows, with_rows
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

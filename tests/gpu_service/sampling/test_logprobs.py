@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service import logprobs
+from gpu_service.sampling import logprobs
 
 
 @given(rows=st.lists(st.tuples(st.integers(0, 19), st.none() | st.integers(0, 25)), min_size=1, max_size=5))

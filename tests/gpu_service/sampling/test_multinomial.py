@@ -3,14 +3,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service import drawing
-from gpu_service.drawing import draw
+from gpu_service.sampling import multinomial
+from gpu_service.sampling.multinomial import draw
 
 
 @pytest.mark.parametrize("is_logarithm", [True, False])
 def test_so_it_does_where_torch_is_asked_for_its_numbers(monkeypatch: pytest.MonkeyPatch, is_logarithm: bool) -> None:
     probabilities = torch.randn(3, 40_000, generator=torch.Generator().manual_seed(2)).softmax(dim=-1)
-    monkeypatch.setattr(drawing, "_IS_LOGARITHM", is_logarithm)
+    monkeypatch.setattr(multinomial, "_IS_LOGARITHM", is_logarithm)
     ours, theirs = ([torch.Generator().manual_seed(seed) for seed in range(3)] for _ in range(2))
     for _ in range(20):
         expected = [
@@ -21,7 +21,7 @@ def test_so_it_does_where_torch_is_asked_for_its_numbers(monkeypatch: pytest.Mon
 
 def test_this_build_of_torch_computes_exponential_numbers_as_logarithms() -> None:
     """Else nothing is wrong, but drawing takes three times as long."""
-    assert drawing._IS_LOGARITHM
+    assert multinomial._IS_LOGARITHM
 
 
 @given(rows=st.integers(1, 5), vocab=st.integers(1, 3000), seed=st.integers(0, 2**40), hidden=st.floats(0, 0.99))

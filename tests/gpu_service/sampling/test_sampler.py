@@ -13,11 +13,11 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from gpu_service.logits_processors import OccurrencePenalties, TokenBias
-from gpu_service.request import TokenLogprobs
-from gpu_service.sampling import History, Sampler, processors, sample, sample_with_logprobs
-from gpu_service.sampling_parameters import SamplingParameters, not_honoured
-from tests import checkpoints
+from gpu_service.sampling.logits_processors import OccurrencePenalties, TokenBias, processors
+from gpu_service.sampling.outputs import TokenLogprobs
+from gpu_service.sampling.parameters import SamplingParameters, not_honoured
+from gpu_service.sampling.sampler import History, Sampler, sample, sample_with_logprobs
+from tests.support import checkpoints
 
 PROMPT = [3, 4, 5, 4]
 END_IDS = {2, 17}

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import TopPLogitsWarper
 
-from gpu_service.top_p import TopP
+from gpu_service.sampling.logits_processors import TopP
 
 
 def _check(top_p: float, scores: torch.Tensor) -> None:

@@ -1,8 +1,8 @@
 import pytest
 
 from fiddler.v1 import experts_pb2, tensor_pb2
-from gpu_service.message_limits import Chunks, max_rows
 from gpu_service.settings import Settings
+from gpu_service.startup.chunks import Chunks, max_rows
 
 _ROW_BYTES = 4096 * 2 + 64 * 8
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 import pytest
 
 from fiddler.checkpoint import Checkpoint, MoeLayer
-from gpu_service.device_memory import experts_workspace_bytes
-from tests.pairs import write_tiny
+from gpu_service.startup.device_memory import experts_workspace_bytes
+from tests.support.pairs import write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
-from gpu_service import dry_run, host_memory, read_bandwidth
-from gpu_service.expert_slots import ExpertSlots
-from gpu_service.families import REFUSED
-from gpu_service.memory_budget import RESERVE_BYTES, SlotNeeds
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
+from gpu_service.models.families import REFUSED
 from gpu_service.settings import Settings
-from tests.pairs import DEMO, write_tiny
-from tests.tampering import edit_config, edit_tensors
-from tests.warm_processes import WarmProcess
+from gpu_service.startup import dry_run, read_bandwidth
+from tests.support.pairs import DEMO, write_tiny
+from tests.support.tampering import edit_config, edit_tensors
+from tests.support.warm_processes import WarmProcess
 
 GB_PER_SECOND = 1e9
 """Of memory, in these tests."""

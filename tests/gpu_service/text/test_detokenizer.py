@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service.stop_strings import StopStrings
-from gpu_service.text_stream import Detokenizer, TextStream
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.text.detokenizer import Detokenizer, TextStream
+from gpu_service.text.stop_strings import StopStrings
+from gpu_service.text.tokenizer import Tokenizer
 
 
 def _groups(token_ids: list[int], sizes: list[int]) -> list[list[int]]:

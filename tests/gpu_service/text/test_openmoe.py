@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Rust
 
-from gpu_service.tokenizer import Tokenizer
-from tests import published
+from gpu_service.text.tokenizer import Tokenizer
+from tests.support import published
 
 
 @pytest.fixture(scope="module")

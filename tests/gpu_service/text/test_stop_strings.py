@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, StopStringCriteria
 
-from gpu_service.stop_strings import Pattern, StopStrings
-from gpu_service.tokenizer import Tokenizer
+from gpu_service.text.stop_strings import Pattern, StopStrings
+from gpu_service.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service.tokenizer import ChatTemplateError, Tokenizer
-from tests.pairs import DEMO
+from gpu_service.text.tokenizer import ChatTemplateError, Tokenizer
+from tests.support.pairs import DEMO
 
 _TEMPLATE = (
     "{% for message in messages %}{% if message.role == 'nobody' %}{{ raise_exception('nobody may not speak') }}"

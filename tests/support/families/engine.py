@@ -12,15 +12,15 @@ from cpu_expert_service.native import NativeUnavailableError, Pool, available_ti
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.runner import Result, Runner
 from fiddler.checkpoint import Checkpoint
-from gpu_service import request as words
-from gpu_service.dispatch import Dispatcher
-from gpu_service.kv_budget import KvBudget
-from gpu_service.model import Model
-from gpu_service.request import BeamParameters, Request
-from gpu_service.request_ids import RequestIds
-from gpu_service.sampling_parameters import SamplingParameters
-from gpu_service.scheduler import Scheduler
-from tests.end_to_end.reference import RecordingStepper
+from gpu_service.engine import generation as words
+from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.request import Request
+from gpu_service.engine.request_ids import RequestIds
+from gpu_service.engine.scheduler import Scheduler
+from gpu_service.model_runner.model import Model
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from tests.support.reference import RecordingStepper
 
 CPU = torch.device("cpu")
 MAX_SLOTS = 4

@@ -5,12 +5,12 @@ from typing import Any
 from transformers import DynamicCache
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.experts import Expert
-from gpu_service.encoder_decoder import num_layers
+from fiddler.checkpoint.views import Expert
+from gpu_service.model_runner.encoder_decoder import num_layers
 
 
 def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
-    """The words of gpu_service.families for it, in alphabetical order."""
+    """The words of gpu_service.models.families for it, in alphabetical order."""
     expert = checkpoint.layers[0].experts[0]
     features = {*_expert_features(expert), *_state_features(config)}
     names = [tensor.name for file in checkpoint._stored_files for tensor in file.tensors]

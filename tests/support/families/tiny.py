@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from gpu_service.architectures import architecture_of
-from tests.families.configs import config_of
+from gpu_service.models.registry import architecture_of
+from tests.support.families.configs import config_of
 
 
 def build(model_type: str, dtype: torch.dtype = torch.float32, config: dict[str, Any] | None = None) -> PreTrainedModel:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint_errors import CheckpointError
-from tests.families import tiny
-from tests.tampering import Tensors, edit_config, edit_tensors
+from fiddler.checkpoint.errors import CheckpointError
+from tests.support.families import tiny
+from tests.support.tampering import Tensors, edit_config, edit_tensors
 
 W2 = "transformer.blocks.1.ffn.experts.mlp.w2"
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint_errors import CheckpointError
-from tests import published
-from tests.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
+from fiddler.checkpoint.errors import CheckpointError
+from tests.support import published
+from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
 
 PREFIX = "model.layers.1.mlp.experts"
 

@@ -1,0 +1,1 @@
+"""What the benchmarks share: rounds that take turns, result files and the targets they are held to."""

@@ -1,0 +1,1 @@
+"""The command line of `python -m client`; the library does not import it."""

@@ -1,0 +1,11 @@
+"""A Hugging Face checkpoint: where each expert's matrices are stored, and zero-copy views of them.
+
+This package loads no models and does not import transformers, so that the CPU expert service starts fast.
+"""
+
+from fiddler.checkpoint.checkpoint import Checkpoint
+from fiddler.checkpoint.errors import CheckpointError
+from fiddler.checkpoint.namings import NAMINGS
+from fiddler.checkpoint.views import Expert, MoeLayer, WeightView
+
+__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "Expert", "MoeLayer", "WeightView"]

@@ -1,0 +1,1 @@
+"""How the tensors that a naming claimed become experts: one file per layout."""

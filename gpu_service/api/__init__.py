@@ -1,0 +1,1 @@
+"""Turns calls into requests and events into messages. Only `service.py` knows gRPC."""

@@ -1,0 +1,1 @@
+"""Measures what computing and copying experts costs, and keeps the measurements."""

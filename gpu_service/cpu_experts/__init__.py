@@ -1,0 +1,1 @@
+"""Experts that the CPU expert service computes: the connection, the stream and its client."""

@@ -1,0 +1,1 @@
+"""Experts that are resident on the GPU or streamed to it: slots, copies and their computation."""

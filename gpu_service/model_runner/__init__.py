@@ -1,0 +1,1 @@
+"""Runs transformers' model over rows of a KV cache."""

@@ -1,0 +1,1 @@
+"""What families of models need: the table of families, their blocks, and architectures written here."""

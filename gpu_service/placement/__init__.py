@@ -1,0 +1,1 @@
+"""Decides which experts stay on the GPU."""

@@ -1,0 +1,1 @@
+"""Decides where each expert of a step is computed. Knows no tensors."""

@@ -1,0 +1,1 @@
+"""From logits to tokens: parameters, rules, processors, sampler, beam search, log probabilities."""

@@ -1,0 +1,69 @@
+"""What each sampling parameter may be, in a request as in a checkpoint's generation_config.json."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from gpu_service.errors import ModelError, RequestError
+from gpu_service.sampling.logits_processors import processors
+from gpu_service.sampling.parameters import SamplingParameters
+from gpu_service.sampling.sampler import Sampler
+
+MAX_SEED = 2**63 - 1  # torch's generator takes no more
+RULES: dict[str, tuple[Callable[[float], bool], str]] = {
+    # logits divided by less, and multiplied by more, may overflow
+    "temperature": (lambda value: value == 0 or 0.001 <= value <= 1e6, "must be 0, or 0.001 to 1000000"),
+    "top_k": (lambda value: value >= 0, "must be 0 or above"),
+    "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    "min_p": (lambda value: 0 <= value <= 1, "must be 0 to 1"),
+    "typical_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    "repetition_penalty": (lambda value: 0.001 <= value <= 1000, "must be 0.001 to 1000"),
+    "frequency_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
+    "presence_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
+    "seed": (lambda value: value <= MAX_SEED, "must be at most 2^63 - 1"),
+}
+"""By name: what a value must be. No comparison with NaN is true."""
+
+
+def check_values(values: Mapping[str, float]) -> None:
+    """Checks sampling parameters by name.
+
+    Raises:
+        RequestError: One has a value that its rule excludes.
+    """
+    for name, value in values.items():
+        is_right, rule = RULES[name]
+        if not is_right(value):
+            raise RequestError(name, f"{rule}, got {show(value)}")
+
+
+def check_generation_config(directory: Path, generation_config: GenerationConfig) -> None:
+    """Checks what a checkpoint's generation_config.json says.
+
+    Raises:
+        ModelError: A setting has a value that no request may have.
+    """
+    try:
+        check_defaults(generation_config)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{directory / 'generation_config.json'}: {error}") from None
+
+
+def check_defaults(defaults: GenerationConfig) -> None:
+    """Checks that a model's own sampling parameters are ones that a request may have.
+
+    Raises:
+        ValueError: One is not. The text names it.
+    """
+    parameters = SamplingParameters.resolve(defaults, {})
+    try:
+        check_values({name: getattr(parameters, name) for name in RULES if name != "seed"})
+    except RequestError as error:
+        raise ValueError(f"{error.field}: {error}") from None
+    Sampler(parameters, changes=processors(parameters))
+
+
+def show(value: float) -> str:
+    """A number as a message holds it: integers with all their digits."""
+    return str(value) if isinstance(value, int) else f"{value:g}"

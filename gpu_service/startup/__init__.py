@@ -1,0 +1,1 @@
+"""Makes what is served: model, experts, chunk sizes, device memory; and the dry run."""

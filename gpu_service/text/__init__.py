@@ -1,0 +1,1 @@
+"""Characters: tokenizer, stop strings, detokenizer."""

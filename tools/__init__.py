@@ -1,0 +1,1 @@
+"""What writes files of the repository: protos and the settings page."""
