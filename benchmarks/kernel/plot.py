@@ -5,8 +5,8 @@ import math
 from collections import defaultdict
 from pathlib import Path
 
-_RESULTS = Path(__file__).parent / "results" / "kernel.jsonl"
-_PLOT = Path(__file__).parents[1] / "docs" / "kernel_scaling.svg"
+_RESULTS = Path(__file__).parents[1] / "results" / "kernel.jsonl"
+_PLOT = Path(__file__).parents[2] / "docs" / "kernel_scaling.svg"
 _PREFIX = "kernel.scaling."
 _WIDTH, _HEIGHT = 720, 440
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 170, 40, 50

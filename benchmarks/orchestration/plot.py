@@ -8,8 +8,8 @@ from pathlib import Path
 
 from benchmarks.orchestration.tables import MACHINES, MODELS, OURS, RIVALS, Cells, Result, read, tables
 
-_RESULTS = Path(__file__).parent / "results" / "orchestration.jsonl"
-_DOCUMENT = Path(__file__).parents[1] / "docs" / "orchestration.md"
+_RESULTS = Path(__file__).parents[1] / "results" / "orchestration.jsonl"
+_DOCUMENT = Path(__file__).parents[2] / "docs" / "orchestration.md"
 _PANEL_WIDTH, _PANEL_HEIGHT = 300, 150
 _LEFT, _TOP, _GAP_X, _GAP_Y, _BOTTOM = 60, 70, 24, 34, 70
 _LEAST_SHARE = 0.002

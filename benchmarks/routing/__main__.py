@@ -35,7 +35,7 @@ from client.top.snapshot import Snapshot
 from fiddler import process
 from pair import Pair
 
-_MODEL = Path(__file__).parents[1] / "models" / "demo"
+_MODEL = Path(__file__).parents[2] / "models" / "demo"
 _SLOTS_GIB = "0.0028"  # 10 experts
 _COSTS = {"cpu": 2e-3, "gpu": 1e-4, "transfer": 5e-3, "hop": 3e-4}
 """Seconds of one expert with one row on either side, of a copy, and of a message."""

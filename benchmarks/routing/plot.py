@@ -19,8 +19,8 @@ from client.top import heat
 from client.top.snapshot import ROUTES, Snapshot
 from client.top.view import View
 
-_RESULTS = Path(__file__).parent / "results" / "routing.jsonl"
-_DOCS = Path(__file__).parents[1] / "docs"
+_RESULTS = Path(__file__).parents[1] / "results" / "routing.jsonl"
+_DOCS = Path(__file__).parents[2] / "docs"
 _WIDTH = 900
 _LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 84, 62
 _ROW, _GAP, _ROUTES_HEIGHT = 13, 30, 70

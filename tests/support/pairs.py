@@ -10,7 +10,7 @@ from pair import Pair
 from tests.support import checkpoints
 from tests.support.warm_processes import WarmProcess
 
-DEMO = Path(__file__).parents[1] / "models" / "demo"
+DEMO = Path(__file__).parents[2] / "models" / "demo"
 _FLOAT32 = ("--dtype", "float32")
 
 

@@ -303,7 +303,7 @@ assert "transformers" not in sys.modules
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")
 def test_weights_cost_no_memory_of_our_own(large: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", MEASURE, str(large)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     assert finished.stderr == ""
     anonymous, mapped, expert_bytes = map(int, finished.stdout.split())
     assert expert_bytes > 150e6
@@ -324,7 +324,7 @@ class TestFingerprint:
     def test_is_stable_across_processes(self, mixtral: Path) -> None:
         code = "import sys; from fiddler.checkpoint import *; print(Checkpoint.open(sys.argv[1]).fingerprint)"
         command = [sys.executable, "-c", code, str(mixtral)]
-        other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
         assert other.stdout.strip() == Checkpoint.open(mixtral).fingerprint
         assert len(other.stdout.strip()) == 64
 

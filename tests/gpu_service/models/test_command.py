@@ -17,7 +17,7 @@ from gpu_service.models import __main__ as models
 from gpu_service.models.families import OWN, REFUSED, SWEPT, VERIFIED
 from gpu_service.models.glossary import FEATURES, METHODS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GENERATING = (
     modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,
     modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING,
