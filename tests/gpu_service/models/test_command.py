@@ -101,7 +101,7 @@ def test_the_family_that_contributing_shows_was_added_so() -> None:
     block = (ROOT / "CONTRIBUTING.md").read_text().partition("```diff\n")[2].partition("```")[0]
     files = re.findall(r"^\+\+\+ b/(\S+)$", block, re.MULTILINE)
     parts = re.split(r"^\+\+\+ b/\S+$", block, flags=re.MULTILINE)[1:]
-    assert files == ["fiddler/checkpoint/checkpoint.py", "gpu_service/models/families.py"]
+    assert files == ["fiddler/checkpoint/namings.py", "gpu_service/models/families.py"]
     for file, part in zip(files, parts, strict=True):
         added = [line[1:] for line in part.splitlines() if line.startswith("+")]
         assert added
