@@ -13,7 +13,7 @@ import torch
 
 from cpu_expert_service.kernel import LayerFunction
 from cpu_expert_service.native import Pool
-from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.expert_math import LayerWeights
 
 STREAMS = (1, 2, 4, 8, 16)
 _READ_BYTES = 48 * 2**20  # at a time; more than caches hold when experts take turns
@@ -55,12 +55,6 @@ def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
         if done_bytes:
             best = max(best, done_bytes / (time.perf_counter() - began))
     return best
-
-
-def num_bytes(expert: ExpertWeights) -> int:
-    """Bytes of an expert's matrices."""
-    matrices = (expert.gate, expert.up, expert.down, expert.factor)
-    return sum(matrix.numel() * matrix.itemsize for matrix in matrices if matrix is not None)
 
 
 def time_kernel(

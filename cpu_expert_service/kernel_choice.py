@@ -98,18 +98,9 @@ class AutoKernel:
 
 
 def _part(expert: ExpertWeights) -> ExpertWeights:
-    def first(tensor: torch.Tensor | None) -> torch.Tensor | None:
-        return None if tensor is None else tensor[:_CALIBRATED_INTERMEDIATE]
-
-    return replace(
-        expert,
-        gate=first(expert.gate),
-        up=expert.up[:_CALIBRATED_INTERMEDIATE],
-        down=expert.down[:, :_CALIBRATED_INTERMEDIATE],
-        gate_bias=first(expert.gate_bias),
-        up_bias=first(expert.up_bias),
-        factor=first(expert.factor),
-    )
+    """The first intermediate features of an expert; its outputs, and so their bias, are whole."""
+    cut = {name: tensor[:_CALIBRATED_INTERMEDIATE] for name, tensor in expert.tensors() if not name.startswith("down")}
+    return replace(expert, **cut, down=expert.down[:, :_CALIBRATED_INTERMEDIATE])
 
 
 def pool_of(kernel: Kernel) -> Pool | None:
@@ -127,7 +118,7 @@ def calibrate(kernel: Kernel, layers: Sequence[LayerWeights], dtype: torch.dtype
     timings = kernel.calibrate(layer, dtype) if isinstance(kernel, AutoKernel) else []
     memory = calibration.read_bytes_per_second(native.pool, layers)
     one = calibration.time_kernel(native.name, native.prepare(layer), layer, 1, dtype, _SECONDS_PER_TIMING * 2)
-    achieved = calibration.num_bytes(layer.experts[0]) / one.seconds
+    achieved = layer.experts[0].nbytes / one.seconds
     for timing in (one, *timings):
         metrics.KERNEL_SECONDS.labels(timing.kernel, timing.rows).set(timing.seconds)
     metrics.KERNEL_READ_BANDWIDTH.set(achieved)

@@ -6,7 +6,7 @@ by `node_ranges` here and by node_begin in csrc/plan.cpp, which must agree.
 
 import contextlib
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,6 @@ from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
 _OUTPUTS_MULTIPLE = 64
-_MATRICES = ("gate", "up", "down", "factor")
 _ALIGNMENT = 64
 
 Progress = Callable[[int, int], None]
@@ -67,7 +66,7 @@ def _copy_expert(
     expert: ExpertWeights, memory: torch.Tensor, offset: int, pool: Pool | None
 ) -> tuple[ExpertWeights, int]:
     copies: dict[str, torch.Tensor] = {}
-    for name, matrix in _matrices(expert):
+    for name, matrix in expert.matrices():
         num_bytes = _padded_bytes(matrix)
         copy = memory[offset : offset + matrix.numel() * matrix.itemsize].view(matrix.dtype).view(matrix.shape)
         offset += num_bytes
@@ -88,19 +87,12 @@ def _ranges(matrix: torch.Tensor, copy: torch.Tensor, num_nodes: int) -> list[tu
     ]
 
 
-def _matrices(expert: ExpertWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    for name in _MATRICES:
-        matrix = getattr(expert, name)
-        if matrix is not None:
-            yield name, matrix
-
-
 def _padded_bytes(matrix: torch.Tensor) -> int:
     return -(-matrix.numel() * matrix.itemsize // _ALIGNMENT) * _ALIGNMENT
 
 
 def _matrix_bytes(expert: ExpertWeights) -> int:
-    return sum(_padded_bytes(matrix) for _, matrix in _matrices(expert))
+    return sum(_padded_bytes(matrix) for _, matrix in expert.matrices())
 
 
 def _allocate(num_bytes: int) -> torch.Tensor:

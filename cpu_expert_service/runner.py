@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from cpu_expert_service.calibration import num_bytes
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import calibrate, pool_of
 from cpu_expert_service.ram import Progress, copy_layers
@@ -45,8 +44,8 @@ class Runner:
         self._lock = threading.Lock()
         self._weights = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
         self._layers = tuple(kernel.prepare(weights) for weights in self._weights)
-        self.expert_bytes = tuple(num_bytes(weights.experts[0]) for weights in self._weights)
-        """By layer: bytes of one expert's matrices."""
+        self.expert_bytes = tuple(weights.experts[0].nbytes for weights in self._weights)
+        """By layer: bytes of one expert."""
         self._made_at = time.monotonic()
         self._busy: tuple[float, float | None] = 0.0, None  # seconds of messages that ended; when this one began
 

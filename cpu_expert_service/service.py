@@ -12,7 +12,7 @@ from cpu_expert_service import metrics
 from cpu_expert_service.runner import ExpiredError, Runner
 from cpu_expert_service.settings import Settings
 from fiddler import PROTOCOL_VERSION, __version__, rpc, tensors
-from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _log = structlog.get_logger(__name__)
@@ -131,7 +131,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self._check_limits(layer, expert_ids)
         return hidden, expert_ids, routing_weights
 
-    def _check_limits(self, layer: MoeLayer, expert_ids: torch.Tensor) -> None:
+    def _check_limits(self, layer: CheckpointLayer, expert_ids: torch.Tensor) -> None:
         rows, k = expert_ids.shape
         if rows > self._settings.max_rows:
             raise rpc.invalid_argument("hidden.shape", f"at most {self._settings.max_rows} rows, got {rows}")

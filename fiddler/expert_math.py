@@ -5,7 +5,7 @@ device. It reads no file, and it does not decide where an expert is computed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint.views import Activation, Expert, MoeLayer
+from fiddler.checkpoint.views import Activation, CheckpointLayer, Expert
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
@@ -43,6 +43,22 @@ class ExpertWeights:
     factor: torch.Tensor | None = None
     """[intermediate, hidden]; what it gives is multiplied with what up gives. OpenMoE's experts have one."""
 
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors that this expert has, each with its name above. Nothing else should list them."""
+        for name in self.__slots__:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                yield name, tensor
+
+    def matrices(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same without the biases."""
+        return ((name, tensor) for name, tensor in self.tensors() if tensor.dim() == 2)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, biases included."""
+        return sum(tensor.nbytes for _, tensor in self.tensors())
+
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
@@ -71,21 +87,18 @@ class Assignments:
     """[assignments] float32: the routing weight of each row in that expert."""
 
 
-def layer_weights(checkpoint: Checkpoint, layer: MoeLayer) -> LayerWeights:
+def layer_weights(checkpoint: Checkpoint, layer: CheckpointLayer) -> LayerWeights:
     """Views of a layer's matrices where they lie in the checkpoint's memory map."""
     experts = tuple(_weights(checkpoint, expert) for expert in layer.experts)
     return LayerWeights(experts, layer.activation.name, layer.activation.alpha, layer.activation.limit)
 
 
 def _weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
-    tensors = {name: checkpoint.tensor(view) for name, view in expert.views.items()}
-    return ExpertWeights(
-        gate=tensors.get("gate"),
-        up=tensors["up"],
-        down=tensors["down"],
-        factor=tensors.get("factor"),
-        **{name: tensor[0] for name, tensor in tensors.items() if name.endswith("_bias")},
-    )
+    tensors: dict[str, torch.Tensor] = {}
+    for name, view in expert.views.items():
+        tensor = checkpoint.tensor(view)
+        tensors[name] = tensor[0] if name.endswith("_bias") else tensor
+    return ExpertWeights(gate=tensors.pop("gate", None), **tensors)
 
 
 def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignments:
@@ -218,11 +231,3 @@ def activation_function(name: str) -> Function:
         known = ", ".join(sorted([*_ACTIVATIONS, *CLAMPED]))
         raise UnknownActivationError(f"activation {name!r} is not supported; known: {known}")
     return _ACTIVATIONS[name]
-
-
-def parts(expert: ExpertWeights) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that an expert has, by their names in ExpertWeights."""
-    for field in fields(expert):
-        tensor = getattr(expert, field.name)
-        if tensor is not None:
-            yield field.name, tensor

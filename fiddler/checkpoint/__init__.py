@@ -6,6 +6,6 @@ This package loads no models and does not import transformers, so that the CPU e
 from fiddler.checkpoint.checkpoint import Checkpoint
 from fiddler.checkpoint.errors import CheckpointError
 from fiddler.checkpoint.namings import NAMINGS
-from fiddler.checkpoint.views import Expert, MoeLayer, WeightView
+from fiddler.checkpoint.views import CheckpointLayer, Expert, WeightView
 
-__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "Expert", "MoeLayer", "WeightView"]
+__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "CheckpointLayer", "Expert", "WeightView"]

@@ -31,9 +31,9 @@ from fiddler.checkpoint.mapped_file import MappedFile
 from fiddler.checkpoint.moe_config import MoeConfig, parse_config, speaks_of_experts
 from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import StoredFile, read_files
-from fiddler.checkpoint.views import Expert, MoeLayer, WeightView
+from fiddler.checkpoint.views import CheckpointLayer, Expert, WeightView
 
-__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "Expert", "MoeLayer", "WeightView"]
+__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "CheckpointLayer", "Expert", "WeightView"]
 
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
@@ -46,7 +46,7 @@ class Checkpoint:
     directory: Path
     config: dict[str, Any]
     model_type: str
-    layers: tuple[MoeLayer, ...]
+    layers: tuple[CheckpointLayer, ...]
     files: tuple[Path, ...]
     expert_tensor_names: frozenset[str]
     expert_dtype: torch.dtype
@@ -153,7 +153,7 @@ class Checkpoint:
         return ranges
 
 
-def _one_dtype(layers: tuple[MoeLayer, ...]) -> torch.dtype:
+def _one_dtype(layers: tuple[CheckpointLayer, ...]) -> torch.dtype:
     first = layers[0].experts[0].down
     for layer in layers:
         other = layer.experts[0].down

@@ -60,13 +60,18 @@ class Expert:
 
     @property
     def views(self) -> dict[str, WeightView]:
-        """What there is of it, by the names above."""
-        parts = {name: getattr(self, name) for name in self.__slots__}
-        return {name: view for name, view in parts.items() if view is not None}
+        """The views that this expert has, by the names above, those of `fiddler.expert_math.ExpertWeights`."""
+        views = {name: getattr(self, name) for name in self.__slots__}
+        return {name: view for name, view in views.items() if view is not None}
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all views, biases included."""
+        return sum(view.num_bytes for view in self.views.values())
 
 
 @dataclass(frozen=True, slots=True)
-class MoeLayer:
+class CheckpointLayer:
     """The experts of one decoder layer; `name` is their prefix in the checkpoint, `model.layers.3.mlp.experts`."""
 
     name: str

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from fiddler.expert_math import expert_forward, layer_combination
 from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.gpu_experts.compute import Copy
@@ -44,10 +44,9 @@ class Slots(Protocol):
         ...
 
 
-def expert_bytes(layer: MoeLayer) -> int:
-    """Of one expert's matrices."""
-    expert = layer.experts[0]
-    return sum(view.num_bytes for view in expert.views.values())
+def expert_bytes(layer: CheckpointLayer) -> int:
+    """Of one expert, biases included."""
+    return layer.experts[0].num_bytes
 
 
 def measured_layers(checkpoint: Checkpoint) -> list[int]:

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import torch
 
-from fiddler.expert_math import ExpertWeights, parts
+from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.lanes import Lane, Mark
 
 Chunk = tuple[torch.Tensor, torch.Tensor]
@@ -55,7 +55,7 @@ class Job:
             check: Called before each chunk; raises where the source must not be read.
         """
         self.urgency = urgency
-        self.total_bytes = sum(tensor.nbytes for _, tensor in parts(source))
+        self.total_bytes = source.nbytes
         self.done_bytes = 0
         self.busy_seconds = 0.0
         """What the copier's thread spent on it, others' chunks in between left out."""
@@ -208,8 +208,8 @@ class Copier:
 
 def _chunks(source: ExpertWeights, target: ExpertWeights, chunk_bytes: int) -> Iterator[Chunk]:
     """Pieces of at most `chunk_bytes`, in the order in which the source lies in memory."""
-    targets = dict(parts(target))
-    for name, tensor in parts(source):
+    targets = dict(target.tensors())
+    for name, tensor in source.tensors():
         yield from _pieces(*_rows(tensor, targets[name]), chunk_bytes // tensor.itemsize)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import ExpertWeights, parts
+from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, Job, Urgency
 from gpu_service.gpu_experts.lanes import Lane, Mark
 from gpu_service.gpu_experts.stored import Key, StoredExperts
@@ -43,7 +43,7 @@ class Slot:
         """Where the expert's tensors lie once copied here: contiguous views of their shapes and dtypes."""
         offset = 0
         views: dict[str, torch.Tensor] = {}
-        for name, tensor in parts(expert):
+        for name, tensor in expert.tensors():
             views[name] = self._memory[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             offset += _padded(tensor.nbytes)
         return replace(expert, **views)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from gpu_service.models.families import REFUSED, VERIFIED, Family
+from gpu_service.models.families import REFUSED, VERIFIED, ModelFamily
 from gpu_service.models.glossary import FEATURES, METHODS
 
 
@@ -93,7 +93,7 @@ def as_markdown() -> str:
     return "\n".join([_HEAD, *_verified_section(families), *_structure_section(families), *_refused_section()]) + "\n"
 
 
-def _verified_section(families: list[Family]) -> list[str]:
+def _verified_section(families: list[ModelFamily]) -> list[str]:
     lines = [
         f"## Verified: {len(families)}",
         "",
@@ -115,7 +115,7 @@ def _verified_section(families: list[Family]) -> list[str]:
     return [*lines, ""]
 
 
-def _structure_section(families: list[Family]) -> list[str]:
+def _structure_section(families: list[ModelFamily]) -> list[str]:
     lines = ["## What the words mean", "", "| structure | families | what it is |", "|---|---|---|"]
     for feature, meaning in sorted(FEATURES.items()):
         count = sum(feature in _words(family) for family in families)
@@ -128,19 +128,19 @@ def _refused_section() -> list[str]:
     return lines + [f"| `{name}` | {reason} |" for name, reason in sorted(REFUSED.items())]
 
 
-def _verified() -> list[Family]:
+def _verified() -> list[ModelFamily]:
     return sorted(VERIFIED.values(), key=lambda family: family.model_type)
 
 
-def _words(family: Family) -> tuple[str, ...]:
+def _words(family: ModelFamily) -> tuple[str, ...]:
     return family.features or ("plain",)
 
 
-def _structure(family: Family) -> str:
+def _structure(family: ModelFamily) -> str:
     return ", ".join(_words(family))
 
 
-def _published(family: Family) -> str:
+def _published(family: ModelFamily) -> str:
     return f"needs {family.needs}" if family.needs else "runs"
 
 

@@ -22,7 +22,7 @@ NLLB: Final = "tests/families/test_nllb.py"
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class ModelFamily:
     """A family that is served, and what its tiny checkpoints have that others have not."""
 
     model_type: str
@@ -37,16 +37,16 @@ class Family:
 
 
 _VERIFIED = (
-    Family("aria", ("fused", "shared experts", "transposed")),
-    Family("deepseek_ocr2", ("dense layers", "shared experts")),
-    Family(
+    ModelFamily("aria", ("fused", "shared experts", "transposed")),
+    ModelFamily("deepseek_ocr2", ("dense layers", "shared experts")),
+    ModelFamily(
         "dots3_note",
         ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
         is_batched=False,
     ),
-    Family("gemma4", ("fused", "gelu_pytorch_tanh", "sliding window")),
-    Family("glm4v_moe", ("corrected router", "dense layers", "shared experts")),
-    Family(
+    ModelFamily("gemma4", ("fused", "gelu_pytorch_tanh", "sliding window")),
+    ModelFamily("glm4v_moe", ("corrected router", "dense layers", "shared experts")),
+    ModelFamily(
         "glm5_next",
         (
             "clamped_silu",
@@ -59,80 +59,82 @@ _VERIFIED = (
         ),
         is_batched=False,
     ),
-    Family(
+    ModelFamily(
         "inkling_mm_model",
         ("fused", "interleaved", "recurrent state", "shared experts", "sliding window"),
         is_batched=False,
     ),
-    Family("minimax_m3_vl", ("clamped_swiglu", "corrected router", "shared experts")),
-    Family("mistral4", ("dense layers", "fused", "latent attention", "shared experts")),
-    Family("mistral_large4", ("dense layers", "shared experts", "sparse attention"), is_batched=False),
-    Family(
+    ModelFamily("minimax_m3_vl", ("clamped_swiglu", "corrected router", "shared experts")),
+    ModelFamily("mistral4", ("dense layers", "fused", "latent attention", "shared experts")),
+    ModelFamily("mistral_large4", ("dense layers", "shared experts", "sparse attention"), is_batched=False),
+    ModelFamily(
         "nemotron_h_omni",
         ("corrected router", "dense layers", "not gated", "recurrent state", "relu2", "shared experts"),
         is_batched=False,
     ),
-    Family("qwen3_5_moe", ("recurrent state", "shared experts"), is_batched=False),
-    Family("qwen3_omni_moe_thinker", ()),
-    Family("qwen3_vl_moe", ("fused",)),
-    Family("qwen4_exp", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
-    Family("unlimited_ocr", ("dense layers", "shared experts", "sliding window", "sparse attention"), is_batched=False),
-    Family("afmoe", ("corrected router", "dense layers", "shared experts", "sliding window")),
-    Family("aria_text", ("fused", "shared experts", "transposed")),
-    Family("axk1", ("corrected router", "dense layers", "latent attention", "shared experts")),
-    Family(
+    ModelFamily("qwen3_5_moe", ("recurrent state", "shared experts"), is_batched=False),
+    ModelFamily("qwen3_omni_moe_thinker", ()),
+    ModelFamily("qwen3_vl_moe", ("fused",)),
+    ModelFamily("qwen4_exp", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
+    ModelFamily(
+        "unlimited_ocr", ("dense layers", "shared experts", "sliding window", "sparse attention"), is_batched=False
+    ),
+    ModelFamily("afmoe", ("corrected router", "dense layers", "shared experts", "sliding window")),
+    ModelFamily("aria_text", ("fused", "shared experts", "transposed")),
+    ModelFamily("axk1", ("corrected router", "dense layers", "latent attention", "shared experts")),
+    ModelFamily(
         "axk2",
         ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
         is_batched=False,
     ),
-    Family(
+    ModelFamily(
         "bailing_hybrid",
         ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
         is_batched=False,
     ),
-    Family("beam", ("corrected router", "dense layers", "sliding window")),
-    Family("cohere2_moe", ("shared experts", "sliding window")),
-    Family("dbrx", ("transposed",)),
-    Family("deepseek", ("dense layers", "shared experts"), test=OWN),
-    Family("deepseek_v2", ("dense layers", "latent attention", "shared experts")),
-    Family("deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), needs="FP8"),
-    Family(
+    ModelFamily("beam", ("corrected router", "dense layers", "sliding window")),
+    ModelFamily("cohere2_moe", ("shared experts", "sliding window")),
+    ModelFamily("dbrx", ("transposed",)),
+    ModelFamily("deepseek", ("dense layers", "shared experts"), test=OWN),
+    ModelFamily("deepseek_v2", ("dense layers", "latent attention", "shared experts")),
+    ModelFamily("deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), needs="FP8"),
+    ModelFamily(
         "deepseek_v32",
         ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
         is_batched=False,
         needs="FP8",
     ),
-    Family(
+    ModelFamily(
         "deepseek_v4", ("clamped_silu", "shared experts", "sparse attention"), is_batched=False, needs="FP8 and FP4"
     ),
-    Family("dots1", ("corrected router", "dense layers", "shared experts")),
-    Family(
+    ModelFamily("dots1", ("corrected router", "dense layers", "shared experts")),
+    ModelFamily(
         "dots3_note_text",
         ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
         is_batched=False,
     ),
-    Family("ernie4_5_moe", ("corrected router", "dense layers", "shared experts")),
-    Family("exaone_moe", ("corrected router", "dense layers", "shared experts", "sliding window")),
-    Family("flex_olmo", ()),
-    Family("flint", ("dense layers", "shared experts", "sliding window")),
-    Family("gemma4_text", ("fused", "gelu_pytorch_tanh", "sliding window")),
-    Family("glm4_moe", ("corrected router", "dense layers", "shared experts")),
-    Family("glm4_moe_lite", ("corrected router", "dense layers", "latent attention", "shared experts")),
-    Family(
+    ModelFamily("ernie4_5_moe", ("corrected router", "dense layers", "shared experts")),
+    ModelFamily("exaone_moe", ("corrected router", "dense layers", "shared experts", "sliding window")),
+    ModelFamily("flex_olmo", ()),
+    ModelFamily("flint", ("dense layers", "shared experts", "sliding window")),
+    ModelFamily("gemma4_text", ("fused", "gelu_pytorch_tanh", "sliding window")),
+    ModelFamily("glm4_moe", ("corrected router", "dense layers", "shared experts")),
+    ModelFamily("glm4_moe_lite", ("corrected router", "dense layers", "latent attention", "shared experts")),
+    ModelFamily(
         "glm_moe_dsa",
         ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
         is_batched=False,
     ),
-    Family(
+    ModelFamily(
         "gpt_oss", ("biases", "clamped_swiglu", "fused", "interleaved", "sliding window", "transposed"), needs="MXFP4"
     ),
-    Family("granitemoe", ("fused",)),
-    Family("granitemoe_swa", ("fused", "shared experts", "sliding window")),
-    Family("granitemoehybrid", ("fused", "recurrent state", "shared experts"), is_batched=False),
-    Family("granitemoeshared", ("fused", "shared experts")),
-    Family("hunyuan_v1_moe", ("shared experts",)),
-    Family("hy_v3", ("corrected router", "dense layers", "shared experts")),
-    Family(
+    ModelFamily("granitemoe", ("fused",)),
+    ModelFamily("granitemoe_swa", ("fused", "shared experts", "sliding window")),
+    ModelFamily("granitemoehybrid", ("fused", "recurrent state", "shared experts"), is_batched=False),
+    ModelFamily("granitemoeshared", ("fused", "shared experts")),
+    ModelFamily("hunyuan_v1_moe", ("shared experts",)),
+    ModelFamily("hy_v3", ("corrected router", "dense layers", "shared experts")),
+    ModelFamily(
         "hy_v4",
         (
             "clamped_silu",
@@ -145,55 +147,55 @@ _VERIFIED = (
         ),
         is_batched=False,
     ),
-    Family(
+    ModelFamily(
         "inkling_text",
         ("corrected router", "fused", "recurrent state", "shared experts", "sliding window"),
         is_batched=False,
     ),
-    Family("jamba", ("dense layers", "recurrent state"), is_batched=False),
-    Family("jetmoe", ("fused",)),
-    Family(
+    ModelFamily("jamba", ("dense layers", "recurrent state"), is_batched=False),
+    ModelFamily("jetmoe", ("fused",)),
+    ModelFamily(
         "kimi_linear",
         ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
         is_batched=False,
     ),
-    Family("kolibri1", ("corrected router", "shared experts", "sliding window")),
-    Family("laguna", ("corrected router", "dense layers", "shared experts")),
-    Family("lfm2_moe", ("corrected router", "dense layers", "recurrent state"), is_batched=False),
-    Family("llama4", ("dense layers", "fused", "shared experts", "sliding window", "transposed")),
-    Family("llama4_text", ("dense layers", "fused", "shared experts", "sliding window", "transposed")),
-    Family("mellum", ()),
-    Family("mimo_v2_flash", ("corrected router", "dense layers", "sliding window"), needs="FP8"),
-    Family("minimax", ("recurrent state",), is_batched=False),
-    Family("minimax_m2", ("corrected router",), needs="FP8"),
-    Family("minimax_m3_vl_text", ("clamped_swiglu", "corrected router", "fused", "shared experts")),
-    Family("mixtral", ("sliding window",)),
-    Family(
+    ModelFamily("kolibri1", ("corrected router", "shared experts", "sliding window")),
+    ModelFamily("laguna", ("corrected router", "dense layers", "shared experts")),
+    ModelFamily("lfm2_moe", ("corrected router", "dense layers", "recurrent state"), is_batched=False),
+    ModelFamily("llama4", ("dense layers", "fused", "shared experts", "sliding window", "transposed")),
+    ModelFamily("llama4_text", ("dense layers", "fused", "shared experts", "sliding window", "transposed")),
+    ModelFamily("mellum", ()),
+    ModelFamily("mimo_v2_flash", ("corrected router", "dense layers", "sliding window"), needs="FP8"),
+    ModelFamily("minimax", ("recurrent state",), is_batched=False),
+    ModelFamily("minimax_m2", ("corrected router",), needs="FP8"),
+    ModelFamily("minimax_m3_vl_text", ("clamped_swiglu", "corrected router", "fused", "shared experts")),
+    ModelFamily("mixtral", ("sliding window",)),
+    ModelFamily(
         "nemotron_h",
         ("corrected router", "dense layers", "not gated", "recurrent state", "relu2", "shared experts"),
         is_batched=False,
     ),
-    Family(
+    ModelFamily(
         "nllb-moe",
         ("biases", "dense layers", "encoder-decoder", "limited capacity", "not gated", "relu"),
         is_batched=False,
         test=NLLB,
     ),
-    Family("olmoe", ()),
-    Family("openmoe", ("dense layers", "doubly gated", "fused", "limited capacity", "transposed"), test=OWN),
-    Family("phimoe", ("sliding window",)),
-    Family("qwen2_moe", ("shared experts",)),
-    Family("qwen3_5_moe_text", ("recurrent state", "shared experts"), is_batched=False),
-    Family("qwen3_moe", ()),
-    Family("qwen3_next", ("recurrent state", "shared experts"), is_batched=False),
-    Family("qwen4_exp_text", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
-    Family("solar_open", ("corrected router", "shared experts")),
-    Family(
+    ModelFamily("olmoe", ()),
+    ModelFamily("openmoe", ("dense layers", "doubly gated", "fused", "limited capacity", "transposed"), test=OWN),
+    ModelFamily("phimoe", ("sliding window",)),
+    ModelFamily("qwen2_moe", ("shared experts",)),
+    ModelFamily("qwen3_5_moe_text", ("recurrent state", "shared experts"), is_batched=False),
+    ModelFamily("qwen3_moe", ()),
+    ModelFamily("qwen3_next", ("recurrent state", "shared experts"), is_batched=False),
+    ModelFamily("qwen4_exp_text", ("recurrent state", "shared experts", "sparse attention"), is_batched=False),
+    ModelFamily("solar_open", ("corrected router", "shared experts")),
+    ModelFamily(
         "switch_transformers",
         ("dense layers", "encoder-decoder", "limited capacity", "not gated", "relu"),
         is_batched=False,
     ),
-    Family("zaya", ("fused", "recurrent state"), is_batched=False),
+    ModelFamily("zaya", ("fused", "recurrent state"), is_batched=False),
 )
 VERIFIED: Final = {family.model_type: family for family in _VERIFIED}
 

@@ -58,4 +58,4 @@ FEATURES: Final = {
     "sparse attention": "some layers attend to the tokens that an indexer chooses, or to compressed ones",
     "transposed": "matrices lie as [in, out]",
 }
-"""By the names in gpu_service.models.families.Family.features."""
+"""By the names in gpu_service.models.families.ModelFamily.features."""

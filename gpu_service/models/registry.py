@@ -57,7 +57,7 @@ def experts_by_interface(skeleton: nn.Module) -> Replacements:
 
 
 def layer_number(module_name: str) -> int | None:
-    """The decoder layer of a module of the model, counted as `fiddler.checkpoint.MoeLayer.decoder_layer`."""
+    """The decoder layer of a module of the model, counted as `fiddler.checkpoint.CheckpointLayer.decoder_layer`."""
     match = _LAYER_NUMBER.search(module_name)
     return int(match[1]) if match else None
 

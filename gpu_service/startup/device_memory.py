@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from fiddler import host_memory
-from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from gpu_service.gpu_experts.memory_budget import DeviceMemory
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
@@ -62,7 +62,7 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
 
 
 def experts_workspace_bytes(
-    layers: Sequence[MoeLayer], experts_per_token: int, num_tokens: int, value_bytes: int
+    layers: Sequence[CheckpointLayer], experts_per_token: int, num_tokens: int, value_bytes: int
 ) -> int:
     """What computing the experts of so many tokens on the device takes beside their weights: see device_experts.py.
 

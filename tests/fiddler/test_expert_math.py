@@ -1,6 +1,7 @@
 """What both services compute an expert with, against transformers and plain loops."""
 
 from collections import defaultdict
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint import Checkpoint, Expert
 from fiddler.expert_math import (
     CLAMPED,
     ExpertWeights,
@@ -22,6 +23,7 @@ from fiddler.expert_math import (
     layer_weights,
 )
 from tests.support import checkpoints
+from tests.support.families import tiny
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish")
 
@@ -135,3 +137,22 @@ def test_the_weights_of_a_layer_are_views_of_the_checkpoint(tmp_path: Path) -> N
             assert matrix.data_ptr() == checkpoint.tensor(view).data_ptr()
             assert matrix.shape == view.shape
     assert expert.up_bias is None
+
+
+def test_an_expert_is_made_of_the_tensors_that_it_has() -> None:
+    plain, whole = _expert(torch.float32, gated=False), _expert(torch.bfloat16, biases=True)
+    assert [name for name, _ in plain.tensors()] == ["up", "down"]
+    assert plain.nbytes == 2 * 4 * 6 * 4
+    whole = replace(whole, factor=_random(4, 6, dtype=torch.bfloat16))
+    assert [name for name, _ in whole.tensors()] == [field.name for field in fields(ExpertWeights)]
+    assert [name for name, _ in whole.matrices()] == ["gate", "up", "down", "factor"]
+    assert whole.nbytes == (4 * 4 * 6 + 4 + 4 + 6) * 2
+    assert all(tensor is getattr(whole, name) for name, tensor in whole.tensors())
+
+
+def test_an_expert_has_as_many_bytes_in_its_file_as_in_memory(tmp_path: Path) -> None:
+    assert {field.name for field in fields(Expert)} == {field.name for field in fields(ExpertWeights)}
+    checkpoint = Checkpoint.open(tiny.write("gpt_oss", tmp_path))
+    stored, loaded = checkpoint.layers[0].experts[0], layer_weights(checkpoint, checkpoint.layers[0]).experts[0]
+    assert loaded.gate_bias is not None
+    assert stored.num_bytes == loaded.nbytes == sum(tensor.nbytes for _, tensor in loaded.tensors())

@@ -12,12 +12,12 @@ from fiddler.checkpoint.layouts.fused import _fused_experts
 from fiddler.checkpoint.layouts.separate import _separate_experts
 from fiddler.checkpoint.layouts.stacked import is_stacked, stacked_experts
 from fiddler.checkpoint.moe_config import MoeConfig
-from fiddler.checkpoint.views import MoeLayer
+from fiddler.checkpoint.views import CheckpointLayer
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
-def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
+def build_layer(claim: Claim, config: MoeConfig) -> CheckpointLayer:
     """One layer's experts, complete and of agreeing shapes and dtype.
 
     Raises:
@@ -41,7 +41,9 @@ def build_layer(claim: Claim, config: MoeConfig) -> MoeLayer:
             f"{down.file} has an expert intermediate size of {intermediate_size} in the tensor {down.name!r}, but "
             f"{config.path} says {config.intermediate_size}."
         )
-    return MoeLayer(claim.prefix, claim.decoder_layer, experts, hidden_size, intermediate_size, config.activation)
+    return CheckpointLayer(
+        claim.prefix, claim.decoder_layer, experts, hidden_size, intermediate_size, config.activation
+    )
 
 
 def _common_dtype(claim: Claim) -> torch.dtype:

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 import torch
 
-from fiddler.expert_math import ExpertWeights, parts
+from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.slots import Slot
 
 
@@ -20,10 +20,10 @@ def test_tensors_of_odd_sizes_lie_apart_and_aligned() -> None:
     slot = Slot(5 * 256, torch.device("cpu"))
     placed = slot.place(stored)
     begin = slot._memory.data_ptr()
-    assert [tensor.data_ptr() - begin for _, tensor in parts(placed)] == [0, 256, 512, 768, 1024]
-    for _, tensor in parts(placed):
+    assert [tensor.data_ptr() - begin for _, tensor in placed.tensors()] == [0, 256, 512, 768, 1024]
+    for _, tensor in placed.tensors():
         assert tensor.is_contiguous()
-    for name, tensor in parts(stored):
+    for name, tensor in stored.tensors():
         getattr(placed, name).copy_(tensor)
     for field in fields(stored):
         original, copy = getattr(stored, field.name), getattr(placed, field.name)

@@ -3,17 +3,19 @@ from dataclasses import replace
 
 import pytest
 
-from fiddler.checkpoint import Checkpoint, MoeLayer
+from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from gpu_service.startup.device_memory import experts_workspace_bytes
 from tests.support.pairs import write_tiny
 
 
 @pytest.fixture(scope="module")
-def layers(tmp_path_factory: pytest.TempPathFactory) -> Sequence[MoeLayer]:
+def layers(tmp_path_factory: pytest.TempPathFactory) -> Sequence[CheckpointLayer]:
     return Checkpoint.open(write_tiny(tmp_path_factory.mktemp("mixtral"), "mixtral")).layers
 
 
-def test_experts_take_more_for_a_larger_chunk_and_no_more_than_all_of_its_rows(layers: Sequence[MoeLayer]) -> None:
+def test_experts_take_more_for_a_larger_chunk_and_no_more_than_all_of_its_rows(
+    layers: Sequence[CheckpointLayer],
+) -> None:
     layer = layers[0]
     hidden, inner = layer.hidden_size, layer.intermediate_size
 
@@ -27,7 +29,7 @@ def test_experts_take_more_for_a_larger_chunk_and_no_more_than_all_of_its_rows(l
     assert experts_workspace_bytes(layers, layer.num_experts, 512, 2) == expected(512, 512)
 
 
-def test_the_largest_layer_counts(layers: Sequence[MoeLayer]) -> None:
+def test_the_largest_layer_counts(layers: Sequence[CheckpointLayer]) -> None:
     first = replace(layers[0], intermediate_size=10 * layers[0].intermediate_size)
     assert experts_workspace_bytes([*layers[1:], first], 2, 512, 2) == experts_workspace_bytes([first], 2, 512, 2)
     assert experts_workspace_bytes([first], 2, 512, 2) > experts_workspace_bytes(layers, 2, 512, 2)
