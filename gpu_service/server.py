@@ -130,7 +130,7 @@ class Server:
         chunks = Chunks.resolve(experts, settings, copies_experts=model.device.type == "cuda")
         model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunks.alone)
-        model.dispatcher.conduct(orchestration)
+        model.dispatcher.use(orchestration)
         model.dispatcher.clear_counts()  # of what was computed to measure
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
         scheduler = Scheduler(

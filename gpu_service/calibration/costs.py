@@ -23,7 +23,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class CalibrationTarget:
     """What costs are of."""
 
     checkpoint: Checkpoint
@@ -39,11 +39,11 @@ class Subject:
     experts_per_token: int
 
 
-def obtain(subject: Subject, file: Path | None, recalibrate: bool) -> LatencyModel:
+def obtain(target: CalibrationTarget, file: Path | None, recalibrate: bool) -> LatencyModel:
     """Costs from a file, or measured and written to it.
 
     Args:
-        subject: What they are of.
+        target: What they are of.
         file: What the user names; None: one of this model's own in the user's cache.
         recalibrate: Whether to measure whatever the file holds.
 
@@ -51,56 +51,56 @@ def obtain(subject: Subject, file: Path | None, recalibrate: bool) -> LatencyMod
         CostsFileError: The file is no file of costs, or another model's.
         ExpertServiceError: The CPU expert service was lost meanwhile.
     """
-    path = file or _cache_file(subject)
-    measurements = None if recalibrate else _read(subject, path, is_named=file is not None)
+    path = file or _cache_file(target)
+    measurements = None if recalibrate else _read(target, path, is_named=file is not None)
     if measurements is None:
-        dtype = tensors.DTYPES[subject.description.dtype]
+        dtype = tensors.DTYPES[target.description.dtype]
         measurements = calibrate(
-            subject.checkpoint,
-            subject.client,
+            target.checkpoint,
+            target.client,
             dtype,
-            subject.max_rows,
-            max(1, subject.experts_per_token),
-            subject.slots,
-            subject.device,
+            target.max_rows,
+            max(1, target.experts_per_token),
+            target.slots,
+            target.device,
         )
-        _save(subject, path, measurements)
-    layer_bytes = [expert_bytes(layer) for layer in subject.checkpoint.layers]
-    latency = LatencyModel(measurements, layer_bytes, subject.max_rows, max(1, subject.experts_per_token))
-    _tell(latency, subject, path)
+        _save(target, path, measurements)
+    layer_bytes = [expert_bytes(layer) for layer in target.checkpoint.layers]
+    latency = LatencyModel(measurements, layer_bytes, target.max_rows, max(1, target.experts_per_token))
+    _tell(latency, target, path)
     return latency
 
 
-def _read(subject: Subject, path: Path, is_named: bool) -> Measurements | None:
+def _read(target: CalibrationTarget, path: Path, is_named: bool) -> Measurements | None:
     """What the file holds; None where it does not serve."""
     if not path.exists():
         return None
     try:
-        machine, measurements = costs_file.load(path, _model(subject))
+        machine, measurements = costs_file.load(path, _model(target))
     except costs_file.CostsFileError as error:
         if is_named:
             raise
         _log.warning("costs are measured anew", reason=str(error))
         return None
-    if differences := machine.differences(_machine(subject)):
+    if differences := machine.differences(_machine(target)):
         if not is_named:
             return None  # the machine has changed since
         _log.warning("costs of another machine", file=str(path), measured_there_and_here=differences)
-    if subject.slots is not None and not (measurements.gpu and measurements.transfer):
+    if target.slots is not None and not (measurements.gpu and measurements.transfer):
         _log.warning("costs are measured anew", reason=f"{path} has none of a device")
         return None
     return measurements
 
 
-def _save(subject: Subject, path: Path, measurements: Measurements) -> None:
+def _save(target: CalibrationTarget, path: Path, measurements: Measurements) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        costs_file.save(path, _model(subject), _machine(subject), measurements)
+        costs_file.save(path, _model(target), _machine(target), measurements)
     except OSError as error:
         _log.warning("costs are not kept", file=str(path), reason=error.strerror)
 
 
-def _tell(latency: LatencyModel, subject: Subject, path: Path) -> None:
+def _tell(latency: LatencyModel, target: CalibrationTarget, path: Path) -> None:
     now = latency.costs(0)
     device = {"transfer_ms": _milliseconds(now.transfer), "device_ms": _milliseconds(now.gpu[1])}
     _log.info(
@@ -108,10 +108,10 @@ def _tell(latency: LatencyModel, subject: Subject, path: Path) -> None:
         file=str(path),
         cpu_ms=_milliseconds(now.cpu[1]),
         cpu_ms_of_most_rows=_milliseconds(now.cpu[-1]),
-        most_rows=subject.max_rows,
+        most_rows=target.max_rows,
         round_trip_ms=_milliseconds(now.round_trip),
         fit_error=round(latency.cpu.fit_error, 3),
-        **(device if subject.slots else {}),
+        **(device if target.slots else {}),
     )
 
 
@@ -119,23 +119,23 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 4)
 
 
-def _model(subject: Subject) -> ModelIdentity:
-    checkpoint = subject.checkpoint
+def _model(target: CalibrationTarget) -> ModelIdentity:
+    checkpoint = target.checkpoint
     layer = checkpoint.layers[measured_layers(checkpoint)[0]]
     return ModelIdentity(
         checkpoint.model_type,
         checkpoint.fingerprint,
         (layer.hidden_size, layer.intermediate_size),
-        tensors.dtype_name(subject.description.weight_dtype),
+        tensors.dtype_name(target.description.weight_dtype),
     )
 
 
-def _machine(subject: Subject) -> MachineIdentity:
-    description = subject.description
+def _machine(target: CalibrationTarget) -> MachineIdentity:
+    description = target.description
     return MachineIdentity(
         cpu=cpu_name(_CPUINFO),
         cores=os.cpu_count() or 1,
-        gpu=torch.cuda.get_device_name(subject.device) if subject.device.type == "cuda" else "",
+        gpu=torch.cuda.get_device_name(target.device) if target.device.type == "cuda" else "",
         kernel=description.kernel,
         threads=description.threads,
         dtype=tensors.dtype_name(description.dtype),
@@ -152,7 +152,7 @@ def cpu_name(cpuinfo: Path) -> str:
     return next(names, platform.machine())
 
 
-def _cache_file(subject: Subject) -> Path:
+def _cache_file(target: CalibrationTarget) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    dtype = tensors.dtype_name(subject.description.dtype)
-    return cache / "fiddler" / f"costs-{subject.checkpoint.fingerprint[:16]}-{dtype}-{subject.device.type}.json"
+    dtype = tensors.dtype_name(target.description.dtype)
+    return cache / "fiddler" / f"costs-{target.checkpoint.fingerprint[:16]}-{dtype}-{target.device.type}.json"

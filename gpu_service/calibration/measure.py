@@ -7,15 +7,13 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Protocol
 
 import torch
 
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from fiddler.expert_math import expert_forward, layer_combination
 from gpu_service.cpu_experts.backend import RemoteExperts
-from gpu_service.gpu_experts.compute import Copy
-from gpu_service.gpu_experts.stored import Key
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.planning.curve import Sample
 from gpu_service.planning.latency_model import Measurements
 
@@ -30,18 +28,6 @@ _HOP_ROWS = 256
 _MOST_AT_ONCE = 8
 _IN_A_ROW = 8  # so that a GPU's queue is never empty, as in a layer of several experts
 Clock = Callable[[], float]
-
-
-class Slots(Protocol):
-    """What is asked of ExpertSlots."""
-
-    def stream(self, key: Key) -> Copy:
-        """Copies an expert to the device for a while."""
-        ...
-
-    def time_transfer(self) -> float:
-        """Seconds of one expert's copy, measured; infinite where nothing can be copied."""
-        ...
 
 
 def expert_bytes(layer: CheckpointLayer) -> int:
@@ -62,7 +48,7 @@ def calibrate(
     dtype: torch.dtype,
     max_rows: int,
     experts_per_row: int,
-    slots: Slots | None = None,
+    slots: ExpertSlots | None = None,
     device: torch.device | None = None,
 ) -> Measurements:
     """Measures everything there is. Nobody else may use the service, the device or the slots meanwhile.
@@ -166,7 +152,7 @@ def _groups(layers: Sequence[int], num_experts: int, num: int) -> list[tuple[int
 
 
 def _measure_gpu(
-    checkpoint: Checkpoint, slots: Slots, device: torch.device, dtype: torch.dtype, max_rows: int
+    checkpoint: Checkpoint, slots: ExpertSlots, device: torch.device, dtype: torch.dtype, max_rows: int
 ) -> tuple[Sample, ...]:
     """One expert by rows, its weights being on the device."""
     index = measured_layers(checkpoint)[0]

@@ -1,7 +1,6 @@
 """Computes experts on the device of the dense part, from weights that lie there or are on their way."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,23 +8,7 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import Assignments, ExpertWeights, assign, expert_forward, layer_combination
-
-
-class Copy(Protocol):
-    """Weights on their way to the device."""
-
-    @property
-    def seconds(self) -> float | None:
-        """What the copying took, once waited for."""
-        ...
-
-    def wait(self) -> ExpertWeights:
-        """Weights that what is enqueued on the device from now on may read."""
-        ...
-
-    def release(self) -> None:
-        """Says that what reads the weights is enqueued."""
-        ...
+from gpu_service.gpu_experts.streaming import ExpertCopy
 
 
 class DeviceExperts:
@@ -42,7 +25,7 @@ class DeviceExperts:
         expert_ids: npt.NDArray[np.int32],
         routing_weights: npt.NDArray[np.float32],
         resident: Mapping[int, ExpertWeights],
-        streamed: Sequence[tuple[int, Copy]],
+        streamed: Sequence[tuple[int, ExpertCopy]],
         total: torch.Tensor,
     ) -> None:
         """Adds routing weight x expert(row) of the given experts to the rows of `total`.

@@ -9,14 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from typing import TypeAlias
 
 import torch
 
 from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.lanes import Lane, Mark
 
-Chunk = tuple[torch.Tensor, torch.Tensor]
-"""Source and target of one shape [rows, columns]."""
+SourceAndTarget: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""What is copied at a time: two tensors of one shape [rows, columns]."""
 
 
 class CopyCancelledError(RuntimeError):
@@ -66,7 +67,7 @@ class Job:
         self._target = target
         self._fence = fence
         self._check = check
-        self._chunks: Iterator[Chunk] | None = None
+        self._chunks: Iterator[SourceAndTarget] | None = None
         self._ended = threading.Event()
 
     @property
@@ -206,21 +207,21 @@ class Copier:
             self._changed.notify_all()
 
 
-def _chunks(source: ExpertWeights, target: ExpertWeights, chunk_bytes: int) -> Iterator[Chunk]:
+def _chunks(source: ExpertWeights, target: ExpertWeights, chunk_bytes: int) -> Iterator[SourceAndTarget]:
     """Pieces of at most `chunk_bytes`, in the order in which the source lies in memory."""
     targets = dict(target.tensors())
     for name, tensor in source.tensors():
         yield from _pieces(*_rows(tensor, targets[name]), chunk_bytes // tensor.itemsize)
 
 
-def _rows(source: torch.Tensor, target: torch.Tensor) -> Chunk:
+def _rows(source: torch.Tensor, target: torch.Tensor) -> SourceAndTarget:
     """Both as [rows, columns] such that neighbours in a row are neighbours in the source, or nearly."""
     if source.dim() == 1:
         return source[None], target[None]
     return (source.T, target.T) if source.stride(0) < source.stride(1) else (source, target)
 
 
-def _pieces(source: torch.Tensor, target: torch.Tensor, max_elements: int) -> Iterator[Chunk]:
+def _pieces(source: torch.Tensor, target: torch.Tensor, max_elements: int) -> Iterator[SourceAndTarget]:
     rows, columns = source.shape
     if columns > max_elements:
         for row in range(rows):

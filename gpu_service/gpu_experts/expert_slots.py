@@ -14,10 +14,11 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, Urgency
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import Lane, build_lane
 from gpu_service.gpu_experts.slots import Slot, SlotTable, slot_bytes
-from gpu_service.gpu_experts.stored import Key, StoredExperts
-from gpu_service.gpu_experts.streaming import Copy, ExpertCopies
+from gpu_service.gpu_experts.stored import StoredExperts
+from gpu_service.gpu_experts.streaming import ExpertCopies, ExpertCopy
 from gpu_service.gpu_experts.transfer_timing import time_transfer
 
 Progress = Callable[[int, int], None]
@@ -79,7 +80,7 @@ class ExpertSlots:
         """The layer's experts that are on the device to stay. A live view, as `resident_keys` is."""
         return self._table.ready[layer]
 
-    def resident_keys(self) -> Collection[Key]:
+    def resident_keys(self) -> Collection[ExpertKey]:
         """All experts that have a resident slot, those under way included; the latest to be copied comes last."""
         return self._table.kept.keys()
 
@@ -87,7 +88,7 @@ class ExpertSlots:
         """The layer's experts whose copy is under way, or done ahead of time, and the fraction of it still to do."""
         return self._table.pending(layer)
 
-    def weights(self, key: Key) -> ExpertWeights:
+    def weights(self, key: ExpertKey) -> ExpertWeights:
         """The weights of an expert in `resident`.
 
         What reads them must be enqueued before its slot is given to another, by `stream`, `swap` or `shrink`.
@@ -106,7 +107,7 @@ class ExpertSlots:
             elif key in self._table.kept and self._lane.has_landed(job.mark):
                 self._table.land(key)
 
-    def load(self, keys: Iterable[Key], progress: Progress | None = None) -> None:
+    def load(self, keys: Iterable[ExpertKey], progress: Progress | None = None) -> None:
         """Fills empty slots and waits until all of it is resident. For the start.
 
         Args:
@@ -127,7 +128,7 @@ class ExpertSlots:
             if progress is not None:
                 progress(done, done_bytes[-1])
 
-    def stream(self, key: Key, into: Key | None = None) -> Copy:
+    def stream(self, key: ExpertKey, into: ExpertKey | None = None) -> ExpertCopy:
         """Copies an expert that the batch at hand needs, before all that is less urgent.
 
         Those that are `pending` should come first. Where there are more than free slots, the others begin when those
@@ -142,7 +143,7 @@ class ExpertSlots:
         """
         return self._copies.stream(key, into)
 
-    def prefetch(self, key: Key) -> Copy | None:
+    def prefetch(self, key: ExpertKey) -> ExpertCopy | None:
         """Copies an expert that a later layer may need, once nothing is demanded.
 
         A demand that finds no free slot takes the oldest prefetch's.
@@ -152,7 +153,7 @@ class ExpertSlots:
         """
         return self._copies.prefetch(key)
 
-    def cancel_prefetch(self, key: Key) -> None:
+    def cancel_prefetch(self, key: ExpertKey) -> None:
         """Gives up a prefetch; nothing where it was streamed or given up meanwhile."""
         self._copies.cancel_prefetch(key)
 
@@ -160,7 +161,7 @@ class ExpertSlots:
         """Releases what a batch streamed and, since it failed, did not release."""
         self._copies.release_all()
 
-    def swap(self, evict: Key | None, load: Key) -> bool:
+    def swap(self, evict: ExpertKey | None, load: ExpertKey) -> bool:
         """Copies an expert in the background; `poll` makes it resident once it has landed.
 
         Args:
@@ -180,7 +181,7 @@ class ExpertSlots:
             table.hold(load, evict, Urgency.SWAP)
         return True
 
-    def shrink(self, count: int | None = None, least_valuable: Sequence[Key] = ()) -> bool:
+    def shrink(self, count: int | None = None, least_valuable: Sequence[ExpertKey] = ()) -> bool:
         """Gives memory of resident slots back to the device, which ran out of it.
 
         Args:
@@ -217,7 +218,7 @@ class ExpertSlots:
         self._lane.close()
         self._stored.close()
 
-    def _give_up(self, key: Key, error: Exception) -> None:
+    def _give_up(self, key: ExpertKey, error: Exception) -> None:
         """A copy failed. One that is demanded is left alone: whoever waits for it is told."""
         if self._copies.is_demanded(key):
             return

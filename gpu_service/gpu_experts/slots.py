@@ -15,8 +15,9 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, Job, Urgency
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import Lane, Mark
-from gpu_service.gpu_experts.stored import Key, StoredExperts
+from gpu_service.gpu_experts.stored import StoredExperts
 
 _ALIGNMENT_BYTES = 256  # what CUDA's own allocations have, and more than any kernel of a matrix product asks for
 
@@ -75,11 +76,11 @@ class SlotTable:
         """Resident slots that hold nothing."""
         self.free = streaming
         """Streaming slots that hold nothing."""
-        self.kept: dict[Key, Holding] = {}
+        self.kept: dict[ExpertKey, Holding] = {}
         """In resident slots; the latest to be given one comes last."""
-        self.passing: dict[Key, Holding] = {}
+        self.passing: dict[ExpertKey, Holding] = {}
         """In streaming slots."""
-        self.landing: dict[Key, Job] = {}
+        self.landing: dict[ExpertKey, Job] = {}
         """The copies of those of both that are not known to have landed."""
         self.ready: tuple[set[int], ...] = tuple(set() for _ in stored.num_experts)
         """By layer, the experts in resident slots that have landed."""
@@ -93,37 +94,37 @@ class SlotTable:
             return _NOTHING
         return {key[1]: max(_LEAST_FRACTION, job.fraction_left) for key, job in self.landing.items() if key[0] == layer}
 
-    def hold(self, key: Key, evict: Key | None, urgency: Urgency) -> None:
+    def hold(self, key: ExpertKey, evict: ExpertKey | None, urgency: Urgency) -> None:
         """Has an expert copied to the resident slot of another, or to an empty one."""
         self._copy(self.kept, self._make_room(evict), key, urgency)
 
-    def pass_through(self, key: Key, urgency: Urgency) -> None:
+    def pass_through(self, key: ExpertKey, urgency: Urgency) -> None:
         """Has an expert copied to a free streaming slot."""
         self._copy(self.passing, self.free.pop(), key, urgency)
 
-    def keep(self, key: Key, evict: Key | None) -> None:
+    def keep(self, key: ExpertKey, evict: ExpertKey | None) -> None:
         """Makes the slot of a passing expert a resident one; that of the other, or an empty one, becomes free."""
         self.free.append(self._make_room(evict))
         self.kept[key] = self.passing.pop(key)
 
-    def land(self, key: Key) -> None:
+    def land(self, key: ExpertKey) -> None:
         """Takes note that an expert's copy has landed."""
         del self.landing[key]
         if key in self.kept:
             self.ready[key[0]].add(key[1])
 
-    def evict(self, key: Key) -> None:
+    def evict(self, key: ExpertKey) -> None:
         """Empties a resident slot."""
         self.empty.append(self._vacate(self.kept, key))
 
-    def let_pass(self, key: Key) -> None:
+    def let_pass(self, key: ExpertKey) -> None:
         """Frees a streaming slot."""
         self.free.append(self._vacate(self.passing, key))
 
-    def _make_room(self, evict: Key | None) -> Slot:
+    def _make_room(self, evict: ExpertKey | None) -> Slot:
         return self.empty.pop() if evict is None else self._vacate(self.kept, evict)
 
-    def _vacate(self, where: dict[Key, Holding], key: Key) -> Slot:
+    def _vacate(self, where: dict[ExpertKey, Holding], key: ExpertKey) -> Slot:
         """Takes an expert out of its slot, which is written anew only after what reads it now."""
         slot = where.pop(key).slot
         if key in self.landing:
@@ -132,7 +133,7 @@ class SlotTable:
         slot.fence = self._lane.fence()
         return slot
 
-    def _copy(self, where: dict[Key, Holding], slot: Slot, key: Key, urgency: Urgency) -> None:
+    def _copy(self, where: dict[ExpertKey, Holding], slot: Slot, key: ExpertKey, urgency: Urgency) -> None:
         source = self._stored[key]
         target = slot.place(source)
         where[key] = Holding(slot, target)

@@ -7,9 +7,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.errors import FileFormatError
 from fiddler.checkpoint.views import WeightView
 from fiddler.expert_math import ExpertWeights, layer_weights
-
-Key = tuple[int, int]
-"""An expert: its layer, counted among the MoE layers, and its number in the layer."""
+from gpu_service.gpu_experts.keys import ExpertKey
 
 
 class StoredExperts:
@@ -25,11 +23,11 @@ class StoredExperts:
         """By layer."""
         return [len(layer.experts) for layer in self._layers]
 
-    def __getitem__(self, key: Key) -> ExpertWeights:
+    def __getitem__(self, key: ExpertKey) -> ExpertWeights:
         layer, expert = key
         return self._layers[layer].experts[expert]
 
-    def check(self, key: Key) -> None:
+    def check(self, key: ExpertKey) -> None:
         """Makes sure that the expert can be read: past the end of a mapped file, reading kills the process.
 
         A file that is cut short between this and the reading still does.
@@ -51,6 +49,6 @@ class StoredExperts:
             os.close(descriptor)
         self._files.clear()
 
-    def _views(self, key: Key) -> list[WeightView]:
+    def _views(self, key: ExpertKey) -> list[WeightView]:
         layer, number = key
         return list(self._checkpoint.layers[layer].experts[number].views.values())

@@ -7,18 +7,18 @@ from collections import deque
 
 from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, Urgency
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import Lane
 from gpu_service.gpu_experts.slots import SlotTable
-from gpu_service.gpu_experts.stored import Key
 
 
-class Copy:
+class ExpertCopy:
     """An expert's weights on their way to the device for one batch.
 
     `release` must follow, also where `wait` was not called or raised.
     """
 
-    def __init__(self, copies: "ExpertCopies", key: Key) -> None:
+    def __init__(self, copies: "ExpertCopies", key: ExpertKey) -> None:
         """Made by ExpertCopies."""
         self.key = key
         self.demanded = False
@@ -50,26 +50,26 @@ class ExpertCopies:
         self._table = table
         self._copier = copier
         self._lane = lane
-        self._copies: dict[Key, Copy] = {}  # the oldest first
-        self._waiting: deque[Key] = deque()  # demanded, and no slot is free; then nothing is prefetched
+        self._copies: dict[ExpertKey, ExpertCopy] = {}  # the oldest first
+        self._waiting: deque[ExpertKey] = deque()  # demanded, and no slot is free; then nothing is prefetched
 
-    def is_demanded(self, key: Key) -> bool:
+    def is_demanded(self, key: ExpertKey) -> bool:
         """Whether a batch needs a copy of this expert, or computes with it."""
         copy = self._copies.get(key)
         return copy is not None and copy.demanded
 
-    def is_evictable(self, key: Key) -> bool:
+    def is_evictable(self, key: ExpertKey) -> bool:
         """Whether the expert has a resident slot that may be given to another."""
         return key in self._table.kept and not self.is_demanded(key)
 
-    def stream(self, key: Key, into: Key | None) -> Copy:
+    def stream(self, key: ExpertKey, into: ExpertKey | None) -> ExpertCopy:
         """See ExpertSlots.stream."""
         table = self._table
         if self.is_demanded(key):
             raise ValueError(f"expert {key} is streamed already")
         if into is not None and key not in table.kept and not self.is_evictable(into):
             raise ValueError(f"expert {into} cannot make room for {key}: it is not resident, or is in use")
-        copy = self._copies.setdefault(key, Copy(self, key))
+        copy = self._copies.setdefault(key, ExpertCopy(self, key))
         copy.demanded = True
         if key in table.landing:
             self._copier.set_urgency(table.landing[key], Urgency.DEMAND)
@@ -79,20 +79,20 @@ class ExpertCopies:
             self._begin(key, into)
         return copy
 
-    def prefetch(self, key: Key) -> Copy | None:
+    def prefetch(self, key: ExpertKey) -> ExpertCopy | None:
         """See ExpertSlots.prefetch."""
         if not self._table.free or key in self._copies or key in self._table.kept:
             return None
-        copy = self._copies[key] = Copy(self, key)
+        copy = self._copies[key] = ExpertCopy(self, key)
         self._table.pass_through(key, Urgency.PREFETCH)
         return copy
 
-    def cancel_prefetch(self, key: Key) -> None:
+    def cancel_prefetch(self, key: ExpertKey) -> None:
         """See ExpertSlots.cancel_prefetch."""
         if key in self._copies and not self.is_demanded(key):
             self._copies[key].release()
 
-    def keep_prefetched(self, key: Key, evict: Key | None) -> bool:
+    def keep_prefetched(self, key: ExpertKey, evict: ExpertKey | None) -> bool:
         """Gives an expert the resident slot of another, or an empty one, if it is being prefetched; else False."""
         if key not in self._copies or self.is_demanded(key):
             return False
@@ -105,8 +105,8 @@ class ExpertCopies:
         for key in [key for key in self._copies if self.is_demanded(key)]:
             self._copies[key].release()
 
-    def wait(self, copy: Copy) -> ExpertWeights:
-        """See Copy.wait."""
+    def wait(self, copy: ExpertCopy) -> ExpertWeights:
+        """See ExpertCopy.wait."""
         key, table = copy.key, self._table
         if self._copies.get(key) is not copy:
             raise RuntimeError(f"the copy of expert {key} was released, or was a prefetch and had to make room")
@@ -119,7 +119,7 @@ class ExpertCopies:
             copy.seconds = self.join(key)
         return holding.weights
 
-    def join(self, key: Key) -> float:
+    def join(self, key: ExpertKey) -> float:
         """Waits for an expert that is landing. Returns what its copying took, in seconds."""
         job = self._table.landing[key]
         job.wait()
@@ -127,8 +127,8 @@ class ExpertCopies:
         self._table.land(key)
         return job.busy_seconds
 
-    def release(self, copy: Copy) -> None:
-        """See Copy.release."""
+    def release(self, copy: ExpertCopy) -> None:
+        """See ExpertCopy.release."""
         key, table = copy.key, self._table
         if self._copies.get(key) is not copy:
             return
@@ -144,7 +144,7 @@ class ExpertCopies:
         elif key in table.landing:  # it was not waited for, but is to stay; ExpertSlots.poll sees to it
             self._copier.set_urgency(table.landing[key], Urgency.SWAP)
 
-    def _begin(self, key: Key, into: Key | None) -> None:
+    def _begin(self, key: ExpertKey, into: ExpertKey | None) -> None:
         """Starts a demanded copy, or lets it wait for a slot."""
         if into is not None:
             self._table.hold(key, into, Urgency.DEMAND)

@@ -109,12 +109,12 @@ class Model:
         try:
             logits = self._compute(token_ids, positions, first_row, wants)
         except torch.OutOfMemoryError:
-            self.dispatcher.abandon()
+            self.dispatcher.cancel_batch()
             if not self.dispatcher.make_room() or not self._forward.is_repeatable:
                 raise
             logits = self._compute(token_ids, positions, first_row, wants)
         except Exception:
-            self.dispatcher.abandon()
+            self.dispatcher.cancel_batch()
             raise
         self.dispatcher.end_of_step(token_ids.numel(), time.monotonic() - began)
         return logits

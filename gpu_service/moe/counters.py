@@ -56,9 +56,9 @@ class SelectionCounts:
         return [float(recent.max()) / mean if mean else 1.0 for recent, mean in zip(self._recent, means, strict=True)]
 
 
-Part = Literal["cpu", "hop", "gpu", "transfer"]
+CostPart = Literal["cpu", "hop", "gpu", "transfer"]
 
-PARTS: Final[tuple[Part, ...]] = ("cpu", "hop", "gpu", "transfer")
+COST_PARTS: Final[tuple[CostPart, ...]] = ("cpu", "hop", "gpu", "transfer")
 """cpu: experts in the CPU expert service, as that says. hop: the way there and back, of messages that were waited for.
 gpu: resident and streamed experts on the device, waiting for copies included. transfer: the copies of streamed ones."""
 
@@ -70,11 +70,11 @@ class LayerCosts:
         self.seconds = [0.0] * num_layers
         """Wall seconds of the engine's thread."""
         self.overlap = [0.0] * num_layers
-        self.predicted: dict[Part, list[float]] = {part: [0.0] * num_layers for part in PARTS}
-        self.actual: dict[Part, list[float]] = {part: [0.0] * num_layers for part in PARTS}
+        self.predicted: dict[CostPart, list[float]] = {part: [0.0] * num_layers for part in COST_PARTS}
+        self.actual: dict[CostPart, list[float]] = {part: [0.0] * num_layers for part in COST_PARTS}
         self._open = deque[tuple[int, Span, float, float]]()
 
-    def add(self, part: Part, layer: int, predicted_seconds: float, actual_seconds: float) -> None:
+    def add(self, part: CostPart, layer: int, predicted_seconds: float, actual_seconds: float) -> None:
         """Adds one timing beside what was expected of it; none where nothing was."""
         if predicted_seconds < math.inf:
             self.predicted[part][layer] += predicted_seconds

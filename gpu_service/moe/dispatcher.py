@@ -20,7 +20,7 @@ from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import start_span
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import Orchestration
-from gpu_service.moe.pending import Part, Work
+from gpu_service.moe.pending import ExpertMessage, LayerWork
 from gpu_service.planning.planner import Plan
 
 
@@ -34,7 +34,7 @@ class Dispatcher:
         remote: RemoteExperts,
         in_process: RemoteExperts | None = None,
     ) -> None:
-        """Everything is computed remotely until `conduct` says otherwise.
+        """Everything is computed remotely until `use` says otherwise.
 
         Args:
             checkpoint: The experts.
@@ -45,8 +45,6 @@ class Dispatcher:
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
         self.costs = LayerCosts(len(checkpoint.layers))
         self.spoiled_rows: set[int] = set()
-        """Rows of the batch under way whose remote sums were not finite though what was sent was; they were replaced
-        by zeros. The model clears it before a batch."""
         self.max_rows: int | None = None
         """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
@@ -56,9 +54,9 @@ class Dispatcher:
         self._staging = HostStaging(device)
         self._device_experts = DeviceExperts(checkpoint, device)
         self.orchestration = Orchestration()
-        """What plans are made from; another one by `conduct`."""
+        """What plans are made from; another one by `use`."""
 
-    def conduct(self, orchestration: Orchestration) -> None:
+    def use(self, orchestration: Orchestration) -> None:
         """Plans with these costs, slots and policy from now on."""
         self.orchestration = orchestration
 
@@ -68,7 +66,7 @@ class Dispatcher:
         self.costs.clear()
 
     @contextmanager
-    def instead(self, remote: RemoteExperts) -> Iterator[None]:
+    def with_backend(self, remote: RemoteExperts) -> Iterator[None]:
         """Has something else than the CPU expert service compute, for a while."""
         usual, self._remote = self._remote, remote
         try:
@@ -76,7 +74,7 @@ class Dispatcher:
         finally:
             self._remote = usual
 
-    def begin(self, layer: int, hidden: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> Work:
+    def begin(self, layer: int, hidden: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> LayerWork:
         """Plans a layer, sends what is remote and starts the copies of what is streamed. Does not wait for either.
 
         Args:
@@ -95,31 +93,31 @@ class Dispatcher:
         counts = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
         # the slowest side first
-        parts = self._send(layer, plan, rows, ids, routing_weights)
-        copies = orchestration.planned(layer, counts, plan)
+        messages = self._send(layer, plan, rows, ids, routing_weights)
+        copies = orchestration.start_copies(layer, counts, plan)
         if guessed:
             orchestration.prefetch(layer, guessed[0].numpy())
         self.selections.add(layer, counts, ids.numel())
         for route, experts in (("resident", plan.resident), ("streamed", plan.streamed)):
             if experts:
                 self.selections.add_route(layer, route, int(counts[list(experts)].sum()))
-        return Work(layer, hidden, ids.numpy(), routing_weights.numpy(), plan, parts, copies, began_at)
+        return LayerWork(layer, hidden, ids.numpy(), routing_weights.numpy(), plan, messages, copies, began_at)
 
-    def finish(self, work: Work) -> torch.Tensor:
+    def finish(self, work: LayerWork) -> torch.Tensor:
         """Computes what runs here and joins what was sent: [rows, hidden] in the dtype of the hidden rows.
 
         Raises:
             ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
         """
         plan, hidden = work.plan, work.hidden
-        if not plan.resident and not plan.streamed and len(work.parts) == 1:
-            output = self._join(work, work.parts[0]).to(hidden.device, hidden.dtype)
+        if not plan.resident and not plan.streamed and len(work.messages) == 1:
+            output = self._join(work, work.messages[0]).to(hidden.device, hidden.dtype)
         else:
             output = self._finish_both_sides(work)
         self.costs.seconds[work.layer] += time.perf_counter() - work.began_at
         return output
 
-    def _finish_both_sides(self, work: Work) -> torch.Tensor:
+    def _finish_both_sides(self, work: LayerWork) -> torch.Tensor:
         plan, hidden = work.plan, work.hidden
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         resident = self.orchestration.resident_weights(work.layer, plan.resident)
@@ -128,12 +126,12 @@ class Dispatcher:
         span.stop()
         if work.copies:
             self.costs.add("transfer", work.layer, *self.orchestration.observe_copies(work.layer, work.copies))
-        for part in work.parts:
-            output = self._join(work, part).to(hidden.device, torch.float32)
-            if part.rows is None:
+        for message in work.messages:
+            output = self._join(work, message).to(hidden.device, torch.float32)
+            if message.rows is None:
                 total += output
             else:
-                total.index_add_(0, torch.from_numpy(part.rows).to(hidden.device), output)
+                total.index_add_(0, torch.from_numpy(message.rows).to(hidden.device), output)
         if plan.resident or plan.streamed:
             self.costs.add_device(work.layer, span, plan.gpu_seconds, work.cpu_seconds)
         return total.to(hidden.dtype)
@@ -142,9 +140,18 @@ class Dispatcher:
         """Between two batches, after one of so many rows: residency may change."""
         self.orchestration.end_of_step(num_rows, seconds)
 
-    def abandon(self) -> None:
+    def cancel_batch(self) -> None:
         """The batch failed: what it left under way is given up."""
-        self.orchestration.abandon()
+        self.orchestration.cancel_batch()
+
+    def take_non_finite(self) -> set[int]:
+        """Returns the batch's rows whose remote sums were not finite although what was sent was, and clears them.
+
+        Zeros were put in place of those sums. Rows count from 0 in the forward that was computed last.
+        """
+        rows = set(self.spoiled_rows)
+        self.spoiled_rows.clear()
+        return rows
 
     def make_room(self) -> bool:
         """The device ran out of memory: gives up memory of experts. Returns whether there was any."""
@@ -159,7 +166,7 @@ class Dispatcher:
 
     def _send(
         self, layer: int, plan: Plan, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> list[Part]:
+    ) -> list[ExpertMessage]:
         if not plan.remote:
             return []
         rows = None
@@ -168,74 +175,76 @@ class Dispatcher:
             rows = np.flatnonzero(wanted.any(axis=1))
             ids = torch.from_numpy(np.where(wanted, ids.numpy(), np.int32(-1))[rows])
             hidden, weights = hidden[rows], weights[rows]
-        num_parts = self.orchestration.num_messages(layer, ids.numpy())
-        if num_parts > 1 and rows is None:
+        num_messages = self.orchestration.num_messages(layer, ids.numpy())
+        if num_messages > 1 and rows is None:
             rows = np.arange(hidden.shape[0])
         timeout = self.orchestration.timeout_seconds(plan.remote_seconds)
-        remote, parts = self._remote_now(), []
+        remote, messages = self._remote_now(), []
         route = "remote" if remote is self._remote else "streamed"
-        for span in np.array_split(np.arange(hidden.shape[0]), num_parts):
+        for span in np.array_split(np.arange(hidden.shape[0]), num_messages):
             part = slice(span[0], span[-1] + 1)
-            message = hidden[part], ids[part], weights[part]
+            content = hidden[part], ids[part], weights[part]
             pending, sent_at = None, time.perf_counter()
             if remote is not None:
                 try:
-                    pending = remote.submit(layer, *message, timeout)
+                    pending = remote.submit(layer, *content, timeout)
                 except ExpertServiceError:
-                    remote = None  # told by the client; finish() computes it otherwise
-            parts.append(Part(None if rows is None else rows[part], *message, pending, route, sent_at))
-        return parts
+                    remote = None  # the client has reported it; finish() computes the rows another way
+            messages.append(ExpertMessage(None if rows is None else rows[part], *content, pending, route, sent_at))
+        return messages
 
-    def _join(self, work: Work, part: Part) -> torch.Tensor:
+    def _join(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
         """A message's partial sums, [part, hidden], from the CPU expert service or in its place."""
-        selections = int(np.count_nonzero(part.ids.numpy() >= 0))
-        if part.pending is not None:
+        selections = int(np.count_nonzero(message.ids.numpy() >= 0))
+        if message.pending is not None:
             joining_at = time.perf_counter()
             try:
-                output = part.pending.join()
+                output = message.pending.join()
             except ExpertServiceError:
                 pass  # told by the client; it may even be back by now, but this answer never comes
             else:
-                self._observe(work, part, part.pending, joining_at)
-                self.selections.add_route(work.layer, part.route, selections)
-                return self._without_spoiled(output, part)
+                self._observe(work, message, message.pending, joining_at)
+                self.selections.add_route(work.layer, message.route, selections)
+                return self._without_non_finite(output, message)
         self.selections.add_route(work.layer, "streamed", selections)
         metrics.REPLANNED_LAYERS.inc()
-        return self._compute_lost(work, part)
+        return self._compute_lost(work, message)
 
-    def _observe(self, work: Work, part: Part, pending: PendingOutput, joining_at: float) -> None:
+    def _observe(self, work: LayerWork, message: ExpertMessage, pending: PendingOutput, joining_at: float) -> None:
         """Learns from an answer, and counts what it took."""
         now, seconds = time.perf_counter(), pending.compute_seconds
-        predicted = self.orchestration.observe_remote(work.layer, part.ids.numpy(), pending)
-        if predicted is None or seconds is None or part.route != "remote":
+        predicted = self.orchestration.observe_remote(work.layer, message.ids.numpy(), pending)
+        if predicted is None or seconds is None or message.route != "remote":
             return
         self.costs.add("cpu", work.layer, predicted.compute_seconds, seconds)
         work.cpu_seconds += seconds
         # else it may have lain there, or waited for the one before it
-        was_waited_for = len(work.parts) == 1 and (part.rows is None or joining_at - part.sent_at < seconds)
+        was_waited_for = len(work.messages) == 1 and (message.rows is None or joining_at - message.sent_at < seconds)
         if was_waited_for:
-            self.costs.add("hop", work.layer, predicted.hop_seconds, now - part.sent_at - seconds)
+            self.costs.add("hop", work.layer, predicted.hop_seconds, now - message.sent_at - seconds)
 
-    def _compute_lost(self, work: Work, part: Part) -> torch.Tensor:
+    def _compute_lost(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
         if self._in_process is not None:
-            return self._in_process.submit(work.layer, part.hidden, part.ids, part.weights).join()
-        counts = np.bincount(part.ids[part.ids >= 0].numpy(), minlength=self._num_experts[work.layer])
+            return self._in_process.submit(work.layer, message.hidden, message.ids, message.weights).join()
+        counts = np.bincount(message.ids[message.ids >= 0].numpy(), minlength=self._num_experts[work.layer])
         plan = self.orchestration.plan(work.layer, counts.tolist(), remote_available=False)
         if plan.remote:
             raise ExpertServiceError("the CPU expert service is lost, and there is no room to compute its experts here")
-        hidden = part.hidden.to(self._device)
+        hidden = message.hidden.to(self._device)
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=self._device)
         resident = self.orchestration.resident_weights(work.layer, plan.resident)
         copies = self.orchestration.stream(work.layer, plan.streamed)
-        self._device_experts.run(work.layer, hidden, part.ids.numpy(), part.weights.numpy(), resident, copies, total)
+        self._device_experts.run(
+            work.layer, hidden, message.ids.numpy(), message.weights.numpy(), resident, copies, total
+        )
         return total
 
-    def _without_spoiled(self, output: torch.Tensor, part: Part) -> torch.Tensor:
-        """Keeps what is not finite out of the cache, where it would spread, and marks whose rows it was."""
-        if torch.isfinite(output.sum(dtype=torch.float32)):  # of the values at once: they are told apart only if not
+    def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage) -> torch.Tensor:
+        """Replaces rows that are not finite by zeros, so that they do not spread in the KV cache, and notes them."""
+        if torch.isfinite(output.sum(dtype=torch.float32)):  # one value to test; rows are examined only if it fails
             return output
-        spoiled = ~torch.isfinite(output).all(dim=1) & torch.isfinite(part.hidden).all(dim=1)
-        rows = np.flatnonzero(spoiled.numpy())
+        non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
+        rows = np.flatnonzero(non_finite.numpy())
         metrics.SPOILED_ROWS.inc(len(rows))
-        self.spoiled_rows.update((rows if part.rows is None else part.rows[rows]).tolist())
-        return output.masked_fill(spoiled[:, None], 0)
+        self.spoiled_rows.update((rows if message.rows is None else message.rows[rows]).tolist())
+        return output.masked_fill(non_finite[:, None], 0)

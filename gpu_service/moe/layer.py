@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.moe.pending import Work
+from gpu_service.moe.pending import LayerWork
 from gpu_service.moe.shared_experts import SharedExperts, same_rows
 
 
@@ -24,7 +24,7 @@ class MoeLayer(nn.Module):
         self._layer = -1
         self._dispatcher: Dispatcher | None = None
         self._shared: SharedExperts | None = None
-        self._early: Work | None = None
+        self._early: LayerWork | None = None
 
     def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module) -> None:
         """Says which MoE layer this is, who computes for it, and which block of the model it lies in."""
@@ -83,7 +83,7 @@ class BlockExperts(MoeLayer):
         self._layer = layer
         self._dispatcher = dispatcher
 
-    def begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Work | None:
+    def begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> LayerWork | None:
         """Sends [rows, hidden] with [rows, k] ids and weights; None where they are too many for one message.
 
         `finish` is to be called next, with the same arguments.
@@ -95,7 +95,7 @@ class BlockExperts(MoeLayer):
         return self._dispatcher.begin(self._layer, rows, expert_ids, routing_weights)
 
     def finish(
-        self, work: Work | None, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+        self, work: LayerWork | None, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
     ) -> torch.Tensor:
         """Waits for what `begin` sent: [rows, hidden]."""
         assert self._dispatcher is not None, "connect() comes before forward()"

@@ -13,8 +13,8 @@ import torch
 from fiddler.expert_math import ExpertWeights
 from gpu_service import metrics
 from gpu_service.cpu_experts.backend import PendingOutput
-from gpu_service.gpu_experts.compute import Copy
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.moe.prefetch import Prefetcher
 from gpu_service.placement.policies import Placement
 from gpu_service.planning import planner
@@ -75,7 +75,7 @@ class Orchestration:
             costs = costs.without_cpu()
         return planner.plan(counts, self._slots.resident(layer), costs, self._slots.pending(layer))
 
-    def planned(self, layer: int, counts: npt.NDArray[np.int64], plan: Plan) -> Sequence[tuple[int, Copy]]:
+    def start_copies(self, layer: int, counts: npt.NDArray[np.int64], plan: Plan) -> Sequence[tuple[int, ExpertCopy]]:
         """Starts the copies of what a plan streams, in the order in which they are waited for."""
         if self._slots is None or self._placement is None:
             return []
@@ -84,7 +84,7 @@ class Orchestration:
             self._prefetcher.judge(layer, counts, plan.streamed)
         return self.stream(layer, plan.streamed)
 
-    def stream(self, layer: int, experts: Sequence[int]) -> Sequence[tuple[int, Copy]]:
+    def stream(self, layer: int, experts: Sequence[int]) -> Sequence[tuple[int, ExpertCopy]]:
         """Starts copies of experts for the batch at hand."""
         if not experts:
             return []
@@ -158,7 +158,7 @@ class Orchestration:
         self._latency.observe_cpu(predicted, seconds)
         return PredictedMessage(predicted, costs.round_trip + costs.row * len(ids))
 
-    def observe_copies(self, layer: int, copies: Sequence[tuple[int, Copy]]) -> tuple[float, float]:
+    def observe_copies(self, layer: int, copies: Sequence[tuple[int, ExpertCopy]]) -> tuple[float, float]:
         """Learns from what copies took that were waited for. Returns what was expected and what it was, in seconds."""
         expected = actual = 0.0
         if self._latency is not None:
@@ -188,7 +188,7 @@ class Orchestration:
         self._placement.capacity = self._slots.capacity
         return given_up
 
-    def abandon(self) -> None:
+    def cancel_batch(self) -> None:
         """A batch failed: what it left under way is given up."""
         if self._slots is not None:
             self._slots.release_all()

@@ -8,15 +8,15 @@ import numpy.typing as npt
 import torch
 
 from gpu_service.cpu_experts.backend import PendingOutput
-from gpu_service.gpu_experts.compute import Copy
+from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning.planner import Plan
 
 Ids = npt.NDArray[np.int32]
 
 
 @dataclass(slots=True)
-class Part:
-    """The rows of one message to the CPU."""
+class ExpertMessage:
+    """The rows of one message to the CPU expert service."""
 
     rows: npt.NDArray[np.int64] | None
     """Their indices in the batch; None: all of it, in order."""
@@ -35,7 +35,7 @@ class Part:
 
 
 @dataclass(slots=True)
-class Work:
+class LayerWork:
     """One layer's rows, sent and not joined."""
 
     layer: int
@@ -44,8 +44,8 @@ class Work:
     ids: Ids
     weights: npt.NDArray[np.float32]
     plan: Plan
-    parts: list[Part]
-    copies: Sequence[tuple[int, Copy]]
+    messages: list[ExpertMessage]
+    copies: Sequence[tuple[int, ExpertCopy]]
     began_at: float
     """time.perf_counter()"""
     cpu_seconds: float = 0.0

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from gpu_service import metrics
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.moe.router import route
 
-Key = tuple[int, int]
 _MIN_ACCURACY = 0.3
 """Of the guesses; below it there is nothing to try."""
 _ACCURACY_DECAY = 0.98
@@ -26,11 +26,11 @@ _ACCURACY_DECAY = 0.98
 class PrefetchSlots(Protocol):
     """Where prefetched experts go."""
 
-    def prefetch(self, key: Key) -> object | None:
+    def prefetch(self, key: ExpertKey) -> object | None:
         """Starts a copy; None where there is no room, or it is on its way already."""
         ...
 
-    def cancel_prefetch(self, key: Key) -> None:
+    def cancel_prefetch(self, key: ExpertKey) -> None:
         """Gives up a copy that nobody will use."""
         ...
 

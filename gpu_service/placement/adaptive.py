@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from gpu_service.placement.policy import Inputs, Key, StaticPolicy, Swap, even_spread, most_popular
+from gpu_service.gpu_experts.keys import ExpertKey
+from gpu_service.placement.policy import Inputs, StaticPolicy, Swap, even_spread, most_popular
 from gpu_service.placement.usage import HALF_LIFE_STEPS, LayerUsage
 from gpu_service.planning.latency_model import Costs
 
@@ -30,7 +31,7 @@ class _Candidate(NamedTuple):
     """An expert and how likely a step is to use it; ordered by that."""
 
     probability: float
-    key: Key
+    key: ExpertKey
 
 
 class AdaptivePlacement(StaticPolicy):
@@ -54,7 +55,7 @@ class AdaptivePlacement(StaticPolicy):
         self._spare: list[list[_Candidate]] = [[] for _ in self._usage]
         self._next_scan = 0
 
-    def initial(self) -> list[Key]:
+    def initial(self) -> list[ExpertKey]:
         """See Placement."""
         inputs = self._inputs
         if inputs.popularity:
@@ -66,7 +67,7 @@ class AdaptivePlacement(StaticPolicy):
         self._usage[layer].observe(counts)
         self._latest[layer] = counts
 
-    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+    def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
         """See Placement. The copy is made in any case, so that it need not pay."""
         layer, expert = key
         spare = self._first_spare(resident)
@@ -76,7 +77,7 @@ class AdaptivePlacement(StaticPolicy):
             return None
         return spare.key
 
-    def swaps(self, resident: Collection[Key], limit: int) -> list[Swap]:
+    def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
         """See Placement."""
         needed = _needed_gain(self._inputs.costs())
         if needed >= 1:
@@ -98,7 +99,7 @@ class AdaptivePlacement(StaticPolicy):
                 self._spare[spare.key[0]].pop()
         return swaps
 
-    def _first_wanted(self, resident: Collection[Key]) -> _Candidate | None:
+    def _first_wanted(self, resident: Collection[ExpertKey]) -> _Candidate | None:
         while heads := [candidates[-1] for candidates in self._wanted if candidates]:
             head = max(heads)
             if head.key not in resident:
@@ -106,7 +107,7 @@ class AdaptivePlacement(StaticPolicy):
             self._wanted[head.key[0]].pop()  # loaded since its layer's scan
         return None
 
-    def _first_spare(self, resident: Collection[Key]) -> _Candidate | None:
+    def _first_spare(self, resident: Collection[ExpertKey]) -> _Candidate | None:
         while heads := [candidates[-1] for candidates in self._spare if candidates]:
             head = min(heads)
             if head.key in resident:
@@ -114,7 +115,7 @@ class AdaptivePlacement(StaticPolicy):
             self._spare[head.key[0]].pop()
         return None
 
-    def _scan_some(self, resident: Collection[Key]) -> None:
+    def _scan_some(self, resident: Collection[ExpertKey]) -> None:
         """Looks at the next layers in turn, so that a call takes as long for many layers as for few."""
         num_scanned = 0
         for _ in self._usage:
@@ -125,7 +126,7 @@ class AdaptivePlacement(StaticPolicy):
             if num_scanned >= _SCANNED_EXPERTS:
                 break
 
-    def _scan(self, layer: int, resident: Collection[Key]) -> None:
+    def _scan(self, layer: int, resident: Collection[ExpertKey]) -> None:
         usage = self._usage[layer]
         if usage.num_steps < MIN_STEPS:
             return

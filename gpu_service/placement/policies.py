@@ -8,26 +8,25 @@ docs/placement.md says which policy is for whom.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
+from gpu_service.gpu_experts.keys import ExpertKey, all_keys
 from gpu_service.placement.adaptive import AdaptivePlacement
 from gpu_service.placement.policy import (
     Inputs,
-    Key,
     Placement,
     PlacementError,
     StaticPolicy,
     Swap,
-    all_keys,
     even_spread,
     most_popular,
 )
 
-__all__ = ["POLICIES", "Inputs", "Key", "Placement", "PlacementError", "Swap", "build"]
+__all__ = ["POLICIES", "Inputs", "Placement", "PlacementError", "Swap", "build"]
 
 
 class NonePlacement(StaticPolicy):
     """Nothing is resident; what the GPU computes is streamed."""
 
-    def initial(self) -> list[Key]:
+    def initial(self) -> list[ExpertKey]:
         """See Placement."""
         return []
 
@@ -35,7 +34,7 @@ class NonePlacement(StaticPolicy):
 class LayersPlacement(StaticPolicy):
     """The first layers whole, and the first experts of the next one: a slot left empty would save nothing."""
 
-    def initial(self) -> list[Key]:
+    def initial(self) -> list[ExpertKey]:
         """See Placement."""
         return all_keys(self._inputs.num_experts)[: self.capacity]
 
@@ -52,7 +51,7 @@ class PopularityPlacement(StaticPolicy):
             )
         self._popularity = inputs.popularity
 
-    def initial(self) -> list[Key]:
+    def initial(self) -> list[ExpertKey]:
         """See Placement."""
         return most_popular(self._inputs.num_experts, self._popularity, self.capacity)
 
@@ -70,7 +69,7 @@ class LruPlacement(StaticPolicy):
         self._order = [dict.fromkeys(range(count)) for count in inputs.num_experts]
         self._in_use: list[frozenset[int]] = [frozenset()] * len(inputs.num_experts)
 
-    def initial(self) -> list[Key]:
+    def initial(self) -> list[ExpertKey]:
         """See Placement."""
         return even_spread(self._inputs.num_experts, self._inputs.popularity, self.capacity)
 
@@ -83,7 +82,7 @@ class LruPlacement(StaticPolicy):
             del order[expert]
             order[expert] = None
 
-    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+    def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
         """See Placement."""
         layer = key[0]
         oldest = next((expert for expert in self._order[layer] if (layer, expert) in resident), None)

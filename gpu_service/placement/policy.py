@@ -7,11 +7,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from gpu_service.gpu_experts.keys import ExpertKey, all_keys
 from gpu_service.placement.popularity import Popularity
 from gpu_service.planning.latency_model import Costs
-
-Key = tuple[int, int]
-"""An expert: its layer, counted among the MoE layers, and its number in the layer."""
 
 
 class PlacementError(ValueError):
@@ -22,8 +20,8 @@ class PlacementError(ValueError):
 class Swap:
     """One expert to copy to the GPU, and the one whose slot it takes."""
 
-    load: Key
-    evict: Key | None
+    load: ExpertKey
+    evict: ExpertKey | None
     """None: a slot is free."""
 
 
@@ -50,7 +48,7 @@ class Placement(Protocol):
     capacity: int
     """Slots on the GPU. Whoever gives slots up lowers it."""
 
-    def initial(self) -> list[Key]:
+    def initial(self) -> list[ExpertKey]:
         """What to load at the start: at most `capacity`, the most wanted first."""
         ...
 
@@ -61,14 +59,14 @@ class Placement(Protocol):
         """
         ...
 
-    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+    def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
         """Whose slot an expert takes that is copied for the batch at hand: never one that the batch uses in its layer.
 
         None: it does not stay.
         """
         ...
 
-    def swaps(self, resident: Collection[Key], limit: int) -> list[Swap]:
+    def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
         """At most `limit` swaps that pay now, best first. Asked between two batches."""
         ...
 
@@ -83,28 +81,23 @@ class StaticPolicy:
     def observe(self, layer: int, counts: Sequence[int]) -> None:
         """See Placement."""
 
-    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+    def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
         """See Placement."""
         return None
 
-    def swaps(self, resident: Collection[Key], limit: int) -> list[Swap]:
+    def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
         """See Placement."""
         return []
 
 
-def all_keys(num_experts: Sequence[int]) -> list[Key]:
-    """Every expert, layer after layer."""
-    return [(layer, expert) for layer, count in enumerate(num_experts) for expert in range(count)]
-
-
-def most_popular(num_experts: Sequence[int], popularity: Popularity, capacity: int) -> list[Key]:
+def most_popular(num_experts: Sequence[int], popularity: Popularity, capacity: int) -> list[ExpertKey]:
     """Those that are counted most often, whichever layers they are in; ties in the order of layers and experts."""
     return sorted(all_keys(num_experts), key=lambda key: -popularity.counts[key[0]][key[1]])[:capacity]
 
 
-def even_spread(num_experts: Sequence[int], popularity: Popularity | None, capacity: int) -> list[Key]:
+def even_spread(num_experts: Sequence[int], popularity: Popularity | None, capacity: int) -> list[ExpertKey]:
     """One expert of every layer, then a second of every layer, and so on; a layer's most popular first, if known."""
-    ranked: list[tuple[int, Key]] = []
+    ranked: list[tuple[int, ExpertKey]] = []
     for layer, count in enumerate(num_experts):
         counts = popularity.counts[layer] if popularity else [0] * count
         by_rank = sorted(range(count), key=lambda expert: -counts[expert])

@@ -8,7 +8,7 @@ from tqdm import tqdm
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2
 from gpu_service.calibration import costs
-from gpu_service.calibration.costs import Subject
+from gpu_service.calibration.costs import CalibrationTarget
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import SlotNeeds, budget_bytes, parse_budget, slots_for
@@ -53,8 +53,10 @@ def prepare(
     max_rows = max(largest_chunk, settings.max_slots)
     slots = _take_slots(settings, checkpoint, model, max_rows)
     try:
-        subject = Subject(checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token)
-        latency = costs.obtain(subject, settings.costs, settings.recalibrate)
+        target = CalibrationTarget(
+            checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token
+        )
+        latency = costs.obtain(target, settings.costs, settings.recalibrate)
         if slots is None:
             return Orchestration(latency, timeout_cap_seconds=settings.expert_timeout_seconds)
         num_experts = [layer.num_experts for layer in checkpoint.layers]

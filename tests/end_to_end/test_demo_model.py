@@ -101,7 +101,7 @@ def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Ten
             model = Model(checkpoint, dispatcher, torch.device("cpu"), torch.bfloat16, len(texts), 512)
             if num_resident:
                 slots = ExpertSlots(checkpoint, torch.device("cpu"), num_resident)
-                routes.conduct(dispatcher, checkpoint, slots, routes.MIXED)
+                routes.use_route(dispatcher, checkpoint, slots, routes.MIXED)
             logits: list[list[torch.Tensor]] = [[] for _ in texts]
             for position in range(len(texts[0])):
                 running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows

@@ -12,9 +12,10 @@ from prometheus_client import REGISTRY
 from fiddler.checkpoint import Checkpoint
 from gpu_service import collectors
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.moe.counters import SelectionCounts
 from gpu_service.moe.orchestration import Orchestration
-from gpu_service.placement.policy import Key, Swap
+from gpu_service.placement.policy import Swap
 from gpu_service.planning.latency_model import LatencyModel
 
 CPU = torch.device("cpu")
@@ -31,10 +32,10 @@ class _Scripted:
     def observe(self, layer: int, counts: Sequence[int]) -> None:
         pass
 
-    def victim(self, key: Key, resident: Collection[Key]) -> Key | None:
+    def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
         return (0, 0) if key == (0, 4) else None
 
-    def swaps(self, resident: Collection[Key], limit: int) -> list[Swap]:
+    def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
         swaps, self._swaps = self._swaps, []
         return swaps
 

@@ -26,7 +26,7 @@ class Route:
 MIXED = Route(FAST, FAST, "layers")
 
 
-def conduct(
+def use_route(
     dispatcher: Dispatcher,
     checkpoint: Checkpoint,
     slots: ExpertSlots,
@@ -46,4 +46,4 @@ def conduct(
     inputs = policies.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
     policy = policies.build(route.policy, inputs)
     slots.load(policy.initial())
-    dispatcher.conduct(Orchestration(latency, slots, policy, prefetcher, timeout_cap_seconds=60.0))
+    dispatcher.use(Orchestration(latency, slots, policy, prefetcher, timeout_cap_seconds=60.0))

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -7,10 +8,12 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import ExpertWeights, layer_weights
 from gpu_service.calibration import measure
 from gpu_service.calibration.measure import calibrate, expert_bytes, measure_by_rows, measured_layers
 from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.keys import ExpertKey
+from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning.latency_model import LatencyModel
 from tests.support import checkpoints, processes
 
@@ -67,32 +70,20 @@ class _Service:
         return _Call(hidden, num_experts * SECONDS_OF_AN_EXPERT)
 
 
-@dataclass
-class _Copy:
-    weights: ExpertWeights
-    seconds: float | None = None
-    is_released: bool = False
+class _Slots(ExpertSlots):
+    """Keeps its copies, and says what a copy takes."""
 
-    def wait(self) -> ExpertWeights:
-        return self.weights
+    def __init__(self, checkpoint: Checkpoint, transfer_seconds: float = 0.5) -> None:
+        super().__init__(checkpoint, CPU, capacity=0)
+        self.copies: list[ExpertCopy] = []
+        self._transfer_seconds = transfer_seconds
 
-    def release(self) -> None:
-        self.is_released = True
-
-
-@dataclass
-class _Slots:
-    checkpoint: Checkpoint
-    transfer_seconds: float = 0.5
-    copies: list[_Copy] = field(default_factory=list)
-
-    def stream(self, key: tuple[int, int]) -> _Copy:
-        weights = layer_weights(self.checkpoint, self.checkpoint.layers[key[0]])
-        self.copies.append(_Copy(weights.experts[key[1]]))
+    def stream(self, key: ExpertKey, into: ExpertKey | None = None) -> ExpertCopy:
+        self.copies.append(super().stream(key, into))
         return self.copies[-1]
 
     def time_transfer(self) -> float:
-        return self.transfer_seconds
+        return self._transfer_seconds
 
 
 @pytest.fixture(scope="module")
@@ -172,18 +163,20 @@ def test_no_two_messages_in_a_row_are_for_the_same_experts(checkpoint: Checkpoin
 
 
 def test_the_device_is_measured_where_experts_are_brought_to_it(checkpoint: Checkpoint) -> None:
-    slots = _Slots(checkpoint)
-    measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
-    assert measured.transfer == (0.5,)
-    assert 1 in {rows for rows, _ in measured.gpu}
-    assert all(seconds > 0 for _, seconds in measured.gpu)
-    assert all(copy.is_released for copy in slots.copies)
+    with closing(_Slots(checkpoint)) as slots:
+        measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
+        assert measured.transfer == (0.5,)
+        assert 1 in {rows for rows, _ in measured.gpu}
+        assert all(seconds > 0 for _, seconds in measured.gpu)
+        (copy,) = slots.copies
+        with pytest.raises(RuntimeError, match="was released"):
+            copy.wait()
 
 
 def test_the_device_is_not_measured_where_no_slot_is_free(checkpoint: Checkpoint) -> None:
-    slots = _Slots(checkpoint, transfer_seconds=float("inf"))
-    measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
-    assert (measured.gpu, measured.transfer, slots.copies) == ((), (), [])
+    with closing(_Slots(checkpoint, transfer_seconds=float("inf"))) as slots:
+        measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
+        assert (measured.gpu, measured.transfer, slots.copies) == ((), (), [])
 
 
 def test_the_usual_size_of_expert_stands_for_all(checkpoint: Checkpoint) -> None:

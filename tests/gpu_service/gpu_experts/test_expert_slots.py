@@ -17,8 +17,8 @@ from fiddler.checkpoint.errors import FileFormatError
 from fiddler.expert_math import ExpertWeights, layer_weights
 from gpu_service.gpu_experts.copier import CopyCancelledError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import HostLane
-from gpu_service.gpu_experts.stored import Key
 from tests.support import checkpoints
 from tests.support.lanes import SECONDS, GatedLane
 from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
@@ -83,7 +83,7 @@ class Stored:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._layers = [layer_weights(checkpoint, layer) for layer in checkpoint.layers]
 
-    def __getitem__(self, key: Key) -> ExpertWeights:
+    def __getitem__(self, key: ExpertKey) -> ExpertWeights:
         return self._layers[key[0]].experts[key[1]]
 
 
@@ -405,7 +405,7 @@ def test_what_a_failed_batch_left_is_released(slots: ExpertSlots, lane: GatedLan
 
 @pytest.mark.parametrize("into", [None, (0, 1)], ids=["passing", "staying"])
 def test_a_copy_that_fails_is_told_and_its_slot_used_again(
-    loaded: ExpertSlots, lane: GatedLane, stored: Stored, into: Key | None
+    loaded: ExpertSlots, lane: GatedLane, stored: Stored, into: ExpertKey | None
 ) -> None:
     lane.failure = OSError("the disk is gone")
     copy = loaded.stream((1, 1), into)

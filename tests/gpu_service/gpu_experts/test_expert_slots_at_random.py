@@ -13,9 +13,9 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import HostLane
-from gpu_service.gpu_experts.stored import Key
-from gpu_service.gpu_experts.streaming import Copy
+from gpu_service.gpu_experts.streaming import ExpertCopy
 from tests.support import checkpoints
 from tests.support.lanes import TwoStreamsLane
 
@@ -34,25 +34,25 @@ class Caller:
     """Calls at random, and knows what must come of it."""
 
     def __init__(
-        self, slots: ExpertSlots, read: Callable[[Key, ExpertWeights], None], pause: Callable[[], None], seed: int
+        self, slots: ExpertSlots, read: Callable[[ExpertKey, ExpertWeights], None], pause: Callable[[], None], seed: int
     ) -> None:
         self.slots = slots
         self.read = read
         """Reads weights now or later, and compares them."""
         self.pause = pause
         self.random = random.Random(seed)
-        self.kept: list[Key] = []
+        self.kept: list[ExpertKey] = []
         self.capacity = CAPACITY
-        self.demanded: list[Copy] = []
+        self.demanded: list[ExpertCopy] = []
         self.done = dict.fromkeys(("waited", "kept", "swapped", "prefetched", "hurried", "waiting", "shrunk"), 0)
 
-    def key(self) -> Key:
+    def key(self) -> ExpertKey:
         return self.random.randrange(LAYERS), self.random.randrange(EXPERTS)
 
-    def evictable(self) -> list[Key]:
+    def evictable(self) -> list[ExpertKey]:
         return [key for key in self.kept if key not in self.streamed()]
 
-    def streamed(self) -> set[Key]:
+    def streamed(self) -> set[ExpertKey]:
         return {copy.key for copy in self.demanded}
 
     def stream(self) -> None:
@@ -148,7 +148,7 @@ def test_on_the_cpu(checkpoint: Checkpoint, seed: int) -> None:
     slots = ExpertSlots(checkpoint, torch.device("cpu"), CAPACITY, NUM_STREAMING, lane=HostLane(700))
     stored = slots._stored
 
-    def read(key: Key, weights: ExpertWeights) -> None:
+    def read(key: ExpertKey, weights: ExpertWeights) -> None:
         assert torch.equal(weights.up, stored[key].up)
         assert torch.equal(weights.down, stored[key].down)
 
@@ -166,7 +166,7 @@ def test_on_a_device_that_works_later(checkpoint: Checkpoint, seed: int) -> None
     choice = random.Random(seed)
     num_read = 0
 
-    def read(key: Key, weights: ExpertWeights) -> None:
+    def read(key: ExpertKey, weights: ExpertWeights) -> None:
         def compare() -> None:
             nonlocal num_read
             num_read += 1

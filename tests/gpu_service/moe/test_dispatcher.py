@@ -15,7 +15,7 @@ from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.orchestration import Orchestration
 from gpu_service.planning.latency_model import LatencyModel, Measurements
-from tests.support.routes import Route, conduct
+from tests.support.routes import Route, use_route
 
 CPU = torch.device("cpu")
 K = 2
@@ -106,7 +106,7 @@ def test_the_message_holds_the_rows_and_experts_that_are_remote(
     checkpoint: Checkpoint, service: _Service, slots: ExpertSlots
 ) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    conduct(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
+    use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
     hidden, _, weights = _batch(4)
     ids = torch.tensor([[0, 1], [2, 5], [6, 7], [3, 0]])
     output = _run(dispatcher, (hidden, ids, weights))
@@ -121,7 +121,7 @@ def test_the_cpu_is_sent_its_rows_first_and_waited_for_last(
     checkpoint: Checkpoint, service: _Service, slots: ExpertSlots, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    conduct(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
+    use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
     weights_of = slots.weights
 
     def logged(key: tuple[int, int]) -> ExpertWeights:
@@ -143,7 +143,7 @@ def test_a_lost_service_costs_time_and_no_token(
     service.lost_at_submit, service.lost_at_join = when == "at submit", when == "at join"
     in_process = InProcessExperts(checkpoint) if where == "in process" else None
     dispatcher = Dispatcher(checkpoint, CPU, service, in_process)
-    conduct(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
+    use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
     for seed in range(3):  # the second one knows that it is lost
         batch = _batch(9, seed)
         torch.testing.assert_close(_run(dispatcher, batch), _expected(checkpoint, batch), atol=1e-5, rtol=1e-5)
@@ -168,7 +168,7 @@ def test_a_row_that_comes_back_spoiled_is_marked_and_kept_out(checkpoint: Checkp
     expected = _expected(checkpoint, batch)
     expected[1] = 0
     torch.testing.assert_close(output, expected)
-    assert dispatcher.spoiled_rows == {1}
+    assert dispatcher.take_non_finite() == {1}
 
 
 def test_a_spoiled_row_is_known_by_its_place_in_the_batch(
@@ -176,11 +176,20 @@ def test_a_spoiled_row_is_known_by_its_place_in_the_batch(
 ) -> None:
     """Not by its place in the message."""
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    conduct(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
+    use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
     service.spoil = 0
     hidden, _, weights = _batch(3)
     _run(dispatcher, (hidden, torch.tensor([[0, 1], [1, 2], [3, 7]]), weights))
-    assert dispatcher.spoiled_rows == {2}
+    assert dispatcher.take_non_finite() == {2}
+
+
+def test_non_finite_rows_are_handed_over_once(checkpoint: Checkpoint, service: _Service) -> None:
+    dispatcher = Dispatcher(checkpoint, CPU, service)
+    service.spoil = 1
+    _run(dispatcher, _batch(3))
+    rows = dispatcher.take_non_finite()
+    assert dispatcher.take_non_finite() == set()
+    assert rows == {1}, "what was handed over is the caller's"
 
 
 def test_rows_that_were_spoiled_before_are_not_the_services_fault(checkpoint: Checkpoint, service: _Service) -> None:
@@ -188,7 +197,7 @@ def test_rows_that_were_spoiled_before_are_not_the_services_fault(checkpoint: Ch
     hidden, ids, weights = _batch(3)
     hidden[2, 5] = float("nan")
     output = _run(dispatcher, (hidden, ids, weights))
-    assert dispatcher.spoiled_rows == set()
+    assert dispatcher.take_non_finite() == set()
     assert output[2].isnan().all()
 
 
@@ -196,7 +205,7 @@ def test_answers_have_as_long_as_their_prediction_warrants(
     checkpoint: Checkpoint, service: _Service, slots: ExpertSlots
 ) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    conduct(dispatcher, checkpoint, slots, Route(cpu_seconds=0.4, transfer_seconds=100.0))
+    use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=0.4, transfer_seconds=100.0))
     hidden, _, weights = _batch(1)
     _run(dispatcher, (hidden, torch.tensor([[5, 6]]), weights))
     _run(dispatcher, (hidden, torch.tensor([[0, 7]]), weights))
@@ -211,7 +220,7 @@ def test_a_long_prefill_is_sent_in_several_messages_where_that_pays(checkpoint: 
     measured = Measurements(1, cpu=((1, 1e-6), (1024, 1e-1)), hop=((1, 1e-6), (1024, 1e-1)))
     latency = LatencyModel(measured, [1] * len(checkpoint.layers), 1024)
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    dispatcher.conduct(Orchestration(latency))
+    dispatcher.use(Orchestration(latency))
     batch = _batch(512)
     torch.testing.assert_close(_run(dispatcher, batch), _expected(checkpoint, batch), atol=1e-5, rtol=1e-5)
     assert len(service.messages) > 1

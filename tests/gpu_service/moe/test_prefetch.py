@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from gpu_service import metrics
-from gpu_service.moe.prefetch import Key, Prefetcher
+from gpu_service.gpu_experts.keys import ExpertKey
+from gpu_service.moe.prefetch import Prefetcher
 
 
 class _Router(nn.Module):
@@ -22,16 +23,16 @@ class _Router(nn.Module):
 class _Slots:
     def __init__(self, room: int) -> None:
         self.room = room
-        self.copying: list[Key] = []
-        self.cancelled: list[Key] = []
+        self.copying: list[ExpertKey] = []
+        self.cancelled: list[ExpertKey] = []
 
-    def prefetch(self, key: Key) -> object | None:
+    def prefetch(self, key: ExpertKey) -> object | None:
         if len(self.copying) >= self.room:
             return None
         self.copying.append(key)
         return object()
 
-    def cancel_prefetch(self, key: Key) -> None:
+    def cancel_prefetch(self, key: ExpertKey) -> None:
         self.cancelled.append(key)
 
 

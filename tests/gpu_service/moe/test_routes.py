@@ -16,7 +16,7 @@ from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.prefetch import Prefetcher
 from tests.support import checkpoints, reference
-from tests.support.routes import FAST, MIXED, SLOW, Route, conduct
+from tests.support.routes import FAST, MIXED, SLOW, Route, use_route
 
 CPU = torch.device("cpu")
 PROMPT = [7] * 17 + [30, 31]
@@ -85,7 +85,7 @@ def _slots_of(model: Model, family: Path, way: Way) -> Iterator[ExpertSlots]:
     num_experts = sum(layer.num_experts for layer in checkpoint.layers)
     slots = ExpertSlots(checkpoint, CPU, min(way.capacity, num_experts))
     prefetcher = Prefetcher(model.routers, slots, always=True) if way.prefetch else None
-    conduct(model.dispatcher, checkpoint, slots, way.route, prefetcher)
+    use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher)
     model.dispatcher.selections.clear()
     try:
         yield slots

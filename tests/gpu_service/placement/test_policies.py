@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.traces import Step, Trace, synthetic
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.placement.adaptive import MIN_STEPS
-from gpu_service.placement.policies import POLICIES, Inputs, Key, Placement, PlacementError, build
+from gpu_service.placement.policies import POLICIES, Inputs, Placement, PlacementError, build
 from gpu_service.placement.popularity import Popularity
 from gpu_service.planning.latency_model import Costs
 
@@ -84,7 +85,7 @@ class _Replay:
         self.num_swaps += len(swaps)
         self.log.append(swaps)
 
-    def _stream(self, keys: Sequence[Key], by_expert: Sequence[int]) -> None:
+    def _stream(self, keys: Sequence[ExpertKey], by_expert: Sequence[int]) -> None:
         for key in keys:
             victim = self.placement.victim(key, self.resident)
             self.log.append(victim)
