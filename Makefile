@@ -47,11 +47,13 @@ interop: $(STAMP) ## Let clients of other makes call the pair; needs node, and n
 	cd tests/interop/node && npm ci --silent
 	$(BIN)/python -m pytest tests/interop
 
-lint: $(STAMP) ## Check style, types and the direction of imports
+lint: $(STAMP) ## Check style, types, the direction of imports, and the protocol against the last release
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/buf breaking --against $(wildcard protos/released/*.binpb)
 
 format: $(STAMP) ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix .

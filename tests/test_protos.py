@@ -1,32 +1,25 @@
-"""The committed stubs are what the protos generate, and the protos keep buf's STANDARD rules."""
+"""The committed stubs are what the protos generate, and the protos keep the rules of buf.yaml."""
 
-import re
-from collections.abc import Iterator
+import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from google.protobuf import text_format
-from google.protobuf.descriptor_pb2 import (
-    DescriptorProto,
-    EnumDescriptorProto,
-    FileDescriptorProto,
-    FileDescriptorSet,
-    ServiceDescriptorProto,
-)
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 
 from tools import protos
 
-_PASCAL = re.compile(r"[A-Z][A-Za-z0-9]*")
-_LOWER_SNAKE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-_UPPER_SNAKE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
+BUF = Path(sys.executable).with_name("buf")
+RELEASED = sorted((protos.PROTOS / "released").glob("*.binpb"))
+RUN = """
+// What is asked.
+message RunRequest {}
 
-# field numbers in descriptor.proto, of which a location's path is made
-_FILE_MESSAGE, _FILE_ENUM, _FILE_SERVICE = 4, 5, 6
-_MESSAGE_FIELD, _MESSAGE_NESTED, _MESSAGE_ENUM, _MESSAGE_ONEOF = 2, 3, 4, 8
-_ENUM_VALUE, _SERVICE_METHOD = 2, 2
-
-Location = tuple[int, ...]
-"""Where an element lies in its file: field numbers and indices, alternately."""
+// What is answered.
+message RunResponse {}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +36,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[FileDescriptorProto]:
     path = tmp_path_factory.mktemp("descriptors") / "set"
-    protos.protoc(f"--descriptor_set_out={path}", "--include_source_info")
+    protos.protoc(f"--descriptor_set_out={path}")
     return list(FileDescriptorSet.FromString(path.read_bytes()).file)
 
 
@@ -64,148 +57,134 @@ def test_generating_removes_stale_stubs_and_nothing_else(generated: Path) -> Non
 
 
 def test_the_protos_keep_the_rules(files: list[FileDescriptorProto]) -> None:
+    assert _buf(protos.ROOT, "lint") == {}
     assert sorted(file.name for file in files) == list(protos.NAMES)
-    assert [f"{file.name}: {problem}" for file in files for problem in _lint(file)] == []
+    # stricter than buf, which accepts any syntax, and names that begin with the service's
+    assert {file.syntax for file in files} == {"proto3"}
+    for method in (method for file in files for service in file.service for method in service.method):
+        assert method.input_type == f".fiddler.v1.{method.name}Request"
+        assert method.output_type == f".fiddler.v1.{method.name}Response"
 
 
-def test_requests_and_responses_belong_to_one_rpc(files: list[FileDescriptorProto]) -> None:
-    methods = [method for file in files for service in file.service for method in service.method]
-    types = [name for method in methods for name in (method.input_type, method.output_type)]
-    assert sorted(types) == sorted(set(types))
+def test_requests_and_responses_belong_to_one_rpc(tmp_path: Path) -> None:
+    service = """
+        // Runs.
+        service RunService {
+          // Once.
+          rpc Run(RunRequest) returns (RunResponse);
+          // Again.
+          rpc RunServiceRun(RunRequest) returns (RunResponse);
+        }
+    """
+    found = _lint(tmp_path, "a.proto", service + RUN)["RPC_REQUEST_RESPONSE_UNIQUE"]
+    assert any("RunRequest" in message for message in found), found
+    assert any("RunResponse" in message for message in found), found
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"),
+    ("name", "content", "rule", "message"),
     [
-        ('package: "fiddler.v2"', "package fiddler.v2 is not its folder, fiddler.v1"),
-        ('name: "fiddler/v1/Shape.proto"', "file name Shape.proto is not lower_snake_case"),
-        ('syntax: "proto2"', "syntax is not proto3"),
-        ("public_dependency: 0", "imports publicly"),
-        ('message_type { name: "tensor" }', "tensor is not PascalCase"),
-        ('message_type { name: "A" field { name: "numRows" } }', "A.numRows is not lower_snake_case"),
-        ('message_type { name: "A" oneof_decl { name: "What" } }', "A.What is not lower_snake_case"),
-        ('message_type { name: "A" nested_type { name: "b" } }', "A.b is not PascalCase"),
-        ('enum_type { name: "e_num" value { name: "E_NUM_UNSPECIFIED" number: 0 } }', "e_num is not PascalCase"),
-        ('enum_type { name: "BigEnum" value { name: "ZERO" number: 0 } }', "BigEnum.ZERO does not begin with BIG_ENUM"),
-        ('enum_type { name: "E" value { name: "E_none" number: 0 } }', "E.E_none is not UPPER_SNAKE_CASE"),
-        ('enum_type { name: "E" value { name: "E_NONE" number: 0 } }', "E: its first value is not E_UNSPECIFIED = 0"),
+        ("a.proto", 'syntax = "proto3"; package fiddler.v2;', "PACKAGE_DIRECTORY_MATCH", "fiddler.v2"),
+        ("a.proto", "package fiddler.v1;", "SYNTAX_SPECIFIED", "syntax"),
+        ("Shape.proto", "", "FILE_LOWER_SNAKE_CASE", "Shape.proto"),
+        ("a.proto", 'import public "fiddler/v1/tensor.proto";', "IMPORT_NO_PUBLIC", "tensor.proto"),
+        ("a.proto", 'import "fiddler/v1/tensor.proto";', "IMPORT_USED", "tensor.proto"),
+        ("a.proto", "message shape {}", "MESSAGE_PASCAL_CASE", "shape"),
+        ("a.proto", "message A { uint32 numRows = 1; }", "FIELD_LOWER_SNAKE_CASE", "numRows"),
+        ("a.proto", "message A { oneof What { bool b = 1; } }", "ONEOF_LOWER_SNAKE_CASE", "What"),
+        ("a.proto", "message A { message b {} }", "MESSAGE_PASCAL_CASE", "b"),
+        ("a.proto", "enum e_num { E_NUM_UNSPECIFIED = 0; }", "ENUM_PASCAL_CASE", "e_num"),
+        ("a.proto", "enum BigEnum { ZERO = 0; }", "ENUM_VALUE_PREFIX", "BIG_ENUM_"),
+        ("a.proto", "enum E { E_none = 0; }", "ENUM_VALUE_UPPER_SNAKE_CASE", "E_none"),
+        ("a.proto", "enum E { E_NONE = 0; }", "ENUM_ZERO_VALUE_SUFFIX", "_UNSPECIFIED"),
+        ("a.proto", "enum E { E_UNSPECIFIED = 1; }", "COMPILE", "zero"),
         (
-            'enum_type { name: "E" value { name: "E_UNSPECIFIED" number: 1 } }',
-            "E: its first value is not E_UNSPECIFIED = 0",
+            "a.proto",
+            "enum E { option allow_alias = true; E_UNSPECIFIED = 0; E_OTHER = 0; }",
+            "ENUM_NO_ALLOW_ALIAS",
+            "allow_alias",
         ),
-        ('enum_type { name: "E" options { allow_alias: true } }', "E allows aliases"),
-        ('service { name: "Experts" }', "Experts does not end in Service"),
+        ("a.proto", "service Experts {}", "SERVICE_SUFFIX", "Experts"),
         (
-            'service { name: "AService" method { name: "Run" input_type: ".fiddler.v1.Tensor" } }',
-            "AService.Run does not take RunRequest and return RunResponse",
+            "a.proto",
+            "service AService { rpc Run(Tensor) returns (RunResponse); }" + RUN,
+            "RPC_REQUEST_STANDARD_NAME",
+            "RunRequest",
         ),
-        ('message_type { name: "A" field { name: "b" } }', "A.b has no comment"),
-        ('enum_type { name: "E" value { name: "E_UNSPECIFIED" number: 0 } }', "E.E_UNSPECIFIED has no comment"),
-        ('service { name: "AService" method { name: "Run" } }', "AService.Run has no comment"),
+        (
+            "a.proto",
+            "service AService { rpc Run(RunRequest) returns (Tensor); }" + RUN,
+            "RPC_RESPONSE_STANDARD_NAME",
+            "RunResponse",
+        ),
+        ("a.proto", "service AService { rpc run(RunRequest) returns (RunResponse); }" + RUN, "RPC_PASCAL_CASE", "run"),
+        ("a.proto", "message A {}", "COMMENT_MESSAGE", '"A"'),
+        ("a.proto", "message A { bool b = 1; }", "COMMENT_FIELD", '"b"'),
+        ("a.proto", "message A { oneof c { bool b = 1; } }", "COMMENT_ONEOF", '"c"'),
+        ("a.proto", "enum E { E_UNSPECIFIED = 0; }", "COMMENT_ENUM", '"E"'),
+        ("a.proto", "enum E { E_UNSPECIFIED = 0; }", "COMMENT_ENUM_VALUE", "E_UNSPECIFIED"),
+        ("a.proto", "service AService {}", "COMMENT_SERVICE", "AService"),
+        ("a.proto", "service AService { rpc Run(RunRequest) returns (RunResponse); }" + RUN, "COMMENT_RPC", "Run"),
+        ("a.proto", "// buf:lint:ignore MESSAGE_PASCAL_CASE\nmessage shape {}", "MESSAGE_PASCAL_CASE", "shape"),
     ],
 )
-def test_the_rules_are_noticed_when_broken(content: str, problem: str) -> None:
-    sound = FileDescriptorProto(name="fiddler/v1/tensor.proto", package="fiddler.v1", syntax="proto3")
-    broken = text_format.Parse(content, FileDescriptorProto())
-    sound.MergeFrom(broken)
-    assert problem in list(_lint(sound))
+def test_the_rules_are_noticed_when_broken(name: str, content: str, rule: str, message: str, tmp_path: Path) -> None:
+    found = _lint(tmp_path, name, content)
+    assert any(message in each for each in found.get(rule, [])), found
 
 
-def _lint(file: FileDescriptorProto) -> Iterator[str]:
-    """What buf's STANDARD rules have against a file, as far as a descriptor shows it."""
-    folder, _, name = file.name.rpartition("/")
-    if file.package != folder.replace("/", "."):
-        yield f"package {file.package} is not its folder, {folder.replace('/', '.')}"
-    if not _LOWER_SNAKE.fullmatch(name.removesuffix(".proto")):
-        yield f"file name {name} is not lower_snake_case"
-    if file.syntax != "proto3":
-        yield "syntax is not proto3"
-    if file.public_dependency or file.weak_dependency:
-        yield "imports publicly"
-    for message, prefix, _ in _messages(file):
-        yield from _lint_message(message, prefix)
-    for enum, prefix, _ in _enums(file):
-        yield from _lint_enum(enum, prefix)
-    for service in file.service:
-        yield from _lint_service(service, file.package)
-    comments = {tuple(location.path) for location in file.source_code_info.location if location.leading_comments}
-    yield from (f"{element} has no comment" for element, path in _elements(file) if path not in comments)
+def test_the_protos_break_no_client_of_the_last_release() -> None:
+    assert len(RELEASED) == 1, "protos/released holds the last release and no other"
+    assert _buf(protos.ROOT, "breaking", "--against", str(RELEASED[0])) == {}
 
 
-def _lint_message(message: DescriptorProto, prefix: str) -> Iterator[str]:
-    if not _PASCAL.fullmatch(message.name):
-        yield f"{prefix}{message.name} is not PascalCase"
-    # an optional field is a oneof of its own, named after it with an underscore in front
-    declared = [field.name for field in message.field]
-    declared += [oneof.name for oneof in message.oneof_decl if oneof.name[1:] not in declared]
-    for name in declared:
-        if not _LOWER_SNAKE.fullmatch(name):
-            yield f"{prefix}{message.name}.{name} is not lower_snake_case"
+@pytest.mark.parametrize(
+    ("name", "old", "new", "rule"),
+    [
+        ("tensor", "  DTYPE_FLOAT16 = 4;\n", "", "ENUM_VALUE_NO_DELETE"),
+        ("tensor", "  reserved 4 to 7;\n", "", "RESERVED_MESSAGE_NO_DELETE"),
+        ("tensor", "  Dtype dtype = 2;", "  Dtype dtype = 8;", "FIELD_NO_DELETE"),
+        ("tensor", "  Dtype dtype = 2;", "  Dtype type = 2;", "FIELD_SAME_NAME"),
+        ("experts", "  uint64 sequence = 1;", "  uint32 sequence = 1;", "FIELD_SAME_TYPE"),
+        (
+            "experts",
+            "  optional uint32 protocol_version = 1;",
+            "  uint32 protocol_version = 1;",
+            "FIELD_SAME_CARDINALITY",
+        ),
+        ("experts", "rpc Run(stream RunRequest)", "rpc Run(RunRequest)", "RPC_SAME_CLIENT_STREAMING"),
+        ("generation", "  rpc Abort(AbortRequest) returns (AbortResponse);\n", "", "RPC_NO_DELETE"),
+        ("generation", "Usage ", "Counts ", "MESSAGE_NO_DELETE"),
+    ],
+)
+def test_a_change_that_breaks_clients_is_noticed(name: str, old: str, new: str, rule: str, tmp_path: Path) -> None:
+    shutil.copytree(protos.PROTOS, tmp_path / "protos")
+    path = tmp_path / "protos" / protos.PACKAGE / f"{name}.proto"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    assert rule in _buf(tmp_path, "breaking", "--against", str(RELEASED[0]))
 
 
-def _lint_enum(enum: EnumDescriptorProto, prefix: str) -> Iterator[str]:
-    stem = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enum.name).upper()
-    if not _PASCAL.fullmatch(enum.name):
-        yield f"{prefix}{enum.name} is not PascalCase"
-    if enum.options.allow_alias:
-        yield f"{prefix}{enum.name} allows aliases"
-    if [(value.name, value.number) for value in enum.value[:1]] != [(f"{stem}_UNSPECIFIED", 0)]:
-        yield f"{prefix}{enum.name}: its first value is not {stem}_UNSPECIFIED = 0"
-    for value in enum.value:
-        if not value.name.startswith(f"{stem}_"):
-            yield f"{prefix}{enum.name}.{value.name} does not begin with {stem}"
-        if not _UPPER_SNAKE.fullmatch(value.name):
-            yield f"{prefix}{enum.name}.{value.name} is not UPPER_SNAKE_CASE"
+def _lint(folder: Path, name: str, content: str) -> dict[str, list[str]]:
+    """Writes a file next to tensor.proto, lints both and returns the complaints by rule."""
+    package = folder / "protos" / protos.PACKAGE
+    package.mkdir(parents=True)
+    shutil.copy(protos.PROTOS / protos.PACKAGE / "tensor.proto", package)
+    head = "" if "package " in content else 'syntax = "proto3";\npackage fiddler.v1;\n'
+    head += 'import "fiddler/v1/tensor.proto";\n' if "Tensor" in content else ""
+    (package / name).write_text(head + content)
+    return _buf(folder, "lint")
 
 
-def _lint_service(service: ServiceDescriptorProto, package: str) -> Iterator[str]:
-    if not (_PASCAL.fullmatch(service.name) and service.name.endswith("Service")):
-        yield f"{service.name} does not end in Service"
-    for method in service.method:
-        if not _PASCAL.fullmatch(method.name):
-            yield f"{service.name}.{method.name} is not PascalCase"
-        expected = (f".{package}.{method.name}Request", f".{package}.{method.name}Response")
-        if (method.input_type, method.output_type) != expected:
-            request, response = f"{method.name}Request", f"{method.name}Response"
-            yield f"{service.name}.{method.name} does not take {request} and return {response}"
-
-
-def _messages(file: FileDescriptorProto) -> Iterator[tuple[DescriptorProto, str, Location]]:
-    """All messages, those within others too, with what stands before their name and where they lie."""
-    waiting: list[tuple[DescriptorProto, str, Location]]
-    waiting = [(message, "", (_FILE_MESSAGE, index)) for index, message in enumerate(file.message_type)]
-    while waiting:
-        message, prefix, location = waiting.pop(0)
-        yield message, prefix, location
-        for index, nested in enumerate(message.nested_type):
-            if nested.options.map_entry:  # protoc's own, for a map field
-                continue
-            waiting.append((nested, f"{prefix}{message.name}.", (*location, _MESSAGE_NESTED, index)))
-
-
-def _enums(file: FileDescriptorProto) -> Iterator[tuple[EnumDescriptorProto, str, Location]]:
-    for index, enum in enumerate(file.enum_type):
-        yield enum, "", (_FILE_ENUM, index)
-    for message, prefix, path in _messages(file):
-        for index, enum in enumerate(message.enum_type):
-            yield enum, f"{prefix}{message.name}.", (*path, _MESSAGE_ENUM, index)
-
-
-def _elements(file: FileDescriptorProto) -> Iterator[tuple[str, Location]]:
-    """Everything that must have a comment."""
-    for message, prefix, path in _messages(file):
-        yield f"{prefix}{message.name}", path
-        for index, field in enumerate(message.field):
-            yield f"{prefix}{message.name}.{field.name}", (*path, _MESSAGE_FIELD, index)
-        synthetic = {field.oneof_index for field in message.field if field.proto3_optional}
-        for index, oneof in enumerate(message.oneof_decl):
-            if index not in synthetic:
-                yield f"{prefix}{message.name}.{oneof.name}", (*path, _MESSAGE_ONEOF, index)
-    for enum, prefix, path in _enums(file):
-        yield f"{prefix}{enum.name}", path
-        for index, value in enumerate(enum.value):
-            yield f"{prefix}{enum.name}.{value.name}", (*path, _ENUM_VALUE, index)
-    for position, service in enumerate(file.service):
-        yield service.name, (_FILE_SERVICE, position)
-        for index, method in enumerate(service.method):
-            yield f"{service.name}.{method.name}", (_FILE_SERVICE, position, _SERVICE_METHOD, index)
+def _buf(folder: Path, *command: str) -> dict[str, list[str]]:
+    """Runs buf on `folder`/protos; returns its complaints by rule."""
+    config = ["--config", str(protos.ROOT / "buf.yaml"), "--error-format", "json"]
+    done = subprocess.run([BUF, *command, *config], cwd=folder, capture_output=True, text=True, timeout=60)
+    problems = [json.loads(line) for line in done.stdout.splitlines()]
+    # 100: it found something; any other status is a failure of buf itself
+    assert done.returncode == (100 if problems else 0), done.stderr
+    found: dict[str, list[str]] = {}
+    for problem in problems:
+        found.setdefault(problem["type"], []).append(problem["message"])
+    return found

@@ -1,1 +1,1 @@
-"""What writes files of the repository: protos and the settings page."""
+"""Commands that write files of the repository, and how its commands read their command lines."""

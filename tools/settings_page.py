@@ -1,4 +1,7 @@
-"""docs/settings.md, written from the services' settings: `make settings`. A test holds the page against them."""
+"""`python -m tools.settings_page`: writes docs/settings.md from the services' settings.
+
+`make settings` runs it; tests/test_compose_files.py compares the committed page with what it writes.
+"""
 
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -9,15 +12,16 @@ from pydantic_core import PydanticUndefined
 from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler.settings import ServiceSettings
 from gpu_service.settings import Settings as GpuSettings
+from tools.command_line import run
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 _HEAD = """# Settings
 
-Each is a flag, an environment variable and a line of the TOML file that `--config` names; the first of these that says
-something counts. compose.yaml passes the variables on. This page is made from the services' own declarations by
-`make settings`. Names of a TOML file's settings are the flags' with underscores: `max_slots = 8`.
+A setting is given as a flag, as an environment variable, or as a line of the TOML file that `--config` names; a flag
+overrides the environment, which overrides the file. In the file, a setting has its flag's name with underscores:
+`max_slots = 8`. compose.yaml passes the environment variables to the containers. `make settings` generates this page.
 """
-_SECRETS = {"FIDDLER_GPU_TOKENS": "bearer tokens between commas, beside those of `--tokens-file`; there is no flag"}
+_SECRETS = {"FIDDLER_GPU_TOKENS": "bearer tokens between commas, added to those of `--tokens-file`; there is no flag"}
 
 
 def page() -> str:
@@ -27,7 +31,7 @@ def page() -> str:
 
 def _section(kind: type[ServiceSettings]) -> str:
     prefix = str(kind.model_config.get("env_prefix"))
-    lines = [f"\n## {kind.program}\n", "| flag | environment | default | what it is |", "|---|---|---|---|"]
+    lines = [f"\n## {kind.program}\n", "| flag | environment | default | meaning |", "|---|---|---|---|"]
     for name, field in kind.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         lines.append(f"| `{flag}` | `{(prefix + name).upper()}` | {_default(field)} | {_description(field)} |")
@@ -59,5 +63,10 @@ def _choices(annotation: Any) -> list[str]:
     return [str(choice) for choice in get_args(annotation)]
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Writes the page."""
     PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    run(main, __doc__)
