@@ -29,14 +29,6 @@ class Sequence:
     is_finished: bool = False
     last_token_at: float | None = None
 
-    def finish_reason(self) -> FinishReason | None:
-        """Why it is over after its latest token; None while it is not. Stop texts are the matcher's."""
-        if self.output[-1] in self.request.eos_ids:
-            return FinishReason.EOS
-        if self.output[-1] in self.request.stop_ids:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if len(self.output) >= self.request.max_tokens else None
-
     def finished(self, reason: FinishReason, stop: str | None = None) -> Finished:
         """Its last event."""
         return Finished(

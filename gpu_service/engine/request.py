@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
+from gpu_service.sampling.outputs import Ending, FinishReason, TokenLogprobs
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ class Request:
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
+
+    @property
+    def ending(self) -> Ending:
+        """When one of its generations ends by its tokens."""
+        return Ending(self.max_tokens, eos_ids=self.eos_ids, stop_ids=self.stop_ids, min_tokens=self.min_tokens)
 
     @property
     def preceding(self) -> list[int]:

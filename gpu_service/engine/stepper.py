@@ -7,6 +7,7 @@ fails that request and no other.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import structlog
 import torch
@@ -128,11 +129,20 @@ class Stepper:
         rows = [row for row, each in enumerate(sequences) if not each.is_finished]
         sampled = [row for row in rows if sequences[row].request.search is None]
         if sampled:
-            chosen = [sequences[row] for row in sampled]
-            for sequence, outcome in zip(chosen, choose(rows_of(logits, sampled), chosen), strict=True):
-                self._deliver(sequence, outcome)
+            self._sample([sequences[row] for row in sampled], rows_of(logits, sampled))
         if len(sampled) < len(rows):
             self._search_all(sequences, logits)
+
+    def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
+        """Gives each sequence the token that its sampler chooses from its row of logits."""
+        outcomes = choose(
+            logits,
+            [cast("Sampler", sequence.sampler) for sequence in sequences],  # none is a beam
+            [sequence.output for sequence in sequences],
+            num_top=[sequence.request.logprobs for sequence in sequences],
+        )
+        for sequence, outcome in zip(sequences, outcomes, strict=True):
+            self._deliver(sequence, outcome)
 
     def _search_all(self, sequences: tuple[Sequence, ...], logits: torch.Tensor) -> None:
         """Goes on with the beams among the sequences, request by request."""
@@ -171,14 +181,20 @@ class Stepper:
             stop = sequence.matcher.add(outcome.token_id) if sequence.matcher else None
             self._observe(sequence)
             request.emit(Token(sequence.index, outcome.token_id, None if request.logprobs is None else outcome))
-            reason = sequence.finish_reason() if stop is None else FinishReason.STOP
+            ended = request.ending.reason(outcome.token_id, len(sequence.output))
+            reason = ended if stop is None else FinishReason.STOP
             if reason:
                 self._finish(sequence, reason, stop)
 
     def _search(self, request: Request, search: BeamSearch, logits: torch.Tensor, rows: list[int]) -> None:
         with self._own_part(request):
-            for fork in search.step(logits, rows):
-                self._scheduler.fork(request.sequences[fork.source], request.sequences[fork.target], fork.start)
+            step = search.step(logits, rows)
+            for fork in step.forks:
+                source, target = request.sequences[fork.source], request.sequences[fork.target]
+                self._scheduler.fork(source, target, fork.start)
+                target.output[:] = source.output
+            for sequence, token_id in zip(request.sequences, step.token_ids, strict=False):  # none at the end
+                sequence.output.append(token_id)
             self._observe(request.sequences[0])
             if search.is_done:
                 self._finish_search(request, search)
@@ -195,11 +211,16 @@ class Stepper:
     def _make_sequences(self, request: Request) -> None:
         request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
         device, is_float32 = self._model.device, self._model.dtype is torch.float32
+        changes = processors(request.sampling, request.ending, preceding_length=len(request.preceding), device=device)
         if request.beam:
-            request.search = BeamSearch(request, [each.output for each in request.sequences], device)
+            request.search = BeamSearch(
+                request.beam,
+                ending=request.ending,
+                preceding=request.preceding,
+                prompt_length=len(request.prompt),
+                processors=changes,
+            )
             return
-        end_ids = request.eos_ids | request.stop_ids
-        changes = processors(request.sampling, len(request.preceding), request.min_tokens, end_ids, device)
         for each in request.sequences:
             each.sampler = Sampler(request.sampling, each.index, request.preceding, changes, device, is_float32)
             each.matcher = request.stop.matcher() if request.stop else None

@@ -1,30 +1,42 @@
-"""Beam search of one request: what transformers' generate(num_beams=...) finds without sampling, token for token.
+"""Beam search of one request: finds what transformers' generate(num_beams=...) finds without sampling, token for token.
 
-It says which beam each row goes on with and which rows have to become copies of others; it moves no keys or values.
+The search decides which token each row continues with and which rows must become copies of others. It moves no keys or
+values itself.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from transformers import LogitsProcessor
 
-from gpu_service.engine.request import Request
 from gpu_service.sampling import logits_processors
 from gpu_service.sampling.logits import rows_of
-from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.outputs import Ending, FinishReason
+from gpu_service.sampling.parameters import BeamParameters
 
 _MINUS_INFINITY = -1.0e9
-"""What transformers calls so: scores are added to it and still compared."""
+"""The value that transformers uses for it: finite, so that scores added to it can still be compared."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """A row that goes on with another row's beam."""
+    """A row that continues another row's beam."""
 
     source: int
     target: int
     start: int
-    """The first position at which they differ."""
+    """The first position at which the two rows differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeamStep:
+    """How the rows continue after one step. Both lists are empty when the search has ended."""
+
+    forks: list[Fork] = field(default_factory=list)
+    """Rows that become copies of others first. No source is a target, so their order does not matter."""
+    token_ids: list[int] = field(default_factory=list)
+    """[rows]: the token that each row continues with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +56,17 @@ class _Candidates:
     logprobs: torch.Tensor
     """Of the whole texts."""
     parents: list[int]
-    """Beams."""
+    """The beam that each one continues."""
     token_ids: list[int]
+    reasons: list[FinishReason | None]
+    """Why each one is finished; None if it is not."""
     ends: torch.Tensor
-    """Whether it is finished."""
+    """Whether each one is finished."""
 
 
 @dataclass(slots=True)
 class _Finished:
-    """The finished beams, best first; empty places have a score that anything beats."""
+    """The finished beams, best first. An empty place has a score that every beam exceeds."""
 
     scores: torch.Tensor
     """[beams]"""
@@ -62,31 +76,37 @@ class _Finished:
 
 
 class BeamSearch:
-    """The beams of one request. A beam keeps to its row as long as it lives."""
+    """The beams of one request. A beam stays in its row for as long as it lives."""
 
-    def __init__(self, request: Request, outputs: Sequence[list[int]], device: torch.device) -> None:
+    def __init__(
+        self,
+        parameters: BeamParameters,
+        *,
+        ending: Ending,
+        preceding: Sequence[int],
+        prompt_length: int,
+        processors: Sequence[LogitsProcessor] = (),
+    ) -> None:
         """Begins the search; all rows hold the prompt.
 
         Args:
-            request: What was asked; it has beams.
-            outputs: What each row has generated: empty lists, which the search fills.
-            device: Where logits come from.
-
-        Raises:
-            ValueError: A logits processor refuses its parameter.
+            parameters: How to search.
+            ending: When a beam ends.
+            preceding: The tokens that every beam continues.
+            prompt_length: Positions of the cache that the prompt takes in every row.
+            processors: What changes log probabilities, as `logits_processors.processors` builds it.
         """
-        assert request.beam is not None
-        self._request = request
-        self._parameters = request.beam
-        self._num_beams = request.beam.num_beams
-        self._end_ids = sorted(request.eos_ids | request.stop_ids)
-        self._processors = logits_processors.processors(
-            request.sampling, len(request.preceding), request.min_tokens, self._end_ids, device
-        )
-        self._outputs = outputs
+        self._parameters = parameters
+        self._ending = ending
+        self._preceding = list(preceding)
+        self._processors = processors
+        self._num_beams = parameters.num_beams
+        # enough for all beams to continue even if some candidates end
+        self._num_candidates = max(2, 1 + len(ending.end_ids)) * self._num_beams
+        self._outputs: list[list[int]] = [[] for _ in range(self._num_beams)]  # by row
         self._num_made = 0
-        self._rows = list(range(self._num_beams))  # of each beam
-        # all but the first begin hopeless, so that the same text is not found several times
+        self._rows = list(range(self._num_beams))  # by beam
+        # all beams but the first start with a hopeless score, so that the same text is not found several times
         self._scores = torch.full((self._num_beams,), _MINUS_INFINITY)
         self._scores[0] = 0
         self._finished = _Finished(
@@ -94,18 +114,16 @@ class BeamSearch:
             torch.zeros(self._num_beams, dtype=torch.bool),
             [None] * self._num_beams,
         )
-        self._shared = [[len(request.prompt)] * self._num_beams for _ in range(self._num_beams)]
+        self._prompt_length = prompt_length
+        self._shared = [[prompt_length] * self._num_beams for _ in range(self._num_beams)]
         self.is_done = False
 
-    def step(self, logits: torch.Tensor, rows: Sequence[int]) -> list[Fork]:
-        """Continues every beam by one token, which is appended to its row's output.
+    def step(self, logits: torch.Tensor, rows: Sequence[int]) -> BeamStep:
+        """Continues every beam by one token.
 
         Args:
             logits: [rows, vocab] float32.
-            rows: Which of them are this request's, by its own rows.
-
-        Returns:
-            The rows that go on with another row's beam. No source is a target, so that their order does not matter.
+            rows: For each row of this request, its row of the logits.
         """
         candidates = self._candidates(rows_of(logits, [rows[row] for row in self._rows]))
         self._finish(candidates)
@@ -114,12 +132,12 @@ class BeamSearch:
         self._num_made += 1
         self.is_done = self._ends(candidates)
         if self.is_done:
-            return []
+            return BeamStep()
         kept = chosen.tolist()
         forks = self._assign([candidates.parents[each] for each in kept])
         for row, candidate in zip(self._rows, kept, strict=True):
             self._outputs[row].append(candidates.token_ids[candidate])
-        return forks
+        return BeamStep(forks, [output[-1] for output in self._outputs])
 
     def best(self) -> Hypothesis:
         """The best beam so far."""
@@ -127,7 +145,7 @@ class BeamSearch:
         return finished if finished is not None and finished.score >= running.score else running
 
     def results(self) -> list[Hypothesis]:
-        """The best beams, best first, as many as were asked for; before the end those that are not finished, too."""
+        """The best beams, best first, as many as were asked for. Before the end, unfinished beams count too."""
         found = [each for each in self._finished.hypotheses if each is not None]
         wanted = self._parameters.num_return_sequences
         if not self.is_done or len(found) < wanted:
@@ -144,37 +162,40 @@ class BeamSearch:
         return penalty
 
     def _candidates(self, logits: torch.Tensor) -> _Candidates:
-        """[beams, vocab] -> the best continuations: enough for all beams to go on even where some candidates end."""
+        """[beams, vocab] -> the best continuations."""
         scores = (self._scored(logits) + self._scores.to(logits.device)[:, None]).view(-1)
         if self._num_beams == 1:
-            # greedy search to transformers: of several that are the largest the first, and the first end is the end
+            # transformers runs greedy search here: the first of equal maxima wins, and the first end ends the search
             places = scores.argmax(dim=0, keepdim=True)
             logprobs = scores[places]
         else:
-            count = max(2, 1 + len(self._end_ids)) * self._num_beams
-            logprobs, places = scores.topk(min(count, len(scores)))
+            logprobs, places = scores.topk(min(self._num_candidates, len(scores)))
         places = places.cpu()
-        token_ids = places % logits.shape[-1]
-        ends = torch.isin(token_ids, torch.tensor(self._end_ids, dtype=torch.int64))
-        if self._num_made + 1 >= self._request.max_tokens:
-            ends = torch.ones_like(ends)
-        return _Candidates(logprobs.cpu(), (places // logits.shape[-1]).tolist(), token_ids.tolist(), ends)
+        token_ids = (places % logits.shape[-1]).tolist()
+        reasons = [self._ending.reason(token_id, self._num_made + 1) for token_id in token_ids]
+        return _Candidates(
+            logprobs.cpu(),
+            (places // logits.shape[-1]).tolist(),
+            token_ids,
+            reasons,
+            torch.tensor([reason is not None for reason in reasons]),
+        )
 
     def _scored(self, logits: torch.Tensor) -> torch.Tensor:
-        """[beams, vocab] logits -> log probabilities, changed as the request wants it."""
+        """[beams, vocab] logits -> log probabilities, changed as the request asks."""
         if not self._processors:
             return logits.log_softmax(dim=-1)
-        texts = [[*self._request.preceding, *self._outputs[row]] for row in self._rows]
+        texts = [[*self._preceding, *self._outputs[row]] for row in self._rows]
         history = torch.tensor(texts, device=logits.device)
         if self._num_beams == 1:  # greedy search changes logits, and beam search log probabilities
             return logits_processors.apply(self._processors, history, logits).log_softmax(dim=-1)
         return logits_processors.apply(self._processors, history, logits.log_softmax(dim=-1))
 
     def _finish(self, candidates: _Candidates) -> None:
-        """Keeps the best of those that had finished and those of the first candidates that do so now."""
+        """Keeps the best of the finished beams and of the first candidates that finish now."""
         ends = candidates.ends.clone()
-        ends[self._num_beams :] = False  # the others are there for beams to go on, and are not good enough
-        # in every step, even where nothing ends: topk may exchange beams of one score, and does so in transformers, too
+        ends[self._num_beams :] = False  # later candidates only let beams continue; they are not good enough to finish
+        # in every step, even if nothing ends: topk may swap beams of equal score, as it does in transformers
         scores = candidates.logprobs / self._penalty(self._num_made + 1)
         scores += ~ends * _MINUS_INFINITY
         finished = self._finished
@@ -195,12 +216,8 @@ class BeamSearch:
         index = place - self._num_beams
         if not ends[index]:
             return None
-        last = candidates.token_ids[index]
-        token_ids = (*self._outputs[self._rows[candidates.parents[index]]], last)
-        reason = FinishReason.LENGTH
-        if last in self._end_ids:
-            reason = FinishReason.EOS if last in self._request.eos_ids else FinishReason.STOP
-        return Hypothesis(token_ids, float(scores[index]), reason)
+        token_ids = (*self._outputs[self._rows[candidates.parents[index]]], candidates.token_ids[index])
+        return Hypothesis(token_ids, float(scores[index]), candidates.reasons[index])
 
     def _ends(self, candidates: _Candidates) -> bool:
         """Whether the search is over, now that num_made tokens are made."""
@@ -211,18 +228,18 @@ class BeamSearch:
             return True
         length = self._num_made
         if self._parameters.early_stopping == "never" and self._parameters.length_penalty > 0:
-            length = self._request.max_tokens
+            length = self._ending.max_tokens
         best_possible = self._scores[0] / self._penalty(length)
         worst = torch.where(finished.is_there, finished.scores.min(), _MINUS_INFINITY)
         return not bool((best_possible > worst).any())
 
     def _assign(self, parents: list[int]) -> list[Fork]:
-        """Gives each beam a row: its parent's, for one child of each; the others take rows whose beams ended.
+        """Gives each beam a row. One child of each parent keeps its row; the others take rows whose beams ended.
 
         Args:
-            parents: The beam before, for each beam.
+            parents: For each beam, the beam that it continues.
         """
-        length = len(self._request.prompt) + self._num_made - 1  # positions computed: not that of the token chosen now
+        length = self._prompt_length + self._num_made - 1  # positions computed: the token chosen now is not among them
         sources = [self._rows[parent] for parent in parents]
         free = set(self._rows) - set(sources)
         forks, rows, taken = [], [], set[int]()

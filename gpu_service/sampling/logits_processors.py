@@ -1,6 +1,6 @@
 """Logits processors of our own: what transformers has none for, or one that takes too long."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -17,6 +17,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import SamplingParameters
 
 
@@ -64,9 +65,9 @@ _CPU = torch.device("cpu")
 
 def processors(
     parameters: SamplingParameters,
-    prompt_length: int = 0,
-    min_tokens: int = 0,
-    end_ids: Collection[int] = (),
+    ending: Ending | None = None,
+    *,
+    preceding_length: int = 0,
     device: torch.device = _CPU,
 ) -> list[LogitsProcessor]:
     """What changes logits before anything is drawn, in transformers' order.
@@ -75,10 +76,9 @@ def processors(
 
     Args:
         parameters: What was asked.
-        prompt_length: Tokens of the prompt, which the history that the processors are given begins with.
-        min_tokens: How many tokens are made before one of end_ids may be.
-        end_ids: Tokens that end the generation.
-        device: Where the logits are.
+        ending: When a generation ends; None: nothing is ruled out.
+        preceding_length: Tokens that the history begins with and that were not generated.
+        device: The device of the logits.
 
     Raises:
         ValueError: A processor refuses its parameter.
@@ -88,13 +88,13 @@ def processors(
         chain.append(TokenBias(parameters.logit_bias, device))
     if parameters.repetition_penalty != 1:
         chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
-    if min_tokens > 0 and end_ids:
-        ids = torch.tensor(sorted(end_ids), device=device)
-        chain.append(MinNewTokensLengthLogitsProcessor(prompt_length, min_tokens, ids))
+    if ending is not None and ending.min_tokens > 0 and ending.end_ids:
+        ids = torch.tensor(sorted(ending.end_ids), device=device)
+        chain.append(MinNewTokensLengthLogitsProcessor(preceding_length, ending.min_tokens, ids))
     if parameters.forced_bos_token_id is not None:
         chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
     if parameters.frequency_penalty or parameters.presence_penalty:
-        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, prompt_length))
+        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, preceding_length))
     return chain
 
 

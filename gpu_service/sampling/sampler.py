@@ -10,7 +10,6 @@ from transformers import (
     MinNewTokensLengthLogitsProcessor,
 )
 
-from gpu_service.engine import generation as words
 from gpu_service.sampling import logprobs
 from gpu_service.sampling.logits import largest, rows_of, with_rows
 from gpu_service.sampling.logits_processors import (
@@ -108,36 +107,36 @@ class Sampler:
         self._history = self._history if self._processors else None
 
 
-def sample(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> list[int]:
-    """Chooses one token for each row.
-
-    Args:
-        logits: [rows, vocab] float32.
-        samplers: One for each row.
-        outputs: What each row has generated so far.
-    """
-    return _choose(logits, samplers, outputs).tolist()  # the step's one wait for the device
-
-
-def sample_with_logprobs(
+def choose(
     logits: torch.Tensor,
     samplers: Sequence[Sampler],
     outputs: Sequence[Sequence[int]],
+    *,
     num_top: Sequence[int | None],
-) -> list[TokenLogprobs]:
-    """Chooses one token for each row, and tells its log probability; as `sample`, with one wait for the device.
+) -> list[TokenLogprobs | Exception]:
+    """Chooses the next token of each row, with one wait for the device.
 
     Args:
-        logits: [rows, vocab] float32.
+        logits: [rows, vocab] float32, all finite.
         samplers: One for each row.
-        outputs: What each row has generated so far.
-        num_top: How many alternatives each row wants to know; None where it wants no log probability.
+        outputs: The tokens that each row has generated so far.
+        num_top: How many alternatives each row wants log probabilities of; None if it wants no log probability at all.
 
     Returns:
-        One for each row; without log probability where none is wanted.
+        For each row its token, or what its own sampler raised.
     """
-    tokens = _choose(logits, samplers, outputs)
-    return logprobs.of_rows(logits, tokens, num_top)
+    try:
+        return list(logprobs.of_rows(logits, _choose(logits, samplers, outputs), num_top))
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:
+        if len(samplers) == 1:
+            return [error]
+    # One row raised. Retry row by row: safe, because samplers draw only after everything that can raise.
+    return [
+        choose(logits[row : row + 1], [sampler], [outputs[row]], num_top=[num_top[row]])[0]
+        for row, sampler in enumerate(samplers)
+    ]
 
 
 def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -156,38 +155,8 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
     warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in drawn.values()]
     num_drawn = sum(map(len, drawn.values()))
     tokens = largest(scores) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
-    # last of all, so that whatever has failed has drawn nothing
+    # draw last, so that whatever raised has drawn nothing
     for rows, chosen in zip(drawn.values(), warped, strict=True):
         generators = [generator for row in rows if (generator := samplers[row].generator)]
         tokens[torch.tensor(rows, device=tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
     return tokens
-
-
-def choose(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs | Exception]:
-    """The next token of each sequence, with its log probabilities where they were asked for.
-
-    Args:
-        logits: [sequences, vocab] float32, all finite.
-        sequences: Those that are sampled, none a beam.
-
-    Returns:
-        For each sequence its token, or what its own sampler raised.
-    """
-    try:
-        return list(_sample(logits, sequences))
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:
-        if len(sequences) == 1:
-            return [error]
-    # one of them it was; the others lose nothing by being asked again, since a sampler draws last
-    return [choose(logits[row : row + 1], [sequence])[0] for row, sequence in enumerate(sequences)]
-
-
-def _sample(logits: torch.Tensor, sequences: Sequence[words.Sequence]) -> list[TokenLogprobs]:
-    samplers: list[Sampler] = []
-    for sequence in sequences:
-        assert sequence.sampler is not None
-        samplers.append(sequence.sampler)
-    outputs = [sequence.output for sequence in sequences]
-    return sample_with_logprobs(logits, samplers, outputs, [sequence.request.logprobs for sequence in sequences])

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
-from gpu_service.engine.request import Request
-from gpu_service.sampling.beam_search import BeamSearch
-from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.beam_search import BeamSearch, BeamStep
+from gpu_service.sampling.logits_processors import processors
+from gpu_service.sampling.outputs import Ending, FinishReason
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 PROMPT = [1, 2, 3]
 PADDING = 1000
-CPU = torch.device("cpu")
 
 
 class _Table:
@@ -60,36 +59,50 @@ class _Cache:
 
     def __init__(self, num_rows: int) -> None:
         self.rows = [list(PROMPT) for _ in range(num_rows)]
+        self.outputs: list[list[int]] = [[] for _ in range(num_rows)]
         self.num_copied = 0
 
-    def run(self, search: BeamSearch, outputs: list[list[int]], table: _Table) -> None:
+    def run(self, search: BeamSearch, table: _Table) -> None:
         """Searches to the end, and looks at each step that every row holds its beam."""
         numbers = list(range(len(self.rows)))[::-1]  # the request's rows need not be in order, nor the first
         while not search.is_done:
-            texts = [[*PROMPT, *output] for output in outputs]
+            texts = [[*PROMPT, *output] for output in self.outputs]
             assert self.rows == texts
-            forks = search.step(
+            step = search.step(
                 torch.cat([torch.full((1, table.vocab_size), torch.nan), table(texts[::-1])]),
                 [number + 1 for number in numbers],
             )
-            sources, targets = {fork.source for fork in forks}, [fork.target for fork in forks]
+            sources, targets = {fork.source for fork in step.forks}, [fork.target for fork in step.forks]
             assert len(set(targets)) == len(targets)
             assert not sources & set(targets)
-            for fork in forks:
+            for fork in step.forks:
                 assert self.rows[fork.source][: fork.start] == self.rows[fork.target][: fork.start]
                 self.rows[fork.target][fork.start :] = self.rows[fork.source][fork.start :]
                 self.num_copied += len(self.rows[fork.source]) - fork.start
+            _follow(self.outputs, step)
             if not search.is_done:
-                for row, output in zip(self.rows, outputs, strict=True):
+                for row, output in zip(self.rows, self.outputs, strict=True):
                     row.append(output[-1])
+                assert list(search.best().token_ids) in self.outputs or search.best().reason is not None
+
+
+def _follow(outputs: list[list[int]], step: BeamStep) -> None:
+    """Makes of each row's tokens what a step says."""
+    for fork in step.forks:
+        outputs[fork.target][:] = outputs[fork.source]
+    for output, token_id in zip(outputs, step.token_ids, strict=bool(step.token_ids)):
+        output.append(token_id)
+
+
+def _begun(beam: BeamParameters, ending: Ending, sampling: SamplingParameters | None = None) -> BeamSearch:
+    chain = processors(sampling or SamplingParameters(), ending, preceding_length=len(PROMPT))
+    return BeamSearch(beam, ending=ending, preceding=PROMPT, prompt_length=len(PROMPT), processors=chain)
 
 
 def _search(table: _Table, max_tokens: int, beam: BeamParameters, **more: Any) -> tuple[BeamSearch, _Cache]:
-    sampling = more.pop("sampling", SamplingParameters())
-    request = Request(PROMPT, sampling, max_tokens, lambda event: None, beam=beam, **more)
-    outputs: list[list[int]] = [[] for _ in range(beam.num_beams)]
-    search, cache = BeamSearch(request, outputs, CPU), _Cache(beam.num_beams)
-    cache.run(search, outputs, table)
+    sampling = more.pop("sampling", None)
+    search, cache = _begun(beam, Ending(max_tokens, **more), sampling), _Cache(beam.num_beams)
+    cache.run(search, table)
     return search, cache
 
 
@@ -194,12 +207,11 @@ def test_why_each_beam_ended() -> None:
 def test_the_best_so_far_is_there_from_the_first_step_on() -> None:
     table = _Table(30, seed=5, coarse=False)
     beam = BeamParameters(3, num_return_sequences=2)
-    request = Request(PROMPT, SamplingParameters(), 8, lambda event: None, beam=beam)
     outputs: list[list[int]] = [[], [], []]
-    search = BeamSearch(request, outputs, CPU)
+    search = _begun(beam, Ending(8))
     assert search.best().token_ids == ()
     for made in range(1, 8):
-        search.step(table([[*PROMPT, *output] for output in outputs]), range(3))
+        _follow(outputs, search.step(table([[*PROMPT, *output] for output in outputs]), range(3)))
         assert len(search.best().token_ids) == made
         assert search.results()[0] == search.best()
         assert search.results()[0].score >= search.results()[1].score
@@ -210,11 +222,10 @@ def test_the_best_so_far_may_be_one_that_has_ended() -> None:
     ended = 0
     for seed in range(20):
         table, beam = _Table(12, seed, coarse=False), BeamParameters(3, length_penalty=0.0)
-        request = Request(PROMPT, SamplingParameters(), 12, lambda event: None, beam=beam, eos_ids=frozenset([4, 5]))
         outputs: list[list[int]] = [[], [], []]
-        search = BeamSearch(request, outputs, CPU)
+        search = _begun(beam, Ending(12, eos_ids=frozenset([4, 5])))
         while not search.is_done:
-            search.step(table([[*PROMPT, *output] for output in outputs]), range(3))
+            _follow(outputs, search.step(table([[*PROMPT, *output] for output in outputs]), range(3)))
             assert search.best() == search.results()[0]
             ended += not search.is_done and search.best().reason is FinishReason.EOS
     assert ended

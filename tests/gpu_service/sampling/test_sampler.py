@@ -1,4 +1,4 @@
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from gpu_service.sampling.logits_processors import OccurrencePenalties, TokenBias, processors
-from gpu_service.sampling.outputs import TokenLogprobs
+from gpu_service.sampling.outputs import Ending, TokenLogprobs
 from gpu_service.sampling.parameters import SamplingParameters, not_honoured
-from gpu_service.sampling.sampler import History, Sampler, sample, sample_with_logprobs
+from gpu_service.sampling.sampler import History, Sampler, choose
 from tests.support import checkpoints
 
 PROMPT = [3, 4, 5, 4]
@@ -32,12 +32,22 @@ def _sampler(index: int = 0, **parameters: Any) -> Sampler:
 def _with_changes(
     parameters: SamplingParameters, prompt: list[int], min_tokens: int = 0, end_ids: Collection[int] = ()
 ) -> Sampler:
-    return Sampler(parameters, 0, prompt, processors(parameters, len(prompt), min_tokens, end_ids))
+    ending = Ending(1000, eos_ids=frozenset(end_ids), min_tokens=min_tokens)
+    return Sampler(parameters, 0, prompt, processors(parameters, ending, preceding_length=len(prompt)))
 
 
-def _choose(logits: torch.Tensor, samplers: list[Sampler]) -> list[int]:
-    """For samplers that have generated nothing yet, or do not look at it."""
-    return sample(logits, samplers, [[]] * len(samplers))
+def _choose(
+    logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]] | None = None
+) -> list[int]:
+    """One token for each row; without outputs, samplers have generated nothing yet, or do not look at it."""
+    outcomes = choose(logits, samplers, outputs or [[]] * len(samplers), num_top=[None] * len(samplers))
+    return [outcome.token_id for outcome in map(_returned, outcomes)]
+
+
+def _returned(outcome: TokenLogprobs | Exception) -> TokenLogprobs:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 class _OpenAIPenalties(LogitsProcessor):
@@ -79,7 +89,7 @@ def _replay(sampler: Sampler, logits: tuple[torch.Tensor, ...]) -> list[int]:
     """What the sampler makes of the same logits."""
     output: list[int] = []
     for step in logits:
-        output += sample(step.float(), [sampler], [output])
+        output += _choose(step.float(), [sampler], [output])
     return output
 
 
@@ -177,8 +187,8 @@ def test_who_else_is_in_the_batch_changes_nothing(data: st.DataObject, others: i
 def test_a_greedy_choice_is_penalised_for_repetition() -> None:
     logits = torch.tensor([[3.0, 2.5, -1.0]])
     parameters = SamplingParameters(repetition_penalty=1.5)
-    assert sample(logits, [_with_changes(parameters, [0])], [[]]) == [1]
-    assert sample(logits, [_with_changes(parameters, [2])], [[2]]) == [0]
+    assert _choose(logits, [_with_changes(parameters, [0])], [[]]) == [1]
+    assert _choose(logits, [_with_changes(parameters, [2])], [[2]]) == [0]
 
 
 def test_occurrences_are_counted_in_what_was_generated() -> None:
@@ -193,7 +203,7 @@ def test_once_min_tokens_are_made_a_greedy_choice_takes_the_logits_as_they_are()
     assert sampler.changes_logits
     output: list[int] = []
     for _ in range(4):
-        output += sample(logits, [sampler], [output])
+        output += _choose(logits, [sampler], [output])
     assert output == [1, 1, 2, 2]
     assert not sampler.changes_logits
 
@@ -210,7 +220,7 @@ def test_log_probabilities_are_told_of_rows_that_want_them() -> None:
     logits = torch.tensor([[0.0, 1.0, 3.0], [2.0, 0.0, 1.0], [5.0, 0.0, 1.0]])
     samplers = [_sampler(), _with_changes(SamplingParameters(logit_bias=((1, 9.0),)), []), _sampler()]
     expected = torch.log_softmax(logits, -1).tolist()
-    none, biased, greedy = sample_with_logprobs(logits, samplers, [[]] * 3, [None, 2, 0])
+    none, biased, greedy = choose(logits, samplers, [[]] * 3, num_top=[None, 2, 0])
     assert none == TokenLogprobs(2, None)
     assert biased == TokenLogprobs(1, expected[1][1], ((0, expected[1][0]), (2, expected[1][2])))
     assert greedy == TokenLogprobs(0, expected[2][0])
