@@ -1,4 +1,4 @@
-"""The dense part where the host computes it, with `--device cpu`: docs/decisions/0027."""
+"""The dense part where the host computes it, with `--device cpu`: decision 18."""
 
 from typing import Final
 

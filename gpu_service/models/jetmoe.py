@@ -1,7 +1,7 @@
 """JetMoE's MLP block, whose router gives rows sorted by expert, and which adds a bias to the experts' sum.
 
 JetMoE's attention has experts, too: a quarter of all expert weights, whose query comes before the attention and whose
-output after it. They stay with the attention, in the dense part (docs/decisions/0023-blocks.md).
+output after it. They stay with the attention, in the dense part (decision 13).
 """
 
 from typing import Any

@@ -5,7 +5,7 @@ and differs from Llama, whose configuration it was published with, in that atten
 square root of the head's size, in MLPs whose gate is a SwiGLU itself, and in MoE layers: every moe_layer_interval-th
 has experts, and behind them an MLP of its own with a norm and a residual of its own.
 
-Experts have room for a limited number of a prompt's tokens, in evaluation too; see decision 21.
+Experts have room for a limited number of a prompt's tokens, in evaluation too; see decision 15.
 """
 
 import math
