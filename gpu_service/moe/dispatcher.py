@@ -19,7 +19,7 @@ from gpu_service.gpu_experts.compute import DeviceExperts
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import start_span
 from gpu_service.moe.host_staging import HostStaging
-from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.orchestration import EverythingRemote, Orchestration
 from gpu_service.moe.pending import ExpertMessage, LayerWork
 from gpu_service.planning.planner import Plan
 
@@ -53,7 +53,7 @@ class Dispatcher:
         self._in_process = in_process
         self._staging = HostStaging(device)
         self._device_experts = DeviceExperts(checkpoint, device)
-        self.orchestration = Orchestration()
+        self.orchestration: Orchestration = EverythingRemote()
         """What plans are made from; another one by `use`."""
 
     def use(self, orchestration: Orchestration) -> None:

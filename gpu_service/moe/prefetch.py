@@ -42,7 +42,7 @@ class Prefetcher:
         """Guesses nothing yet.
 
         Args:
-            routers: The router of each MoE layer, where it has one that can be asked.
+            routers: The router of each MoE layer that has one that can be asked. Without any, nothing is prefetched.
             slots: Where the copies go.
             always: Whether to prefetch without trying what it brings.
         """
@@ -96,7 +96,7 @@ class Prefetcher:
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
         """A batch has been computed in so many seconds."""
-        if not self._always and self._accuracy >= _MIN_ACCURACY:
+        if self._routers and not self._always and self._accuracy >= _MIN_ACCURACY:
             self._trial.observe(num_rows, seconds)
 
     @property

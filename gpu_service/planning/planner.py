@@ -80,7 +80,7 @@ def plan(
     return Plan(tuple(here), tuple(streamed), tuple(remote), split.remote_seconds, split.gpu_seconds)
 
 
-def all_remote(counts: Sequence[int], costs: Costs | None) -> Plan:
+def all_remote(counts: Sequence[int], costs: Costs | None = None) -> Plan:
     """The plan where the GPU holds no expert and none can be brought there; without costs it predicts nothing."""
     remote = tuple([expert for expert, count in enumerate(counts) if count])
     if costs is None or not remote:

@@ -13,7 +13,8 @@ from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import SlotNeeds, budget_bytes, parse_budget, slots_for
 from gpu_service.model_runner.model import Model
-from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.orchestrated import Orchestrated
+from gpu_service.moe.orchestration import MeasuredRemote, Orchestration
 from gpu_service.moe.prefetch import Prefetcher
 from gpu_service.placement import policies
 from gpu_service.placement.policies import Placement
@@ -58,7 +59,7 @@ def prepare(
         )
         latency = costs.obtain(target, settings.costs, settings.recalibrate)
         if slots is None:
-            return Orchestration(latency, timeout_cap_seconds=settings.expert_timeout_seconds)
+            return MeasuredRemote(latency, settings.expert_timeout_seconds)
         num_experts = [layer.num_experts for layer in checkpoint.layers]
         inputs = policies.Inputs(num_experts, slots.capacity, popularity, lambda: latency.costs(0))
         policy = policies.build(settings.placement, inputs)
@@ -67,10 +68,14 @@ def prepare(
         if slots is not None:
             slots.close()  # its thread, and the device's memory
         raise
-    prefetcher = None
-    if settings.prefetch == "on" or (settings.prefetch == "auto" and model.device.type == "cuda"):
-        prefetcher = Prefetcher(model.routers, slots, always=settings.prefetch == "on")
-    return Orchestration(latency, slots, policy, prefetcher, settings.expert_timeout_seconds)
+    prefetches = settings.prefetch == "on" or (settings.prefetch == "auto" and model.device.type == "cuda")
+    return Orchestrated(
+        latency=latency,
+        slots=slots,
+        placement=policy,
+        prefetcher=Prefetcher(model.routers if prefetches else {}, slots, always=settings.prefetch == "on"),
+        timeout_cap_seconds=settings.expert_timeout_seconds,
+    )
 
 
 def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:

@@ -14,7 +14,8 @@ from gpu_service import collectors
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.moe.counters import SelectionCounts
-from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.orchestrated import Orchestrated
+from gpu_service.moe.prefetch import Prefetcher
 from gpu_service.placement.policy import Swap
 from gpu_service.planning.latency_model import LatencyModel
 
@@ -56,7 +57,13 @@ def _counted() -> dict[str, float]:
 def test_what_comes_to_stay_is_counted_by_who_had_it_copied(slots: ExpertSlots) -> None:
     latency: Any = LatencyModel.__new__(LatencyModel)  # nothing of this asks what anything costs
     policy: Any = _Scripted()
-    orchestration = Orchestration(latency, slots, policy)
+    orchestration = Orchestrated(
+        latency=latency,
+        slots=slots,
+        placement=policy,
+        prefetcher=Prefetcher({}, slots, always=False),
+        timeout_cap_seconds=60.0,
+    )
     before = _counted()
     for _, copy in orchestration.stream(0, [4, 6]):
         copy.wait()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fiddler.checkpoint import Checkpoint
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.orchestrated import Orchestrated
 from gpu_service.moe.prefetch import Prefetcher
 from gpu_service.placement import policies
 from gpu_service.planning.latency_model import LatencyModel, Measurements
@@ -46,4 +46,12 @@ def use_route(
     inputs = policies.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
     policy = policies.build(route.policy, inputs)
     slots.load(policy.initial())
-    dispatcher.use(Orchestration(latency, slots, policy, prefetcher, timeout_cap_seconds=60.0))
+    dispatcher.use(
+        Orchestrated(
+            latency=latency,
+            slots=slots,
+            placement=policy,
+            prefetcher=prefetcher or Prefetcher({}, slots, always=False),
+            timeout_cap_seconds=60.0,
+        )
+    )

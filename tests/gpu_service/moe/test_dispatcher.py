@@ -13,7 +13,7 @@ from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.orchestration import MeasuredRemote
 from gpu_service.planning.latency_model import LatencyModel, Measurements
 from tests.support.routes import Route, use_route
 
@@ -220,7 +220,7 @@ def test_a_long_prefill_is_sent_in_several_messages_where_that_pays(checkpoint: 
     measured = Measurements(1, cpu=((1, 1e-6), (1024, 1e-1)), hop=((1, 1e-6), (1024, 1e-1)))
     latency = LatencyModel(measured, [1] * len(checkpoint.layers), 1024)
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    dispatcher.use(Orchestration(latency))
+    dispatcher.use(MeasuredRemote(latency, timeout_cap_seconds=60.0))
     batch = _batch(512)
     torch.testing.assert_close(_run(dispatcher, batch), _expected(checkpoint, batch), atol=1e-5, rtol=1e-5)
     assert len(service.messages) > 1
