@@ -17,13 +17,12 @@ def main() -> int:
     from cpu_expert_service.cpus import CpuListError
     from cpu_expert_service.kernel_choice import KernelError
     from fiddler import logs
-    from fiddler.checkpoint import CheckpointError
-    from fiddler.expert_math import UnknownActivationError
+    from fiddler.errors import UserError
 
     logs.configure(settings.log_level, settings.log_format)
     try:
         server.run(settings)
-    except (CheckpointError, UnknownActivationError, KernelError, CpuListError, OSError) as error:
+    except (UserError, KernelError, CpuListError, OSError) as error:
         print(f"cpu_expert_service: {error}", file=sys.stderr)
         return 1
     return 0

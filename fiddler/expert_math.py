@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.views import Activation, CheckpointLayer, Expert
+from fiddler.errors import UserError
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
 """What comes between an expert's projections: of (gate or None, up), both [rows, intermediate]."""
 
 
-class UnknownActivationError(ValueError):
+class UnknownActivationError(UserError):
     """The model's activation is none that is computed here."""
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import grpc
 
+from fiddler.errors import UserError
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -37,11 +39,18 @@ def bind(
         credentials: The server's side of TLS, for HOST:PORT; None: there is none.
 
     Raises:
-        OSError: The address is taken, or the socket's directory cannot be made or written.
+        UserError: The address is taken, or the socket's directory cannot be made or written.
     """
     if not address.startswith("unix:"):
         _add_port(server, address, address, credentials)
         return Listener(address)
+    try:
+        return _bind_socket(server, address)
+    except OSError as error:
+        raise UserError(f"--listen: cannot serve on {address}: {error.strerror}") from error
+
+
+def _bind_socket(server: grpc.Server | grpc.aio.Server, address: str) -> Listener:
     path = Path(address.removeprefix("unix:"))
     _make_directory(path.parent)
     _refuse_if_taken(path)
@@ -62,36 +71,36 @@ def _add_port(
         else:
             server.add_secure_port(address, credentials)
     except RuntimeError:
-        raise OSError(f"--listen: cannot serve on {name}; is it taken?") from None
+        raise UserError(f"--listen: cannot serve on {name}; is it taken?") from None
 
 
 def _make_directory(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except PermissionError as error:
-        raise PermissionError(f"--listen: user {os.getuid()} cannot make the directory {error.filename}") from None
+        raise UserError(f"--listen: user {os.getuid()} cannot make the directory {error.filename}") from None
     if not os.access(directory, os.W_OK | os.X_OK):
         status = directory.stat()
-        raise PermissionError(
+        raise UserError(
             f"--listen: user {os.getuid()} cannot make a socket in {directory}, "
             f"which belongs to user {status.st_uid} with mode {stat.S_IMODE(status.st_mode):04o}"
         )
 
 
 def _refuse_if_taken(path: Path) -> None:
-    """Raises FileExistsError where a server listens, or what is there is no socket."""
+    """Raises UserError where a server listens, or what is there is no socket."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise FileExistsError(f"--listen: {path} is there and is no socket")
+        raise UserError(f"--listen: {path} is there and is no socket")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return
-    raise FileExistsError(f"--listen: {path} is served by another process")
+    raise UserError(f"--listen: {path} is served by another process")
 
 
 def _identity(path: Path) -> tuple[int, int]:

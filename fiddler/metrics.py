@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
 from fiddler import __version__
+from fiddler.errors import UserError
 
 LATENCY_BUCKETS = (
     5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
@@ -80,7 +81,7 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     """Serves /metrics from a daemon thread; port 0 serves none.
 
     Raises:
-        OSError: The address cannot be bound.
+        UserError: The address cannot be bound.
     """
     if port == 0:
         return
@@ -89,4 +90,4 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     try:
         start_http_server(port, host, registry)
     except OSError as error:
-        raise OSError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error
+        raise UserError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error

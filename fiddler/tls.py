@@ -3,8 +3,10 @@
 import ssl
 from pathlib import Path
 
+from fiddler.errors import UserError
 
-class TlsFileError(ValueError):
+
+class TlsFileError(UserError):
     """A file is missing or is not what it should be. The message names the option and the file."""
 
 

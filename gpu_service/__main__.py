@@ -5,11 +5,13 @@ import signal
 import sys
 
 from fiddler import process
+from fiddler.errors import UserError, is_user_error
 
 process.prepare()
 
 # grpc is imported after the process is prepared
 from gpu_service.api.auth import Access  # noqa: E402
+from gpu_service.errors import UnavailableError  # noqa: E402
 from gpu_service.settings import Settings  # noqa: E402
 
 
@@ -18,14 +20,11 @@ def main() -> int:
     settings = Settings.load()
     try:
         access = Access.read(settings)
-    except ValueError as error:
-        print(f"gpu_service: {error}", file=sys.stderr)
-        return 1
+    except UserError as error:
+        return _refuse(error)
     # imported here, so that --help and a wrong flag need not wait for torch and transformers
     from fiddler import logs
-    from fiddler.checkpoint import CheckpointError
     from gpu_service import server
-    from gpu_service.errors import EngineStoppedError, ExpertServiceError, ModelError
     from gpu_service.models import families
     from gpu_service.startup import dry_run
 
@@ -35,17 +34,22 @@ def main() -> int:
             print("\n".join(dry_run.report(settings)))
         else:
             asyncio.run(server.run(settings, access))
-    except (CheckpointError, ModelError) as error:
-        print(f"gpu_service: {families.reason(settings.model, error)}", file=sys.stderr)
-        return 1
-    except (ExpertServiceError, EngineStoppedError, OSError, ValueError) as error:
-        print(f"gpu_service: {error}", file=sys.stderr)
-        return 1
+    except Exception as error:
+        if refusal := families.refusal(settings.model):
+            return _refuse(refusal)
+        if is_user_error(error) or isinstance(error, UnavailableError):
+            return _refuse(error)
+        raise
     finally:
         # the event loop has given signals back, and one that comes again has nothing left to stop
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     return 0
+
+
+def _refuse(why: Exception | str) -> int:
+    print(f"{Settings.program}: {why}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

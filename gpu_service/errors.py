@@ -1,46 +1,110 @@
-"""Every way in which the service can fail, as one tree."""
+"""Every way in which the service can fail, as one tree. Mapping it onto gRPC's statuses is in api/statuses.py.
+
+    fiddler.errors.UserError     the user can put it right: one line at the start, exit status 1
+      fiddler.checkpoint.CheckpointError
+                                 the checkpoint's files are missing, damaged, or of an unknown layout
+      fiddler.expert_math.UnknownActivationError
+                                 the experts have an activation that nothing here computes
+      fiddler.tls.TlsFileError   a certificate or a key cannot be used
+      ModelError                 the checkpoint cannot be run
+      FlagError                  a flag asks for what is not there
+      PlacementError             the placement policy does not exist, or lacks what it needs
+      PopularityError            the popularity file cannot be used
+      CostsFileError             the costs file cannot be used
+      PromptsError               the profile command's prompts cannot be used
+    RequestError                 a field of a request is wrong; repeating the request is useless
+      NeverFitsError             the request needs more than there is
+      DuplicateIdError           another request under way has the same id
+    UnavailableError             the service cannot compute; repeat the request later
+      ExpertServiceError         the CPU expert service failed
+        HandshakeError           the CPU expert service serves another checkpoint or dtype
+      EngineStoppedError         the engine no longer computes
+    QueueFullError               too many requests wait; repeat the request later
+    SlowReaderError              the caller does not read what it asked for
+    NonFiniteError               the model computed a number that is not finite
+
+Any other exception is a fault of this program or of a library: it keeps its traceback.
+"""
+
+from fiddler.errors import UserError
 
 
-class ModelError(Exception):
+class ModelError(UserError):
     """The checkpoint cannot be run. The text says what is missing."""
 
 
-class ExpertServiceError(Exception):
+class FlagError(UserError):
+    """A flag asks for what is not there, or does not fit another flag. The text begins with the flag."""
+
+
+class PlacementError(UserError):
+    """The placement policy does not exist, or lacks what it needs."""
+
+
+class PopularityError(UserError):
+    """The popularity file cannot be used. The text names the file and the field."""
+
+
+class CostsFileError(UserError):
+    """The costs file cannot be used. The text names the file and the field."""
+
+
+class PromptsError(UserError):
+    """The file of prompts cannot be used. The text names the file and the line."""
+
+
+class RequestError(Exception):
+    """A field of a request is wrong.
+
+    Attributes:
+        field: The field's path in the request, such as "sampling.top_p".
+    """
+
+    def __init__(self, field: str, text: str) -> None:
+        """A wrong field.
+
+        Args:
+            field: See above.
+            text: What the field must be, without its name, such as "must be at least 1, got 0".
+        """
+        super().__init__(text)
+        self.field = field
+
+
+class NeverFitsError(RequestError):
+    """The request needs more rows or memory than there is. The text says how much."""
+
+
+class DuplicateIdError(RequestError):
+    """Another request under way has the same id."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("request_id", text)
+
+
+class UnavailableError(Exception):
+    """The service cannot compute. The same request may succeed later."""
+
+
+class ExpertServiceError(UnavailableError):
     """The CPU expert service did not answer, or answered with an error."""
 
 
 class HandshakeError(ExpertServiceError):
-    """The CPU expert service serves something else than this service runs."""
+    """The CPU expert service serves another checkpoint or dtype than this service runs."""
 
 
-class RequestError(Exception):
-    """A field of a request is wrong. The text says what it must be, without the field's name."""
-
-    def __init__(self, field: str, text: str) -> None:
-        super().__init__(text)
-        self.field = field
-        """The field's name in its message."""
-
-
-class NeverFitsError(RequestError):
-    """A request needs more rows or memory than there is. The text says how much."""
+class EngineStoppedError(UnavailableError):
+    """The engine no longer computes."""
 
 
 class QueueFullError(Exception):
     """As many requests wait as may."""
 
 
-class EngineStoppedError(Exception):
-    """The engine computes no more."""
-
-
-class DuplicateIdError(ValueError):
-    """A request of the same id is under way."""
-
-
 class SlowReaderError(Exception):
-    """The reader left too many events waiting."""
+    """Too many events of a request were left unread."""
 
 
-class NotFiniteError(Exception):
-    """The model has computed something that is not a number."""
+class NonFiniteError(Exception):
+    """The model computed a number that is not finite."""

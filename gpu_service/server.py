@@ -54,8 +54,7 @@ class Server:
         """Opens the checkpoint and binds nothing yet. Made in the event loop that runs it.
 
         Raises:
-            CheckpointError: The model directory is wrong.
-            ValueError: The device is not there, or the popularity file is wrong.
+            UserError: The checkpoint or the popularity file is wrong, or the device is not there.
         """
         self._settings = settings
         self._access = access
@@ -83,7 +82,9 @@ class Server:
         """Serves until SIGTERM or SIGINT.
 
         Raises:
-            ModelError, HandshakeError, OSError: It cannot be started.
+            UserError: A flag, a file or the model is wrong.
+            HandshakeError: The CPU expert service serves something else.
+            EngineStoppedError: The engine cannot go on.
         """
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -247,6 +248,6 @@ async def run(settings: Settings, access: Access) -> None:
     """Runs the service until a signal stops it.
 
     Raises:
-        CheckpointError, ModelError, HandshakeError, OSError, ValueError: It cannot be started.
+        UserError, HandshakeError, EngineStoppedError: See Server.
     """
     await Server(settings, access).run()

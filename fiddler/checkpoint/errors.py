@@ -10,8 +10,10 @@ CheckpointError
 └── UnsupportedDtypeError  the experts are in a format that nothing here computes
 """
 
+from fiddler.errors import UserError
 
-class CheckpointError(Exception):
+
+class CheckpointError(UserError):
     """The checkpoint cannot be served; `str()` names the file and, where there is one, the tensor."""
 
 

@@ -16,6 +16,7 @@ import grpc
 import structlog
 
 from fiddler import rpc, tls
+from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
 
 TOKENS_VARIABLE = "FIDDLER_GPU_TOKENS"
@@ -35,7 +36,7 @@ class Tokens:
             listed: Tokens, separated by commas.
 
         Raises:
-            ValueError: One of the two is there and holds none, or cannot be read, or something in it is no token.
+            FlagError: One of the two is there and holds none, or cannot be read, or something in it is no token.
         """
         self._path = path
         self._listed = [] if listed is None else _tokens_in_list(listed)
@@ -48,7 +49,7 @@ class Tokens:
         """Reads the file anew; where it is wrong, the tokens stay as they were and the log says why."""
         try:
             self._digests = self._read()
-        except ValueError as error:
+        except FlagError as error:
             _log.error("the tokens stay as they were", error=str(error))
         else:
             _log.info("tokens read", count=len(self._digests))
@@ -85,7 +86,7 @@ class Access:
         """Reads the files that the settings name.
 
         Raises:
-            ValueError: One is missing or wrong, or they do not make sense together.
+            FlagError, TlsFileError: One is missing or wrong, or they do not make sense together.
         """
         tokens = Tokens(settings.tokens_file, os.environ.get(TOKENS_VARIABLE))
         return cls(tokens, _credentials(settings), settings.tls_client_ca is not None)
@@ -150,11 +151,11 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     if certificate is None and key is None and authorities is None:
         return None
     if certificate is None:
-        raise ValueError(f"--tls-cert: must be given with {'--tls-key' if key else '--tls-client-ca'}")
+        raise FlagError(f"--tls-cert: must be given with {'--tls-key' if key else '--tls-client-ca'}")
     if key is None:
-        raise ValueError("--tls-key: must be given with --tls-cert")
+        raise FlagError("--tls-key: must be given with --tls-cert")
     if settings.listen.startswith("unix:"):
-        raise ValueError("--tls-cert: a Unix socket has no TLS; its file's permissions say who may connect")
+        raise FlagError("--tls-cert: a Unix socket has no TLS; its file's permissions say who may connect")
     chain, secret = tls.read_identity(("--tls-cert", certificate), ("--tls-key", key))
     trusted = None if authorities is None else tls.read_authorities("--tls-client-ca", authorities)
     return grpc.ssl_server_credentials([(secret, chain)], trusted, require_client_auth=trusted is not None)
@@ -164,9 +165,9 @@ def _tokens_in_file(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(f"--tokens-file: cannot read {path}: {error.strerror}") from None
+        raise FlagError(f"--tokens-file: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"--tokens-file: {path} is no text") from None
+        raise FlagError(f"--tokens-file: {path} is no text") from None
     numbered = ((number, line.strip()) for number, line in enumerate(lines, 1))
     said = {f"line {number}": line for number, line in numbered if line and not line.startswith("#")}
     return _checked(f"--tokens-file: {path}", said)
@@ -180,10 +181,10 @@ def _tokens_in_list(listed: str) -> list[str]:
 def _checked(source: str, tokens: dict[str, str]) -> list[str]:
     """The tokens, by their place in the source. An error shows none of them."""
     if not tokens:  # what was meant to hold some must not, when it is empty, open the service to everybody
-        raise ValueError(f"{source} holds no token")
+        raise FlagError(f"{source} holds no token")
     for place, token in tokens.items():
         if not _TOKEN.fullmatch(token):
-            raise ValueError(f"{source}: {place} is no token: visible ASCII characters without spaces")
+            raise FlagError(f"{source}: {place} is no token: visible ASCII characters without spaces")
     return list(tokens.values())
 
 

@@ -8,7 +8,7 @@ from gpu_service.errors import (
     DuplicateIdError,
     EngineStoppedError,
     NeverFitsError,
-    NotFiniteError,
+    NonFiniteError,
     QueueFullError,
     SlowReaderError,
 )
@@ -32,6 +32,6 @@ def status_of(error: Exception) -> rpc.StatusError:
             return rpc.StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         case ExpertServiceError() | EngineStoppedError():
             return rpc.StatusError(grpc.StatusCode.UNAVAILABLE, str(error))
-        case NotFiniteError():
+        case NonFiniteError():
             return rpc.StatusError(grpc.StatusCode.INTERNAL, str(error))
     return rpc.StatusError(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")

@@ -15,6 +15,7 @@ from gpu_service.calibration import costs_file
 from gpu_service.calibration.costs_file import MachineIdentity, ModelIdentity
 from gpu_service.calibration.measure import calibrate, expert_bytes, measured_layers
 from gpu_service.cpu_experts.backend import RemoteExperts
+from gpu_service.errors import CostsFileError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.planning.latency_model import LatencyModel, Measurements
 
@@ -77,7 +78,7 @@ def _read(target: CalibrationTarget, path: Path, is_named: bool) -> Measurements
         return None
     try:
         machine, measurements = costs_file.load(path, _model(target))
-    except costs_file.CostsFileError as error:
+    except CostsFileError as error:
         if is_named:
             raise
         _log.warning("costs are measured anew", reason=str(error))

@@ -18,14 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from gpu_service.atomic_write import write_whole
+from gpu_service.errors import CostsFileError
 from gpu_service.planning.curve import Sample
 from gpu_service.planning.latency_model import Measurements
 
 FORMAT = 1
-
-
-class CostsFileError(ValueError):
-    """A costs file that cannot be used; the message names the file and the field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpu_service.engine.request import Request
-from gpu_service.errors import NeverFitsError
+from gpu_service.errors import FlagError, NeverFitsError
 
 GIB = 2**30
 AUTO_SHARE = 0.25
@@ -51,13 +51,13 @@ class KvBudget:
             row_bytes: See KvBudget.
 
         Raises:
-            ValueError: It does not hold a prompt of one token and its continuation beside all rows' states.
+            FlagError: It does not hold a prompt of one token and its continuation beside all rows' states.
         """
         num_bytes = int(free_bytes * AUTO_SHARE) if kv_memory == "auto" else int(kv_memory * GIB)
         num_tokens = min((num_bytes - max_rows * row_bytes) // token_bytes, max_rows * max_length)
         if num_tokens < 2:
             states = f" beside the states of {max_rows} rows (--max-slots), {row_bytes} bytes each" if row_bytes else ""
-            raise ValueError(
+            raise FlagError(
                 f"--kv-memory: {num_bytes} bytes do not hold two tokens of {token_bytes} bytes each{states}"
             )
         return cls(num_tokens, token_bytes, max_rows, max_length, row_bytes)

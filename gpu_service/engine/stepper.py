@@ -19,7 +19,7 @@ from gpu_service.engine.generation import Batch, Sequence
 from gpu_service.engine.request import Best, Failed, Prompt, Request, Token
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.errors import NeverFitsError, NotFiniteError, QueueFullError
+from gpu_service.errors import NeverFitsError, NonFiniteError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import as_few_as_pay
@@ -156,7 +156,7 @@ class Stepper:
         spoiled = {*unusable_rows(logits), *self._model.poisoned_rows}
         rows = [0] * bool(spoiled) if batch.is_prompt else sorted(spoiled)
         for request in dict.fromkeys(batch.sequences[row].request for row in rows):
-            self._fail(request, NotFiniteError("the model computed what is not a finite number"), spoiled=True)
+            self._fail(request, NonFiniteError("the model computed what is not a finite number"), spoiled=True)
 
     def _tell_prompt(self, batch: Batch, logits: torch.Tensor) -> None:
         """Adds a chunk's [tokens, vocab] logits to what is known of the prompt, and tells it when that is all."""

@@ -7,6 +7,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from gpu_service.errors import FlagError
+
 RESERVE_BYTES = 512 * 2**20
 """Left alone by every budget: what libraries take late, and what the allocator loses between blocks."""
 _FLAG = "--gpu-expert-memory"
@@ -77,7 +79,7 @@ def budget_bytes(budget: Budget, memory: DeviceMemory, needs: SlotNeeds) -> int:
     """The bytes that resident slots may take.
 
     Raises:
-        ValueError: It is more than there is room for, or not 0 and less than one expert.
+        FlagError: It is more than there is room for, or not 0 and less than one expert.
     """
     room = room_bytes(memory, needs)
     if budget.gib is None and budget.percent is None:
@@ -88,14 +90,14 @@ def budget_bytes(budget: Budget, memory: DeviceMemory, needs: SlotNeeds) -> int:
     else:
         wanted, asked = round(memory.total_bytes * budget.percent / 100), f"{budget.percent:g}%"
     if wanted > memory.total_bytes:
-        raise ValueError(f"{_FLAG} {asked}: the device has {_gib(memory.total_bytes)}")
+        raise FlagError(f"{_FLAG} {asked}: the device has {_gib(memory.total_bytes)}")
     if wanted > room:
-        raise ValueError(
+        raise FlagError(
             f"{_FLAG} {asked}: {_gib(wanted)} are asked for, and {_gib(room)} of the device's "
             f"{_gib(memory.total_bytes)} are left for resident experts"
         )
     if 0 < wanted < needs.allocated_bytes:
-        raise ValueError(f"{_FLAG} {asked}: one expert takes {_gib(needs.allocated_bytes)}; 0 keeps none on the device")
+        raise FlagError(f"{_FLAG} {asked}: one expert takes {_gib(needs.allocated_bytes)}; 0 keeps none on the device")
     return wanted
 
 

@@ -225,11 +225,14 @@ def reason(directory: Path, error: Exception) -> str:
 
     A family that is refused fails somewhere, in words about tensors or classes; the table knows what lies behind it.
     """
+    return refusal(directory) or str(error)
+
+
+def refusal(directory: Path) -> str | None:
+    """Why the model's family is refused, in a sentence; None if it is not."""
     path = directory / "config.json"
     try:
         model_type = model_type_of(read_json(path, ConfigError))
     except ConfigError:
-        return str(error)
-    if model_type not in REFUSED:
-        return str(error)
-    return f"{path}: model_type: {model_type} is refused: {REFUSED[model_type]}"
+        return None
+    return f"{path}: model_type: {model_type} is refused: {REFUSED[model_type]}" if model_type in REFUSED else None

@@ -8,19 +8,19 @@ docs/placement.md says which policy is for whom.
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
+from gpu_service.errors import PlacementError
 from gpu_service.gpu_experts.keys import ExpertKey, all_keys
 from gpu_service.placement.adaptive import AdaptivePlacement
 from gpu_service.placement.policy import (
     Inputs,
     Placement,
-    PlacementError,
     StaticPolicy,
     Swap,
     even_spread,
     most_popular,
 )
 
-__all__ = ["POLICIES", "Inputs", "Placement", "PlacementError", "Swap", "build"]
+__all__ = ["POLICIES", "Inputs", "Placement", "Swap", "build"]
 
 
 class NonePlacement(StaticPolicy):

@@ -12,10 +12,6 @@ from gpu_service.placement.popularity import Popularity
 from gpu_service.planning.latency_model import Costs
 
 
-class PlacementError(ValueError):
-    """A policy that does not exist or lacks what it needs."""
-
-
 @dataclass(frozen=True, slots=True)
 class Swap:
     """One expert to copy to the GPU, and the one whose slot it takes."""

@@ -14,12 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpu_service.atomic_write import write_whole
+from gpu_service.errors import PopularityError
 
 FORMAT = 1
-
-
-class PopularityError(ValueError):
-    """A popularity file that cannot be used; the message names the file and the field."""
 
 
 class Layer(Protocol):

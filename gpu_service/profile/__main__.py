@@ -3,10 +3,13 @@
 import sys
 
 from fiddler import process
+from fiddler.errors import is_user_error
 
 process.prepare()
 
-from gpu_service.profile.prompts import read_prompts  # noqa: E402 - what they import comes after the process is prepared
+# grpc is imported after the process is prepared
+from gpu_service.errors import PromptsError, UnavailableError  # noqa: E402
+from gpu_service.profile.prompts import read_prompts  # noqa: E402
 from gpu_service.profile.settings import Settings  # noqa: E402
 
 
@@ -15,21 +18,21 @@ def main() -> int:
     settings = Settings.load()
     try:
         prompts = read_prompts(settings.prompts)
-    except (OSError, ValueError) as error:
+    except PromptsError as error:
         return _refuse(error)
     # imported here, so that --help, a wrong flag and a wrong file need not wait for torch and transformers
     from fiddler import logs
-    from fiddler.checkpoint import CheckpointError
-    from gpu_service.errors import ExpertServiceError, ModelError
     from gpu_service.profile.count import count
 
     logs.configure(settings.log_level, settings.log_format)
     try:
         count(settings, prompts)
-    except (CheckpointError, ModelError, ExpertServiceError, OSError, ValueError) as error:
-        return _refuse(error)
     except KeyboardInterrupt:
         return _refuse("interrupted; nothing was written")
+    except Exception as error:
+        if is_user_error(error) or isinstance(error, UnavailableError):
+            return _refuse(error)
+        raise
     return 0
 
 

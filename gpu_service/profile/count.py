@@ -17,14 +17,16 @@ from gpu_service.engine.engine import Engine
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.request import Event, Failed, Finished, Request
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.model_runner.loading import ModelError, logging_of_transformers
+from gpu_service.errors import FlagError, PromptsError
+from gpu_service.model_runner.loading import logging_of_transformers
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.placement.popularity import Popularity
-from gpu_service.profile.prompts import Prompt, PromptsError
+from gpu_service.profile.prompts import Prompt
 from gpu_service.profile.settings import Settings
 from gpu_service.sampling.parameters import SamplingParameters
-from gpu_service.startup.device_memory import device_of
+from gpu_service.sampling.rules import check_generation_config
+from gpu_service.startup.device_memory import device_of, out_of_memory_reported
 from gpu_service.text.tokenizer import Tokenizer
 
 _PREFILL_CHUNK = 256
@@ -38,7 +40,8 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
     """Writes the popularity file.
 
     Raises:
-        CheckpointError, ModelError, ExpertServiceError, OSError, ValueError: Something is wrong with what is asked for.
+        UserError: A flag, a file or the model is wrong.
+        ExpertServiceError: The CPU expert service failed.
     """
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -51,12 +54,12 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
         client.connect(checkpoint.fingerprint)
     try:
         tokenizer = Tokenizer(checkpoint.directory)
-        model = load_model(checkpoint, client or InProcessExperts(checkpoint), settings, dtype)
-        requests = [_request(prompt, model, tokenizer, settings.max_tokens) for prompt in prompts]
-        with tqdm(total=len(requests), desc="prompts", unit="prompt", disable=None) as bar:
-            num_tokens = run(model, requests, settings.max_slots, lambda _: bar.update())
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"--device: {settings.device} has too little memory for the model: {error}") from None
+        with out_of_memory_reported(device_of(settings.device), "the model"):
+            model = load_model(checkpoint, client or InProcessExperts(checkpoint), settings, dtype)
+            check_generation_config(checkpoint.directory, model.generation_config)
+            requests = [_request(prompt, model, tokenizer, settings.max_tokens) for prompt in prompts]
+            with tqdm(total=len(requests), desc="prompts", unit="prompt", disable=None) as bar:
+                num_tokens = run(model, requests, settings.max_slots, lambda _: bar.update())
     finally:
         if client is not None:
             client.close()
@@ -64,7 +67,10 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
         tokens=num_tokens,
         counts=tuple(tuple(counts) for counts in model.dispatcher.selections.read()),
     )
-    popularity.save(settings.out, checkpoint)
+    try:
+        popularity.save(settings.out, checkpoint)
+    except OSError as error:
+        raise FlagError(f"--out: cannot write {settings.out}: {error.strerror}") from error
     _log.info("counted", prompts=len(prompts), tokens=popularity.tokens, file=str(settings.out))
 
 

@@ -5,9 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
-class PromptsError(ValueError):
-    """A file of prompts that cannot be used; the message names the file and the line."""
+from gpu_service.errors import PromptsError
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
+from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
 
 _MESSAGE_OVERHEAD_BYTES = 1024
@@ -31,7 +32,7 @@ class Chunks:
                 chunk of the usual size has rows enough for its experts, and larger ones only make others wait.
 
         Raises:
-            ValueError: See `max_rows`.
+            FlagError: See `max_rows`.
         """
         most = max_rows(experts, settings)
         chunk, alone = settings.prefill_chunk, settings.prefill_chunk_alone
@@ -44,12 +45,12 @@ def max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
     """The most rows that one message to the expert service may hold.
 
     Raises:
-        ValueError: A decode step, one row for each slot, may not fit.
+        FlagError: A decode step, one row for each slot, may not fit.
     """
     limit = min(settings.max_message_bytes, experts.limits.max_message_bytes)
     row_bytes = max(layer.hidden_size for layer in experts.layers) * tensors.DTYPES[experts.dtype].itemsize
     row_bytes += experts.limits.max_experts_per_row * 8  # an id and a weight for each
     rows = min(experts.limits.max_rows, (limit - _MESSAGE_OVERHEAD_BYTES) // row_bytes)
     if rows < settings.max_slots:
-        raise ValueError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
+        raise FlagError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
     return rows

@@ -1,13 +1,15 @@
 """Measures the memory of the device: what there is, what is free, and what a step takes while it runs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
+from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.memory_budget import DeviceMemory
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
@@ -97,14 +99,34 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory.measure().free_bytes
 
 
+@contextmanager
+def out_of_memory_reported(device: torch.device, purpose: str) -> Iterator[None]:
+    """Turns PyTorch's error of a device whose memory is exhausted into the user's.
+
+    Args:
+        device: Whose memory is taken.
+        purpose: What for, such as "the model".
+
+    Raises:
+        FlagError: The device has too little memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # for the host's memory PyTorch raises no error of its own type
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise FlagError(f"--device: {device.type} has too little memory for {purpose}: {error}") from error
+
+
 def device_of(name: str) -> torch.device:
     """The device of that name; "auto" is CUDA where there is one.
 
     Raises:
-        ValueError: CUDA is asked for and not there.
+        FlagError: CUDA is asked for and not there.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device: cuda was asked for, and PyTorch finds no CUDA device")
+        raise FlagError("--device: cuda was asked for, and PyTorch finds no CUDA device")
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

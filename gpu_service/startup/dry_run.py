@@ -13,6 +13,7 @@ from fiddler import host_memory, tensors
 from fiddler.checkpoint import Checkpoint
 from gpu_service.calibration.measure import expert_bytes
 from gpu_service.engine.kv_budget import AUTO_SHARE, GIB
+from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import DeviceMemory, SlotNeeds, budget_bytes, parse_budget, slots_for
 from gpu_service.model_runner.loading import (
@@ -65,7 +66,7 @@ def report(settings: Settings) -> list[str]:
     """The lines to print.
 
     Raises:
-        CheckpointError, ModelError, ValueError: It cannot be served; the text says why.
+        UserError: It cannot be served; the text says why.
     """
     subject = examine(settings)
     resident = num_resident(subject, settings)
@@ -77,7 +78,7 @@ def examine(settings: Settings) -> Subject:
     """Makes sure that a start would not fail before it reads weights.
 
     Raises:
-        CheckpointError, ModelError, ValueError: It would.
+        UserError: It would.
     """
     logging_of_transformers()
     checkpoint = Checkpoint.open(settings.model)
@@ -99,7 +100,7 @@ def num_resident(subject: Subject, settings: Settings) -> int:
     """How many experts would lie on the device at the least: keys and values are taken to fill their share.
 
     Raises:
-        ValueError: --gpu-expert-memory asks for more than there is, or the dense weights do not fit.
+        FlagError: --gpu-expert-memory asks for more than there is, or the dense weights do not fit.
     """
     if settings.placement == "none":
         return 0
@@ -115,7 +116,7 @@ def _memory_left(subject: Subject, settings: Settings) -> DeviceMemory:
         return DeviceMemory(host.total_bytes, max(0, host.free_bytes - subject.dense_bytes), 0, is_host=True)
     free, total = torch.cuda.mem_get_info(subject.device)
     if subject.dense_bytes > free:
-        raise ValueError(f"the dense weights take {_size(subject.dense_bytes)}, and the device has {_size(free)} free")
+        raise FlagError(f"--device: the dense weights take {_size(subject.dense_bytes)}, and {_size(free)} are free")
     free -= subject.dense_bytes
     kept = AUTO_SHARE * free if settings.kv_memory == "auto" else float(settings.kv_memory) * GIB
     num_tokens = max(settings.prefill_chunk, settings.max_slots)

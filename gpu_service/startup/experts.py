@@ -49,7 +49,7 @@ def prepare(
 
     Raises:
         ExpertServiceError: The CPU expert service was lost meanwhile.
-        ValueError: A setting asks for what is not there, or a file is wrong. The text names the flag or the file.
+        UserError: A flag asks for what is not there, or a file is wrong.
     """
     max_rows = max(largest_chunk, settings.max_slots)
     slots = _take_slots(settings, checkpoint, model, max_rows)

@@ -10,14 +10,15 @@ from fiddler.expert_math import UnknownActivationError
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.errors import ModelError
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.model_runner.loading import ModelError, logging_of_transformers
+from gpu_service.model_runner.loading import logging_of_transformers
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.parameters import not_honoured
 from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
-from gpu_service.startup.device_memory import free_bytes
+from gpu_service.startup.device_memory import free_bytes, out_of_memory_reported
 from gpu_service.text.tokenizer import Tokenizer
 
 _log = structlog.get_logger("gpu_service")
@@ -30,6 +31,7 @@ def load(
 
     Raises:
         ModelError: It cannot be served.
+        FlagError: The device has too little memory.
     """
     started = time.monotonic()
     logging_of_transformers()
@@ -40,7 +42,8 @@ def load(
         dispatcher = Dispatcher(checkpoint, device, experts, in_process)
     except UnknownActivationError as error:
         raise ModelError(f"{checkpoint.directory}: {error}") from None
-    model = Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
+    with out_of_memory_reported(device, "the model"):
+        model = Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
     check_generation_config(checkpoint.directory, model.generation_config)
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
@@ -53,29 +56,25 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
     """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails.
 
     Raises:
-        ModelError: A token cannot be computed.
-        ValueError: --kv-memory does not hold two tokens.
+        FlagError: --kv-memory does not hold two tokens, or the device has too little memory for it.
     """
     started = time.monotonic()
     token = torch.zeros(1, 1, dtype=torch.int64)
     cache = model.cache
-    try:
-        with torch.inference_mode():
-            cache.set_capacity(2)
-            for position in range(2):
-                model.forward(token, token + position, 0, Logits.LAST)
-                cache.measure(0)
-            budget = KvBudget.resolve(
-                settings.kv_memory,
-                cache.token_bytes,
-                settings.max_slots,
-                model.max_context,
-                free_bytes(model.device),
-                cache.row_bytes,
-            )
-            cache.set_capacity(budget.num_tokens)
-    except RuntimeError as error:  # out of memory is one
-        raise ModelError(f"{settings.model}: a token could not be computed: {error}") from error
+    with out_of_memory_reported(model.device, "a token and the keys and values (--kv-memory)"), torch.inference_mode():
+        cache.set_capacity(2)
+        for position in range(2):
+            model.forward(token, token + position, 0, Logits.LAST)
+            cache.measure(0)
+        budget = KvBudget.resolve(
+            settings.kv_memory,
+            cache.token_bytes,
+            settings.max_slots,
+            model.max_context,
+            free_bytes(model.device),
+            cache.row_bytes,
+        )
+        cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()
     _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)
     return budget

@@ -13,6 +13,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.moe_config import model_type_of
+from gpu_service.errors import ModelError
 from gpu_service.models.registry import CONFIGURATIONS
 from gpu_service.text import openmoe
 
@@ -34,13 +35,13 @@ class Tokenizer:
         """Reads the tokenizer's files.
 
         Raises:
-            ValueError: The directory holds no tokenizer that transformers knows.
+            ModelError: The directory holds no tokenizer that transformers knows.
         """
         try:
             self._tokenizer = _load(directory)
         except Exception as error:  # it raises of all kinds at files that are wrong
             said = " ".join(str(error).split())  # some of it goes over many lines
-            raise ValueError(f"{directory}: no tokenizer that can be read: {said}") from error
+            raise ModelError(f"{directory}: no tokenizer that can be read: {said}") from error
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many has at least n tokens."""

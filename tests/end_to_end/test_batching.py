@@ -11,7 +11,7 @@ import torch
 
 from client import Chunk, Client, InvalidRequestError
 from gpu_service.engine.request import Event, Failed, Prompt, Request
-from gpu_service.errors import NotFiniteError
+from gpu_service.errors import NonFiniteError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.kv_cache import SlotCache
 from gpu_service.sampling.parameters import SamplingParameters
@@ -148,7 +148,7 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
     engine.run(long, spoiled, last, follower)
     end: Event = engine.events[spoiled][-1]
     assert isinstance(end, Failed)
-    assert isinstance(end.error, NotFiniteError)
+    assert isinstance(end.error, NonFiniteError)
     for request in (long, last, follower):
         _assert_equal(engine, request, model)
 

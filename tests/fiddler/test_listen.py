@@ -12,6 +12,7 @@ import grpc
 import pytest
 
 from fiddler import listen, rpc
+from fiddler.errors import UserError
 
 
 def _server() -> grpc.Server:
@@ -69,7 +70,7 @@ def test_the_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:
 def test_the_socket_of_a_living_server_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "experts.sock"
     with serving(_server(), f"unix:{path}"):
-        with pytest.raises(OSError, match=f"{path} is served by another process"):
+        with pytest.raises(UserError, match=f"{path} is served by another process"):
             listen.bind(_server(), f"unix:{path}")
         assert _reaches(path)
 
@@ -77,7 +78,7 @@ def test_the_socket_of_a_living_server_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("dear diary")
-    with pytest.raises(OSError, match=f"{path} is there and is no socket"):
+    with pytest.raises(UserError, match=f"{path} is there and is no socket"):
         listen.bind(_server(), f"unix:{path}")
     assert path.read_text() == "dear diary"
 
@@ -88,9 +89,7 @@ def test_a_directory_that_may_not_be_written_is_told_with_its_owner(
     tmp_path.chmod(0o755)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be root, who may do anything
     owner = f"which belongs to user {tmp_path.stat().st_uid} with mode 0755"
-    with pytest.raises(
-        PermissionError, match=f"--listen: user {os.getuid()} cannot make a socket in {tmp_path}, {owner}"
-    ):
+    with pytest.raises(UserError, match=f"--listen: user {os.getuid()} cannot make a socket in {tmp_path}, {owner}"):
         listen.bind(_server(), f"unix:{tmp_path}/experts.sock")
     assert not any(tmp_path.iterdir())
 
@@ -100,16 +99,26 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path, monkeypatch: py
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(
-        PermissionError, match=f"--listen: user {os.getuid()} cannot make the directory {tmp_path}/run$"
-    ):
+    with pytest.raises(UserError, match=f"--listen: user {os.getuid()} cannot make the directory {tmp_path}/run$"):
         listen.bind(_server(), f"unix:{tmp_path}/run/experts.sock")
 
 
 def test_a_file_where_the_directory_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(OSError, match=f"{tmp_path}/run"):
+    with pytest.raises(UserError, match=f"{tmp_path}/run"):
         listen.bind(_server(), f"unix:{tmp_path}/run/experts.sock")
+
+
+def test_a_socket_that_may_not_be_asked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stale_socket(tmp_path / "experts.sock")
+
+    class Refusing(socket.socket):
+        def connect(self, address: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Refusing)
+    with pytest.raises(UserError, match=f"--listen: cannot serve on unix:{tmp_path}/experts.sock: Permission denied"):
+        listen.bind(_server(), f"unix:{tmp_path}/experts.sock")
 
 
 def test_a_port_is_served_by_one_server_only() -> None:
@@ -117,7 +126,7 @@ def test_a_port_is_served_by_one_server_only() -> None:
     port = first.add_insecure_port("127.0.0.1:0")
     first.start()
     try:
-        with pytest.raises(OSError, match=f"--listen: cannot serve on 127.0.0.1:{port}; is it taken?"):
+        with pytest.raises(UserError, match=f"--listen: cannot serve on 127.0.0.1:{port}; is it taken?"):
             listen.bind(_server(), f"127.0.0.1:{port}")
     finally:
         first.stop(None).wait()

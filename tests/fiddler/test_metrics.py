@@ -7,6 +7,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from fiddler import __version__, metrics
+from fiddler.errors import UserError
 from pair import free_port
 
 
@@ -32,7 +33,7 @@ def test_an_address_that_cannot_be_served_is_named(host: str) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"^--metrics-port: cannot serve on {host}:{port}: .+"):
+        with pytest.raises(UserError, match=f"^--metrics-port: cannot serve on {host}:{port}: .+"):
             metrics.serve(host, port, CollectorRegistry())
 
 

@@ -11,6 +11,7 @@ import runpy
 import socket
 import sys
 import time
+import traceback
 
 from fiddler import process
 
@@ -67,6 +68,8 @@ def _run(message: bytes, files: list[int], connection: socket.socket, parent: in
         runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
     except SystemExit as leaving:
         status = leaving.code
+    except BaseException:
+        traceback.print_exc()
     finally:
         _end(status)
 

@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from gpu_service.api.auth import TOKENS_VARIABLE, Access, TokenInterceptor, Tokens
 from gpu_service.api.service import GenerationServicer
+from gpu_service.errors import FlagError
 from gpu_service.server import Server
 from gpu_service.settings import Settings
 from pair import free_port
@@ -49,7 +50,7 @@ def test_a_wrong_file_is_refused_without_showing_it(content: bytes | None, probl
     path = tmp_path / "tokens"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="--tokens-file: ") as raised:
+    with pytest.raises(FlagError, match="--tokens-file: ") as raised:
         Tokens(path, None)
     assert problem.format(path=path) in str(raised.value)
     assert "not good" not in str(raised.value)
@@ -57,7 +58,7 @@ def test_a_wrong_file_is_refused_without_showing_it(content: bytes | None, probl
 
 @pytest.mark.parametrize("listed", ["", " , ", "fine, not fine"])
 def test_an_environment_without_tokens_is_refused_and_does_not_open_the_service(listed: str) -> None:
-    with pytest.raises(ValueError, match=f"^{TOKENS_VARIABLE}") as raised:
+    with pytest.raises(FlagError, match=f"^{TOKENS_VARIABLE}") as raised:
         Tokens(None, listed)
     assert "not fine" not in str(raised.value)
 
@@ -134,7 +135,7 @@ def test_options_that_make_no_sense_together_are_refused(tmp_path: Path) -> None
         ({"tls_cert": server.certificate, "tls_key": server.key, "listen": "unix:/x"}, "--tls-cert: a Unix socket"),
     ]
     for changes, problem in wrong:
-        with pytest.raises(ValueError, match=problem):
+        with pytest.raises(FlagError, match=problem):
             Access.read(settings(**changes))
 
 

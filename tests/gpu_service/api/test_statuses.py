@@ -7,7 +7,7 @@ from gpu_service.errors import (
     DuplicateIdError,
     EngineStoppedError,
     NeverFitsError,
-    NotFiniteError,
+    NonFiniteError,
     QueueFullError,
     SlowReaderError,
 )
@@ -22,7 +22,7 @@ from gpu_service.errors import (
         (SlowReaderError("9 were not read"), grpc.StatusCode.RESOURCE_EXHAUSTED, "9 were not read"),
         (EngineStoppedError("stopping"), grpc.StatusCode.UNAVAILABLE, "stopping"),
         (ExpertServiceError("gone"), grpc.StatusCode.UNAVAILABLE, "gone"),
-        (NotFiniteError("not finite"), grpc.StatusCode.INTERNAL, "not finite"),
+        (NonFiniteError("not finite"), grpc.StatusCode.INTERNAL, "not finite"),
         (RuntimeError("a secret"), grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

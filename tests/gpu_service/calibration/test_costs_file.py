@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gpu_service.calibration import costs_file
-from gpu_service.calibration.costs_file import CostsFileError, MachineIdentity, ModelIdentity
+from gpu_service.calibration.costs_file import MachineIdentity, ModelIdentity
+from gpu_service.errors import CostsFileError
 from gpu_service.planning.latency_model import Measurements
 
 MODEL = ModelIdentity("mixtral", "abc", (64, 96), "bfloat16")

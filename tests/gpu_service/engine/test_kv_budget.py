@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from gpu_service.engine import kv_budget
 from gpu_service.engine.kv_budget import GIB, KvBudget
-from gpu_service.errors import NeverFitsError
+from gpu_service.errors import FlagError, NeverFitsError
 from tests.support.model_of_cache import budget_of, request_of
 
 
@@ -24,7 +24,7 @@ def test_auto_takes_a_share_of_what_is_free() -> None:
 
 
 def test_memory_for_nothing_is_refused_by_the_flags_name() -> None:
-    with pytest.raises(ValueError, match=r"^--kv-memory: 107374 bytes do not hold two tokens of 100000 bytes each$"):
+    with pytest.raises(FlagError, match=r"^--kv-memory: 107374 bytes do not hold two tokens of 100000 bytes each$"):
         KvBudget.resolve(0.0001, token_bytes=100_000, max_rows=8, max_length=4096, free_bytes=0)
 
 
@@ -33,7 +33,7 @@ def test_states_of_all_rows_come_before_tokens() -> None:
     assert (budget.num_tokens, budget.num_bytes) == (512, GIB)
     few = KvBudget.resolve(1.0, token_bytes=1024, max_rows=8, max_length=100, free_bytes=0, row_bytes=2**20)
     assert (few.num_tokens, few.num_bytes) == (800, 800 * 1024 + 8 * 2**20)
-    with pytest.raises(ValueError, match=r"of 1048576 bytes each beside the states of 16 rows"):
+    with pytest.raises(FlagError, match=r"of 1048576 bytes each beside the states of 16 rows"):
         KvBudget.resolve(1.0, token_bytes=2**20, max_rows=16, max_length=4096, free_bytes=0, row_bytes=2**26)
 
 

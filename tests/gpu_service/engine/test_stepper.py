@@ -8,7 +8,7 @@ import torch
 from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Token
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.stepper import Stepper
-from gpu_service.errors import NotFiniteError
+from gpu_service.errors import NonFiniteError
 from gpu_service.sampling.outputs import FinishReason
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 from tests.support.counting_model import VOCAB, CountingModel, Reader
@@ -221,7 +221,7 @@ def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: st
     steps.run(*healthy, spoiled)
     end = spoiled.all()[-1]
     assert isinstance(end, Failed)
-    assert isinstance(end.error, NotFiniteError)
+    assert isinstance(end.error, NonFiniteError)
     assert "not a finite number" in str(end.error)
     assert len(steps.model.cache.cleared) == spoiled.request.num_rows
     assert healthy[0].read()[0] == [41, 42, 43, 44, 45]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.memory_budget import (
     RESERVE_BYTES,
     Budget,
@@ -82,7 +83,7 @@ def test_a_share_is_of_the_whole_device() -> None:
     ids=["the device", "what is left", "a share of more than is left", "one expert", "a share of less than an expert"],
 )
 def test_a_budget_that_cannot_be(budget: Budget, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(FlagError, match=message):
         budget_bytes(budget, MEMORY, NEEDS)
 
 

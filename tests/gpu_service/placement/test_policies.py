@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.traces import Step, Trace, synthetic
+from gpu_service.errors import PlacementError
 from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.placement.adaptive import MIN_STEPS
-from gpu_service.placement.policies import POLICIES, Inputs, Placement, PlacementError, build
+from gpu_service.placement.policies import POLICIES, Inputs, Placement, build
 from gpu_service.placement.popularity import Popularity
 from gpu_service.planning.latency_model import Costs
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gpu_service.placement.popularity import Popularity, PopularityError
+from gpu_service.errors import PopularityError
+from gpu_service.placement.popularity import Popularity
 
 
 @dataclass(frozen=True)

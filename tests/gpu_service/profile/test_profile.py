@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.errors import PromptsError
 from gpu_service.placement.popularity import Popularity
 from gpu_service.profile import __main__ as command
-from gpu_service.profile.prompts import Prompt, PromptsError, read_prompts
+from gpu_service.profile.prompts import Prompt, read_prompts
 from pair import Pair
 from tests.support import reference
 

@@ -1,6 +1,7 @@
 import pytest
 
 from fiddler.v1 import experts_pb2, tensor_pb2
+from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
 from gpu_service.startup.chunks import Chunks, max_rows
 
@@ -45,5 +46,5 @@ def test_the_other_side_bounds_them_too() -> None:
 
 
 def test_a_message_must_hold_a_row_for_each_slot() -> None:
-    with pytest.raises(ValueError, match=r"^--max-slots: 16 rows at once, and a message holds 10$"):
+    with pytest.raises(FlagError, match=r"^--max-slots: 16 rows at once, and a message holds 10$"):
         max_rows(_experts(max_rows=10), _settings())

@@ -10,6 +10,7 @@ import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
+from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
 from gpu_service.models.families import REFUSED
@@ -101,7 +102,7 @@ def test_what_would_lie_on_a_gpu(gpu: Callable[[int], None], tiny: Path) -> None
 
 def test_dense_weights_that_do_not_fit_are_told(gpu: Callable[[int], None], tiny: Path) -> None:
     gpu(1000)
-    with pytest.raises(ValueError, match=r"^the dense weights take [\d.]+ KiB, and the device has 1000 bytes free$"):
+    with pytest.raises(FlagError, match=r"^--device: the dense weights take [\d.]+ KiB, and 1000 bytes are free$"):
         _report(tiny)
 
 

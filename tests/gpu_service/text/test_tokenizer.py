@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpu_service.errors import ModelError
 from gpu_service.text.tokenizer import ChatTemplateError, Tokenizer
 from tests.support.pairs import DEMO
 
@@ -69,5 +70,5 @@ def test_a_model_may_have_no_template(tokenizer: Tokenizer, tokenizer_directory:
 
 
 def test_a_directory_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=str(tmp_path)):
+    with pytest.raises(ModelError, match=str(tmp_path)):
         Tokenizer(tmp_path)
