@@ -3,15 +3,13 @@
 Decisions are made on a described topology, so that they can be tested on machines that are not at hand.
 """
 
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-_SYSTEM = Path("/sys/devices/system")
-_CGROUPS = Path("/sys/fs/cgroup")
+from fiddler import cgroup
 
 
 class CpuListError(ValueError):
@@ -30,8 +28,9 @@ class Topology:
     """CPUs' worth of time that the container may take; infinite where nothing limits it."""
 
 
-def read_topology(system: Path = _SYSTEM, cgroups: Path = _CGROUPS) -> Topology:
-    """This machine's, as this process is let see it."""
+def read_topology(root: Path = cgroup.ROOT) -> Topology:
+    """The topology of this machine, as far as this process may use it. Files are read under `root`."""
+    system = root / "sys/devices/system"
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     nodes = dict.fromkeys(allowed, 0)
     for path in system.glob("node/node[0-9]*/cpulist"):
@@ -39,7 +38,7 @@ def read_topology(system: Path = _SYSTEM, cgroups: Path = _CGROUPS) -> Topology:
             if cpu in nodes:
                 nodes[cpu] = int(path.parent.name.removeprefix("node"))
     siblings = {cpu: _sibling_rank(system, cpu) for cpu in allowed}
-    return Topology(nodes, siblings, read_quota(cgroups))
+    return Topology(nodes, siblings, cgroup.cpu_quota(root))
 
 
 def _sibling_rank(system: Path, cpu: int) -> int:
@@ -48,21 +47,6 @@ def _sibling_rank(system: Path, cpu: int) -> int:
     except OSError:
         return 0
     return sum(other < cpu for other in parse_cpu_list(text))
-
-
-def read_quota(cgroups: Path) -> float:
-    """CPUs' worth of time from cpu.max (cgroup v2) or cpu.cfs_quota_us (v1), as a container sees its own."""
-    try:
-        quota, period = (cgroups / "cpu.max").read_text().split()
-        return math.inf if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int((cgroups / "cpu/cpu.cfs_quota_us").read_text())
-        period_us = int((cgroups / "cpu/cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        return math.inf
-    return quota_us / period_us if quota_us > 0 else math.inf
 
 
 def parse_cpu_list(text: str) -> list[int]:
@@ -100,7 +84,7 @@ def choose_cpus(topology: Topology, cpus: str = "", threads: int = 0) -> list[in
     for cpu in candidates:
         if cpu not in topology.nodes:
             raise CpuListError(f"CPU {cpu} is none that this process may use: {format_cpu_list(topology.nodes)}")
-    count = threads or max(1, min(len(candidates), math.floor(min(topology.quota, len(candidates)))))
+    count = threads or cgroup.within_quota(len(candidates), topology.quota)
     turns: dict[tuple[int, int], int] = defaultdict(int)
     keys = {}
     for cpu in candidates:

@@ -9,12 +9,13 @@ import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 
 from cpu_expert_service.native import Pool
+from fiddler import host_memory
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.sizes import format_bytes
 
 _MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
 _OUTPUTS_MULTIPLE = 64
@@ -104,13 +105,11 @@ def _allocate(num_bytes: int) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _check_memory(num_bytes: int, meminfo: Path = Path("/proc/meminfo")) -> None:
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return
-    if num_bytes > available:
+def _check_memory(num_bytes: int) -> None:
+    memory = host_memory.measure()
+    if num_bytes > memory.free_bytes:
+        needed, free, total = map(format_bytes, (num_bytes, memory.free_bytes, memory.total_bytes))
         raise NotEnoughMemoryError(
-            f"--weights ram: the experts take {num_bytes / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB are free"
+            f"--weights ram: copies of the experts need {needed}, and {free} are free of the {total} of memory that "
+            "this process may use; set --weights mmap, which reads them from the page cache, or raise the limit"
         )

@@ -1,30 +1,34 @@
-"""This machine's memory, as far as this process may take it. torch is not imported here."""
+"""How much memory of this machine this process may use: the physical memory, within the control groups' limits."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
+from fiddler import cgroup
 
 
 @dataclass(frozen=True, slots=True)
 class HostMemory:
-    """In bytes, within the control group's limit where there is one."""
+    """In bytes, within the control groups' limits."""
 
     total_bytes: int
     free_bytes: int
-    """What may be taken without others' being paged out."""
+    """Can be allocated without paging out anything but cached files."""
 
 
-def measure() -> HostMemory:
-    """What there is now, as the kernel and the control group of this process say."""
-    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines())
-    total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
+def measure(root: Path = cgroup.ROOT) -> HostMemory:
+    """The memory as it is now. Files are read under `root`."""
+    total, free = _machine(root)
+    limits = cgroup.memory_limits(root)
+    total = min([total, *(limit.limit_bytes for limit in limits)])
+    free = min([free, *(limit.free_bytes for limit in limits)])
+    return HostMemory(total, max(0, free))
+
+
+def _machine(root: Path) -> tuple[int, int]:
     try:
-        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        # what is cached of files, such as checkpoints, counts as used and gives way
-        left = limit - used + int(statistics["inactive_file"]) + int(statistics["active_file"])
-    except (OSError, ValueError, KeyError):  # no control group, no limit ("max"), or no such statistic
-        return HostMemory(total, free)
-    return HostMemory(min(total, limit), max(0, min(free, left)))
+        lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
+        return int(lines["MemTotal"].split()[0]) * 1024, int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):  # not Linux: what is available is not known
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return total, total

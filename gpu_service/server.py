@@ -8,7 +8,6 @@ from functools import partial
 
 import grpc
 import structlog
-import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -27,6 +26,7 @@ from gpu_service.engine.engine import Engine
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import EngineStoppedError
 from gpu_service.model_runner.model import Model
+from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.orchestration import Orchestration
 from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
@@ -62,8 +62,7 @@ class Server:
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
         self._device = device_of(settings.device)
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        set_threads(settings.threads)
         self._health = health.aio.HealthServicer()
         self._availability = Availability(self._health)
         self._experts = ExpertClient(

@@ -42,7 +42,9 @@ class Settings(ServiceSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where all but the experts is computed; auto: cuda where there is one"
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice, within the CPU quota"
+    )
     max_slots: int = Field(
         16,
         ge=1,

@@ -3,7 +3,6 @@
 A lane copies what it is told in the order that it is told. What is copied when is copier.py's.
 """
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, Protocol
@@ -11,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from fiddler import cgroup
 
 Mark = torch.cuda.Event | None
 """A point in a stream's work; None on the CPU, where work is done when a call returns."""
@@ -218,7 +219,7 @@ def build_lane(device: torch.device, slot_bytes: int) -> Lane:
 
 
 def _fair_threads() -> int:
-    return max(1, min(_MAX_THREADS, len(os.sched_getaffinity(0)) // 4))
+    return max(1, min(_MAX_THREADS, cgroup.usable_cpus() // 4))
 
 
 def _pinned(num_bytes: int) -> torch.Tensor:

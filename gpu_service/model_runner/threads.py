@@ -1,11 +1,25 @@
-"""How many of PyTorch's threads compute what is small: one, since to wake the others takes longer than they save."""
+"""How many of PyTorch's threads compute; only one computes what is small, since waking the others takes longer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from fiddler import cgroup
+
 _FEW_VALUES = 2**18  # eight rows of a vocabulary of 32,000
+
+
+def set_threads(num_threads: int) -> None:
+    """Sets how many of PyTorch's threads compute.
+
+    Args:
+        num_threads: How many; 0 for PyTorch's own choice, within the CPU time that the control groups allow.
+    """
+    current = torch.get_num_threads()
+    chosen = num_threads or cgroup.within_quota(current, cgroup.cpu_quota())
+    if chosen != current:
+        torch.set_num_threads(chosen)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import FlagError, PromptsError
 from gpu_service.model_runner.loading import logging_of_transformers
 from gpu_service.model_runner.model import Model
+from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.placement.popularity import Popularity
 from gpu_service.profile.prompts import Prompt
@@ -43,8 +44,7 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
         UserError: A flag, a file or the model is wrong.
         ExpertServiceError: The CPU expert service failed.
     """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    set_threads(settings.threads)
     logging_of_transformers()
     checkpoint = Checkpoint.open(settings.model)
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)

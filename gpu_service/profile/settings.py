@@ -27,7 +27,9 @@ class Settings(ProgramSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="where all but the experts is computed; auto: cuda where there is one"
     )
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice")
+    threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice, within the CPU quota"
+    )
     max_slots: int = Field(8, ge=1, le=1024, description="the most prompts computed at one time")
     max_context: int = Field(
         4096, ge=2, description="the most tokens in a prompt and its continuation; the model's own limit also holds"

@@ -12,10 +12,9 @@ from cpu_expert_service.cpus import (
     format_cpu_list,
     number_nodes,
     parse_cpu_list,
-    read_quota,
     read_topology,
 )
-from cpu_expert_service.ram import node_ranges
+from tests.support.machines import write_files
 
 TWO_SOCKETS = Topology(
     nodes={cpu: cpu % 8 // 4 for cpu in range(16)},  # 8 cores on 2 nodes; CPUs 8 to 15 are their second threads
@@ -71,38 +70,20 @@ def test_nodes_that_are_used_are_numbered_from_0() -> None:
     assert number_nodes(TWO_SOCKETS, [4, 5]) == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({}, math.inf),
-        ({"cpu.max": "max 100000\n"}, math.inf),
-        ({"cpu.max": "150000 100000\n"}, 1.5),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
-        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
-    ],
-)
-def test_quotas_of_both_cgroup_versions_are_read(tmp_path: Path, files: dict[str, str], quota: float) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert read_quota(tmp_path) == quota
-
-
 def test_nodes_and_siblings_are_read_from_the_system(tmp_path: Path) -> None:
     cpus = sorted(read_topology().nodes)
-    (tmp_path / "node/node3").mkdir(parents=True)
-    (tmp_path / "node/node3/cpulist").write_text(format_cpu_list(cpus))
     last = cpus[-1]
-    siblings = tmp_path / f"cpu/cpu{last}/topology/thread_siblings_list"
-    siblings.parent.mkdir(parents=True)
-    siblings.write_text(format_cpu_list([-1 + last, last] if last else [last]))
-    topology = read_topology(tmp_path, tmp_path)
+    system = "sys/devices/system"
+    write_files(
+        tmp_path,
+        {
+            f"{system}/node/node3/cpulist": format_cpu_list(cpus),
+            f"{system}/cpu/cpu{last}/topology/thread_siblings_list": format_cpu_list({max(0, last - 1), last}),
+            "proc/self/cgroup": "0::/box",
+            "sys/fs/cgroup/box/cpu.max": "50000 100000",
+        },
+    )
+    topology = read_topology(tmp_path)
     assert set(topology.nodes.values()) == {3}
     assert topology.siblings[last] == (1 if last else 0)
-
-
-def test_each_output_belongs_to_one_node() -> None:
-    for num_nodes in (1, 2, 3, 8):
-        for outputs in (1, 63, 64, 65, 1000, 14336):
-            ranges = node_ranges(outputs, num_nodes)
-            assert [output for begin, end in ranges for output in range(begin, end)] == list(range(outputs))
+    assert topology.quota == 0.5
