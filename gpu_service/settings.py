@@ -4,7 +4,7 @@ import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
@@ -12,6 +12,12 @@ from pydantic_settings import SettingsConfigDict
 from fiddler import rpc
 from fiddler.settings import ServiceSettings
 from gpu_service.gpu_experts.memory_budget import parse_budget
+from gpu_service.placement.policies import POLICIES
+
+if TYPE_CHECKING:
+    PolicyName: TypeAlias = str
+else:
+    PolicyName = Literal[tuple(POLICIES)]  # so that --help, docs/settings.md and the error for another name list them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +87,8 @@ class Settings(ServiceSettings):
         description="device memory for experts: auto takes what is free, else GiB such as 8.5, or a share such as 40%; "
         "0 keeps none there",
     )
-    placement: Literal["adaptive", "popularity", "lru", "layers", "none"] = Field(
-        "adaptive", description="which experts lie on the device: see docs/placement.md"
+    placement: PolicyName = Field(
+        "adaptive", description="which experts are resident on the device: see docs/placement.md"
     )
     popularity: Path | None = Field(
         None, description="file made by python -m gpu_service.profile: which experts are chosen how often"

@@ -1,6 +1,8 @@
 """The policies, alone and on traces; what they gain is counted in hits."""
 
 import dataclasses
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -154,6 +156,23 @@ def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
     assert str(caught.value) == (
         "--placement: no policy is called 'best'; known: adaptive, popularity, lru, layers, none"
     )
+
+
+def test_a_policy_that_is_added_to_the_table_is_accepted_by_the_flag_and_shown_by_help() -> None:
+    added = """
+import sys
+from gpu_service.placement import policies
+policies.POLICIES["added"] = policies.NonePlacement
+from gpu_service.settings import Settings
+assert "torch" not in sys.modules, "--help takes seconds"
+print(Settings.load(["--model", "m", "--placement", "added"]).placement)
+Settings.load(["--help"])
+"""
+    done = subprocess.run([sys.executable, "-c", added], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    name, help_text = done.stdout.split("\n", 1)
+    assert name == "added"
+    assert "--placement {" + ",".join([*POLICIES, "added"]) + "}" in help_text
 
 
 # the static ones
