@@ -1,9 +1,6 @@
-"""A Hugging Face checkpoint directory: where each expert's gate, up and down matrices lie, and zero-copy views of them.
+"""Opens a Hugging Face checkpoint directory and gives zero-copy views of its experts' matrices.
 
-The weights are memory-mapped and shared through the page cache; nothing is copied to be read. This module does not load
-models, and it does not import transformers, so that the CPU service starts fast.
-
-How a family names its experts is a row of `NAMINGS`.
+The weights are memory-mapped and shared through the page cache; reading one copies nothing.
 """
 
 import hashlib
@@ -28,33 +25,35 @@ from fiddler.checkpoint.errors import (
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
-from fiddler.checkpoint.moe_config import MoeConfig, parse_config, speaks_of_experts
+from fiddler.checkpoint.moe_config import MoeConfig, mentions_experts, parse_config
 from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import StoredFile, read_files
-from fiddler.checkpoint.views import CheckpointLayer, Expert, WeightView
-
-__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "CheckpointLayer", "Expert", "WeightView"]
-
+from fiddler.checkpoint.views import CheckpointLayer, WeightView
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64
 
 
 class Checkpoint:
-    """An opened checkpoint. Views may be taken from any thread; `close` once nobody takes new ones."""
+    """An open checkpoint. Views may be taken from any thread, but not after `close`."""
 
     directory: Path
     config: dict[str, Any]
+    """The content of config.json."""
     model_type: str
     layers: tuple[CheckpointLayer, ...]
+    """The layers that have experts, in the order of the model."""
     files: tuple[Path, ...]
+    """The safetensors files."""
     expert_tensor_names: frozenset[str]
     expert_dtype: torch.dtype
     dense_bytes: int
+    """Bytes of the tensors that belong to no expert."""
     expert_bytes: int
+    """Bytes of the tensors that belong to experts."""
 
     def __init__(self, directory: Path, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]) -> None:
-        """Use `open`."""
+        """Finds the experts among the tensors; `open` calls it."""
         tensors = [tensor for file in files for tensor in file.tensors]
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
@@ -79,7 +78,7 @@ class Checkpoint:
         """Reads config.json and every safetensors header, and maps the files that hold experts.
 
         Raises:
-            CheckpointError: the directory is not a complete checkpoint of a model with experts in a known naming.
+            CheckpointError: The directory is not a complete checkpoint of a model with experts in a known naming.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -95,7 +94,7 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hex SHA-256 over config.json, all headers with their file names, and two samples of every tensor.
 
-        It says whether two processes look at the same weights without reading them: a sample is 64 bytes, from the
+        It shows whether two processes use the same weights without reading them all: the samples are 64 bytes from the
         start and from the middle.
         """
         digest = hashlib.sha256((self.directory / "config.json").read_bytes())
@@ -111,17 +110,20 @@ class Checkpoint:
         return digest.hexdigest()
 
     def tensor(self, view: WeightView) -> torch.Tensor:
-        """The matrix [out_features, in_features] itself, strided, in the file's own pages; writing to it crashes.
+        """A matrix [out_features, in_features], strided, in the file's own pages; writing to it crashes the process.
 
-        It costs no memory of the process's own. It stays valid after `close`.
+        It takes no memory of its own. It stays valid after `close`.
         """
         return self._mapped[view.file].view(view)
 
     def prefault(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Brings all experts into the page cache and into this process's page tables.
+        """Reads all experts into the page cache and into this process's page tables.
 
-        `progress(done_bytes, total_bytes)` is called after every 64 MiB. When memory is short the kernel drops pages
-        again; this does not lock them.
+        `progress(done_bytes, total_bytes)` is called after every 64 MiB. Pages are not locked: the kernel drops them
+        again when memory is short.
+
+        Raises:
+            FileFormatError: A file cannot be read.
         """
         ranges = [(path, begin, end) for path, spans in self._expert_ranges().items() for begin, end in spans]
         total_bytes = sum(end - begin for _, begin, end in ranges)
@@ -135,11 +137,11 @@ class Checkpoint:
                     progress(done_bytes, total_bytes)
 
     def close(self) -> None:
-        """Lets go of the files; memory is unmapped when the last tensor taken from them is gone."""
+        """Closes the files; memory is unmapped once the last tensor taken from them is freed."""
         self._mapped.clear()
 
     def _expert_ranges(self) -> dict[Path, list[tuple[int, int]]]:
-        """The experts' bytes by file, sorted, with neighbours joined."""
+        """The (begin, end) bytes of experts in each file, ascending, adjacent ones joined."""
         ranges: dict[Path, list[tuple[int, int]]] = defaultdict(list)
         for file in self._stored_files:
             for tensor in file.tensors:
@@ -167,13 +169,13 @@ def _one_dtype(layers: tuple[CheckpointLayer, ...]) -> torch.dtype:
 
 def _no_experts(config: dict[str, Any], moe: MoeConfig, tensor_names: list[str]) -> CheckpointError:
     suspects = sorted(name for name in tensor_names if "expert" in name)
-    if not suspects and not speaks_of_experts(config):
+    if not suspects and not mentions_experts(config):
         return ConfigError(
-            f"{moe.path} describes no experts, and no tensor is named as one: {moe.model_type} is dense."
+            f"{moe.path} describes no experts, and no tensor has the name of one: {moe.model_type} is dense."
         )
     found = ", ".join(suspects[:3]) or "no tensor with 'expert' in its name"
     known = "; ".join(naming.description for naming in NAMINGS)
     return UnknownNamingError(
-        f"{moe.path} describes a {moe.model_type} model whose experts are named in no known way: found {found}; known "
+        f"{moe.path} describes a {moe.model_type} model whose experts have unknown names: found {found}; known names "
         f"are {known}."
     )

@@ -1,6 +1,6 @@
-"""From tensor names to layers: which of a checkpoint's tensors are experts, and whose.
+"""Which of a checkpoint's tensors belong to experts, and to which layer's.
 
-The table of known namings is in `fiddler.checkpoint`; this module applies it and looks at nothing but names.
+Applies the table of namings. It looks at names only; shapes are checked when `layouts.build` makes views.
 """
 
 import re
@@ -18,7 +18,7 @@ from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.namings import Naming, Role
 from fiddler.checkpoint.safetensors_index import StoredTensor
 
-# A projection below a layer's experts that no row claims: a bias or a quantisation scale. To ignore it would be wrong.
+# A tensor of an expert that no row claims is a bias or a quantisation scale. Results would be wrong without it.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
 
 # Towers for images and sound have layers, too, and counts of their own.
@@ -27,21 +27,22 @@ _DECODER_LAYER = re.compile(r"(?:(?!vision|visual|audio|encoder)\w+\.)*layers\.(
 
 @dataclass(slots=True)
 class Claim:
-    """The tensors of one layer's experts, by expert (None: all of them in one tensor) and role."""
+    """The tensors of one layer's experts."""
 
     naming: Naming
     prefix: str
     decoder_layer: int
     tensors: dict[tuple[int | None, Role], StoredTensor] = field(default_factory=dict)
+    """By expert and role; the expert is None where one tensor holds all experts of the layer."""
 
 
 def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], config: MoeConfig) -> list[Claim]:
     """Groups the experts' tensors by layer, sorted by decoder layer.
 
     Raises:
-        FileFormatError: a tensor is there twice.
-        UnknownNamingError: a decoder layer has two sets of experts, or experts are named in two ways.
-        UnsupportedDtypeError: experts are quantised or have biases.
+        FileFormatError: A tensor is stored twice.
+        UnknownNamingError: A decoder layer has two sets of experts, or experts are named in two ways.
+        UnsupportedDtypeError: Experts have quantisation scales, or biases that no naming has.
     """
     claims: dict[str, Claim] = {}
     unclaimed: list[StoredTensor] = []
@@ -67,7 +68,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
         other = claim.tensors.setdefault(key, tensor)
         if other is not tensor:
             raise FileFormatError(
-                f"{tensor.file} holds the tensor {tensor.name!r}, which {other.file} holds as {other.name!r} already."
+                f"{tensor.file} holds the tensor {tensor.name!r}, which {other.file} already holds as {other.name!r}."
             )
     _check_one_claim_per_layer(claims.values())
     _check_one_naming(claims.values())
@@ -76,17 +77,37 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
     return sorted(claims.values(), key=lambda claim: claim.decoder_layer)
 
 
-def _layer_number(groups: Mapping[str, str | None], config: MoeConfig) -> int:
-    """The layer that a name's groups tell, counted over the encoder and then the decoder where there are both."""
-    first = config.num_encoder_layers or 0 if groups.get("stack") == "decoder" else 0
-    return first + int(groups["layer"] or 0)
-
-
 def is_unused(name: str, config: MoeConfig) -> bool:
-    """Whether a tensor belongs to the multi-token-prediction layers some families publish after the last layer."""
+    """Whether a tensor belongs to the multi-token-prediction layers that some families publish after the last layer."""
     match = _DECODER_LAYER.match(name)
     past_the_last = match is not None and int(match[1]) >= (config.num_decoder_layers or sys.maxsize)
     return past_the_last or name.startswith("mtp.")
+
+
+def missing_tensor(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:
+    """The error for a tensor that a layer's experts need and that the checkpoint does not have."""
+    return MissingTensorError(
+        f"{config.path.parent} lacks the tensor {name!r}, though it holds others of the experts of decoder layer "
+        f"{claim.decoder_layer}."
+    )
+
+
+def tensors_by_role(claim: Claim, config: MoeConfig) -> dict[Role, StoredTensor]:
+    """The tensors of a layout in which one tensor holds all experts of a layer.
+
+    Raises:
+        MissingTensorError: The layer lacks one of them.
+    """
+    for part, role in claim.naming.parts.items():
+        if (None, role) not in claim.tensors:
+            raise missing_tensor(claim, f"{claim.prefix}.{part}", config)
+    return {role: claim.tensors[None, role] for role in claim.naming.parts.values()}
+
+
+def _layer_number(groups: Mapping[str, str | None], config: MoeConfig) -> int:
+    """The layer in a name's groups; a decoder's layers are counted on from the encoder's."""
+    first = config.num_encoder_layers or 0 if groups.get("stack") == "decoder" else 0
+    return first + int(groups["layer"] or 0)
 
 
 def _check_one_claim_per_layer(claims: Iterable[Claim]) -> None:
@@ -96,8 +117,8 @@ def _check_one_claim_per_layer(claims: Iterable[Claim]) -> None:
         if other is not claim:
             tensor = next(iter(claim.tensors.values()))
             raise UnknownNamingError(
-                f"{tensor.file} holds the tensor {tensor.name!r}, but decoder layer {claim.decoder_layer} has other "
-                f"experts already, under {other.prefix!r}."
+                f"{tensor.file} holds the tensor {tensor.name!r}, but decoder layer {claim.decoder_layer} already has "
+                f"other experts, under {other.prefix!r}."
             )
 
 
@@ -120,10 +141,3 @@ def _check_unclaimed(tensors: Iterable[StoredTensor]) -> None:
                 f"{tensor.file} holds the tensor {tensor.name!r}: experts with biases or quantisation scales are not "
                 "supported."
             )
-
-
-def _missing(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:
-    return MissingTensorError(
-        f"{config.path.parent} lacks the tensor {name!r}, though it holds others of the experts of decoder layer "
-        f"{claim.decoder_layer}."
-    )

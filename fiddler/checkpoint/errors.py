@@ -1,24 +1,24 @@
-"""What can be wrong with a checkpoint directory, as one tree; every message is a sentence for the person who passed it.
+"""What can be wrong with a checkpoint, as one tree of errors. Every message is a sentence for the user who passed it.
 
 CheckpointError
-├── DirectoryError         the directory, or a file it must hold, is not there
+├── DirectoryError         the directory, or a file that it must hold, is missing or cannot be read
 ├── ConfigError            config.json is unreadable, or describes no experts
 ├── FileFormatError        a safetensors file or its index is damaged
 ├── UnknownNamingError     the experts' tensors have names that no row of the table matches
 ├── MissingTensorError     an expert's tensor, or a whole expert, is missing
 ├── ShapeError             a tensor's shape fits neither its neighbours nor config.json
-└── UnsupportedDtypeError  the experts are in a format that nothing here computes
+└── UnsupportedDtypeError  the experts are in a format that is not supported
 """
 
 from fiddler.errors import UserError
 
 
 class CheckpointError(UserError):
-    """The checkpoint cannot be served; `str()` names the file and, where there is one, the tensor."""
+    """The checkpoint cannot be served. The message names the file and, if it is about one, the tensor."""
 
 
 class DirectoryError(CheckpointError):
-    """The directory, or a file it must hold, is not there."""
+    """The directory, or a file that it must hold, is missing or cannot be read."""
 
 
 class ConfigError(CheckpointError):
@@ -42,4 +42,4 @@ class ShapeError(CheckpointError):
 
 
 class UnsupportedDtypeError(CheckpointError):
-    """The experts are in a format that nothing here computes."""
+    """The experts are in a format that is not supported."""

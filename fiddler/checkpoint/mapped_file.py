@@ -1,4 +1,4 @@
-"""One file of weights in memory: views of its matrices, and bringing its pages in. It knows nothing of experts."""
+"""Maps one file of weights into memory: views of its matrices, and reading its pages in."""
 
 import errno
 import mmap
@@ -14,17 +14,17 @@ _MADV_POPULATE_READ = 22  # Linux 5.14; the mmap module has no name for it
 
 
 class MappedFile:
-    """One file in memory, read-only and shared with every other process that maps it."""
+    """A file mapped into memory, read-only and shared with every other process that maps it."""
 
     def __init__(self, path: Path, dtype: torch.dtype) -> None:
-        """Maps it, for views of that dtype."""
+        """Maps the file, for views of one dtype."""
         self._path = path
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # A tensor may start at any byte, a torch offset counts elements: one flat tensor for every phase.
-        # Safetensors pads its headers, so only the first phase is common.
+        # A tensor may start at any byte, but a torch offset counts elements: so there is one flat tensor for each
+        # remainder of the offset. Safetensors pads its headers, so that the remainder is mostly 0.
         with warnings.catch_warnings():
-            # torch has no read-only tensors and says so; the mapping is, and a write would be a bug
+            # torch warns that it has no read-only tensors; the mapping is read-only, and writing would be a bug
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
             self._phases = [self._flat(dtype, phase) for phase in range(dtype.itemsize)]
 
@@ -38,7 +38,7 @@ class MappedFile:
         return self._phases[phase].as_strided(view.shape, view.strides, offset)
 
     def populate(self, begin: int, end: int) -> None:
-        """Brings those bytes into the page cache and the page tables.
+        """Reads those bytes into the page cache and the page tables.
 
         Raises:
             FileFormatError: They cannot be read.
@@ -52,5 +52,5 @@ class MappedFile:
             self._touch(begin, end)
 
     def _touch(self, begin: int, end: int) -> None:
-        """For kernels before 5.14: reads a byte of every page."""
+        """Reads a byte of every page, for kernels before 5.14."""
         self._map[begin : end : mmap.PAGESIZE]

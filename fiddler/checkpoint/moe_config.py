@@ -1,4 +1,4 @@
-"""What config.json says about a model's experts, whatever the family calls it; it knows nothing of tensors."""
+"""What config.json says about a model's experts, under whichever names its family uses. It looks at no tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import Any
 from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.views import Activation
 
-# A multimodal model keeps its language model's settings one level down.
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+"""The sections in which multimodal models keep the settings of their language model."""
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
 _ACTIVATIONS = (
@@ -24,16 +24,16 @@ _ENCODER_LAYERS = ("num_layers", "encoder_layers")
 _EXPERT_SIZES = ("moe_intermediate_size",)
 _DENSE_SIZES = ("intermediate_size",)  # where experts are as wide as the dense layers
 _EXPERT_SECTION = "ffn_config"
-"""Where DBRX keeps what it says of its experts."""
+"""The section in which DBRX keeps the settings of its experts."""
 _TYPES_BY_ARCHITECTURE = {"OpenMoeForCausalLM": "openmoe"}
-"""Published with the model_type of the family whose configuration they took: OpenMoE's says llama."""
+"""Families published with the model_type of another family, whose configuration they reused: OpenMoE says llama."""
 _ADD_ONE_TO_UP = frozenset({"gpt_oss"})
-"""Types whose published config.json does not say it, as others' swiglu_alpha does."""
+"""Types with clamped_swiglu experts whose published config.json does not say so; others give a swiglu_alpha."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoeConfig:
-    """The settings that expert tensors must agree with; None where config.json does not say."""
+    """The settings that expert tensors must agree with; None if config.json does not give one."""
 
     path: Path
     model_type: str
@@ -43,7 +43,7 @@ class MoeConfig:
     intermediate_size: int | None
     num_decoder_layers: int | None
     num_encoder_layers: int | None
-    """Of a model with an encoder and a decoder, whose layers are counted in this order."""
+    """Only of a model with an encoder and a decoder; the encoder's layers are counted first."""
     activation: Activation
 
 
@@ -57,12 +57,12 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     if model_type is None:
         raise ConfigError(f"{path} names no model_type.")
     text: dict[str, Any] = next((config[key] for key in _TEXT_CONFIGS if isinstance(config.get(key), dict)), {})
-    # what the language model's own section leaves out, the top level may say
+    # the top level may give what the language model's own section leaves out
     merged = {**config, "model_type": model_type, **text}
     merged |= _of_expert_section(merged)
     hidden_size = _first_int(merged, _HIDDEN_SIZES)
     if hidden_size is None:
-        raise ConfigError(f"{path} says no hidden_size.")
+        raise ConfigError(f"{path} gives no hidden_size.")
     return MoeConfig(
         path=path,
         model_type=model_type,
@@ -77,7 +77,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
 
 
 def _of_expert_section(config: dict[str, Any]) -> dict[str, Any]:
-    """What a section of its own says of the experts, in the words that other families use."""
+    """The settings of a section about experts, under the names that other families use."""
     section = config.get(_EXPERT_SECTION)
     if not isinstance(section, dict):
         return {}
@@ -91,7 +91,7 @@ def _of_expert_section(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_type_of(config: dict[str, Any]) -> str | None:
-    """The family of a config.json; None where it names none."""
+    """The family of a config.json; None if it names none."""
     architectures = config.get("architectures")
     for architecture in architectures if isinstance(architectures, list) else ():
         if architecture in _TYPES_BY_ARCHITECTURE:
@@ -100,7 +100,7 @@ def model_type_of(config: dict[str, Any]) -> str | None:
     return model_type if isinstance(model_type, str) else None
 
 
-def speaks_of_experts(config: dict[str, Any]) -> bool:
+def mentions_experts(config: dict[str, Any]) -> bool:
     """Whether config.json, at any depth, gives a number of experts above one."""
     return any(key in _NUM_EXPERTS and _counts_experts(value) for key, value in _settings(config))
 
@@ -118,16 +118,16 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _activation(config: dict[str, Any], model_type: str) -> Activation:
-    """The experts' activation. Clamped ones get a name of their own, so that nobody computes the plain one instead."""
+    """The experts' activation. Clamped ones get names of their own, so that the plain one is never computed instead."""
     name = next((config[key] for key in _ACTIVATIONS if isinstance(config.get(key), str)), "silu")
     alpha, limit = config.get("swiglu_alpha"), config.get("swiglu_limit")
     if model_type == "openmoe" and name == "swiglu":
-        return Activation("silu")  # of one half of what is called its gate; the other half is Expert.factor
+        return Activation("silu")  # of half of what OpenMoE calls the gate; the other half is Expert.factor
     if config.get("swiglu_limits") is not None:
         return Activation(f"clamped_{name}_by_layer")
     if alpha is not None or model_type in _ADD_ONE_TO_UP:
         default = Activation("clamped_swiglu")
-        return Activation(default.name, _number(alpha, default.alpha), _number(limit, default.limit))
+        return Activation(default.name, alpha=_number(alpha, default.alpha), limit=_number(limit, default.limit))
     return Activation(name) if limit is None else Activation(f"clamped_{name}", limit=_number(limit, 0.0))
 
 

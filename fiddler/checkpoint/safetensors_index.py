@@ -1,7 +1,7 @@
 """Which tensors a checkpoint directory holds, and at which bytes of which file.
 
-It reads safetensors headers itself, because the safetensors library hands out tensors but not byte ranges. It knows
-nothing of experts, and it never reads a tensor.
+Reads the headers of safetensors files itself, because the safetensors library returns tensors but not byte ranges. It
+knows nothing about experts and never reads a tensor.
 """
 
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fiddler.checkpoint.errors import DirectoryError, FileFormatError, MissingTensorError
-from fiddler.checkpoint.json_file import _reason, read_json
+from fiddler.checkpoint.json_file import problem_of, read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# The format's own cap: a longer header is an attack or a damaged file.
 MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit. A longer header is an attack or a damaged file."""
 
 _LENGTH_BYTES = 8
 _BITS = {
@@ -27,16 +27,19 @@ _BITS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """One tensor of a safetensors file; `begin` and `end` are bytes from the start of the file."""
+    """One tensor of a safetensors file."""
 
     file: Path
     name: str
     dtype: str
+    """As the format names it, for example BF16."""
     shape: tuple[int, ...]
     begin: int
+    """Bytes from the start of the file."""
     end: int
+    """Bytes from the start of the file; the first one after the tensor."""
 
     @property
     def num_bytes(self) -> int:
@@ -46,7 +49,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One safetensors file: the bytes of its header, and its tensors in the order in which they lie in the file."""
+    """One safetensors file: the bytes of its header, and its tensors in the order in which they are stored."""
 
     path: Path
     header: bytes
@@ -60,9 +63,9 @@ def read_files(directory: Path) -> tuple[StoredFile, ...]:
     directory are not the checkpoint's and stay unread.
 
     Raises:
-        DirectoryError: there is no safetensors file, or one that the index names is missing.
-        FileFormatError: the index or a header is damaged.
-        MissingTensorError: the index lists a tensor that its shard lacks.
+        DirectoryError: There is no safetensors file, or one that the index names is missing.
+        FileFormatError: The index or a header is damaged.
+        MissingTensorError: The index lists a tensor that its shard lacks.
     """
     if (directory / SINGLE_FILE).is_file():
         return (read_file(directory / SINGLE_FILE),)
@@ -73,7 +76,7 @@ def read_files(directory: Path) -> tuple[StoredFile, ...]:
     files = []
     for file_name in sorted(set(file_of.values())):
         path = directory / file_name
-        if not os.path.isfile(path):  # unlike Path's, it takes any name for an answer
+        if not os.path.isfile(path):  # Path.is_file raises if the name is too long
             raise DirectoryError(f"{path} is missing, though {index} names it.")
         files.append(read_file(path))
     held = {(file.path.name, tensor.name) for file in files for tensor in file.tensors}
@@ -87,7 +90,8 @@ def read_file(path: Path) -> StoredFile:
     """The header of one safetensors file, checked against the file's length.
 
     Raises:
-        FileFormatError: the header is not what the format prescribes, or the file is shorter or longer than it says.
+        DirectoryError: The file cannot be read.
+        FileFormatError: The header breaks the format, or the file is shorter or longer than the header says.
     """
     try:
         file_bytes = path.stat().st_size
@@ -103,9 +107,9 @@ def read_file(path: Path) -> StoredFile:
         raise DirectoryError(f"{path} cannot be read: {error.strerror}.") from error
     data_begin = _LENGTH_BYTES + header_bytes
     entries = _parse_header(header, path)
-    tensors = [_parse_tensor(path, name, entry, data_begin) for name, entry in entries.items()]
+    tensors = [_parse_tensor(name, entry, path=path, data_begin=data_begin) for name, entry in entries.items()]
     tensors.sort(key=lambda tensor: (tensor.begin, tensor.end))
-    _check_cover(path, tensors, data_begin, file_bytes)
+    _check_cover(tensors, path=path, data_begin=data_begin, file_bytes=file_bytes)
     return StoredFile(path, header, tuple(tensors))
 
 
@@ -119,7 +123,7 @@ def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(header.decode(), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} has a damaged header: {_reason(error)}.") from error
+        raise FileFormatError(f"{path} has a damaged header: {problem_of(error)}.") from error
     if not isinstance(entries, dict):
         raise FileFormatError(f"{path} has a damaged header: it is not a JSON object.")
     entries.pop("__metadata__", None)
@@ -133,14 +137,14 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _parse_tensor(path: Path, name: str, entry: Any, data_begin: int) -> StoredTensor:
-    """One header entry; its byte count must be what shape and dtype say."""
+def _parse_tensor(name: str, entry: Any, *, path: Path, data_begin: int) -> StoredTensor:
+    """One header entry, whose byte count must match its shape and dtype."""
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
             raise FileFormatError(f"{path} has a damaged header: the entry of the tensor {name!r} is malformed.")
-    # type() because JSON's true is an int to isinstance
+    # type(), since isinstance accepts JSON's true as an int
     if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
         raise FileFormatError(f"{path} has a damaged header: the tensor {name!r} has a size that is no whole number.")
     if dtype not in _BITS:
@@ -151,11 +155,13 @@ def _parse_tensor(path: Path, name: str, entry: Any, data_begin: int) -> StoredT
             f"{path} gives the tensor {name!r} {end - begin} bytes, but {dtype} of shape {shape} takes "
             f"{needed_bits // 8}."
         )
-    return StoredTensor(path, name, dtype, tuple(shape), data_begin + begin, data_begin + end)
+    return StoredTensor(
+        file=path, name=name, dtype=dtype, shape=tuple(shape), begin=data_begin + begin, end=data_begin + end
+    )
 
 
-def _check_cover(path: Path, tensors: list[StoredTensor], data_begin: int, file_bytes: int) -> None:
-    """The format has no gaps, no overlaps and nothing after the last tensor."""
+def _check_cover(tensors: list[StoredTensor], *, path: Path, data_begin: int, file_bytes: int) -> None:
+    """The format allows no gaps, no overlaps and nothing after the last tensor."""
     position = data_begin
     for tensor in tensors:
         if tensor.end > file_bytes:

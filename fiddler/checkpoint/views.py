@@ -1,24 +1,50 @@
-"""The words for where experts lie: a view of one matrix in a file, an expert of three, a decoder layer of experts."""
+"""Where experts are stored: a view of one matrix in a file, an expert of several, a decoder layer of experts."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fiddler.checkpoint.safetensors_index import StoredTensor
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightView:
-    """A logical [out_features, in_features] matrix inside a safetensors file.
-
-    `offset_bytes` is that of element [0, 0] from the start of the file; `strides` are in elements.
-    """
+    """A logical [out_features, in_features] matrix inside a safetensors file."""
 
     file: Path
     name: str
+    """Of the tensor that it is a view of."""
     offset_bytes: int
+    """Of element [0, 0], from the start of the file."""
     shape: tuple[int, int]
     strides: tuple[int, int]
+    """In elements."""
     dtype: torch.dtype
+
+    @classmethod
+    def into(
+        cls,
+        tensor: StoredTensor,
+        *,
+        begin: int = 0,
+        shape: tuple[int, int],
+        strides: tuple[int, int],
+        dtype: torch.dtype,
+    ) -> "WeightView":
+        """A view of part of a tensor.
+
+        Args:
+            tensor: The tensor.
+            begin: Elements of the tensor before element [0, 0] of the view.
+            shape: Of the view.
+            strides: In elements.
+            dtype: Of the tensor.
+        """
+        offset_bytes = tensor.begin + begin * dtype.itemsize
+        return cls(
+            file=tensor.file, name=tensor.name, offset_bytes=offset_bytes, shape=shape, strides=strides, dtype=dtype
+        )
 
     @property
     def num_bytes(self) -> int:
@@ -27,7 +53,10 @@ class WeightView:
 
     @property
     def span_bytes(self) -> tuple[int, int]:
-        """First byte in the file and one past the last; more than `num_bytes` apart where others lie in between."""
+        """Its first byte in the file and the one after its last.
+
+        They are more than `num_bytes` apart if other matrices are stored in between.
+        """
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         return self.offset_bytes, self.offset_bytes + (last + 1) * self.dtype.itemsize
 
@@ -45,9 +74,9 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class Expert:
-    """One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` where gate is None.
+    """One expert: `down(activation(gate(x)) * up(x))`, or `down(activation(up(x)))` if gate is None.
 
-    Where there is a factor, up(x) * factor(x) takes the place of up(x). A bias is a view of shape [1, out_features].
+    If it has a factor, up(x) * factor(x) takes the place of up(x). A bias is a view of shape [1, out_features].
     """
 
     gate: WeightView | None
@@ -70,11 +99,12 @@ class Expert:
         return sum(view.num_bytes for view in self.views.values())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointLayer:
-    """The experts of one decoder layer; `name` is their prefix in the checkpoint, `model.layers.3.mlp.experts`."""
+    """The experts of one decoder layer."""
 
     name: str
+    """Their common prefix in the checkpoint, for example model.layers.3.mlp.experts."""
     decoder_layer: int
     experts: tuple[Expert, ...]
     hidden_size: int

@@ -1,6 +1,6 @@
-"""Which weight format a checkpoint is in, where it is one that is not read: by config.json, and by its tensors' names.
+"""Refuses checkpoints in quantised weight formats, recognised by config.json or by the names of their tensors.
 
-What is read (BF16, F16 and F32) needs no name here. It reads no weight.
+BF16, F16 and F32 are the formats that are supported. No weight is read here.
 """
 
 import re
@@ -11,9 +11,9 @@ from typing import Any, Final
 from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.safetensors_index import StoredTensor
 
-_READ: Final = "BF16, F16 and F32 are read"
+_SUPPORTED: Final = "use a checkpoint in BF16, F16 or F32"
 _METHODS: Final = {"fp8": "FP8", "mxfp4": "MXFP4", "gptq": "GPTQ", "awq": "AWQ", "bitsandbytes": "bitsandbytes"}
-"""Names of quant_method as their authors write them; others are told as they are."""
+"""Names of quant_method as their authors write them; others are shown as they are."""
 
 _TENSORS: Final = (
     (re.compile(r".*\.(?:gate_up|down)_proj_(?:blocks|scales)"), "MXFP4"),
@@ -24,32 +24,32 @@ _TENSORS: Final = (
 
 
 def check_config(config: Mapping[str, Any], path: Path) -> None:
-    """Makes sure that config.json does not say that weights are quantised.
+    """Refuses a config.json that describes quantised weights.
 
     Raises:
-        UnsupportedDtypeError: It does; the text names the format.
+        UnsupportedDtypeError: Weights are quantised; the message names the format.
     """
     for section in (config, *(value for value in config.values() if isinstance(value, dict))):
         settings = section.get("quantization_config")
         if isinstance(settings, dict):
             raise UnsupportedDtypeError(
-                f"{path} says in quantization_config that weights are {_format(settings)}, a format that is not read "
-                f"yet: {_READ}."
+                f"{path} says in quantization_config that weights are {_format(settings)}, which is not supported yet: "
+                f"{_SUPPORTED}."
             )
 
 
 def check_names(tensors: Iterable[StoredTensor]) -> None:
-    """Makes sure that no tensor is named as what a quantised format stores.
+    """Refuses tensors with names that only quantised formats use.
 
     Raises:
-        UnsupportedDtypeError: One is; the text names the format.
+        UnsupportedDtypeError: A tensor has such a name; the message names the format.
     """
     for tensor in tensors:
         for pattern, name in _TENSORS:
             if pattern.fullmatch(tensor.name):
                 raise UnsupportedDtypeError(
-                    f"{tensor.file} holds the tensor {tensor.name!r}, as {name} weights do, a format that is not read "
-                    f"yet: {_READ}."
+                    f"{tensor.file} holds the tensor {tensor.name!r}, as {name} weights do, a format that is not "
+                    f"supported yet: {_SUPPORTED}."
                 )
 
 
@@ -65,7 +65,7 @@ def _format(settings: Mapping[str, Any]) -> str:
 
 
 def _group_bits(settings: Mapping[str, Any]) -> list[int]:
-    """Of compressed-tensors, which say it for each group of weights."""
+    """The integer widths of compressed-tensors, which has one for each group of weights."""
     groups = settings.get("config_groups")
     weights = [group.get("weights") for group in groups.values()] if isinstance(groups, dict) else []
     kinds = [each for each in weights if isinstance(each, dict) and each.get("type") == "int"]

@@ -1,1 +1,4 @@
-"""How the tensors that a naming claimed become experts: one file per layout."""
+"""How the tensors of one naming hold a layer's experts: a module for each layout, which makes views of them.
+
+None of these modules opens a file or reads a weight.
+"""

@@ -1,39 +1,41 @@
-"""From the tensors of one layer's experts to a view of every expert's matrices, all shapes checked.
+"""Makes views of one layer's experts from the tensors that a naming claimed, all shapes checked."""
 
-It opens no file and reads no weight.
-"""
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import torch
 
 from fiddler.checkpoint.claims import Claim
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
-from fiddler.checkpoint.layouts.concatenated import concatenated_experts, is_concatenated
-from fiddler.checkpoint.layouts.fused import _fused_experts
-from fiddler.checkpoint.layouts.separate import _separate_experts
-from fiddler.checkpoint.layouts.stacked import is_stacked, stacked_experts
+from fiddler.checkpoint.layouts.concatenated import concatenated_experts
+from fiddler.checkpoint.layouts.fused import fused_experts
+from fiddler.checkpoint.layouts.separate import separate_experts
+from fiddler.checkpoint.layouts.stacked import stacked_experts
 from fiddler.checkpoint.moe_config import MoeConfig
-from fiddler.checkpoint.views import CheckpointLayer
+from fiddler.checkpoint.namings import Layout
+from fiddler.checkpoint.views import CheckpointLayer, Expert
 
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+LAYOUTS: Final[Mapping[Layout, Callable[[Claim, MoeConfig, torch.dtype], tuple[Expert, ...]]]] = {
+    "separate": separate_experts,
+    "fused": fused_experts,
+    "concatenated": concatenated_experts,
+    "stacked": stacked_experts,
+}
+"""What makes a layer's experts from its tensors, by the layout of their naming."""
+
+_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 def build_layer(claim: Claim, config: MoeConfig) -> CheckpointLayer:
     """One layer's experts, complete and of agreeing shapes and dtype.
 
     Raises:
-        MissingTensorError: an expert or one of its tensors is missing, or there are more than config.json says.
-        ShapeError: a shape does not fit the others or config.json.
-        UnsupportedDtypeError: a dtype that nothing here computes, or two dtypes in one layer.
+        ConfigError: config.json does not give a size that the layout's shapes leave open.
+        MissingTensorError: An expert or one of its tensors is missing, or there are more than config.json says.
+        ShapeError: A shape does not fit the others or config.json.
+        UnsupportedDtypeError: A dtype is not supported, or the layer has two dtypes.
     """
-    dtype = _common_dtype(claim)
-    if is_stacked(claim):
-        experts = stacked_experts(claim, config, dtype)
-    elif "expert" in claim.naming.pattern.groupindex:
-        experts = _separate_experts(claim, config, dtype)
-    elif is_concatenated(claim):
-        experts = concatenated_experts(claim, config, dtype)
-    else:
-        experts = _fused_experts(claim, config, dtype)
+    experts = LAYOUTS[claim.naming.layout](claim, config, _common_dtype(claim))
     down = experts[0].down
     hidden_size, intermediate_size = down.shape
     if config.intermediate_size not in (None, intermediate_size):
@@ -42,21 +44,26 @@ def build_layer(claim: Claim, config: MoeConfig) -> CheckpointLayer:
             f"{config.path} says {config.intermediate_size}."
         )
     return CheckpointLayer(
-        claim.prefix, claim.decoder_layer, experts, hidden_size, intermediate_size, config.activation
+        name=claim.prefix,
+        decoder_layer=claim.decoder_layer,
+        experts=experts,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        activation=config.activation,
     )
 
 
 def _common_dtype(claim: Claim) -> torch.dtype:
     first = next(iter(claim.tensors.values()))
     for tensor in claim.tensors.values():
-        if tensor.dtype not in DTYPES:
+        if tensor.dtype not in _DTYPES:
             raise UnsupportedDtypeError(
                 f"{tensor.file} stores the expert tensor {tensor.name!r} as {tensor.dtype}; supported are "
-                f"{', '.join(DTYPES)}."
+                f"{', '.join(_DTYPES)}."
             )
         if tensor.dtype != first.dtype:
             raise UnsupportedDtypeError(
                 f"{tensor.file} stores the expert tensor {tensor.name!r} as {tensor.dtype}, but {first.name!r} as "
                 f"{first.dtype}: all experts must have one dtype."
             )
-    return DTYPES[first.dtype]
+    return _DTYPES[first.dtype]

@@ -1,22 +1,29 @@
-"""All experts of a layer in one tensor per projection, gate and up fused or apart."""
+"""The layout of families such as gpt-oss: one tensor holds gate and up of all experts of a layer, another one down.
 
-from dataclasses import KW_ONLY, dataclass
+As Linear weights the two are [E, 2I, H] and [E, H, I]; some families store them transposed, [E, H, 2I] and [E, I, H].
+Biases, where there are any, are [E, 2I] and [E, H].
+"""
+
+from dataclasses import dataclass
 
 import torch
 
-from fiddler.checkpoint.claims import Claim, _missing
+from fiddler.checkpoint.claims import Claim, missing_tensor
 from fiddler.checkpoint.errors import MissingTensorError, ShapeError
 from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.checkpoint.views import Expert, WeightView
 
 
-def _fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
-    """Experts in two tensors per layer, either as Linear weights or transposed, and their biases in two more.
+def fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
+    """Every expert of one layer.
 
-    The shapes tell which, together: as Linear weights they are [E, 2I, H] and [E, H, I], transposed [E, H, 2I] and
-    [E, I, H]. One tensor alone can be square (2I = H, or I = H), but never both, so the pair has one reading. Whether
-    gate and up alternate no shape tells: the table's `interleaved_in` does.
+    The two shapes together show whether the tensors are transposed: one of them alone can be square (2I = H, or I = H),
+    but never both. No shape shows whether gate and up alternate; `Naming.interleaved_in` does.
+
+    Raises:
+        MissingTensorError: A tensor is missing, or the number of experts is not the one in config.json.
+        ShapeError: A shape does not fit the others or config.json.
     """
     tensors = _fused_tensors(claim, config)
     gate_up, down = tensors["gate_up"], tensors["down"]
@@ -40,18 +47,21 @@ def _fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple
         if role in tensors and tensors[role].shape != (num_experts, length):
             raise _bias_shape_error(tensors[role], [num_experts, length])
     interleaved = not claim.naming.interleaved_in.isdisjoint((config.model_type, config.text_model_type))
-    layout = _Fused(tensors, inner, hidden, dtype, transposed=transposed, interleaved=interleaved)
-    return tuple(layout.expert(number) for number in range(num_experts))
+    layer = _Fused(
+        tensors=tensors, inner=inner, hidden=hidden, dtype=dtype, transposed=transposed, interleaved=interleaved
+    )
+    return tuple(layer.expert(number) for number in range(num_experts))
 
 
 def _fused_tensors(claim: Claim, config: MoeConfig) -> dict[str, StoredTensor]:
+    """The layer's tensors by role: both matrices, and either both biases or none."""
     tensors: dict[str, StoredTensor] = {}
     for part, role in claim.naming.parts.items():
         tensor = claim.tensors.get((None, role))
         is_bias = role.endswith("_bias")
         if tensor is None:
             if not is_bias or any(other.endswith("_bias") for _, other in claim.tensors):
-                raise _missing(claim, f"{claim.prefix}.{part}", config)
+                raise missing_tensor(claim, f"{claim.prefix}.{part}", config)
             continue
         if len(tensor.shape) != 3 - is_bias:
             raise _fused_shape_error(tensor, config)
@@ -59,50 +69,48 @@ def _fused_tensors(claim: Claim, config: MoeConfig) -> dict[str, StoredTensor]:
     return tensors
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Fused:
-    """How one layer's experts lie in the tensors that hold all of them."""
+    """The tensors of one layer, and how they hold its experts."""
 
     tensors: dict[str, StoredTensor]
     inner: int
     hidden: int
     dtype: torch.dtype
-    _: KW_ONLY
     transposed: bool
     interleaved: bool
 
     def expert(self, number: int) -> Expert:
         """The views of one expert."""
         inner, hidden = self.inner, self.hidden
-        # how far, in elements, a step to the next of gate_up's 2I outputs goes, and one to the next input
+        # the distance, in elements, to the next of gate_up's 2I outputs, and to the next input
         output_stride, input_stride = (1, 2 * inner) if self.transposed else (hidden, 1)
         up_begin = output_stride if self.interleaved else inner * output_stride
         strides = (output_stride * 2 if self.interleaved else output_stride, input_stride)
-        begin = number * 2 * inner * hidden
+        wide, begin = (inner, hidden), number * 2 * inner * hidden
         down_strides = (1, hidden) if self.transposed else (inner, 1)
         return Expert(
-            gate=self._view("gate_up", begin, (inner, hidden), strides),
-            up=self._view("gate_up", begin + up_begin, (inner, hidden), strides),
-            down=self._view("down", number * inner * hidden, (hidden, inner), down_strides),
+            gate=self._view("gate_up", begin=begin, shape=wide, strides=strides),
+            up=self._view("gate_up", begin=begin + up_begin, shape=wide, strides=strides),
+            down=self._view("down", begin=begin // 2, shape=(hidden, inner), strides=down_strides),
             **self._biases(number),
         )
 
     def _biases(self, number: int) -> dict[str, WeightView]:
         if "down_bias" not in self.tensors:
             return {}
-        inner, begin = self.inner, number * 2 * self.inner
+        hidden, inner, begin = self.hidden, self.inner, number * 2 * self.inner
         up_begin, stride = (1, 2) if self.interleaved else (inner, 1)
+        wide, strides = (1, inner), (2 * inner, stride)
         return {
-            "gate_bias": self._view("gate_up_bias", begin, (1, inner), (2 * inner, stride)),
-            "up_bias": self._view("gate_up_bias", begin + up_begin, (1, inner), (2 * inner, stride)),
-            "down_bias": self._view("down_bias", number * self.hidden, (1, self.hidden), (self.hidden, 1)),
+            "gate_bias": self._view("gate_up_bias", begin=begin, shape=wide, strides=strides),
+            "up_bias": self._view("gate_up_bias", begin=begin + up_begin, shape=wide, strides=strides),
+            "down_bias": self._view("down_bias", begin=number * hidden, shape=(1, hidden), strides=(hidden, 1)),
         }
 
-    def _view(self, role: str, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> WeightView:
+    def _view(self, role: str, *, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> WeightView:
         """A view that begins so many elements into a tensor."""
-        tensor = self.tensors[role]
-        offset_bytes = tensor.begin + begin * self.dtype.itemsize
-        return WeightView(tensor.file, tensor.name, offset_bytes, shape, strides, self.dtype)
+        return WeightView.into(self.tensors[role], begin=begin, shape=shape, strides=strides, dtype=self.dtype)
 
 
 def _bias_shape_error(tensor: StoredTensor, shape: list[int]) -> ShapeError:

@@ -1,8 +1,11 @@
-"""Experts with a tensor per expert and projection."""
+"""The layout of most families: every expert has a tensor for each projection, and perhaps for each bias.
+
+Gate and up are [I, H] and down is [H, I], as a Linear stores its weight; biases are [I] and [H].
+"""
 
 import torch
 
-from fiddler.checkpoint.claims import Claim, _missing
+from fiddler.checkpoint.claims import Claim, missing_tensor
 from fiddler.checkpoint.errors import MissingTensorError, ShapeError
 from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.namings import Role
@@ -10,8 +13,13 @@ from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.checkpoint.views import Expert, WeightView
 
 
-def _separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
-    """Experts with a tensor per projection: gate and up [I, H], down [H, I], and biases [I] and [H] in some."""
+def separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
+    """Every expert of one layer.
+
+    Raises:
+        MissingTensorError: A tensor is missing, or there are more experts than config.json says.
+        ShapeError: A shape does not fit the others or config.json.
+    """
     ids: dict[int, StoredTensor] = {expert: t for (expert, _), t in claim.tensors.items() if expert is not None}
     num_experts = config.num_experts or max(ids) + 1
     if max(ids) >= num_experts:
@@ -19,35 +27,47 @@ def _separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tu
         raise MissingTensorError(
             f"{tensor.file} holds the tensor {tensor.name!r}, but {config.path} says there are {num_experts} experts."
         )
-    intermediate_size = _intermediate_size(claim)
-    return tuple(_separate_expert(claim, expert, intermediate_size, config, dtype) for expert in range(num_experts))
+    layer = _Layer(claim, config, dtype)
+    return tuple(layer.expert(number) for number in range(num_experts))
 
 
-def _separate_expert(
-    claim: Claim, expert: int, intermediate_size: int, config: MoeConfig, dtype: torch.dtype
-) -> Expert:
-    views: dict[Role, WeightView] = {}
-    for part, role in claim.naming.parts.items():
-        tensor = claim.tensors.get((expert, role))
-        if tensor is None:
-            number, suffix = claim.naming.expert_name.format(expert), claim.naming.suffix
-            raise _missing(claim, f"{claim.prefix}.{number}.{part}{suffix}", config)
-        wide, narrow = (intermediate_size, config.hidden_size)
-        shape = (narrow, wide) if role.startswith("down") else (wide, narrow)
-        due = shape[:1] if role.endswith("_bias") else shape
+class _Layer:
+    """One layer's tensors, and the shapes that all of them must have."""
+
+    def __init__(self, claim: Claim, config: MoeConfig, dtype: torch.dtype) -> None:
+        self._claim = claim
+        self._config = config
+        self._dtype = dtype
+        self._wide, self._narrow = _intermediate_size(claim), config.hidden_size
+
+    def expert(self, number: int) -> Expert:
+        """The views of one expert."""
+        views: dict[Role, WeightView] = {}
+        naming = self._claim.naming
+        for part, role in naming.parts.items():
+            tensor = self._claim.tensors.get((number, role))
+            if tensor is None:
+                name = f"{self._claim.prefix}.{naming.expert_name.format(number)}.{part}{naming.suffix}"
+                raise missing_tensor(self._claim, name, self._config)
+            views[role] = self._view(tensor, role)
+        biases = {role: view for role, view in views.items() if role.endswith("_bias")}
+        return Expert(gate=views.get("gate"), up=views["up"], down=views["down"], **biases)
+
+    def _view(self, tensor: StoredTensor, role: Role) -> WeightView:
+        shape = (self._narrow, self._wide) if role.startswith("down") else (self._wide, self._narrow)
+        is_bias = role.endswith("_bias")
+        due = shape[:1] if is_bias else shape
         if tensor.shape != due:
             raise ShapeError(
                 f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with a hidden size of "
-                f"{config.hidden_size} ({config.path}) and the layer's other experts it must be {list(due)}."
+                f"{self._narrow} ({self._config.path}) and the layer's other experts it must be {list(due)}."
             )
-        shape = (1, shape[0]) if role.endswith("_bias") else shape
-        views[role] = WeightView(tensor.file, tensor.name, tensor.begin, shape, (shape[1], 1), dtype)
-    biases = {role: view for role, view in views.items() if role.endswith("_bias")}
-    return Expert(views.get("gate"), views["up"], views["down"], **biases)
+        shape = (1, shape[0]) if is_bias else shape
+        return WeightView.into(tensor, shape=shape, strides=(shape[1], 1), dtype=self._dtype)
 
 
 def _intermediate_size(claim: Claim) -> int:
-    """What the layer's first matrix says; all tensors are held against it."""
+    """That of the layer's first matrix, which all tensors are then checked against."""
     matrices = [(role, tensor) for (_, role), tensor in claim.tensors.items() if not role.endswith("_bias")]
     if not matrices:
         return 0

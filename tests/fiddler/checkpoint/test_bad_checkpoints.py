@@ -168,7 +168,7 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
         ["config.json is missing"],
     ),
     "no model_type": (config(model_type=None), errors.ConfigError, ["config.json names no model_type"]),
-    "no hidden_size": (config(hidden_size=None), errors.ConfigError, ["config.json says no hidden_size"]),
+    "no hidden_size": (config(hidden_size=None), errors.ConfigError, ["config.json gives no hidden_size"]),
     "dense": (
         after(lambda d: edit_tensors(d, as_dense), config(num_local_experts=None, model_type="llama")),
         errors.ConfigError,
@@ -342,7 +342,7 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "two sets of experts": (
         add(UP.replace("model", "talker.model"), torch.ones(24, 32)),
         errors.UnknownNamingError,
-        [SINGLE_FILE, "talker", "decoder layer 1 has other experts already"],
+        [SINGLE_FILE, "talker", "decoder layer 1 already has other experts"],
     ),
     "two namings in a layer": (
         add(UP.replace("w3", "up_proj"), torch.ones(24, 32)),
@@ -357,7 +357,7 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "FP8 by config.json": (
         config(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}),
         errors.UnsupportedDtypeError,
-        ["config.json", "quantization_config", "FP8", "BF16, F16 and F32"],
+        ["config.json", "quantization_config", "FP8", "BF16, F16 or F32"],
     ),
     "INT4 in the text model's section": (
         config(

@@ -233,7 +233,9 @@ def test_weights_may_start_at_any_byte(mixtral: Path, dtype: torch.dtype, paddin
 
 
 def test_spans_are_the_bytes_a_view_touches() -> None:
-    view = WeightView(Path("file"), "name", 100, (3, 4), (2, 6), torch.bfloat16)
+    view = WeightView(
+        file=Path("file"), name="name", offset_bytes=100, shape=(3, 4), strides=(2, 6), dtype=torch.bfloat16
+    )
     assert view.num_bytes == 24
     assert view.span_bytes == (100, 100 + 2 * (2 * 2 + 3 * 6 + 1))
 

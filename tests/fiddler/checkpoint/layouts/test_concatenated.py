@@ -58,8 +58,8 @@ def test_what_is_missing_is_told(directory: Path, change: Callable[[Tensors], Te
 @pytest.mark.parametrize(
     ("section", "problem"),
     [
-        ({"ffn_hidden_size": 48}, "says no number of experts, which the shapes"),
-        ({"moe_num_experts": 8}, "says no intermediate size of experts, which the shapes"),
+        ({"ffn_hidden_size": 48}, "gives no number of experts, which the shapes"),
+        ({"moe_num_experts": 8}, "gives no intermediate size of experts, which the shapes"),
         ({"moe_num_experts": 7, "ffn_hidden_size": 48}, "with 7 experts of 48"),
     ],
     ids=str,
