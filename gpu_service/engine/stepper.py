@@ -25,7 +25,7 @@ from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.sampling import logprobs
 from gpu_service.sampling.beam_search import BeamSearch
-from gpu_service.sampling.logits import rows_of, unusable_rows
+from gpu_service.sampling.logits import non_finite_rows, rows_of
 from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 from gpu_service.sampling.sampler import Sampler, choose
@@ -153,7 +153,7 @@ class Stepper:
 
     def _fail_spoiled(self, batch: Batch, logits: torch.Tensor) -> None:
         """Fails the requests whose rows hold what is not a number; the rows of others are right."""
-        spoiled = {*unusable_rows(logits), *self._model.poisoned_rows}
+        spoiled = {*non_finite_rows(logits), *self._model.poisoned_rows}
         rows = [0] * bool(spoiled) if batch.is_prompt else sorted(spoiled)
         for request in dict.fromkeys(batch.sequences[row].request for row in rows):
             self._fail(request, NonFiniteError("the model computed what is not a finite number"), spoiled=True)
@@ -211,18 +211,25 @@ class Stepper:
     def _make_sequences(self, request: Request) -> None:
         request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
         device, is_float32 = self._model.device, self._model.dtype is torch.float32
-        changes = processors(request.sampling, request.ending, preceding_length=len(request.preceding), device=device)
+        chain = processors(request.sampling, request.ending, preceding_length=len(request.preceding), device=device)
         if request.beam:
             request.search = BeamSearch(
                 request.beam,
                 ending=request.ending,
                 preceding=request.preceding,
                 prompt_length=len(request.prompt),
-                processors=changes,
+                processors=chain,
             )
             return
         for each in request.sequences:
-            each.sampler = Sampler(request.sampling, each.index, request.preceding, changes, device, is_float32)
+            each.sampler = Sampler(
+                request.sampling,
+                index=each.index,
+                preceding=request.preceding,
+                processors=chain,
+                device=device,
+                same_of_equals=is_float32,
+            )
             each.matcher = request.stop.matcher() if request.stop else None
 
     def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:

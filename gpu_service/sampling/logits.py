@@ -1,4 +1,4 @@
-"""Rows of a step's logits: those that can be used, some of them, and some replaced."""
+"""Rows of a step's logits: finding non-finite ones, selecting some, replacing some."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 
-def unusable_rows(logits: torch.Tensor) -> list[int]:
-    """Rows of [rows, vocab] float32 with an infinity or what is not a number."""
-    # one pass: a sum is finite where all its terms are, since logits are far too small to overflow together
+def non_finite_rows(logits: torch.Tensor) -> list[int]:
+    """The rows of [rows, vocab] float32 that contain an infinity or NaN."""
+    # one pass: a sum is finite if all its terms are, since logits are far too small for their sum to overflow
     return [row for row, total in enumerate(logits.sum(dim=-1).tolist()) if not math.isfinite(total)]
 
 
 def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Some rows of [rows, vocab], in that order: a view where they are adjacent."""
+    """Some rows of [rows, vocab], in that order: a view if they are adjacent."""
     first = rows[0]
     if rows == list(range(first, first + len(rows))):
         return logits[first : first + len(rows)]
@@ -21,9 +21,10 @@ def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
 
 
 def largest(values: torch.Tensor) -> torch.Tensor:
-    """[rows, vocab] float32 -> [rows] int64: where each row's largest is, the first of several; not on another device.
+    """[rows, vocab] float32 -> [rows] int64: the column of each row's maximum, the first of equal ones.
 
-    As torch's argmax, which on the CPU takes twenty times as long as numpy's.
+    The result stays on the device. It is what torch's argmax returns, which takes twenty times as long on the CPU as
+    numpy's.
     """
     if values.device.type != "cpu":
         return values.argmax(dim=-1)
@@ -31,7 +32,7 @@ def largest(values: torch.Tensor) -> torch.Tensor:
 
 
 def with_rows(logits: torch.Tensor, replaced: Mapping[int, torch.Tensor]) -> torch.Tensor:
-    """[rows, vocab] with others of [1, vocab] in the place of some; what is given stays as it is."""
+    """A copy of [rows, vocab] in which some rows are replaced by others of [1, vocab]; the logits if none is."""
     if not replaced:
         return logits
     scores = logits.clone()

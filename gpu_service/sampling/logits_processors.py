@@ -1,6 +1,8 @@
-"""Logits processors of our own: what transformers has none for, or one that takes too long."""
+"""Logits processors that transformers lacks or computes slowly, and the chains of processors that a request needs."""
 
+import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -20,21 +22,23 @@ from transformers import (
 from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import SamplingParameters
 
+CPU = torch.device("cpu")
+
 
 class OccurrencePenalties(LogitsProcessor):
     """OpenAI's penalties: logit - count * frequency_penalty - (count > 0) * presence_penalty.
 
-    They count what was generated and not the prompt, as OpenAI's do; transformers has no such processor.
+    They count generated tokens and not the prompt, as OpenAI's do. transformers has no such processor.
     """
 
-    def __init__(self, frequency_penalty: float, presence_penalty: float, prompt_length: int) -> None:
+    def __init__(self, frequency_penalty: float, presence_penalty: float, preceding_length: int) -> None:
         self._frequency_penalty = frequency_penalty
         self._presence_penalty = presence_penalty
-        self._prompt_length = prompt_length
+        self._preceding_length = preceding_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:
         """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
-        generated = input_ids[:, self._prompt_length :]
+        generated = input_ids[:, self._preceding_length :]
         ones = torch.ones((), dtype=scores.dtype, device=scores.device).expand(generated.shape)
         counts = torch.zeros_like(scores).scatter_add_(1, generated, ones)
         penalties = self._frequency_penalty * counts + self._presence_penalty * (counts > 0)
@@ -42,14 +46,14 @@ class OccurrencePenalties(LogitsProcessor):
 
 
 class TokenBias(LogitsProcessor):
-    """Adds to the logits of single tokens, as transformers' SequenceBiasLogitsProcessor does with sequences of one.
+    """Adds to the logits of single tokens, as transformers' SequenceBiasLogitsProcessor does for sequences of one.
 
-    That one looks at each entry several times in Python, which for all of a large vocabulary takes a quarter of a
-    second; meanwhile everybody would wait.
+    transformers' own visits each entry several times in Python: a quarter of a second for all of a large vocabulary,
+    during which every other request waits.
     """
 
     def __init__(self, biases: Sequence[tuple[int, float]], device: torch.device) -> None:
-        """(token id, what is added to its logit), no id twice."""
+        """Takes (token id, what is added to its logit), no id twice."""
         self._ids = torch.tensor([token_id for token_id, _ in biases], device=device)
         self._biases = torch.tensor([bias for _, bias in biases], dtype=torch.float32, device=device)
 
@@ -58,97 +62,26 @@ class TokenBias(LogitsProcessor):
         return cast("torch.FloatTensor", scores.index_add(1, self._ids, self._biases.expand(len(scores), -1)))
 
 
-WarperValues = tuple[float, int, float, float, float]
-
-_CPU = torch.device("cpu")
-
-
-def processors(
-    parameters: SamplingParameters,
-    ending: Ending | None = None,
-    *,
-    preceding_length: int = 0,
-    device: torch.device = _CPU,
-) -> list[LogitsProcessor]:
-    """What changes logits before anything is drawn, in transformers' order.
-
-    It holds no state of a row: all of a request's generations, or beams, share it.
-
-    Args:
-        parameters: What was asked.
-        ending: When a generation ends; None: nothing is ruled out.
-        preceding_length: Tokens that the history begins with and that were not generated.
-        device: The device of the logits.
-
-    Raises:
-        ValueError: A processor refuses its parameter.
-    """
-    chain: list[LogitsProcessor] = []
-    if parameters.logit_bias:
-        chain.append(TokenBias(parameters.logit_bias, device))
-    if parameters.repetition_penalty != 1:
-        chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
-    if ending is not None and ending.min_tokens > 0 and ending.end_ids:
-        ids = torch.tensor(sorted(ending.end_ids), device=device)
-        chain.append(MinNewTokensLengthLogitsProcessor(preceding_length, ending.min_tokens, ids))
-    if parameters.forced_bos_token_id is not None:
-        chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
-    if parameters.frequency_penalty or parameters.presence_penalty:
-        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, preceding_length))
-    return chain
-
-
-def warpers(parameters: SamplingParameters, same_of_equals: bool = True) -> list[LogitsProcessor]:
-    """What shapes the distribution that a token is drawn from, in transformers' order; see TopP for `same_of_equals`.
-
-    Raises:
-        ValueError: A warper refuses its parameter.
-    """
-    chain: list[LogitsProcessor] = []
-    if parameters.temperature != 1:
-        chain.append(TemperatureLogitsWarper(float(parameters.temperature)))
-    if parameters.top_k > 0:
-        chain.append(TopKLogitsWarper(parameters.top_k))
-    if parameters.top_p < 1:
-        chain.append(TopP(parameters.top_p, same_of_equals))
-    if parameters.min_p > 0:
-        chain.append(MinPLogitsWarper(parameters.min_p))
-    if parameters.typical_p < 1:
-        chain.append(TypicalLogitsWarper(parameters.typical_p))
-    return chain
-
-
-def _warper_values(parameters: SamplingParameters) -> WarperValues:
-    return parameters.temperature, parameters.top_k, parameters.top_p, parameters.min_p, parameters.typical_p
-
-
-def apply(chain: Sequence[LogitsProcessor], history: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
-    """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
-    for processor in chain:  # transformers' own list looks up each one's signature at every call
-        scores = processor(cast("torch.LongTensor", history), cast("torch.FloatTensor", scores))
-    return scores
-
-
 class TopP(TopPLogitsWarper):
-    """TopPLogitsWarper, faster: numpy sorts with vector instructions, and torch cuts with them."""
+    """TopPLogitsWarper, faster: numpy sorts and torch cuts off, both with vector instructions."""
 
     def __init__(self, top_p: float, same_of_equals: bool = True) -> None:
-        """Prepares nothing.
+        """Creates the warper.
 
         Args:
-            top_p: The least probability of all that are kept together.
-            same_of_equals: Whether of equal logits those are kept that transformers keeps, which takes its time.
+            top_p: The least probability of all tokens that are kept, taken together.
+            same_of_equals: Whether to keep the same tokens of equal logits as transformers does, which takes longer.
         """
         super().__init__(top_p)
         self._same_of_equals = same_of_equals
 
     def __call__(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.FloatTensor:
-        """[rows, vocab] -> [rows, vocab], with -inf where a token is not among the likeliest."""
+        """[rows, vocab] -> [rows, vocab], with -inf for every token that is not among the likeliest."""
         if scores.device.type != "cpu" or scores.dtype is not torch.float32:
             return self._transformers(input_ids, scores)
         values = scores.numpy()
         ordered = torch.from_numpy(np.sort(values, axis=-1))
-        # as transformers computes it, on the same values in the same order; sums of what is not negative only grow
+        # as transformers computes them, on the same values in the same order; sums of positive numbers only grow
         sums = ordered.softmax(dim=-1).cumsum(dim=-1)
         num_removed = torch.searchsorted(sums, sums.new_full((len(sums), 1), 1 - self.top_p), right=True)
         num_removed.clamp_(max=scores.shape[-1] - self.min_tokens_to_keep)
@@ -175,3 +108,83 @@ class TopP(TopPLogitsWarper):
 
     def _transformers(self, input_ids: torch.Tensor | None, scores: torch.Tensor) -> torch.FloatTensor:
         return cast("torch.FloatTensor", super().__call__(cast("torch.LongTensor", input_ids), scores))
+
+
+@dataclass(frozen=True, slots=True)
+class Warping:
+    """What shapes the distribution that a token is drawn from. Rows with equal warpings are warped together.
+
+    `warpers` reads this object and nothing else, so an option that it uses is always part of the comparison.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+
+    @classmethod
+    def of(cls, parameters: SamplingParameters) -> "Warping":
+        """The warping that a request asks for."""
+        return cls(**{each.name: getattr(parameters, each.name) for each in dataclasses.fields(cls)})
+
+    def warpers(self, same_of_equals: bool = True) -> list[LogitsProcessor]:
+        """The processors that do it, in transformers' order; see TopP for `same_of_equals`.
+
+        Raises:
+            ValueError: A warper refuses its parameter.
+        """
+        chain: list[LogitsProcessor] = []
+        if self.temperature != 1:
+            chain.append(TemperatureLogitsWarper(float(self.temperature)))
+        if self.top_k > 0:
+            chain.append(TopKLogitsWarper(self.top_k))
+        if self.top_p < 1:
+            chain.append(TopP(self.top_p, same_of_equals))
+        if self.min_p > 0:
+            chain.append(MinPLogitsWarper(self.min_p))
+        if self.typical_p < 1:
+            chain.append(TypicalLogitsWarper(self.typical_p))
+        return chain
+
+
+def processors(
+    parameters: SamplingParameters,
+    ending: Ending | None = None,
+    *,
+    preceding_length: int = 0,
+    device: torch.device = CPU,
+) -> list[LogitsProcessor]:
+    """The processors that change logits before anything is drawn, in transformers' order.
+
+    They hold no state of a row: all generations or beams of a request share them.
+
+    Args:
+        parameters: What was asked.
+        ending: When a generation ends; None: no token is ruled out.
+        preceding_length: Tokens at the start of the history that were not generated.
+        device: The device of the logits.
+
+    Raises:
+        ValueError: A processor refuses its parameter.
+    """
+    chain: list[LogitsProcessor] = []
+    if parameters.logit_bias:
+        chain.append(TokenBias(parameters.logit_bias, device))
+    if parameters.repetition_penalty != 1:
+        chain.append(RepetitionPenaltyLogitsProcessor(float(parameters.repetition_penalty)))
+    if ending is not None and ending.min_tokens > 0 and ending.end_ids:
+        ids = torch.tensor(sorted(ending.end_ids), device=device)
+        chain.append(MinNewTokensLengthLogitsProcessor(preceding_length, ending.min_tokens, ids))
+    if parameters.forced_bos_token_id is not None:
+        chain.append(ForcedBOSTokenLogitsProcessor(parameters.forced_bos_token_id))
+    if parameters.frequency_penalty or parameters.presence_penalty:
+        chain.append(OccurrencePenalties(parameters.frequency_penalty, parameters.presence_penalty, preceding_length))
+    return chain
+
+
+def apply(chain: Sequence[LogitsProcessor], history: torch.Tensor | None, scores: torch.Tensor) -> torch.Tensor:
+    """[rows, tokens] int64 and [rows, vocab] -> [rows, vocab]."""
+    for processor in chain:  # transformers' LogitsProcessorList inspects each signature at every call
+        scores = processor(cast("torch.LongTensor", history), cast("torch.FloatTensor", scores))
+    return scores

@@ -1,4 +1,4 @@
-"""What sampling and beam search return: tokens with their log probabilities, and why a generation ends. No torch."""
+"""What sampling and beam search return: tokens with log probabilities, and why a generation ends. Imports no torch."""
 
 import enum
 from dataclasses import KW_ONLY, dataclass

@@ -1,4 +1,4 @@
-"""How a request's tokens are chosen. Plain values; sampling.py does it. torch is not imported here."""
+"""How a request's tokens are chosen, as plain values. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 _TRANSFORMERS_TOP_K = 50
-"""What transformers takes where a generation_config samples and says no top_k."""
+"""The top_k that transformers uses if a generation_config samples and sets none."""
 
 _OTHERS: dict[str, float | None] = {
     "epsilon_cutoff": 0.0,
@@ -28,20 +28,20 @@ _OTHERS: dict[str, float | None] = {
     "min_length": 0,
     "min_new_tokens": None,
 }
-"""By name, what leaves the choice alone."""
+"""Settings that are not computed here, with the value that leaves the choice of tokens unchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
-    """How the next token is chosen, with nothing left unset."""
+    """How the next token is chosen. Every option has a value."""
 
     temperature: float = 0.0
-    """0 takes the likeliest token."""
+    """0: the likeliest token."""
     top_k: int = 0
     """0: all."""
     top_p: float = 1.0
     seed: int | None = None
-    """None: a different one each time."""
+    """None: a new one for each request."""
     repetition_penalty: float = 1.0
     min_p: float = 0.0
     typical_p: float = 1.0
@@ -50,7 +50,7 @@ class SamplingParameters:
     logit_bias: tuple[tuple[int, float], ...] = ()
     """(token id, what is added to its logit), no id twice."""
     forced_bos_token_id: int | None = None
-    """The first token that a decoder makes; None: it is chosen as the others are."""
+    """The first token that a decoder generates; None: it is chosen like the others."""
 
     @classmethod
     def resolve(
@@ -59,15 +59,15 @@ class SamplingParameters:
         asked: Mapping[str, float],
         logit_bias: tuple[tuple[int, float], ...] = (),
     ) -> "SamplingParameters":
-        """Fills what was not asked for from the model's generation_config, where that one samples.
+        """Fills in options that a request leaves unset from the model's generation_config, if that one samples.
 
         Args:
             defaults: The generation_config.
-            asked: Values by the names above.
-            logit_bias: Of this request.
+            asked: The options that the request sets, by the names above.
+            logit_bias: The request's.
 
         Raises:
-            ValueError: A value of the generation_config is not one that can be sampled with.
+            ValueError: A value of the generation_config is not a number.
         """
         samples = bool(defaults.do_sample)
         values: dict[str, float] = {"repetition_penalty": _number(defaults, "repetition_penalty", 1.0)}
@@ -94,11 +94,11 @@ def _number(defaults: "GenerationConfig", name: str, unset: float) -> float:
 
 
 def not_honoured(defaults: "GenerationConfig", is_encoder_decoder: bool = False) -> list[str]:
-    """Settings of a generation_config that change which token is chosen, and that are not computed here.
+    """Settings of a generation_config that change which token is chosen and that this service ignores.
 
     Args:
         defaults: The generation_config.
-        is_encoder_decoder: Whether it is of a model with an encoder, whose first token may be forced.
+        is_encoder_decoder: Whether the model has an encoder. Its first token may be forced, which is computed here.
     """
     names = [name for name, neutral in _OTHERS.items() if getattr(defaults, name, None) not in (None, neutral)]
     return [name for name in names if not (is_encoder_decoder and name == "forced_bos_token_id")]
@@ -106,7 +106,7 @@ def not_honoured(defaults: "GenerationConfig", is_encoder_decoder: bool = False)
 
 @dataclass(frozen=True, slots=True)
 class BeamParameters:
-    """How beams are searched: transformers' meanings."""
+    """How beams are searched, with transformers' names and meanings."""
 
     num_beams: int
     length_penalty: float = 1.0

@@ -1,4 +1,4 @@
-"""What each sampling parameter may be, in a request as in a checkpoint's generation_config.json."""
+"""The values that sampling parameters may have, in a request and in a checkpoint's generation_config.json."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +10,9 @@ from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.sampling.sampler import Sampler
 
-MAX_SEED = 2**63 - 1  # torch's generator takes no more
+MAX_SEED = 2**63 - 1  # the largest that torch's generator accepts
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    # logits divided by less, and multiplied by more, may overflow
+    # logits divided by a smaller number, or multiplied by a larger one, may overflow
     "temperature": (lambda value: value == 0 or 0.001 <= value <= 1e6, "must be 0, or 0.001 to 1000000"),
     "top_k": (lambda value: value >= 0, "must be 0 or above"),
     "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
@@ -23,14 +23,14 @@ RULES: dict[str, tuple[Callable[[float], bool], str]] = {
     "presence_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
     "seed": (lambda value: value <= MAX_SEED, "must be at most 2^63 - 1"),
 }
-"""By name: what a value must be. No comparison with NaN is true."""
+"""By name: whether a value is allowed, and the rule as a message says it. NaN fails every comparison."""
 
 
 def check_values(values: Mapping[str, float]) -> None:
     """Checks sampling parameters by name.
 
     Raises:
-        RequestError: One has a value that its rule excludes.
+        RequestError: A value breaks its rule.
     """
     for name, value in values.items():
         is_right, rule = RULES[name]
@@ -39,7 +39,7 @@ def check_values(values: Mapping[str, float]) -> None:
 
 
 def check_generation_config(directory: Path, generation_config: GenerationConfig) -> None:
-    """Checks what a checkpoint's generation_config.json says.
+    """Checks the sampling parameters of a checkpoint's generation_config.json.
 
     Raises:
         ModelError: A setting has a value that no request may have.
@@ -51,19 +51,19 @@ def check_generation_config(directory: Path, generation_config: GenerationConfig
 
 
 def check_defaults(defaults: GenerationConfig) -> None:
-    """Checks that a model's own sampling parameters are ones that a request may have.
+    """Checks that a request may have the sampling parameters of a generation_config.
 
     Raises:
-        ValueError: One is not. The text names it.
+        ValueError: A value breaks its rule. The text names the parameter.
     """
     parameters = SamplingParameters.resolve(defaults, {})
     try:
         check_values({name: getattr(parameters, name) for name in RULES if name != "seed"})
     except RequestError as error:
         raise ValueError(f"{error.field}: {error}") from None
-    Sampler(parameters, changes=processors(parameters))
+    Sampler(parameters, processors=processors(parameters))
 
 
 def show(value: float) -> str:
-    """A number as a message holds it: integers with all their digits."""
+    """A number as messages show it: integers with all their digits."""
     return str(value) if isinstance(value, int) else f"{value:g}"

@@ -1,24 +1,15 @@
-"""Chooses each row's next token. Logits processors are transformers'; random numbers are the generation's own."""
+"""Chooses the next token of each row. Logits processors are transformers'; random numbers are the generation's own."""
 
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
-from transformers import (
-    LogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-)
+from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor
 
 from gpu_service.sampling import logprobs
 from gpu_service.sampling.logits import largest, rows_of, with_rows
-from gpu_service.sampling.logits_processors import (
-    _CPU,
-    WarperValues,
-    _warper_values,
-    apply,
-    warpers,
-)
+from gpu_service.sampling.logits_processors import CPU, Warping, apply
 from gpu_service.sampling.multinomial import draw
 from gpu_service.sampling.outputs import TokenLogprobs
 from gpu_service.sampling.parameters import SamplingParameters
@@ -27,70 +18,78 @@ _HISTORY_ROOM = 256  # tokens; doubled whenever it is full
 
 
 class History:
-    """One generation's tokens, prompt first, on the device; it grows and is never built anew."""
+    """The tokens of one generation on the device, those that it continues first. It grows and is never rebuilt."""
 
-    def __init__(self, prompt: Sequence[int], device: torch.device) -> None:
-        self._prompt_length = self._length = len(prompt)
-        self._tokens = torch.empty(len(prompt) + _HISTORY_ROOM, dtype=torch.int64, device=device)
-        self._tokens[: len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+    def __init__(self, preceding: Sequence[int], device: torch.device) -> None:
+        self._preceding_length = self._length = len(preceding)
+        self._tokens = torch.empty(len(preceding) + _HISTORY_ROOM, dtype=torch.int64, device=device)
+        self._tokens[: len(preceding)] = torch.tensor(preceding, dtype=torch.int64)
 
     def read(self, output: Sequence[int]) -> torch.Tensor:
-        """The prompt and the output, [1, tokens] int64. Appends what the output has more than last time."""
-        total = self._prompt_length + len(output)
+        """The preceding tokens and the output, [1, tokens] int64. Appends the tokens that are new in the output."""
+        total = self._preceding_length + len(output)
         while total > len(self._tokens):
             self._tokens = torch.cat([self._tokens, torch.empty_like(self._tokens)])
         for position in range(self._length, total):
-            # a number, and not a tensor of one, goes to the device as an argument and waits for nothing
-            self._tokens[position] = output[position - self._prompt_length]
+            # a number travels to the device as an argument and waits for nothing; a tensor of one would be copied
+            self._tokens[position] = output[position - self._preceding_length]
         self._length = total
         return self._tokens[None, :total]
 
 
 class Sampler:
-    """One generation's way to choose a token: what transformers' generate() chooses with the same seed."""
+    """How one generation chooses its tokens: what transformers' generate() chooses with the same seed."""
 
     def __init__(
         self,
         parameters: SamplingParameters,
+        *,
         index: int = 0,
-        prompt: Sequence[int] = (),
-        changes: Sequence[LogitsProcessor] = (),
-        device: torch.device = _CPU,
+        preceding: Sequence[int] = (),
+        processors: Sequence[LogitsProcessor] = (),
+        device: torch.device = CPU,
         same_of_equals: bool = True,
     ) -> None:
-        """Prepares the warpers.
+        """Prepares the warpers and seeds the generator.
 
         Args:
             parameters: What was asked.
-            index: Which of the request's generations it is; it is seeded with seed + index.
-            prompt: The prompt's tokens.
-            changes: What `processors` makes of the same parameters and prompt.
-            device: Where the logits are.
+            index: The index of the generation within its request; it is seeded with seed + index.
+            preceding: The tokens that the generation continues.
+            processors: What `logits_processors.processors` builds of the same parameters and preceding tokens.
+            device: The device of the logits.
             same_of_equals: See TopP; the same for all samplers of a batch.
 
         Raises:
             ValueError: A warper refuses its parameter.
         """
-        self._processors = list(changes)
-        self._history = History(prompt, device) if self._processors else None
+        self._processors = list(processors)
+        self._history = History(preceding, device) if self._processors else None
         self.generator: torch.Generator | None = None
-        """What it draws with; None where it takes the likeliest token."""
-        self.warper_values = _warper_values(parameters)
-        """Samplers that have the same have the same warpers."""
+        """What it draws with; None if it takes the likeliest token."""
+        self.warping = Warping.of(parameters)
         self.warpers: list[LogitsProcessor] = []
         if parameters.temperature == 0:
             return
-        self.warpers = warpers(parameters, same_of_equals)
+        self.warpers = self.warping.warpers(same_of_equals)
         self.generator = torch.Generator(device)
         self.generator.manual_seed(secrets.randbits(63) if parameters.seed is None else parameters.seed + index)
 
     @property
     def changes_logits(self) -> bool:
-        """Whether `process` has something to do; what it has may end with a token."""
+        """Whether `process` changes anything. It may stop doing so after some tokens."""
         return bool(self._processors)
 
     def process(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
-        """[1, vocab] float32 and the tokens generated so far -> [1, vocab]: penalties, biases, what may not be yet."""
+        """Applies penalties and biases, and rules out what may not come yet.
+
+        Args:
+            logits: [1, vocab] float32.
+            output: The tokens generated so far.
+
+        Returns:
+            [1, vocab].
+        """
         if self._history is None:
             return logits
         scores = apply(self._processors, self._history.read(output), logits)
@@ -98,7 +97,7 @@ class Sampler:
         return scores
 
     def _forget_min_tokens(self, num_made: int) -> None:
-        """Drops the processor that has nothing left to forbid."""
+        """Drops the processor that has nothing left to rule out."""
         self._processors = [
             each
             for each in self._processors
@@ -132,7 +131,7 @@ def choose(
     except Exception as error:
         if len(samplers) == 1:
             return [error]
-    # One row raised. Retry row by row: safe, because samplers draw only after everything that can raise.
+    # One row raised. Retry row by row: safe, because a sampler draws only after everything that can raise.
     return [
         choose(logits[row : row + 1], [sampler], [outputs[row]], num_top=[num_top[row]])[0]
         for row, sampler in enumerate(samplers)
@@ -147,16 +146,16 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
         if sampler.changes_logits
     }
     scores = with_rows(logits, processed)
-    drawn: dict[WarperValues, list[int]] = defaultdict(list)
+    groups: dict[Warping, list[int]] = defaultdict(list)
     for row, sampler in enumerate(samplers):
         if sampler.generator:
-            drawn[sampler.warper_values].append(row)
-    # rows that are warped alike go through together: each comes out as it would alone
-    warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in drawn.values()]
-    num_drawn = sum(map(len, drawn.values()))
+            groups[sampler.warping].append(row)
+    # rows of equal warpings are computed together; each comes out as it would alone
+    warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in groups.values()]
+    num_drawn = sum(map(len, groups.values()))
     tokens = largest(scores) if num_drawn < len(samplers) else logits.new_empty(num_drawn, dtype=torch.int64)
-    # draw last, so that whatever raised has drawn nothing
-    for rows, chosen in zip(drawn.values(), warped, strict=True):
+    # draw last, so that no generator has moved on if anything above raises
+    for rows, chosen in zip(groups.values(), warped, strict=True):
         generators = [generator for row in rows if (generator := samplers[row].generator)]
         tokens[torch.tensor(rows, device=tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
     return tokens

@@ -3,18 +3,18 @@ import math
 import pytest
 import torch
 
-from gpu_service.sampling.logits import largest, rows_of, unusable_rows, with_rows
+from gpu_service.sampling.logits import largest, non_finite_rows, rows_of, with_rows
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_rows_with_what_is_not_a_finite_number_are_found(value: float) -> None:
     logits = torch.randn(5, 100) * 1e4
-    assert unusable_rows(logits) == []
+    assert non_finite_rows(logits) == []
     logits[1, 7] = logits[4, 99] = value
-    assert unusable_rows(logits) == [1, 4]
+    assert non_finite_rows(logits) == [1, 4]
     logits[1, 8] = -value
-    assert unusable_rows(logits) == [1, 4]
-    assert unusable_rows(logits[:0]) == []
+    assert non_finite_rows(logits) == [1, 4]
+    assert non_finite_rows(logits[:0]) == []
 
 
 def test_rows_come_in_the_order_that_is_asked_for_and_adjacent_ones_as_a_view() -> None:

@@ -20,7 +20,7 @@ def test_so_it_does_where_torch_is_asked_for_its_numbers(monkeypatch: pytest.Mon
 
 
 def test_this_build_of_torch_computes_exponential_numbers_as_logarithms() -> None:
-    """Else nothing is wrong, but drawing takes three times as long."""
+    """If it does not, tokens are still right, but drawing takes three times as long."""
     assert multinomial._IS_LOGARITHM
 
 
@@ -28,7 +28,7 @@ def test_this_build_of_torch_computes_exponential_numbers_as_logarithms() -> Non
 def test_each_row_draws_what_multinomial_draws_with_its_generator(
     rows: int, vocab: int, seed: int, hidden: float
 ) -> None:
-    """Several times, so that both leave the generators alike."""
+    """Several times in a row, so that both must leave the generators in the same state."""
     noise = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, vocab, generator=noise) * 3
     scores[:, 1:][torch.rand(rows, vocab - 1, generator=noise) < hidden] = -torch.inf

@@ -1,3 +1,6 @@
+"""What a sampler chooses, against transformers' generate and against itself in other batches."""
+
+import dataclasses
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -10,12 +13,11 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
-    SequenceBiasLogitsProcessor,
 )
 
-from gpu_service.sampling.logits_processors import OccurrencePenalties, TokenBias, processors
+from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.outputs import Ending, TokenLogprobs
-from gpu_service.sampling.parameters import SamplingParameters, not_honoured
+from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.sampling.sampler import History, Sampler, choose
 from tests.support import checkpoints
 
@@ -26,20 +28,21 @@ NEUTRAL = {"top_k": 0, "top_p": 1.0, "temperature": 1.0, "min_p": None, "typical
 
 
 def _sampler(index: int = 0, **parameters: Any) -> Sampler:
-    return Sampler(SamplingParameters(**parameters), index)
+    return Sampler(SamplingParameters(**parameters), index=index)
 
 
 def _with_changes(
     parameters: SamplingParameters, prompt: list[int], min_tokens: int = 0, end_ids: Collection[int] = ()
 ) -> Sampler:
     ending = Ending(1000, eos_ids=frozenset(end_ids), min_tokens=min_tokens)
-    return Sampler(parameters, 0, prompt, processors(parameters, ending, preceding_length=len(prompt)))
+    chain = processors(parameters, ending, preceding_length=len(prompt))
+    return Sampler(parameters, preceding=prompt, processors=chain)
 
 
 def _choose(
     logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]] | None = None
 ) -> list[int]:
-    """One token for each row; without outputs, samplers have generated nothing yet, or do not look at it."""
+    """One token for each row. Without `outputs`, nothing has been generated yet, or the samplers do not use it."""
     outcomes = choose(logits, samplers, outputs or [[]] * len(samplers), num_top=[None] * len(samplers))
     return [outcome.token_id for outcome in map(_returned, outcomes)]
 
@@ -51,7 +54,7 @@ def _returned(outcome: TokenLogprobs | Exception) -> TokenLogprobs:
 
 
 class _OpenAIPenalties(LogitsProcessor):
-    """The formula of OpenAI's documentation, read word by word."""
+    """The formula of OpenAI's documentation, literally."""
 
     def __init__(self, frequency: float, presence: float) -> None:
         self.frequency, self.presence = frequency, presence
@@ -71,7 +74,7 @@ def model() -> PreTrainedModel:
 
 
 def _generate(model: Any, seed: int, **generation: Any) -> tuple[list[int], tuple[torch.Tensor, ...]]:
-    """What transformers draws, and the model's logits that it was drawn from."""
+    """The tokens that transformers draws, and the model's logits that they are drawn from."""
     frequency, presence = generation.pop("frequency_penalty", 0.0), generation.pop("presence_penalty", 0.0)
     custom = [_OpenAIPenalties(frequency, presence)] if frequency or presence else []
     torch.manual_seed(seed)
@@ -86,7 +89,7 @@ def _generate(model: Any, seed: int, **generation: Any) -> tuple[list[int], tupl
 
 
 def _replay(sampler: Sampler, logits: tuple[torch.Tensor, ...]) -> list[int]:
-    """What the sampler makes of the same logits."""
+    """The tokens that the sampler draws from the same logits."""
     output: list[int] = []
     for step in logits:
         output += _choose(step.float(), [sampler], [output])
@@ -117,7 +120,7 @@ _PARAMETERS = st.fixed_dictionaries(
 def test_any_parameters_choose_what_generate_chooses(
     model: PreTrainedModel, asked: dict[str, Any], draws: bool, seed: int
 ) -> None:
-    """Step by step on transformers' own logits, so that only sampling is compared."""
+    """Step by step on transformers' own logits, so that only the sampling is compared."""
     theirs = NEUTRAL | {name: value for name, value in asked.items() if name not in ("logit_bias", "min_tokens")}
     if "logit_bias" in asked:
         theirs["sequence_bias"] = {(token,): bias for token, bias in asked["logit_bias"].items()}
@@ -130,15 +133,6 @@ def test_any_parameters_choose_what_generate_chooses(
         ours["temperature"] = 0.0
     sampler = _with_changes(SamplingParameters(**ours), PROMPT, asked.get("min_tokens", 0), END_IDS)
     assert _replay(sampler, logits) == expected
-
-
-def test_a_bias_is_that_of_transformers_and_of_many_tokens_at_once() -> None:
-    scores = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
-    biases = [(token, token / 50 - 50) for token in range(0, 5000, 2)]
-    sequences: Any = {(token,): bias for token, bias in biases}  # its annotation lacks the dict
-    theirs: Any = SequenceBiasLogitsProcessor(sequences)
-    expected = theirs(None, scores)
-    assert torch.equal(TokenBias(biases, torch.device("cpu"))(None, scores), expected)
 
 
 def test_generation_i_is_seeded_with_seed_plus_i(model: PreTrainedModel) -> None:
@@ -158,7 +152,7 @@ def test_temperature_0_takes_the_likeliest_and_the_first_of_equals() -> None:
 @settings(max_examples=30)
 @given(data=st.data(), others=st.integers(0, 4), position=st.integers(0, 4))
 def test_who_else_is_in_the_batch_changes_nothing(data: st.DataObject, others: int, position: int) -> None:
-    """Others that are warped alike, with which it shares what is computed, or in another way."""
+    """Neither rows that are warped alike, and computed together with it, nor others."""
     logits = torch.randn(12, 50, generator=torch.Generator().manual_seed(3))
     warped: list[dict[str, Any]] = [
         {},
@@ -184,17 +178,48 @@ def test_who_else_is_in_the_batch_changes_nothing(data: st.DataObject, others: i
     assert drawn == expected
 
 
+_OTHER_VALUES: dict[str, Any] = {
+    "temperature": 0.3,
+    "top_k": 4,
+    "top_p": 0.3,
+    "seed": 6,
+    "repetition_penalty": 3.0,
+    "min_p": 0.5,
+    "typical_p": 0.2,
+    "frequency_penalty": 2.0,
+    "presence_penalty": 2.0,
+    "logit_bias": ((7, 5.0),),
+    "forced_bos_token_id": 9,
+}
+"""By option: a value that changes what `_DRAWN` draws. A new option needs one, too."""
+_DRAWN = SamplingParameters(temperature=1.0, seed=5)
+
+
+def _drawn_together(*batch: SamplingParameters) -> list[list[int]]:
+    """The tokens of rows that are drawn together, all from the same logits."""
+    samplers = [_with_changes(parameters, [1]) for parameters in batch]
+    outputs: list[list[int]] = [[] for _ in batch]
+    for row in torch.randn(40, 30, generator=torch.Generator().manual_seed(3)):
+        for output, token in zip(outputs, _choose(row.repeat(len(batch), 1), samplers, outputs), strict=True):
+            output.append(token)
+    return outputs
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(SamplingParameters)])
+def test_a_row_draws_as_it_draws_alone_next_to_one_that_differs_in_one_option(name: str) -> None:
+    """In either order, since rows that are warped together are warped with the settings of the first."""
+    plain, other = _DRAWN, dataclasses.replace(_DRAWN, **{name: _OTHER_VALUES[name]})
+    (alone,), (other_alone,) = _drawn_together(plain), _drawn_together(other)
+    assert alone != other_alone, "the value changes nothing, so that the test would see nothing"
+    assert _drawn_together(plain, other) == [alone, other_alone]
+    assert _drawn_together(other, plain) == [other_alone, alone]
+
+
 def test_a_greedy_choice_is_penalised_for_repetition() -> None:
     logits = torch.tensor([[3.0, 2.5, -1.0]])
     parameters = SamplingParameters(repetition_penalty=1.5)
     assert _choose(logits, [_with_changes(parameters, [0])], [[]]) == [1]
     assert _choose(logits, [_with_changes(parameters, [2])], [[2]]) == [0]
-
-
-def test_occurrences_are_counted_in_what_was_generated() -> None:
-    penalties = OccurrencePenalties(0.5, 0.25, prompt_length=2)
-    scores = penalties(torch.tensor([[0, 1, 1, 2, 1]]), torch.zeros(1, 4))
-    assert scores.tolist() == [[0.0, -1.25, -0.75, 0.0]]
 
 
 def test_once_min_tokens_are_made_a_greedy_choice_takes_the_logits_as_they_are() -> None:
@@ -226,44 +251,6 @@ def test_log_probabilities_are_told_of_rows_that_want_them() -> None:
     assert greedy == TokenLogprobs(0, expected[2][0])
 
 
-def test_what_is_not_honoured_is_known() -> None:
-    plain = GenerationConfig(do_sample=True, temperature=0.6, top_p=0.9, typical_p=0.5, repetition_penalty=1.1)  # type: ignore[no-untyped-call]
-    assert not_honoured(plain) == []
-    assert not_honoured(GenerationConfig(no_repeat_ngram_size=3, eta_cutoff=0.5)) == [  # type: ignore[no-untyped-call]
-        "eta_cutoff",
-        "no_repeat_ngram_size",
-    ]
-
-
 def test_without_a_seed_two_requests_differ() -> None:
     logits = torch.zeros(1, 1000)
     assert _choose(logits, [_sampler(temperature=1.0)]) != _choose(logits, [_sampler(temperature=1.0)])
-
-
-@pytest.mark.parametrize(
-    ("config", "asked", "expected"),
-    [
-        ({"do_sample": False, "temperature": 0.5}, {}, SamplingParameters(0.0, 0, 1.0)),
-        ({"do_sample": True}, {}, SamplingParameters(1.0, 50, 1.0)),
-        ({"do_sample": True, "top_k": 0}, {}, SamplingParameters(1.0, 0, 1.0)),
-        ({"do_sample": True, "min_p": 0.1}, {}, SamplingParameters(1.0, 50, 1.0, min_p=0.1)),
-        ({"do_sample": True, "typical_p": 0.4}, {}, SamplingParameters(1.0, 50, 1.0, typical_p=0.4)),
-        ({"do_sample": True, "typical_p": 0.4}, {"typical_p": 1.0}, SamplingParameters(1.0, 50)),
-        ({"repetition_penalty": 1.2}, {}, SamplingParameters(repetition_penalty=1.2)),
-        ({"repetition_penalty": 1.2}, {"repetition_penalty": 1.0}, SamplingParameters()),
-        (
-            {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95},
-            {},
-            SamplingParameters(0.6, 20, 0.95),
-        ),
-        ({"do_sample": True, "temperature": 0.6, "top_k": 20}, {"temperature": 0.0}, SamplingParameters(0.0, 20, 1.0)),
-        ({"do_sample": True, "top_k": 20}, {"top_k": 0, "top_p": 0.5}, SamplingParameters(1.0, 0, 0.5)),
-        ({"do_sample": False, "top_k": 20}, {"temperature": 0.9}, SamplingParameters(0.9, 0, 1.0)),
-        ({}, {"frequency_penalty": 0.5, "seed": 3}, SamplingParameters(frequency_penalty=0.5, seed=3)),
-    ],
-)  # fmt: skip
-def test_what_is_unset_follows_the_generation_config(
-    config: dict[str, float], asked: dict[str, float], expected: SamplingParameters
-) -> None:
-    defaults = GenerationConfig(**{"top_k": None, "top_p": None, "temperature": None} | config)  # type: ignore[no-untyped-call]
-    assert SamplingParameters.resolve(defaults, asked) == expected

@@ -1,10 +1,14 @@
+"""The processors of our own against those of transformers."""
+
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import TopPLogitsWarper
+from transformers import SequenceBiasLogitsProcessor, TopPLogitsWarper
 
-from gpu_service.sampling.logits_processors import TopP
+from gpu_service.sampling.logits_processors import CPU, OccurrencePenalties, TokenBias, TopP
 
 
 def _check(top_p: float, scores: torch.Tensor) -> None:
@@ -26,7 +30,7 @@ def _check(top_p: float, scores: torch.Tensor) -> None:
 def test_every_bit_is_as_transformers_has_it(
     top_p: float, seed: int, rows: int, vocab: int, width: float, levels: int, hidden: float
 ) -> None:
-    """Also where many have one logit, and where others were ruled out before."""
+    """Even if many logits are equal, and if others were ruled out before."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randn(rows, vocab, generator=generator) * width
     if levels:
@@ -64,3 +68,18 @@ def test_where_equals_may_differ_as_many_are_kept_and_the_last_of_them(
 
 def test_what_is_not_float32_is_transformers_own() -> None:
     _check(0.7, torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+
+
+def test_a_bias_is_that_of_transformers_and_of_many_tokens_at_once() -> None:
+    scores = torch.randn(3, 5000, generator=torch.Generator().manual_seed(1))
+    biases = [(token, token / 50 - 50) for token in range(0, 5000, 2)]
+    sequences: Any = {(token,): bias for token, bias in biases}  # its annotation lacks the dict
+    theirs: Any = SequenceBiasLogitsProcessor(sequences)
+    expected = theirs(None, scores)
+    assert torch.equal(TokenBias(biases, CPU)(None, scores), expected)
+
+
+def test_occurrences_are_counted_in_what_was_generated() -> None:
+    penalties = OccurrencePenalties(0.5, 0.25, preceding_length=2)
+    scores = penalties(torch.tensor([[0, 1, 1, 2, 1]]), torch.zeros(1, 4))
+    assert scores.tolist() == [[0.0, -1.25, -0.75, 0.0]]
