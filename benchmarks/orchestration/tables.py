@@ -1,4 +1,4 @@
-"""Tables in Markdown from benchmarks/results/orchestration.jsonl; orchestration_plot.py puts them into the document."""
+"""Tables in Markdown from benchmarks/results/orchestration.jsonl, which plot.py writes into docs/orchestration.md."""
 
 import json
 from collections import defaultdict

@@ -25,7 +25,7 @@ _OTHERS = {
 
 def test_the_picture_is_xml_with_a_dot_for_each_strategy_and_its_legend() -> None:
     picture = ElementTree.fromstring(draw(_CELLS))
-    dots = [element for element in picture.iter() if element.tag.endswith("circle")]
+    dots = [element for element in picture.iter() if element.tag.endswith("}use")]
     assert len(dots) == 2 * (1 + len(RIVALS))
 
 
