@@ -1,4 +1,4 @@
-"""`python -m cpu_expert_service`: reads settings, serves, and tells a user's mistake in one line."""
+"""`python -m cpu_expert_service`: reads settings and serves. What the user can put right is reported in one line."""
 
 import sys
 
@@ -10,20 +10,20 @@ from cpu_expert_service.settings import Settings  # noqa: E402 - grpc is importe
 
 
 def main() -> int:
-    """Runs the service. Returns its exit status: 0 after a signal, 1 where it could not start."""
+    """Runs the service. Returns its exit status: 0 after a signal, 1 if it could not start."""
     settings = Settings.load()
     # imported here, so that --help and a wrong flag need not wait for torch
     from cpu_expert_service import server
-    from cpu_expert_service.cpus import CpuListError
-    from cpu_expert_service.kernel_choice import KernelError
     from fiddler import logs
-    from fiddler.errors import UserError
+    from fiddler.errors import is_user_error
 
     logs.configure(settings.log_level, settings.log_format)
     try:
         server.run(settings)
-    except (UserError, KernelError, CpuListError, OSError) as error:
-        print(f"cpu_expert_service: {error}", file=sys.stderr)
+    except Exception as error:
+        if not is_user_error(error):
+            raise
+        print(f"{Settings.program}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiddler import cgroup
+from fiddler.errors import UserError
 
 
-class CpuListError(ValueError):
-    """A list of CPUs that cannot be read, or that names a CPU which this process may not use."""
+class CpuListError(UserError):
+    """A list of CPUs cannot be read, or names a CPU that this process may not use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def parse_cpu_list(text: str) -> list[int]:
         try:
             cpus.update(range(int(first), int(last if dash else first) + 1))
         except ValueError:
-            raise CpuListError(f"{text.strip()!r} is not a list of CPUs such as 0-3,8") from None
+            raise CpuListError(f"--cpus: {text.strip()!r} is not a list of CPUs such as 0-3,8") from None
     return sorted(cpus)
 
 
@@ -83,7 +84,8 @@ def choose_cpus(topology: Topology, cpus: str = "", threads: int = 0) -> list[in
     candidates = parse_cpu_list(cpus) or sorted(topology.nodes)
     for cpu in candidates:
         if cpu not in topology.nodes:
-            raise CpuListError(f"CPU {cpu} is none that this process may use: {format_cpu_list(topology.nodes)}")
+            usable = format_cpu_list(topology.nodes)
+            raise CpuListError(f"--cpus {cpus}: this process may not use CPU {cpu}, only {usable}")
     count = threads or cgroup.within_quota(len(candidates), topology.quota)
     turns: dict[tuple[int, int], int] = defaultdict(int)
     keys = {}

@@ -12,6 +12,7 @@ from cpu_expert_service.kernel import Kernel, LayerFunction, PyTorchKernel
 from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.settings import Settings
+from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _log = structlog.get_logger("cpu_expert_service")
@@ -20,8 +21,8 @@ _CALIBRATED_INTERMEDIATE = 256  # of an expert's, so that 512 rows of the larges
 _SECONDS_PER_TIMING = 0.02
 
 
-class KernelError(Exception):
-    """A kernel that was asked for by name cannot run here."""
+class KernelError(UserError):
+    """The kernel that --kernel names cannot run on this machine."""
 
 
 def build_kernel(settings: Settings, topology: Topology) -> Kernel:

@@ -14,6 +14,7 @@ import torch
 
 from cpu_expert_service.native import Pool
 from fiddler import host_memory
+from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
 from fiddler.sizes import format_bytes
 
@@ -25,7 +26,7 @@ Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
 
 
-class NotEnoughMemoryError(OSError):
+class NotEnoughMemoryError(UserError):
     """The experts do not fit in the memory that is free."""
 
 
@@ -98,8 +99,13 @@ def _matrix_bytes(expert: ExpertWeights) -> int:
 
 def _allocate(num_bytes: int) -> torch.Tensor:
     """[bytes] of memory that nothing has touched yet, in huge pages where the system has them."""
-    # shared memory, the default, has no huge pages
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        # shared memory, the default, has no huge pages
+        memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:  # a limit of the process, or of what the system lets be reserved
+        raise NotEnoughMemoryError(
+            f"--weights ram: cannot allocate {format_bytes(num_bytes)}: {error.strerror}; set --weights mmap"
+        ) from error
     with contextlib.suppress(OSError):  # a kernel without them: the copy is still correct
         memory.madvise(_MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)

@@ -35,7 +35,7 @@ def run(settings: Settings) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
     Raises:
-        CheckpointError, UnknownActivationError, KernelError, CpuListError, OSError: It cannot be started.
+        UserError: It cannot start with these settings or this checkpoint.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

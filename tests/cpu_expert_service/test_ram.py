@@ -1,5 +1,7 @@
 """Copies of experts in memory: whether there is room for them, and which node holds what."""
 
+import errno
+import mmap
 from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
@@ -40,6 +42,15 @@ def test_copies_that_do_not_fit_in_the_control_group_are_refused_before_any_is_m
         "process may use; set --weights mmap, which reads them from the page cache, or raise the limit"
     )
     progress.assert_not_called()
+
+
+def test_memory_that_the_system_refuses_is_reported_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    with pytest.raises(NotEnoughMemoryError, match=r"^--weights ram: cannot allocate 96 KiB: Cannot allocate memory; "):
+        copy_layers([LAYER], None, Mock())
 
 
 def test_copies_that_just_fit_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,79 @@
+"""What `python -m cpu_expert_service` reports if it cannot start."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from cpu_expert_service import __main__ as service
+from cpu_expert_service import server
+from cpu_expert_service.cpus import CpuListError
+from cpu_expert_service.kernel_choice import KernelError
+from cpu_expert_service.native import NativeError
+from cpu_expert_service.ram import NotEnoughMemoryError
+from fiddler.errors import UserError
+from tests.support import processes
+
+PLANTED = """
+import sys
+from cpu_expert_service import __main__ as service, server
+
+def fail(*arguments):
+    raise ValueError("planted")
+
+server.build_kernel = fail
+sys.exit(service.main())
+"""
+"""The service, with a fault in what a start calls."""
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[Exception], int]:
+    """Runs the service's main, whose server raises; returns the exit status."""
+
+    def run(error: Exception) -> int:
+        def fail(*_: object) -> NoReturn:
+            raise error
+
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+        monkeypatch.setattr(sys, "argv", ["cpu_expert_service", "--model", str(tiny)])
+        monkeypatch.setattr(server, "run", fail)
+        return service.main()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("planted"), RuntimeError("planted"), OSError("planted"), NativeError("planted")],
+    ids=repr,
+)
+def test_a_fault_of_the_program_is_not_caught(error: Exception, start: Callable[[Exception], int]) -> None:
+    with pytest.raises(type(error), match="planted"):
+        start(error)
+
+
+def test_a_fault_of_the_program_at_the_start_shows_its_traceback(tiny: Path, tmp_path: Path) -> None:
+    with processes.start(tiny, f"unix:{tmp_path}/experts.sock", program=("-c", PLANTED)) as process:
+        outcome = process.outcome()
+    assert outcome.status == 1
+    assert "Traceback (most recent call last):\n" in outcome.errors
+    assert outcome.errors.endswith("\nValueError: planted\n")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(kind("planted") for kind in (UserError, CpuListError, KernelError, NotEnoughMemoryError)),
+        FileNotFoundError(2, "planted", "weights"),
+    ],
+    ids=repr,
+)
+def test_what_a_user_can_put_right_is_one_line(
+    error: Exception, start: Callable[[Exception], int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start(error) == 1
+    assert capsys.readouterr().err == f"cpu_expert_service: {error}\n"
