@@ -130,8 +130,8 @@ _MISTAKES = {
         1,
     ),
     "a policy without its file": (("--placement", "popularity", "--gpu-expert-memory", "0.001"), "--popularity", 1),
-    "a popularity file that is none": (("--popularity", "{file}"), "--popularity: {file}: is not JSON", 1),
-    "a costs file that is none": (("--costs", "{file}"), "{file}: not JSON", 1),
+    "a popularity file that is none": (("--popularity", "{file}"), "--popularity: {file} is not JSON: ", 1),
+    "a costs file that is none": (("--costs", "{file}"), "{file} is not JSON: ", 1),
     "a popularity file of another model": (("--popularity", "{other}"), "--popularity: {other}: model_type: is", 1),
     "a popularity file that is missing": (("--popularity", "{file}.not"), "--popularity: {file}.not cannot be read", 1),
 }
@@ -142,7 +142,8 @@ def test_a_mistake_is_told_in_a_line(tiny: Path, pair: Pair, tmp_path: Path, mis
     arguments, text, expected_status = _MISTAKES[mistake]
     names = {"file": str(tmp_path / "file"), "other": str(tmp_path / "other")}
     Path(names["file"]).write_text("popular?")
-    Path(names["other"]).write_text(json.dumps({"format": 1, "model_type": "dots1"}))
+    other = {"format": 1, "model_type": "dots1", "checkpoint_fingerprint": "ab12", "tokens": 1, "layers": []}
+    Path(names["other"]).write_text(json.dumps(other))
     arguments = tuple(argument.format(**names) for argument in arguments)
     status, log = _gpu_service_alone(tiny, pair.experts, "--dtype", "float32", *arguments)
     assert status == expected_status

@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_replaced_stays(path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_file_of_another_model_is_refused(path: Path, field: str, value: Any) -> None:
-    with pytest.raises(CostsFileError, match=rf"costs.json: model.{field}: is of another model"):
+    with pytest.raises(CostsFileError, match=rf"costs.json: model.{field}: is of another model: "):
         costs_file.load(path, replace(MODEL, **{field: value}))
 
 
@@ -81,26 +81,30 @@ def test_a_file_of_another_machine_is_loaded_and_what_differs_is_told(path: Path
     [
         (("format",), 2, r"format: must be 1, got 2"),
         (("format",), None, r"format: is missing"),
+        (("format",), True, r"format: must be a valid integer, got True"),
+        (("machine", "sockets"), 2, r"machine\.sockets: is not a field of this file"),
+        (("measurements", "disk"), [], r"measurements\.disk: is not a field of this file"),
         (("model",), None, r"model: is missing"),
-        (("model",), [], r"model must hold a JSON object"),
+        (("model",), [], r"model: must be an object, got \[\]"),
         (("model", "weight_dtype"), None, r"model\.weight_dtype: is missing"),
         (("machine",), None, r"machine: is missing"),
         (("machine", "kernel"), None, r"machine\.kernel: is missing"),
-        (("machine", "cores"), "48", r"machine\.cores: must be a whole number, got '48'"),
-        (("machine", "gpu"), 1, r"machine\.gpu: must be text, got 1"),
-        (("measurements",), 1, r"measurements must hold a JSON object"),
-        (("measurements", "expert_bytes"), 0, r"measurements\.expert_bytes: must be a whole number of at least 1"),
+        (("machine", "cores"), "48", r"machine\.cores: must be a valid integer, got '48'"),
+        (("machine", "gpu"), 1, r"machine\.gpu: must be a valid string, got 1"),
+        (("measurements",), 1, r"measurements: must be an object, got 1"),
+        (("measurements", "expert_bytes"), 0, r"measurements\.expert_bytes: must be greater than 0, got 0"),
         (("measurements", "cpu"), None, r"measurements\.cpu: is missing"),
-        (("measurements", "cpu"), {}, r"measurements\.cpu: must be a list"),
-        (("measurements", "cpu"), [], r"measurements\.cpu: holds no timing"),
-        (("measurements", "hop"), [], r"measurements\.hop: holds no timing"),
-        (("measurements", "cpu", 1), [2], r"measurements\.cpu\[1\]: must be \[rows, seconds\]"),
-        (("measurements", "cpu", 1), [0, 1.0], r"measurements\.cpu\[1\]: must be \[rows, seconds\]"),
-        (("measurements", "cpu", 1), [True, 1.0], r"measurements\.cpu\[1\]: must be \[rows, seconds\]"),
-        (("measurements", "cpu", 1, 1), -0.1, r"measurements\.cpu\[1\]: seconds must be a number above 0, got -0\.1"),
-        (("measurements", "gpu", 0, 1), float("nan"), r"measurements\.gpu\[0\]: seconds must be a number above 0"),
-        (("measurements", "hop", 0, 1), float("inf"), r"measurements\.hop\[0\]: seconds must be a number above 0"),
-        (("measurements", "transfer", 1), "0.1", r"measurements\.transfer\[1\]: seconds must be a number above 0"),
+        (("measurements", "cpu"), {}, r"measurements\.cpu: must be a valid array, got {}"),
+        (("measurements", "cpu"), [], r"measurements\.cpu: must have at least 1 item, got \[\]"),
+        (("measurements", "hop"), [], r"measurements\.hop: must have at least 1 item, got \[\]"),
+        (("measurements", "cpu", 1), [1, 2, 3], r"measurements\.cpu\[1\]: must have at most 2 items, got \[1, 2, 3\]"),
+        (("measurements", "cpu", 1), [2], r"measurements\.cpu\[1\]\[1\]: is missing"),
+        (("measurements", "cpu", 1), [0, 1.0], r"measurements\.cpu\[1\]\[0\]: must be greater than 0, got 0"),
+        (("measurements", "cpu", 1), [True, 1.0], r"measurements\.cpu\[1\]\[0\]: must be a valid integer, got True"),
+        (("measurements", "cpu", 1, 1), -0.1, r"measurements\.cpu\[1\]\[1\]: must be greater than 0, got -0\.1"),
+        (("measurements", "gpu", 0, 1), float("nan"), r"measurements\.gpu\[0\]\[1\]: must be a finite number, got nan"),
+        (("measurements", "hop", 0, 1), float("inf"), r"measurements\.hop\[0\]\[1\]: must be a finite number, got inf"),
+        (("measurements", "transfer", 1), "0.1", r"measurements\.transfer\[1\]: must be a valid number, got '0\.1'"),
     ],
 )
 def test_a_wrong_field_is_named(path: Path, keys: tuple[Any, ...], value: Any, message: str) -> None:
@@ -112,13 +116,13 @@ def test_a_wrong_field_is_named(path: Path, keys: tuple[Any, ...], value: Any, m
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[" * 100_000], ids=["empty", "cut", "bytes", "deep"])
 def test_what_is_not_json_is_told(path: Path, content: bytes) -> None:
     path.write_bytes(content)
-    with pytest.raises(CostsFileError, match=r"costs\.json: not JSON"):
+    with pytest.raises(CostsFileError, match=r"costs\.json is not JSON: "):
         costs_file.load(path, MODEL)
 
 
 def test_what_is_json_and_no_costs_is_told(path: Path) -> None:
     path.write_text("[1, 2]")
-    with pytest.raises(CostsFileError, match=r"costs\.json: the file must hold a JSON object"):
+    with pytest.raises(CostsFileError, match=r"costs\.json: must be an object, got \[1, 2\]$"):
         costs_file.load(path, MODEL)
 
 
