@@ -4,7 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-_NAMES = (
+import typer
+
+from tools.command_line import run
+
+NAMES = (
     "hop",
     "startup",
     "memory",
@@ -20,11 +24,11 @@ _NAMES = (
 _RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> int:
-    """Returns the exit status: 1 where a benchmark failed."""
+def main() -> None:
+    """Runs them; exits with 1 if a benchmark failed."""
     _RESULTS.mkdir(exist_ok=True)
     failed = []
-    for name in _NAMES:
+    for name in NAMES:
         print(f"# {name}", file=sys.stderr, flush=True)
         out = _RESULTS / f"{name}.jsonl"
         # each in a process of its own, so that none sees what another imported
@@ -32,8 +36,8 @@ def main() -> int:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, __doc__)

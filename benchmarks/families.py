@@ -18,16 +18,19 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Annotated
 
 import torch
+import typer
 
-from benchmarks.harness.results import Report, report
+from benchmarks.harness.results import Append, Out, Quick, Report, report
 from benchmarks.harness.rounds import Work, interleave, milliseconds, ratios
 from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from tools.command_line import run
 
 _ROWS = (1, 8, 64)
 _MESSAGES = 12
@@ -64,17 +67,22 @@ LAYERS = (
 )
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    quick: Quick = False,
+    tier: Annotated[str, typer.Option(help="The kernel's tier.")] = available_tiers()[-1],
+) -> None:
     """Runs the benchmark."""
     cpus = choose_cpus(read_topology())
-    with report(__doc__, ("--quick", False), ("--tier", available_tiers()[-1])) as (out, arguments), _mapped() as noise:
+    with report(out, append) as results, _mapped() as noise:
         pool = Pool(cpus)
-        kernels: dict[str, Kernel] = {"ours": NativeKernel(pool, arguments.tier), "torch": PyTorchKernel(len(cpus))}
+        kernels: dict[str, Kernel] = {"ours": NativeKernel(pool, tier), "torch": PyTorchKernel(len(cpus))}
         for layer in LAYERS:
             experts = _experts(noise, layer)
             functions = {name: kernel.prepare(experts) for name, kernel in kernels.items()}
             for rows in _ROWS:
-                _measure(out, pool, noise, layer, functions, rows, 3 if arguments.quick else 11 if rows < 64 else 5)
+                _measure(results, pool, noise, layer, functions, rows, 3 if quick else 11 if rows < 64 else 5)
         pool.close()
 
 
@@ -180,4 +188,4 @@ def _mapped() -> Iterator[torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -18,29 +18,38 @@ import os
 import signal
 import time
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.harness.results import Report, report
+import typer
+
+from benchmarks.harness.results import Append, Out, Report, report
 from client.health import ask_health
 from fiddler.v1 import experts_pb2
-from tests.compose.stack import OWN_IMAGES, SERVICES, Stack, image, run, wait
+from tests.compose import stack as docker
+from tests.compose.stack import OWN_IMAGES, SERVICES, Stack, image, wait
+from tools.command_line import run
 
 _BASE = "python:3.11-slim-bookworm"
 _EXPERTS = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
 _POLL_SECONDS = 0.1
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    runs: Annotated[int, typer.Option(help="How often the stack is started.")] = 3,
+    no_build: Annotated[bool, typer.Option("--no-build", help="Use the images that are there.")] = False,
+) -> None:
     """Runs the benchmark."""
-    with report(__doc__, ("--runs", 3), ("--no-build", False)) as (out, arguments):
+    with report(out, append) as results:
         stack = Stack("fiddler-benchmark")
-        if not arguments.no_build:
+        if not no_build:
             stack.compose("build", *SERVICES)
-        _report_sizes(out)
-        runs = [_start(stack) for _ in range(arguments.runs)]
-        for name in runs[0]:
+        _report_sizes(results)
+        starts = [_start(stack) for _ in range(runs)]
+        for name in starts[0]:
             unit = "bytes" if name.startswith("memory") else "s"
-            out.samples(f"images.{name}", [run[name] for run in runs], unit)
+            results.samples(f"images.{name}", [start[name] for start in starts], unit)
 
 
 def _report_sizes(out: Report) -> None:
@@ -57,14 +66,14 @@ def _own_layers(name: str) -> list[tuple[str, int]]:
     digests, base = (_layers(each) for each in (name, _BASE))
     if digests[: len(base)] != base:
         raise SystemExit(f"benchmarks.images: {name} was built on another {_BASE}; build it anew")
-    history = run("docker", "history", "--human=false", "--format", "{{.Size}}", name)
+    history = docker.run("docker", "history", "--human=false", "--format", "{{.Size}}", name)
     sizes = [int(size) for size in history.split() if int(size)]
     own = digests[len(base) :]
     return list(zip(own, reversed(sizes[: len(own)]), strict=True))
 
 
 def _layers(name: str) -> list[str]:
-    layers: list[str] = json.loads(run("docker", "image", "inspect", name))[0]["RootFS"]["Layers"]
+    layers: list[str] = json.loads(docker.run("docker", "image", "inspect", name))[0]["RootFS"]["Layers"]
     return layers
 
 
@@ -108,4 +117,4 @@ def _memory(stack: Stack, service: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

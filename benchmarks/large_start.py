@@ -19,13 +19,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import psutil
+import typer
 
-from benchmarks.harness.results import report
+from benchmarks.harness.results import Append, Out, report
 from benchmarks.harness.targets import Judge, Target
 from fiddler import process
+from tools.command_line import run
 
 _NUM_FILES = 128
 _NUM_LAYERS = 80
@@ -42,16 +44,20 @@ TARGETS = {
 Shapes = dict[str, tuple[int, ...]]
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    runs: Annotated[int, typer.Option(help="How often each process is started.")] = 3,
+) -> None:
     """Runs the benchmark."""
     process.prepare()
-    with report(__doc__, ("--runs", 3)) as (out, arguments), tempfile.TemporaryDirectory(prefix="fiddler-") as name:
+    with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as name:
         directory = Path(name)
         num_tensors, num_bytes = write_sparse(directory)
-        out.record("large_start.subject", files=_NUM_FILES, tensors=num_tensors, bytes=num_bytes)
-        judge = Judge(out, TARGETS)
-        _measure_checkpoint(judge, directory, arguments.runs)
-        _measure_processes(judge, directory, arguments.runs)
+        results.record("large_start.subject", files=_NUM_FILES, tensors=num_tensors, bytes=num_bytes)
+        judge = Judge(results, TARGETS)
+        _measure_checkpoint(judge, directory, runs)
+        _measure_processes(judge, directory, runs)
         judge.summarise()
 
 
@@ -202,4 +208,4 @@ def _write_tokenizer(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

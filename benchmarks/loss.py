@@ -20,11 +20,15 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Annotated
 
-from benchmarks.harness.results import report
+import typer
+
+from benchmarks.harness.results import Append, Out, report
 from client import Client
 from tests.support.losses import Generations, lose_at_random, tokens_of
 from tests.support.pairs import start, write_tiny
+from tools.command_line import run
 
 _CONCURRENT = 8
 _NUM_TOKENS = 200
@@ -32,29 +36,35 @@ _LONGEST_SECONDS = 1.5
 _UNDISTURBED_SECONDS = 0.25  # apart
 
 
-def main() -> int:
-    """Runs the benchmark. Returns its exit status."""
-    with report(__doc__, ("--kills", 20), ("--seed", 0)) as (out, arguments), tempfile.TemporaryDirectory() as parent:
-        prompts = _prompts(arguments.seed)
+def main(
+    out: Out = None,
+    append: Append = False,
+    kills: Annotated[int, typer.Option(help="How often the service is killed.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the prompts and the moments.")] = 0,
+) -> None:
+    """Runs the benchmark."""
+    with report(out, append) as results, tempfile.TemporaryDirectory() as parent:
+        prompts = _prompts(seed)
         with tempfile.TemporaryFile() as log, start(write_tiny(Path(parent) / "tiny"), log=log) as pair:
             with Client(pair.target) as client:
                 expected = [tokens_of(client, prompt, _NUM_TOKENS) for prompt in prompts]
             with Generations(pair.target, prompts, expected) as generations:
                 quiet = []
-                for _ in range(arguments.kills):
+                for _ in range(kills):
                     quiet.append(time.monotonic())
                     time.sleep(_UNDISTURBED_SECONDS)
-                losses = lose_at_random(pair, arguments.kills, arguments.seed, _LONGEST_SECONDS)
-        out.samples("loss.generations.right", [generations.num_right], "generations")
+                losses = lose_at_random(pair, kills, seed, _LONGEST_SECONDS)
+        results.samples("loss.generations.right", [generations.num_right], "generations")
         bad = {"wrong": generations.wrong, "failed": generations.failed, "hung": generations.hung}
         for name, cases in bad.items():
-            out.samples(f"loss.generations.{name}", [len(cases)], "generations")
+            results.samples(f"loss.generations.{name}", [len(cases)], "generations")
             print("\n".join(cases), end="\n" if cases else "", file=sys.stderr)
-        out.samples("loss.stall.undisturbed", [generations.stall_seconds(moment) for moment in quiet], "s")
-        out.samples("loss.stall.killed", [generations.stall_seconds(loss.killed_at) for loss in losses], "s")
-        out.samples("loss.noticed", [loss.noticed_at - loss.killed_at for loss in losses], "s")
-        out.samples("loss.recovery", [loss.recovery_seconds for loss in losses], "s")
-    return 1 if any(bad.values()) else 0
+        results.samples("loss.stall.undisturbed", [generations.stall_seconds(moment) for moment in quiet], "s")
+        results.samples("loss.stall.killed", [generations.stall_seconds(loss.killed_at) for loss in losses], "s")
+        results.samples("loss.noticed", [loss.noticed_at - loss.killed_at for loss in losses], "s")
+        results.samples("loss.recovery", [loss.recovery_seconds for loss in losses], "s")
+    if any(bad.values()):
+        raise typer.Exit(1)
 
 
 def _prompts(seed: int) -> list[list[int]]:
@@ -64,4 +74,4 @@ def _prompts(seed: int) -> list[list[int]]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main, __doc__)

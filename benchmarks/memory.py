@@ -12,15 +12,18 @@ The checkpoint is the one that the tests write, so that the module comes from th
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import torch
+import typer
 
-from benchmarks.harness.results import Report, report
+from benchmarks.harness.results import Append, Out, Report, report
 from client import Client
 from fiddler.checkpoint import Checkpoint
 from pair import Pair
 from tests.support import checkpoints
 from tests.support.large_checkpoint import write_large
+from tools.command_line import run
 
 _LARGE_BYTES = 10**9
 _DENSE_FACTOR = 1.25
@@ -32,16 +35,20 @@ _Resident = dict[tuple[str, str, str], int]
 """By service, moment and kind: bytes."""
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    runs: Annotated[int, typer.Option(help="How often each pair is started.")] = 3,
+) -> None:
     """Runs the benchmark."""
-    with report(__doc__, ("--runs", 3)) as (out, arguments), tempfile.TemporaryDirectory() as parent:
+    with report(out, append) as results, tempfile.TemporaryDirectory() as parent:
         directories = {"tiny": Path(parent) / "tiny", "large": Path(parent) / "large"}
         checkpoints.write("mixtral", directories["tiny"], dtype=torch.bfloat16)
         write_large(directories["large"], _LARGE_BYTES)
         for directory in directories.values():
             checkpoints.write_tokenizer(directory)
-        runs = [{name: _measure(path) for name, path in directories.items()} for _ in range(arguments.runs)]
-        _report(out, runs, Checkpoint.open(directories["large"]))
+        measured = [{name: _measure(path) for name, path in directories.items()} for _ in range(runs)]
+        _report(results, measured, Checkpoint.open(directories["large"]))
 
 
 def _measure(model: Path) -> _Resident:
@@ -64,28 +71,30 @@ def _read(pair: Pair, moment: str, resident: _Resident) -> None:
             resident[service, moment, kind] = 1024 * int(status[key].split()[0])
 
 
-def _report(out: Report, runs: list[dict[str, _Resident]], large: Checkpoint) -> None:
+def _report(out: Report, starts: list[dict[str, _Resident]], large: Checkpoint) -> None:
     out.samples("memory.checkpoint.dense", [large.dense_bytes], "bytes")
     out.samples("memory.checkpoint.experts", [large.expert_bytes], "bytes")
     for checkpoint in ("tiny", "large"):
-        for service, moment, kind in runs[0][checkpoint]:
-            values = [run[checkpoint][service, moment, kind] for run in runs]
+        for service, moment, kind in starts[0][checkpoint]:
+            values = [start[checkpoint][service, moment, kind] for start in starts]
             out.samples(f"memory.{service}.{checkpoint}.{moment}.{kind}", values, "bytes")
 
     def derived(name: str, value: Callable[[dict[str, _Resident]], float], unit: str) -> None:
-        out.samples(f"memory.{name}", [value(run) for run in runs], unit)
+        out.samples(f"memory.{name}", [value(start) for start in starts], unit)
 
     bound = int(large.dense_bytes * _DENSE_FACTOR) + _FIXED_BYTES
     out.samples("memory.gpu_service.bound", [bound], "bytes")
-    derived("gpu_service.over_bound", lambda run: run["large"]["gpu_service", "generated", "total"] / bound, "ratio")
+    derived(
+        "gpu_service.over_bound", lambda start: start["large"]["gpu_service", "generated", "total"] / bound, "ratio"
+    )
     derived("cpu_expert_service.anon_growth", _anon_growth, "bytes")
-    derived("cpu_expert_service.over_experts", lambda run: _anon_growth(run) / large.expert_bytes, "ratio")
+    derived("cpu_expert_service.over_experts", lambda start: _anon_growth(start) / large.expert_bytes, "ratio")
 
 
-def _anon_growth(run: dict[str, _Resident]) -> int:
+def _anon_growth(start: dict[str, _Resident]) -> int:
     key = ("cpu_expert_service", "generated", "anon")
-    return run["large"][key] - run["tiny"][key]
+    return start["large"][key] - start["tiny"][key]
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

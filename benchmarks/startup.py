@@ -19,10 +19,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.harness.results import Report, report
+import typer
+
+from benchmarks.harness.results import Append, Out, Report, report
 from fiddler import process
+from tools.command_line import run
 
 _MODEL = Path(__file__).parents[1] / "models" / "demo"
 _PROFILED_RUNS = 3
@@ -38,16 +41,20 @@ Events = dict[tuple[str, str], dict[str, Any]]
 """By service and event: the log line, with "at" in seconds since the epoch."""
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    runs: Annotated[int, typer.Option(help="Starts that are counted.")] = 5,
+) -> None:
     """Runs the benchmark."""
     process.prepare()
-    with report(__doc__, ("--runs", 5)) as (out, arguments):
-        runs = [_stages(*_start()) for _ in range(1 + arguments.runs)][1:]
-        for name in runs[0]:
-            out.samples(f"startup.{name}", [run[name] for run in runs], "s")
+    with report(out, append) as results:
+        stages = [_stages(*_start()) for _ in range(1 + runs)][1:]
+        for name in stages[0]:
+            results.samples(f"startup.{name}", [start[name] for start in stages], "s")
         for service, modules in _IMPORTS.items():
-            _report_imports(out, service, [_profile_imports(modules) for _ in range(_PROFILED_RUNS)])
-        _report_checkpoint(out)
+            _report_imports(results, service, [_profile_imports(modules) for _ in range(_PROFILED_RUNS)])
+        _report_checkpoint(results)
 
 
 def _start() -> tuple[float, Events]:
@@ -107,14 +114,14 @@ def _profile_imports(modules: str) -> dict[str, float]:
     return seconds
 
 
-def _report_imports(out: Report, service: str, runs: list[dict[str, float]]) -> None:
-    out.samples(f"startup.{service}.imports", [sum(run.values()) for run in runs], "s")
-    medians = {package: statistics.median(run[package] for run in runs) for package in runs[0]}
+def _report_imports(out: Report, service: str, starts: list[dict[str, float]]) -> None:
+    out.samples(f"startup.{service}.imports", [sum(start.values()) for start in starts], "s")
+    medians = {package: statistics.median(start[package] for start in starts) for package in starts[0]}
     slowest = sorted(medians, key=lambda package: -medians[package])
     named = [package for package in slowest if medians[package] > _NAMED_SECONDS]
     for package in named:
-        out.samples(f"startup.{service}.import.{package}", [run[package] for run in runs], "s")
-    others = [sum(run.values()) - sum(run[package] for package in named) for run in runs]
+        out.samples(f"startup.{service}.import.{package}", [start[package] for start in starts], "s")
+    others = [sum(start.values()) - sum(start[package] for package in named) for start in starts]
     out.samples(f"startup.{service}.import.others", others, "s")
 
 
@@ -135,4 +142,4 @@ def _report_checkpoint(out: Report) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -1,19 +1,33 @@
-"""The command line; what is measured is said in the package."""
+"""`python -m benchmarks.end_to_end`: tokens per second of a real pair beside transformers, on the same weights.
+
+end_to_end.MODEL.decode.SYSTEM            tokens per second after the first, as the caller sees them come
+end_to_end.MODEL.prefill_512.SYSTEM       prompt tokens per second until the first token has come
+end_to_end.MODEL.CASE.over_transformers_EXPERTS  the pair over transformers, round by round
+
+MODEL is demo (models/demo) or mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to
+--checkpoint (kept there for the next run) or to a temporary directory. The pair is two processes, spoken to by the
+client over gRPC. transformers is a loop over the model's forward, greedy, with its own cache, in another process,
+without transformers' generate around it; EXPERTS are its experts_implementation. All are bfloat16 on the CPU, and a
+round goes through all in turn, while the others wait.
+"""
 
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Annotated
 
-import benchmarks.end_to_end
+import typer
+
 from benchmarks.end_to_end.reference import Reference, Timing
-from benchmarks.harness.results import report
+from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge, Target
 from client import Chunk, Client
 from pair import Pair
 from tests.support import checkpoints
 from tests.support.large_checkpoint import write_mixtral
+from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _PROMPT_TOKENS = 512
@@ -31,20 +45,22 @@ TARGETS = {
 }
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    rounds: Annotated[int, typer.Option(help="Rounds through all systems.")] = 7,
+    checkpoint: Checkpoint = None,
+) -> None:
     """Runs the benchmark."""
-    with (
-        report(benchmarks.end_to_end.__doc__, ("--rounds", 7), ("--checkpoint", "")) as (out, arguments),
-        tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
-    ):
-        judge = Judge(out, TARGETS)
-        _measure(judge, "demo", _DEMO, "bfloat16", arguments.rounds)
-        directory = Path(arguments.checkpoint or temporary) / "mixtral_2_layers"
+    with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
+        judge = Judge(results, TARGETS)
+        _measure(judge, "demo", _DEMO, "bfloat16", rounds)
+        directory = (checkpoint or Path(temporary)) / "mixtral_2_layers"
         if not (directory / "tokenizer.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
             write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
             checkpoints.write_tokenizer(directory)
-        _measure(judge, "mixtral_2_layers", directory, "bfloat16", arguments.rounds)
+        _measure(judge, "mixtral_2_layers", directory, "bfloat16", rounds)
         judge.summarise()
 
 
@@ -103,4 +119,4 @@ def _report(judge: Judge, name: str, speeds: dict[tuple[str, str], list[float]],
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

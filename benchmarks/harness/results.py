@@ -1,6 +1,5 @@
 """How every benchmark says what it measured: one JSON object per line, the machine first."""
 
-import argparse
 import json
 import os
 import platform
@@ -9,7 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Annotated, Any
+
+import typer
+
+Out = Annotated[Path | None, typer.Option(help="Also write the results to this file.")]
+Append = Annotated[bool, typer.Option("--append", help="Add to that file, for a benchmark that is run in parts.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Measure less, to try the benchmark out.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the checkpoint with two layers of Mixtral's; written if it is missing, and kept."),
+]
+"""Options that several benchmarks have."""
 
 Field = str | int | float
 _DIGITS = 5
@@ -64,33 +74,23 @@ class Report:
 
 
 @contextmanager
-def report(description: str | None, *options: tuple[str, Any]) -> Iterator[tuple[Report, argparse.Namespace]]:
-    """Reads a benchmark's command line and opens its report.
+def report(out: Path | None, append: bool) -> Iterator[Report]:
+    """Opens a benchmark's report.
 
     Args:
-        description: What --help says.
-        options: Flags besides --out, each with its default; one that is False is a switch.
+        out: The file to write, besides standard output. An interrupted run leaves it as it was.
+        append: Whether what the file already holds stays.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="also write the results to this file")
-    parser.add_argument("--append", action="store_true", help="add to that file: a benchmark that is run in parts")
-    for flag, default in options:
-        if isinstance(default, bool):
-            parser.add_argument(flag, action="store_true")
-        else:
-            parser.add_argument(flag, type=type(default), default=default, help=f"default: {default}")
-    arguments = parser.parse_args()
-    if arguments.out is None:
-        yield Report(None), arguments
+    if out is None:
+        yield Report(None)
         return
-    # an interrupted run leaves the results of the last whole one
-    unfinished = arguments.out.with_suffix(".partial")
+    unfinished = out.with_suffix(".partial")
     try:
-        earlier = arguments.out.read_text() if arguments.append and arguments.out.exists() else ""
+        earlier = out.read_text() if append and out.exists() else ""
         with unfinished.open("w") as file:
             file.write(earlier)
-            yield Report(file), arguments
-        unfinished.replace(arguments.out)
+            yield Report(file)
+        unfinished.replace(out)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -12,10 +12,14 @@ import tempfile
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Annotated
 
-from benchmarks.harness.results import Report, report
+import typer
+
+from benchmarks.harness.results import Append, Out, Report, report
 from benchmarks.hop.children import Ends
 from benchmarks.hop.variants import VARIANTS
+from tools.command_line import run
 
 _COUNTS = {"decode_8KiB": 150, "prefill_4MiB": 8}
 _MILLISECONDS = 1e3
@@ -24,18 +28,22 @@ _Samples = dict[tuple[str, str], list[list[tuple[float, float]]]]
 """By message and variant: for each round, seconds of submit and of the round trip."""
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    rounds: Annotated[int, typer.Option(help="Rounds through all variants.")] = 20,
+) -> None:
     """Runs the benchmark."""
-    with report(__doc__, ("--rounds", 20)) as (out, arguments), ExitStack() as stack:
+    with report(out, append) as results, ExitStack() as stack:
         parent = "/dev/shm" if Path("/dev/shm").is_dir() else None
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fiddler-hop-", dir=parent)))
         _prepare(directory)
         ends = [stack.enter_context(Ends(variant, directory)) for variant in VARIANTS]
         print(f"hop: {len(ends)} variants are up", file=sys.stderr)
-        samples = _measure(ends, arguments.rounds)
+        samples = _measure(ends, rounds)
         for message in _COUNTS:
-            _report_variants(out, message, samples)
-        _report_steps(out, directory)
+            _report_variants(results, message, samples)
+        _report_steps(results, directory)
 
 
 def _prepare(directory: Path) -> None:
@@ -86,4 +94,4 @@ def _report_steps(out: Report, directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

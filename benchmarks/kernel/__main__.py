@@ -1,7 +1,34 @@
-"""The command line; what is measured is said in the package."""
+"""`python -m benchmarks.kernel`: the native kernels beside PyTorch and beside a loop that only reads.
 
-import benchmarks.kernel
-from benchmarks.harness.results import report
+kernel.read.streamsN                       GB/s of the read loop over the experts, each thread's share as N streams
+kernel.bf16.m1.fraction_of_read_bandwidth  one row in one expert of Mixtral's size, over the fastest of those
+kernel.bf16.mN.CASE                        ms for N rows in one expert; CASE is ours, torch, or fp32_gemm
+kernel.bf16.mN.speedup_over_torch          torch over ours, round by round
+kernel.bf16.mN.speedup_over_fp32_gemm      PyTorch's float32 on weights widened beforehand, over ours
+kernel.bf16.mN.fraction_of_fma_peak        operations per second over those of a loop of float32 multiply-adds that
+                                           touches no memory (peak.c); vdpbf16ps can exceed it
+kernel.bf16.mN.fraction_of_dot_peak        the same over a loop of vdpbf16ps, where the tier has it
+kernel.bf16.mN.fraction_of_tiles_peak      the same over a loop of AMX tile products, where the tier has them
+kernel.bf16.mN.fraction_of_read_bandwidth  the time of reading the expert's bytes once, over ours
+kernel.bf16.mN.torch_over_read             torch over that time: no kernel's speedup_over_torch is larger
+kernel.bf16.m1.TIER_over_avx512            time of another tier over that of avx512
+kernel.bf16.m1.ram_over_mmap               time from copies in huge pages over that from the mapped file
+kernel.qwen3_30b_a3b.*                     a layer of 128 small experts, 8 for each token
+kernel.layer.fixed_cost                    microseconds of one call with experts so small that they cost nothing
+kernel.scaling.threadsT.mN, .torch.mN      ms against rows and threads: docs/kernel_scaling.svg
+
+PyTorch's products are oneDNN's, which takes all instructions that the CPU has. ONEDNN_MAX_CPU_ISA in the environment
+holds it back, e.g. to AVX512_CORE: a CPU with AVX-512 but without BF16 and AMX. The result's first line says so.
+
+Every round goes through all cases in turn. Weights are in a mapped file, as the service has them; experts take turns,
+so that more than a gigabyte lies between two uses of the same one.
+"""
+
+from typing import Annotated
+
+import typer
+
+from benchmarks.harness.results import Append, Out, Quick, report
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.kernel import layers, mixtral
 from benchmarks.kernel.peak import Peak
@@ -10,6 +37,7 @@ from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import PyTorchKernel
 from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
+from tools.command_line import run
 
 TARGETS = {
     "kernel.bf16.m1.fraction_of_read_bandwidth": Target(0.90),
@@ -29,27 +57,31 @@ TARGETS = {
 }
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    quick: Quick = False,
+    tier: Annotated[str, typer.Option(help="The kernel's tier.")] = available_tiers()[-1],
+) -> None:
     """Runs the benchmark."""
     cpus = choose_cpus(read_topology())
-    options = (("--quick", False), ("--tier", available_tiers()[-1]))
-    with report(benchmarks.kernel.__doc__, *options) as (out, arguments), mapped() as weights:
-        judge = Judge(out, TARGETS)
+    with report(out, append) as results, mapped() as weights:
+        judge = Judge(results, TARGETS)
         pools = [Pool(cpus[:count]) for count in range(1, len(cpus) + 1)]
-        kernel = NativeKernel(pools[-1], arguments.tier)
+        kernel = NativeKernel(pools[-1], tier)
         PyTorchKernel(len(cpus))  # tells PyTorch how many threads to take
-        few, many = (5, 3) if arguments.quick else (31, 15)
+        few, many = (5, 3) if quick else (31, 15)
         # before PyTorch has threads that spin
         layers.measure_fixed_cost(judge, weights, kernel, few)
-        mixtral.measure(judge, pools[-1], Peak(cpus, arguments.tier), weights, kernel, few, many)
+        mixtral.measure(judge, pools[-1], Peak(cpus, tier), weights, kernel, few, many)
         layers.measure_qwen(judge, pools[-1], weights, kernel, few)
         shown = (pools[0], pools[-1]) if len(pools) > 1 else (pools[0],)
-        scaled = (2, 64) if arguments.quick else (7, layers.SCALING_ROWS[-1])
-        layers.measure_scaling(judge, list(shown), weights, arguments.tier, *scaled)
+        scaled = (2, 64) if quick else (7, layers.SCALING_ROWS[-1])
+        layers.measure_scaling(judge, list(shown), weights, tier, *scaled)
         judge.summarise()
         for pool in pools:
             pool.close()
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -1,4 +1,15 @@
-"""The command line; what is measured is said in the package."""
+"""`python -m benchmarks.metrics`: what counting costs a decode step.
+
+metrics.MODEL.step                 seconds between two tokens of one sequence, as the caller sees them come
+metrics.MODEL.step_uncounted       the same while neither service counts
+metrics.MODEL.counting_over_step   what counting adds, over the step without it, round by round; it shall be below 0.01
+metrics.MODEL.SERVICE.scrape       seconds until /metrics has answered, which is when numbers are put into words
+
+MODEL is demo (models/demo, whose steps are far shorter than those of a model that is larger than a GPU) or
+mixtral_2_layers (two layers of Mixtral-8x7B's shape; see benchmarks.end_to_end, whose --checkpoint it shares). Both
+services are real ones whose functions that count can be switched off (switched_service.py); what is not switched are
+single additions between two lines of other code. In every round the same tokens are generated with and without.
+"""
 
 import signal
 import subprocess
@@ -8,9 +19,11 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-import benchmarks.metrics
-from benchmarks.harness.results import report
+import typer
+
+from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.targets import Judge, Target
 from client import Chunk, Client
 from client.top.scrape import Endpoint
@@ -18,6 +31,7 @@ from fiddler import process
 from pair import Pair
 from tests.support import checkpoints
 from tests.support.large_checkpoint import write_mixtral
+from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _DECODED = {"demo": 128, "mixtral_2_layers": 24}
@@ -42,19 +56,20 @@ class _SwitchedPair(Pair):
         time.sleep(_PAUSE_SECONDS)
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    rounds: Annotated[int, typer.Option(help="Rounds with and without counting.")] = 25,
+    models: Annotated[str, typer.Option(help="Names between commas.")] = ",".join(_DECODED),
+    checkpoint: Checkpoint = None,
+) -> None:
     """Runs the benchmark."""
     process.prepare()
-    with (
-        report(
-            benchmarks.metrics.__doc__, ("--rounds", 25), ("--models", ",".join(_DECODED)), ("--checkpoint", "")
-        ) as (out, arguments),
-        tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
-    ):
-        judge = Judge(out, TARGETS)
-        for name in arguments.models.split(","):
-            model = _DEMO if name == "demo" else _mixtral(Path(arguments.checkpoint or temporary) / name)
-            _measure(judge, name, model, arguments.rounds)
+    with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
+        judge = Judge(results, TARGETS)
+        for name in models.split(","):
+            model = _DEMO if name == "demo" else _mixtral((checkpoint or Path(temporary)) / name)
+            _measure(judge, name, model, rounds)
         judge.summarise()
 
 
@@ -114,4 +129,4 @@ def _scrape_seconds(endpoint: Endpoint) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

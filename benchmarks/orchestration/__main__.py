@@ -10,7 +10,11 @@ docs/orchestration.md says what is simulated and what is not. Only the microseco
 
 import sys
 from collections.abc import Iterator
+from typing import Annotated
 
+import typer
+
+from benchmarks.harness.results import Append, Out, Quick
 from benchmarks.harness.results import report as open_report
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.orchestration import bound, machines, models, plans, report, validation
@@ -20,6 +24,7 @@ from benchmarks.orchestration.strategies import deepspeed, fiddler, llama_cpp, m
 from benchmarks.orchestration.strategies.server import Server
 from benchmarks.orchestration.workloads import Request, Workload, popularity, trace_of, workloads
 from gpu_service.placement.popularity import Popularity
+from tools.command_line import run as run_command
 
 TARGETS = {"plan.optimality": Target(0.98), "plan.microseconds.e128": Target(50, at_least=False)}
 _CASES, _QUICK_CASES = 3000, 500
@@ -33,21 +38,26 @@ _RIVALS: tuple[type[Server], ...] = (
 _POLICIES: tuple[type[Server], ...] = (ours.OursPopularity, ours.OursLru, ours.OursLayers, ours.OursNone)
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    quick: Quick = False,
+    seed: Annotated[int, typer.Option(help="Of the traces and of the random layers.")] = 0,
+) -> None:
     """Runs the simulator."""
-    with open_report(__doc__, ("--quick", False), ("--seed", 0)) as (file, arguments):
-        out = Judge(file, TARGETS)
-        cases = _QUICK_CASES if arguments.quick else _CASES
-        out.samples("plan.optimality", [plans.worst_ratio(cases, arguments.seed)], "ratio", cases=cases)
-        out.samples("plan.microseconds.e128", plans.microseconds(_TIMED_LAYERS, arguments.seed), "us")
+    with open_report(out, append) as results:
+        judge = Judge(results, TARGETS)
+        cases = _QUICK_CASES if quick else _CASES
+        judge.samples("plan.optimality", [plans.worst_ratio(cases, seed)], "ratio", cases=cases)
+        judge.samples("plan.microseconds.e128", plans.microseconds(_TIMED_LAYERS, seed), "us")
         for machine in validation.MACHINES:
-            _validate(out, System(machines.load(machine), models.load(validation.MODEL)), arguments.seed)
+            _validate(judge, System(machines.load(machine), models.load(validation.MODEL)), seed)
         cells = []
-        for cell in _cells(arguments.quick, arguments.seed):
-            report.write(out, cell)
+        for cell in _cells(quick, seed):
+            report.write(judge, cell)
             cells.append(cell)
         report.show(cells)
-        out.summarise()
+        judge.summarise()
 
 
 def _cells(quick: bool, seed: int) -> Iterator[report.Cell]:
@@ -81,4 +91,4 @@ def _validate(out: Judge, system: System, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, __doc__)

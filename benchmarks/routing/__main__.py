@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Self
 
-from benchmarks.harness.results import Report, report
+from benchmarks.harness.results import Append, Out, Report, report
 from benchmarks.traces.record import OPENINGS
 from client import Client
 from client.top.monitor import Monitor
@@ -34,6 +34,7 @@ from client.top.scrape import Endpoint
 from client.top.snapshot import Snapshot
 from fiddler import process
 from pair import Pair
+from tools.command_line import run
 
 _MODEL = Path(__file__).parents[2] / "models" / "demo"
 _SLOTS_GIB = "0.0028"  # 10 experts
@@ -49,18 +50,18 @@ _VIEW_AFTER_SECONDS = 12.0
 _HALF_LIFE_SECONDS = 30.0
 
 
-def main() -> None:
+def main(out: Out = None, append: Append = False) -> None:
     """Runs the benchmark."""
     process.prepare()
     with (
-        report(__doc__) as (out, _),
+        report(out, append) as results,
         tempfile.TemporaryDirectory() as directory,
         tempfile.TemporaryFile() as log,
     ):
         costs = _given_costs(Path(directory) / "costs.json", log)
-        out.record("routing.costs", **_COSTS)
+        results.record("routing.costs", **_COSTS)
         with _pair(costs, log) as pair, _Load(pair.target) as load:
-            _watch(pair, load, out)
+            _watch(pair, load, results)
 
 
 def _pair(costs: Path, log: IO[bytes]) -> Pair:
@@ -152,4 +153,4 @@ def _monitor(pair: Pair, window_seconds: float) -> Iterator[Monitor]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -1,4 +1,30 @@
-"""The command line; what is measured is said in the package."""
+"""`python -m benchmarks.serving`: what serving several sequences at once costs, and what callers see of it.
+
+serving.MODEL.CASE.experts               a decode step's seconds from sending its rows until their sums are there
+serving.MODEL.CASE.kernel                the part of it in which the CPU expert service computes; the rest is the way
+serving.MODEL.CASE.floor                 the time to read each distinct expert that the step touches once
+serving.MODEL.CASE.experts_over_floor    their ratio, step by step
+serving.MODEL.CASE.dense                 the rest of the model's forward: attention, routers, norms, head, by PyTorch
+serving.MODEL.CASE.overhead              a step without the model's forward: scheduling, sampling, beams, events
+serving.MODEL.CASE.overhead_over_step    that as a part of the step
+serving.MODEL.streams8.over_stream1      tokens per second of eight streams over those of one, through the client
+serving.MODEL.short_prompt.chunks        chunks of prompts computed until a short one has its first token that comes
+                                         while a long one is computed
+serving.MODEL.short_prompt_grown.chunks  the same where the long one's chunk is as long as the prompt, being alone
+serving.MODEL.long_prompt.CHUNKS         tokens per second of a long prompt that is alone, chunked or with a chunk grown
+serving.MODEL.loadN.time_to_first_token  seconds, as N callers at once see them
+serving.MODEL.loadN.inter_token          seconds between two tokens of a stream
+
+CASE is stream1, streams8 (greedy), sampled8 (temperature and top-p), beam4 or beam16. MODEL is demo (models/demo) or
+mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to --checkpoint (kept there for the
+next run) or to a temporary directory. The bandwidth of the floor is what as many threads as the CPU expert service's
+take to read the same weights and compute nothing, measured before and after the steps of each case and round. Where
+single steps are looked into, the engine runs in this process and the experts in another; what callers see is measured
+through a pair of services. All is bfloat16 on the CPU.
+
+--models and --parts choose what is run, so that --append puts a long run together from short ones; --tiny is for trying
+out the benchmark itself.
+"""
 
 from fiddler import process
 
@@ -6,13 +32,16 @@ process.prepare()  # as in the services: otherwise this process's OpenMP threads
 
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
 
-import benchmarks.serving  # noqa: E402
-from benchmarks.harness.results import report  # noqa: E402
+import typer  # noqa: E402
+
+from benchmarks.harness.results import Append, Checkpoint, Out, report  # noqa: E402
 from benchmarks.harness.targets import Judge, Target  # noqa: E402
 from benchmarks.serving.load import measure_load  # noqa: E402
 from benchmarks.serving.steps import measure_steps  # noqa: E402
 from benchmarks.serving.workload import models  # noqa: E402
+from tools.command_line import run  # noqa: E402
 
 _MIXTRAL = "serving.mixtral_2_layers"
 
@@ -31,22 +60,25 @@ TARGETS = {
 }
 
 
-def main() -> None:
+def main(
+    out: Out = None,
+    append: Append = False,
+    rounds: Annotated[int, typer.Option(help="Rounds through all cases.")] = 3,
+    checkpoint: Checkpoint = None,
+    names: Annotated[str, typer.Option("--models", help="Names between commas. Unset: all.")] = "",
+    parts: Annotated[str, typer.Option(help="steps, load or both, between commas.")] = "steps,load",
+    tiny: Annotated[bool, typer.Option("--tiny", help="Only a small model, to try the benchmark out.")] = False,
+) -> None:
     """Runs the benchmark."""
-    options = ("--rounds", 3), ("--checkpoint", ""), ("--models", ""), ("--parts", "steps,load"), ("--tiny", False)
-    with (
-        report(benchmarks.serving.__doc__, *options) as (out, arguments),
-        tempfile.TemporaryDirectory(prefix="fiddler-") as temporary,
-    ):
-        judge = Judge(out, TARGETS)
-        wanted = arguments.models.split(",") if arguments.models else None
-        for model in models(Path(arguments.checkpoint or temporary), arguments.tiny, wanted):
-            if "steps" in arguments.parts.split(","):
-                measure_steps(judge, model, arguments.rounds)
-            if "load" in arguments.parts.split(","):
-                measure_load(judge, model, arguments.rounds)
+    with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
+        judge = Judge(results, TARGETS)
+        for model in models(checkpoint or Path(temporary), tiny, names.split(",") if names else None):
+            if "steps" in parts.split(","):
+                measure_steps(judge, model, rounds)
+            if "load" in parts.split(","):
+                measure_load(judge, model, rounds)
         judge.summarise()
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)

@@ -5,12 +5,13 @@ then its database manual. One generation at a time, sampled with a seed, in floa
 out the same wherever it is run but for a rounding that tips a choice.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from tqdm import tqdm
 
 from benchmarks.traces import RECORDED, Generation, Ids, Trace
@@ -24,6 +25,7 @@ from gpu_service.profile.count import load_model, run
 from gpu_service.profile.settings import Settings
 from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.text.tokenizer import Tokenizer
+from tools.command_line import run as run_command
 
 MODEL = Path("models/demo")
 OUTPUT_TOKENS = 160
@@ -124,15 +126,12 @@ def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) ->
     run(model, [request], 1, lambda _: None)
 
 
-def main() -> None:
+def main(out: Annotated[Path, typer.Option(help="The file to write.")] = RECORDED) -> None:
     """Writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=RECORDED, help="default: %(default)s")
-    arguments = parser.parse_args()
     trace = record()
-    trace.save(arguments.out)
-    print(f"{arguments.out}: {arguments.out.stat().st_size} bytes, {sum(1 for _ in trace.steps())} steps")
+    trace.save(out)
+    print(f"{out}: {out.stat().st_size} bytes, {sum(1 for _ in trace.steps())} steps")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, __doc__)

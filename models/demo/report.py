@@ -1,25 +1,27 @@
-"""Measures the demo model as it lies beside this script and writes training.json, which README.md quotes.
+"""Measures the demo model in this script's folder and writes training.json, which README.md quotes.
 
-Held-out loss by topic, the share of each expert by topic and layer, and a few continuations. It measures what was
-exported (bf16 weights, computed in fp32), not a checkpoint; it trains nothing.
+It measures the held-out loss by topic, the share of each expert by topic and layer, and a few continuations, of the
+exported model (bf16 weights, computed in fp32) and not of a checkpoint. It trains nothing.
 
     python models/demo/report.py --work /tmp/demo
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import corpus
 import torch
+import typer
 from torch import Tensor
 from torch.nn import functional
 from train import CONTEXT, HERE, encode
 from transformers import MixtralForCausalLM, PreTrainedTokenizerFast
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 PROMPTS = (
     "The captain of the ship was",
@@ -103,19 +105,19 @@ def shares_table(topics: dict[str, Any], layer: int) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Reads the command line, measures, writes training.json and prints the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="the folder that train.py worked in")
-    parser.add_argument("--model", type=Path, default=HERE, help="what to measure (default: beside this script)")
-    arguments = parser.parse_args()
-    model = MixtralForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)  # Already in evaluation mode.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.model)
-    texts = corpus.load(arguments.work)
+@app.command(help=__doc__)
+def main(
+    work: Annotated[Path, typer.Option(help="The folder that train.py worked in.")],
+    directory: Annotated[Path, typer.Option("--model", help="The model to measure.", show_default="here")] = HERE,
+) -> None:
+    """Measures, writes training.json and prints the tables."""
+    model = MixtralForCausalLM.from_pretrained(directory, dtype=torch.float32)  # Already in evaluation mode.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    texts = corpus.load(work)
     topics = {topic.name: measure(model, tokenizer, topic) for topic in texts}
     num_tokens = sum(topic["held_out_tokens"] for topic in topics.values())
     loss = sum(topic["held_out_loss"] * topic["held_out_tokens"] for topic in topics.values()) / num_tokens
-    saved = torch.load(arguments.work / "checkpoint.pt", mmap=True)
+    saved = torch.load(work / "checkpoint.pt", mmap=True)
     report = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": saved["step"],
@@ -129,10 +131,10 @@ def main() -> None:
         "topics": topics,
         "continuations": continuations(model, tokenizer),
     }
-    (arguments.model / "training.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    (directory / "training.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     for layer in range(model.config.num_hidden_layers):
         print(shares_table(topics, layer), end="\n\n")
 
 
 if __name__ == "__main__":
-    main()
+    app()

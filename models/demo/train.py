@@ -3,14 +3,15 @@
 It exists so that the whole server can be shown and tested offline with text that reads like text and a router that
 has learned to prefer some experts for some topics. It is not a language model to use, and not a training framework.
 
-    python models/demo/train.py --work /tmp/demo && python models/demo/report.py --work /tmp/demo
+    python models/demo/train.py --work /tmp/demo
+    python models/demo/report.py --work /tmp/demo
 
-A checkpoint in the work folder makes it resume where it stopped. Needs transformers and torch, and Debian's apt-get.
+With a checkpoint in the work folder it resumes where it stopped. It needs transformers, torch and typer, and Debian's
+apt-get.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -19,10 +20,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import corpus
 import torch
+import typer
 from muon import Muon
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
@@ -32,6 +34,8 @@ from transformers import GenerationConfig, MixtralConfig, MixtralForCausalLM, Pr
 HERE = Path(__file__).resolve().parent
 CONTEXT = 512
 PAD, BOS, EOS = 0, 1, 2
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 @dataclass(frozen=True)
@@ -246,20 +250,21 @@ def train(settings: Settings) -> None:
             export(trainer.model, tokenizer, settings.work / "export", settings.output)
 
 
-def main() -> None:
-    """Reads the command line and trains."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for packages, checkpoint and tokenizer")
-    parser.add_argument("--output", type=Path, default=HERE, help="where the model goes (default: beside this script)")
-    parser.add_argument("--steps", type=int, default=1800, help="optimiser steps in all, earlier runs included")
-    parser.add_argument("--rows", type=int, default=16, help=f"sequences of {CONTEXT} tokens in a step")
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--balance", type=float, default=0.01, help="weight of the load-balancing loss")
-    parser.add_argument("--save-every", type=int, default=100, help="steps between checkpoints, each also exported")
-    parser.add_argument("--threads", type=int, default=2, help="parts of a batch computed at the same time")
-    train(Settings(**vars(parser.parse_args())))
+@app.command(help=__doc__)
+def main(
+    work: Annotated[Path, typer.Option(help="Folder for packages, checkpoint and tokenizer.")],
+    output: Annotated[Path, typer.Option(help="Where the model is written.", show_default="here")] = HERE,
+    steps: Annotated[int, typer.Option(help="Optimiser steps in all, those of earlier runs included.")] = 1800,
+    rows: Annotated[int, typer.Option(help=f"Sequences of {CONTEXT} tokens in a step.")] = 16,
+    learning_rate: float = 4e-3,
+    weight_decay: float = 0.1,
+    balance: Annotated[float, typer.Option(help="Weight of the load-balancing loss.")] = 0.01,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints. Each is also exported.")] = 100,
+    threads: Annotated[int, typer.Option(help="Parts of a batch that are computed at the same time.")] = 2,
+) -> None:
+    """Trains."""
+    train(Settings(work, output, steps, rows, learning_rate, weight_decay, balance, save_every, threads))
 
 
 if __name__ == "__main__":
-    main()
+    app()

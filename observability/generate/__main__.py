@@ -1,6 +1,7 @@
 """`python -m observability.generate`: writes Grafana's dashboards and docs/metrics.md."""
 
 from observability.generate.files import ROOT, files
+from tools.command_line import run
 
 
 def main() -> None:
@@ -12,4 +13,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main, __doc__)
