@@ -71,7 +71,9 @@ class Probe:
         self._client = _TimedExperts(client)
         device = torch.device("cpu")
         dispatcher = Dispatcher(checkpoint, device, self._client)
-        self._model = Model(checkpoint, dispatcher, device, torch.bfloat16, MAX_SLOTS, max_context)
+        self._model = Model(
+            checkpoint, dispatcher, device=device, dtype=torch.bfloat16, num_rows=MAX_SLOTS, max_context=max_context
+        )
         self._budget = KvBudget(MAX_SLOTS * self._model.max_context, 1, MAX_SLOTS, self._model.max_context)
         self._model.cache.set_capacity(self._budget.num_tokens)
         self._forward = self._model.forward
@@ -126,9 +128,11 @@ class Probe:
         self._client.close()
         self._memory.close()
 
-    def _timed_forward(self, ids: torch.Tensor, positions: torch.Tensor, row: int, wants: Logits) -> torch.Tensor:
+    def _timed_forward(
+        self, ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         began = time.perf_counter()
-        logits = self._forward(ids, positions, row, wants)
+        logits = self._forward(ids, positions, first_row=first_row, wants=wants)
         self._forward_seconds = time.perf_counter() - began
         return logits
 

@@ -111,7 +111,7 @@ class Stepper:
             sequence.request.started_at = sequence.request.started_at or now
         token_ids = torch.tensor(batch.token_ids)
         positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
-        logits = self._model.forward(token_ids, positions, batch.first_row, batch.logits)
+        logits = self._model.forward(token_ids, positions, first_row=batch.first_row, wants=batch.logits)
         (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(time.monotonic() - now)
         return logits
 
@@ -153,7 +153,7 @@ class Stepper:
 
     def _fail_spoiled(self, batch: Batch, logits: torch.Tensor) -> None:
         """Fails the requests whose rows hold what is not a number; the rows of others are right."""
-        spoiled = {*non_finite_rows(logits), *self._model.poisoned_rows}
+        spoiled = {*non_finite_rows(logits), *self._model.take_non_finite()}
         rows = [0] * bool(spoiled) if batch.is_prompt else sorted(spoiled)
         for request in dict.fromkeys(batch.sequences[row].request for row in rows):
             self._fail(request, NonFiniteError("the model computed what is not a finite number"), spoiled=True)

@@ -1,4 +1,4 @@
-"""Which keys each query of a batch sees, layer type by layer type, in the form that a model's attention wants."""
+"""Makes the masks of a batch: which keys each query sees, for each type of layer, in the model's form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +17,18 @@ class AttentionMasks:
         Args:
             config: Of the decoder.
             dtype: Of the attention's scores.
-            is_added: Whether the attention adds its mask to the scores, rather than take booleans.
+            is_added: Whether the attention adds its mask to the scores; if not, it takes booleans.
         """
         self._dtype = dtype
         self._is_added = is_added
         self._kinds = _kinds(config)
 
     def of(self, positions: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
-        """The mask [sequences, 1, tokens, length], or one for each layer type where the model has several.
+        """The mask [sequences, 1, tokens, length]; a dictionary of them if the model has several types of layers.
 
         Args:
             positions: [sequences, tokens] int64.
-            length: Positions that the attention is given.
+            length: Positions that the attention gets.
         """
         masks = {layer_type: self._formed(mask(positions, length)) for layer_type, mask in self._kinds.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -41,7 +41,7 @@ class AttentionMasks:
 
 
 def _kinds(config: Any) -> dict[str, _Mask]:
-    """What each type of attention layer sees, by the type's name."""
+    """The mask of each type of attention layer, by the type's name."""
     window = getattr(config, "sliding_window", None) or None
     types = set(getattr(config, "layer_types", None) or [])
     if not types:
@@ -60,7 +60,7 @@ def _sliding(window: int | None) -> _Mask:
 
 
 def _chunked(chunk: int) -> _Mask:
-    """A query sees what comes before it in its own chunk of positions."""
+    """A query sees itself and what is before it in its own chunk of positions."""
 
     def mask(positions: torch.Tensor, length: int) -> torch.Tensor:
         keys = torch.arange(length, device=positions.device)
@@ -74,11 +74,11 @@ def attention_mask(positions: torch.Tensor, length: int, window: int | None = No
 
     Args:
         positions: [sequences, tokens] int64.
-        length: Positions that the attention is given.
-        window: A query sees itself and the window - 1 positions before it; None: all before it.
+        length: Positions that the attention gets.
+        window: A query sees itself and the window - 1 positions before it; None: all positions before it.
 
     Returns:
-        [sequences, 1, tokens, length] bool, True where it sees.
+        [sequences, 1, tokens, length] bool, True if the query sees the key.
     """
     keys = torch.arange(length, device=positions.device)
     queries = positions[:, None, :, None]

@@ -1,4 +1,4 @@
-"""Whether a model's experts compute what is computed here, told from the model's own code rather than its name."""
+"""Checks that a model's experts compute what this service computes, by running the model's own code on numbers."""
 
 from typing import Any
 
@@ -14,10 +14,10 @@ _TOLERANCE = 1e-5
 
 
 def check_experts(checkpoint: Checkpoint, skeleton: nn.Module) -> None:
-    """Makes sure that every experts module of a model, which may be on the meta device, is computed rightly.
+    """Checks every class of experts in a model, which may be on the meta device.
 
     Raises:
-        ModelError: What lies between, or after, an expert's projections is none that is known.
+        ModelError: Experts compute something between or after their projections that is not supported.
     """
     checked = set()
     for name, module in skeleton.named_modules():
@@ -44,8 +44,8 @@ def _check(checkpoint: Checkpoint, name: str, module: Any) -> None:
     got = combine(gate, up) if module.has_gate else combine(None, values)
     if not torch.allclose(got, due, rtol=_TOLERANCE, atol=_TOLERANCE):
         raise ModelError(
-            f"{where} combine their projections otherwise than {activation.name}, the activation that config.json "
-            "tells of, and no other is supported"
+            f"{where} do not combine their projections as {activation.name} does, the activation in config.json; no "
+            "other way is supported"
         )
 
 

@@ -1,8 +1,8 @@
-"""Keys and values of the sequences under way: one row of memory each, the rows in use side by side.
+"""Keys and values of the sequences under way: a row of memory for each, the rows in use next to each other.
 
-It is what transformers' attention calls its cache, for one forward at a time: `begin` says which rows and positions
-the forward is about, `update` stores a layer's new keys and values and returns views of all of them. Who holds which
-row is row_table.py's to know.
+transformers' attention uses it as its cache, one forward at a time: `begin` sets the rows and positions of the forward,
+`update` stores a layer's new keys and values and returns views of all of them. engine/kv_rows.py decides which sequence
+has which row.
 """
 
 from collections.abc import Sequence
@@ -15,47 +15,48 @@ class _Block:
     """The memory of one layer's keys, or of its values."""
 
     def __init__(self, like: torch.Tensor) -> None:
-        """Prepares memory for tokens as in `like`, [sequences, heads, tokens, dim]."""
+        """Takes no memory yet; tokens will be stored as those in `like`, [sequences, heads, tokens, dim]."""
         _, self.heads, _, self.dim = like.shape
         self._memory = torch.zeros(0, dtype=like.dtype, device=like.device)
         self.token_bytes = self.heads * self.dim * like.itemsize
 
     def allocate(self, num_tokens: int) -> None:
-        """Takes memory for so many tokens, and gives back what it had."""
+        """Takes memory for so many tokens in place of what it had."""
         memory, self._memory = self._memory, self._memory[:0]
         self.rows = self._memory
         del memory
-        # zeros, since a masked position is multiplied by 0 and what was in the memory before may be NaN
+        # zeros, since a masked position is multiplied by 0, and uninitialised memory may hold NaN
         self._memory = self._memory.new_zeros(num_tokens * self.heads * self.dim)
 
-    def divide(self, num_slots: int, length: int) -> None:
-        """Divides it into rows; what they held is lost."""
-        shape = num_slots, self.heads, length, self.dim
+    def divide(self, num_rows: int, length: int) -> None:
+        """Divides the memory into rows; what they held is lost."""
+        shape = num_rows, self.heads, length, self.dim
         self.rows = self._memory[: torch.Size(shape).numel()].view(shape)
 
 
-class SlotCache:
-    """K/V of shape [slots, heads, length, dim] for each layer; rows may differ in how much of `length` they use.
+class KvCache:
+    """Keys and values [rows, heads, length, dim] for each layer; rows may differ in how much of `length` they use.
 
-    Memory is taken when a layer is first seen, since only the attention itself knows what it stores (heads x head_dim,
-    or one latent of another width for keys than for values). It is one block for each layer's keys and one for its
-    values, which `reshape` divides into more or longer rows.
+    Memory is taken at a layer's first tokens, since only the attention itself knows what it stores (heads x head_dim,
+    or a latent that is wider for keys than for values). It is one block for each layer's keys and one for its values,
+    which `reshape` divides into more or longer rows.
     """
 
     is_compileable = False
 
-    def __init__(self, num_slots: int, max_length: int, is_divisible: bool = True) -> None:
+    def __init__(self, num_rows: int, max_length: int, is_divisible: bool = True) -> None:
         """Takes no memory yet.
 
         Args:
-            num_slots: Rows.
+            num_rows: Rows.
             max_length: Positions in each.
-            is_divisible: See `RowStorage`; False where what is computed of a token depends on those after it.
+            is_divisible: Whether the beginning of a row can be used without the rest; False if what is computed of a
+                token depends on those after it.
         """
         self.is_divisible = is_divisible
-        self.num_slots = num_slots
+        self.num_rows = num_rows
         self.max_length = max_length
-        self._num_tokens = num_slots * max_length
+        self._num_tokens = num_rows * max_length
         self._blocks: dict[int, tuple[_Block, _Block]] = {}
         self._rows = slice(0, 0)
         self._row_index = torch.empty(0, dtype=torch.int64)
@@ -64,12 +65,12 @@ class SlotCache:
         self._length = 0
 
     def begin(self, first_row: int, positions: torch.Tensor, device: torch.device | None = None) -> None:
-        """Says what the next forward is about.
+        """Sets the rows and positions of the next forward.
 
         Args:
             first_row: The row of the batch's first sequence.
             positions: [sequences, tokens] int64 on the CPU: ascending runs. More than one token only for one sequence.
-            device: Where the keys and values will come from; None is the CPU.
+            device: Of the keys and values that will come; None: the CPU.
         """
         sequences, tokens = positions.shape
         if sequences > 1 and tokens > 1:
@@ -80,7 +81,7 @@ class SlotCache:
         self._positions = positions[:, 0].to(device)
         self._start = int(positions[0, 0])
         self._length = int(positions.max()) + 1
-        if self._length > self.max_length or self._rows.stop > self.num_slots:
+        if self._length > self.max_length or self._rows.stop > self.num_rows:
             raise ValueError(f"rows {self._rows} up to position {self._length} exceed the cache")
 
     @property
@@ -99,8 +100,8 @@ class SlotCache:
             layer_idx: The decoder layer.
 
         Returns:
-            Views [sequences, heads, length, dim] of all keys and all values; what lies beyond a row's own positions is
-            to be masked.
+            Views [sequences, heads, length, dim] of all keys and all values. The attention masks what is beyond a row's
+            own positions.
         """
         if layer_idx not in self._blocks:
             self._blocks[layer_idx] = self._allocate(key_states), self._allocate(value_states)
@@ -126,46 +127,46 @@ class SlotCache:
         for block in self._all_blocks():
             block.rows[row, :, :stop] = 0
 
-    def reshape(self, num_slots: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
-        """Divides the memory anew.
+    def reshape(self, num_rows: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
+        """Divides the memory into other rows.
 
         Args:
-            num_slots: How many rows.
+            num_rows: How many.
             length: Positions in each.
-            kept: (old row, new row, positions) of what rows must still hold.
+            kept: (old row, new row, positions) of what is moved to the new rows.
         """
-        if num_slots * length > self._num_tokens:
-            raise ValueError(f"{num_slots} rows of {length} positions exceed the cache of {self._num_tokens}")
-        self.num_slots, self.max_length = num_slots, length
+        if num_rows * length > self._num_tokens:
+            raise ValueError(f"{num_rows} rows of {length} positions exceed the cache of {self._num_tokens}")
+        self.num_rows, self.max_length = num_rows, length
         for block in self._all_blocks():
             held = [(target, block.rows[source, :, :stop].clone()) for source, target, stop in kept]
-            block.divide(num_slots, length)
+            block.divide(num_rows, length)
             for target, states in held:
                 block.rows[target, :, : states.shape[1]] = states
 
     def set_capacity(self, num_tokens: int) -> None:
-        """Forgets everything and takes memory for so many tokens, as one row until it is divided otherwise."""
+        """Forgets everything and takes memory for so many tokens, as one row until `reshape` divides it."""
         self._num_tokens = num_tokens
-        self.num_slots, self.max_length = 1, num_tokens
+        self.num_rows, self.max_length = 1, num_tokens
         for block in self._all_blocks():
             block.allocate(num_tokens)
             block.divide(1, num_tokens)
 
     def measure(self, row: int) -> None:
-        """Does nothing: what a token takes is known from what was stored."""
+        """Does nothing: the size of a token is known from what was stored."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions before this forward; transformers asks where it is given none."""
+        """Positions before this forward; transformers asks if it is given no positions."""
         return self._start
 
     @property
     def allocated_bytes(self) -> int:
-        """Bytes taken for all layers seen so far."""
+        """Bytes taken for all layers that have stored something."""
         return self.token_bytes * self._num_tokens
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token of one row in all layers seen so far."""
+        """Bytes of one token of one row in all layers that have stored something."""
         return sum(block.token_bytes for block in self._all_blocks())
 
     @property
@@ -179,7 +180,7 @@ class SlotCache:
     def _allocate(self, states: torch.Tensor) -> _Block:
         block = _Block(states)
         block.allocate(self._num_tokens)
-        block.divide(self.num_slots, self.max_length)
+        block.divide(self.num_rows, self.max_length)
         return block
 
     def _store(self, storage: torch.Tensor, states: torch.Tensor) -> None:

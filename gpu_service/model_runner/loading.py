@@ -1,4 +1,4 @@
-"""Builds transformers' model of a checkpoint with its experts replaced, so that no expert byte is read."""
+"""Loads transformers' model of a checkpoint with its experts replaced, so that no byte of an expert is read."""
 
 import inspect
 import logging
@@ -25,23 +25,12 @@ from gpu_service.models.config_fields import FieldError
 from gpu_service.models.registry import Architecture, Replacements, architecture_of, experts_by_interface
 from gpu_service.moe.layer import MoeLayer
 
-__all__ = [
-    "ModelError",
-    "find_replacements",
-    "load",
-    "logging_of_transformers",
-    "names_of",
-    "read_config",
-    "read_generation_config",
-]
-
-
 _FAR: Final = 2
-"""Times as many weights as bytes. What is less than far from right is told by tensor."""
+"""Weights for each byte from which on a model is refused by its size; smaller faults are reported tensor by tensor."""
 
 
 def logging_of_transformers() -> None:
-    """Sends what transformers logs to this process's own log rather than to standard error."""
+    """Sends transformers' messages to this process's log instead of standard error."""
     transformers.logging.disable_default_handler()
     transformers.logging.enable_propagation()
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -51,7 +40,7 @@ def read_config(directory: Path) -> Any:
     """The model's configuration.
 
     Raises:
-        CheckpointError: It is no JSON object.
+        CheckpointError: config.json is not a JSON object.
         ModelError: transformers has no such model, or a value is wrong, or the weights are quantised.
     """
     path = directory / "config.json"
@@ -62,7 +51,7 @@ def read_config(directory: Path) -> Any:
         raise ModelError(
             f"{path}: model_type: transformers {transformers.__version__} has no family {model_type!r}; a newer one may"
         )
-    with _told_as(f"{path}: transformers {transformers.__version__} cannot read it"):
+    with _reported_as(f"{path}: transformers {transformers.__version__} cannot read it"):
         if own is None:
             config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         else:
@@ -84,27 +73,27 @@ def _read_own(configuration: Any, settings: dict[str, Any], path: Path) -> Any:
 
 
 def read_generation_config(directory: Path, config: Any) -> GenerationConfig:
-    """What generation_config.json says, or what config.json does where there is none.
+    """The settings in generation_config.json, or in config.json if there is no such file.
 
     Raises:
-        ModelError: It cannot be read.
+        ModelError: The file cannot be read.
     """
     path = directory / "generation_config.json"
-    with _told_as(f"{path}: transformers cannot read it"):
+    with _reported_as(f"{path}: transformers cannot read it"):
         if not path.is_file():
             return GenerationConfig.from_model_config(config)
         return GenerationConfig.from_pretrained(directory, local_files_only=True)
 
 
 def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
-    """The model on the CPU, in evaluation mode, with a MoeLayer wherever it had experts.
+    """The model on the CPU, in evaluation mode, with MoeLayers in the place of its experts.
 
     Raises:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
     architecture = architecture_of(config.model_type)
     replacements = find_replacements(checkpoint, config, architecture)
-    with _quiet(), _replaced(replacements), _told_as(f"{checkpoint.directory}: transformers cannot load it"):
+    with _quiet(), _replaced(replacements), _reported_as(f"{checkpoint.directory}: transformers cannot load it"):
         loaded: Any = architecture.auto_class.from_pretrained(
             checkpoint.directory,
             config=config,
@@ -112,7 +101,7 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # _check_report tells them, with both shapes
+            ignore_mismatched_sizes=True,  # _check_report reports them, with both shapes
         )
     module, report = loaded
     _check_report(checkpoint, module, report)
@@ -120,15 +109,15 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
-    """What takes the place of which of the model's classes, found on a model without memory where no row says it.
+    """Which of the model's classes are replaced by what; found on a model without memory if the architecture has none.
 
     Raises:
-        ModelError: Its experts cannot be replaced, or compute what nothing here does.
+        ModelError: The experts cannot be replaced, or compute something that is not supported.
     """
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
-    with _told_as(what):
+    with _reported_as(what):
         known = architecture.replacements() if architecture.replacements else {}
-        # replaced even here where that is known: thousands of experts take long to build without memory, too
+        # replaced here, too, if known: building thousands of experts takes long even without memory
         with _replaced(known), torch.device("meta"):
             skeleton = architecture.auto_class.from_config(config)
     replacements = known or experts_by_interface(skeleton)
@@ -143,35 +132,35 @@ def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Archite
 
 
 def _check_size(checkpoint: Checkpoint, skeleton: nn.Module, replacements: Replacements) -> None:
-    """A configuration of a far larger model: transformers would take memory for all of it before it says what lacks."""
+    """Refuses a configuration of a far larger model: transformers would take memory for all of it before it fails."""
     ours = (*replacements, *replacements.values(), MoeLayer)
     replaced = {id(each) for module in skeleton.modules() if isinstance(module, ours) for each in module.parameters()}
     num_weights = sum(each.numel() for each in skeleton.parameters() if id(each) not in replaced)
     if num_weights > _FAR * checkpoint.dense_bytes:
         raise ModelError(
-            f"{checkpoint.directory}: config.json describes a {checkpoint.model_type} of {num_weights} weights beside "
+            f"{checkpoint.directory}: config.json describes a {checkpoint.model_type} of {num_weights} weights without "
             f"its experts, far more than the {checkpoint.dense_bytes} bytes that the checkpoint has for them"
         )
 
 
 @contextmanager
-def _told_as(what: str) -> Iterator[None]:
-    """Turns whatever transformers raises into a ModelError; it raises of all kinds at files that are wrong."""
+def _reported_as(what: str) -> Iterator[None]:
+    """Turns any exception of transformers into a ModelError; it raises many types for files that are wrong."""
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())  # some of what it raises goes over many lines
-        raise ModelError(f"{what}: {type(error).__name__}: {said}") from error
+        text = " ".join(str(error).split())  # some texts have many lines
+        raise ModelError(f"{what}: {type(error).__name__}: {text}") from error
 
 
 @contextmanager
 def _replaced(replacements: Replacements) -> Iterator[None]:
-    """Lets transformers build something else than these classes.
+    """Lets transformers build the replacements instead of these classes.
 
-    transformers keeps the replacement in its modules where building raises, even once it is unregistered; so what was
-    there is put back by hand.
+    If building raises, transformers keeps the replacement in its modules even once it is unregistered, so the original
+    is put back by hand.
     """
     originals = [(inspect.getmodule(cls), cls) for cls in replacements]
     patterns: dict[str, type[nn.Module]] = {f"^{cls.__name__}$": new for cls, new in replacements.items()}
@@ -186,7 +175,7 @@ def _replaced(replacements: Replacements) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers reports the experts as unexpected, which is what is wanted here; _check_report judges instead."""
+    """Silences transformers, which reports the experts as unexpected; _check_report checks its report instead."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(logging.ERROR)
     try:
@@ -196,7 +185,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, Any]) -> None:
-    """Nothing may be missing, and what is left over must be experts that the checkpoint's table claims."""
+    """Refuses missing tensors, and those left over that are not experts of the checkpoint."""
     where = checkpoint.directory
     if report["missing_keys"]:
         raise ModelError(f"{where}: the checkpoint lacks {names_of(report['missing_keys'])}")
@@ -214,6 +203,6 @@ def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, A
 
 
 def names_of(keys: Any) -> str:
-    """The first five of them, in a sentence."""
+    """The first five of several names, in a sentence."""
     names = sorted(str(key) for key in keys)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,17 +1,22 @@
-"""transformers' model without its experts: one forward over rows of the slot cache."""
+"""transformers' model without its experts: computes batches over rows of a cache."""
 
 import time
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.errors import ModelError
 from gpu_service.model_runner import host_linear
-from gpu_service.model_runner.encoder_decoder import forced_bos_token_of, num_layers, start_token_of
+from gpu_service.model_runner.attention_masks import AttentionMasks
+from gpu_service.model_runner.encoder_decoder import EncoderDecoder, forced_bos_token_of, num_layers, start_token_of
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.model_runner.forwards import build_forward
-from gpu_service.model_runner.loading import ModelError, load, read_config, read_generation_config
+from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values
+from gpu_service.model_runner.kv_cache import KvCache
+from gpu_service.model_runner.loading import load, read_config, read_generation_config
+from gpu_service.model_runner.state_cache import StateCache
 from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
@@ -20,18 +25,27 @@ from gpu_service.moe.router import find_router
 
 
 class Model:
-    """The dense part of a checkpoint on one device, its experts computed by others."""
+    """The dense part of a checkpoint on one device. A dispatcher computes the experts."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
         dispatcher: Dispatcher,
+        *,
         device: torch.device,
         dtype: torch.dtype,
-        num_slots: int,
+        num_rows: int,
         max_context: int,
     ) -> None:
         """Loads the dense weights; reads no expert.
+
+        Args:
+            checkpoint: The model's files.
+            dispatcher: Computes the experts.
+            device: Where the dense part is computed.
+            dtype: Of the dense weights.
+            num_rows: Rows of the cache.
+            max_context: Positions in each row; fewer if the model has fewer.
 
         Raises:
             ModelError: transformers has no such model, or tensors are missing or left over.
@@ -50,22 +64,20 @@ class Model:
         self.vocab_size = int(self.text_config.vocab_size)
         self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
         self.start_token_id = start_token_of(self.generation_config, config)
-        """What a decoder's output begins with where the prompt is an encoder's input; None elsewhere."""
+        """What a decoder's output begins with; None if the model has no encoder."""
         self.forced_bos_token_id = forced_bos_token_of(self.generation_config, config)
-        """What a decoder makes first where a request does not say; None: what it chooses."""
-        self._forward = build_forward(
-            self._module, num_slots, self.max_context, device, dispatcher.spoiled_rows, self.start_token_id
-        )
+        """The first token of a decoder's output if a request gives none; None: the decoder chooses."""
+        self._forward = self._build_forward(num_rows)
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
         self.routers: dict[int, nn.Module] = {}
-        """The router of each MoE layer, by its index into the checkpoint's, where it is a module that can be asked."""
-        self._batch_shape = (0, 1)
-        # an index and not a number: a slice of the rows is not contiguous, and its product copies the whole head
+        """The routers that are modules of their own, by the index of their layer among the checkpoint's."""
+        self._non_finite: set[int] = set()
+        # an index rather than a number: a slice of the rows is not contiguous, and its product copies the whole head
         self._kept = {
             Logits.NONE: torch.empty(0, dtype=torch.int64, device=device),
             Logits.LAST: torch.tensor([-1], device=device),
-            Logits.ALL: 0,  # as transformers says all of them
+            Logits.ALL: 0,  # means all to transformers
         }
         self._architecture = architecture_of(config.model_type)
         self._connect(checkpoint)
@@ -85,10 +97,12 @@ class Model:
 
     @property
     def num_layers(self) -> int:
-        """Layers of the decoder, and of the encoder where there is one."""
+        """Layers of the decoder, and of the encoder if there is one."""
         return num_layers(self.config)
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
 
         Args:
@@ -101,10 +115,8 @@ class Model:
             [rows, vocab] float32: no rows, one for each sequence, or one for each token of the only one.
 
         Raises:
-            ExpertServiceError: Experts can be computed nowhere.
+            ExpertServiceError: No backend can compute the experts.
         """
-        self._batch_shape = token_ids.shape[0], token_ids.shape[1]
-        self.dispatcher.spoiled_rows.clear()
         began = time.monotonic()
         try:
             logits = self._compute(token_ids, positions, first_row, wants)
@@ -119,23 +131,58 @@ class Model:
         self.dispatcher.end_of_step(token_ids.numel(), time.monotonic() - began)
         return logits
 
-    @property
-    def poisoned_rows(self) -> set[int]:
-        """Rows of the latest batch, from 0 on, whose experts gave what is not finite: their logits mean nothing."""
-        _, tokens = self._batch_shape
-        return {row // tokens for row in self.dispatcher.spoiled_rows}
+    def take_non_finite(self) -> set[int]:
+        """Returns the sequences of the latest batch, from 0 on, whose experts gave non-finite sums, and clears them.
+
+        Their logits mean nothing.
+        """
+        sequences, self._non_finite = self._non_finite, set()
+        return sequences
+
+    def _build_forward(self, num_rows: int) -> Forward:
+        """The forward that fits what the model's layers keep."""
+        module, device, max_length = self._module, self.device, self.max_context
+        config: Any = module.config
+        if self.start_token_id is not None:
+            states = StateCache(config, num_rows, max_length, is_made_by_model=True)
+            return EncoderDecoder(module, states, self.start_token_id, device=device)
+        if not keeps_only_keys_and_values(config):
+            own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
+            return RowByRow(module, StateCache(config, num_rows, max_length, is_made_by_model=own_class), device)
+        # not self.text_config: loading sets the attention's implementation in the module's own configuration
+        text_config = config.get_text_config(decoder=True)
+        is_eager = text_config._attn_implementation == "eager"
+        step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
+        return Together(
+            module,
+            KvCache(num_rows, max_length, is_divisible=not getattr(module, "needs_whole_prompts", False)),
+            masks=AttentionMasks(text_config, next(module.parameters()).dtype, is_added=is_eager),
+            device=device,
+            temperature_step=step,
+        )
 
     def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
+        num_tokens = token_ids.shape[1]
+        self._non_finite.clear()
+        self.dispatcher.take_non_finite()  # a batch that failed may have left some
         num_products = token_ids.numel() * self._host_products_per_row
+        parts: list[torch.Tensor] = []
+        first_sequence = 0
         with as_few_as_pay(num_products, host_linear.FEW_PRODUCTS) if num_products else nullcontext():
-            logits = self._forward.compute(self._module, token_ids, positions, first_row, self._kept[wants])
+            for logits in self._forward.compute(token_ids, positions, first_row=first_row, kept=self._kept[wants]):
+                # hidden rows are counted within a part, sequences within the batch
+                non_finite = self.dispatcher.take_non_finite()
+                self._non_finite.update(first_sequence + row // num_tokens for row in non_finite)
+                first_sequence += len(logits)
+                parts.append(logits)
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return logits.flatten(0, 1).to(torch.float32)
 
     def _connect(self, checkpoint: Checkpoint) -> None:
         by_name = {layer.name: index for index, layer in enumerate(checkpoint.layers)}
         by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
         connected = set()
-        for name, module in list(self._module.named_modules()):  # connecting puts modules of ours into the blocks
+        for name, module in list(self._module.named_modules()):  # a list, since connecting adds modules to the blocks
             if not isinstance(module, MoeLayer):
                 continue
             number = self._architecture.layer_number(name)
@@ -146,7 +193,7 @@ class Model:
                 )
             block = self._module.get_submodule(name.rpartition(".")[0])
             module.connect(index, self.dispatcher, block)
-            # the routers of families that need a row here give no ids and weights
+            # families with replacements of their own have routers that return no expert ids and weights
             if self._architecture.replacements is None and (router := find_router(block)):
                 self.routers[index] = router
             connected.add(index)

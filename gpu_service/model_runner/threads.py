@@ -24,10 +24,10 @@ def set_threads(num_threads: int) -> None:
 
 @contextmanager
 def as_few_as_pay(num_values: int, few: int = _FEW_VALUES) -> Iterator[None]:
-    """Has the calling thread compute alone what is made of no more values than `few`; see decisions 16 and 18.
+    """Lets the calling thread compute alone if there are at most `few` values; see decisions 16 and 18.
 
-    A thread that begins to use PyTorch meanwhile takes over the number for good. Those of this service that may, such
-    as those that answer /metrics, compute next to nothing.
+    A thread that first uses PyTorch meanwhile keeps this number of threads for good. The threads of this service that
+    may do so, such as those that answer /metrics, compute next to nothing.
     """
     before = torch.get_num_threads()
     if num_values > few or before == 1:

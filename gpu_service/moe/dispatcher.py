@@ -44,7 +44,7 @@ class Dispatcher:
         """
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
         self.costs = LayerCosts(len(checkpoint.layers))
-        self.spoiled_rows: set[int] = set()
+        self._non_finite: set[int] = set()
         self.max_rows: int | None = None
         """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
@@ -149,8 +149,7 @@ class Dispatcher:
 
         Zeros were put in place of those sums. Rows count from 0 in the forward that was computed last.
         """
-        rows = set(self.spoiled_rows)
-        self.spoiled_rows.clear()
+        rows, self._non_finite = self._non_finite, set()
         return rows
 
     def make_room(self) -> bool:
@@ -246,5 +245,5 @@ class Dispatcher:
         non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
         rows = np.flatnonzero(non_finite.numpy())
         metrics.SPOILED_ROWS.inc(len(rows))
-        self.spoiled_rows.update((rows if message.rows is None else message.rows[rows]).tolist())
+        self._non_finite.update((rows if message.rows is None else message.rows[rows]).tolist())
         return output.masked_fill(non_finite[:, None], 0)

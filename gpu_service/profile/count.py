@@ -78,7 +78,14 @@ def load_model(checkpoint: Checkpoint, experts: RemoteExperts, settings: Setting
     """The model, with all of its experts computed by `experts`."""
     device = device_of(settings.device)
     dispatcher = Dispatcher(checkpoint, device, experts)
-    return Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
+    return Model(
+        checkpoint,
+        dispatcher,
+        device=device,
+        dtype=dtype,
+        num_rows=settings.max_slots,
+        max_context=settings.max_context,
+    )
 
 
 def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Callable[[Request], object]) -> int:

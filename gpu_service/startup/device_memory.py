@@ -89,7 +89,7 @@ def _workspace_bytes(model: Model, max_tokens: int) -> int:
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
     with model.dispatcher.with_backend(_NoExperts()), torch.inference_mode():
-        model.forward(torch.zeros(1, tokens, dtype=torch.int64), positions, 0, Logits.LAST)
+        model.forward(torch.zeros(1, tokens, dtype=torch.int64), positions, first_row=0, wants=Logits.LAST)
     torch.cuda.synchronize(model.device)
     return torch.cuda.max_memory_allocated(model.device) - before
 

@@ -43,7 +43,14 @@ def load(
     except UnknownActivationError as error:
         raise ModelError(f"{checkpoint.directory}: {error}") from None
     with out_of_memory_reported(device, "the model"):
-        model = Model(checkpoint, dispatcher, device, dtype, settings.max_slots, settings.max_context)
+        model = Model(
+            checkpoint,
+            dispatcher,
+            device=device,
+            dtype=dtype,
+            num_rows=settings.max_slots,
+            max_context=settings.max_context,
+        )
     check_generation_config(checkpoint.directory, model.generation_config)
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
@@ -64,7 +71,7 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
     with out_of_memory_reported(model.device, "a token and the keys and values (--kv-memory)"), torch.inference_mode():
         cache.set_capacity(2)
         for position in range(2):
-            model.forward(token, token + position, 0, Logits.LAST)
+            model.forward(token, token + position, first_row=0, wants=Logits.LAST)
             cache.measure(0)
         budget = KvBudget.resolve(
             settings.kv_memory,

@@ -13,7 +13,7 @@ from client import Chunk, Client, InvalidRequestError
 from gpu_service.engine.request import Event, Failed, Prompt, Request
 from gpu_service.errors import NonFiniteError
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.model_runner.kv_cache import SlotCache
+from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.sampling.parameters import SamplingParameters
 from tests.support import reference
 from tests.support.pairs import start
@@ -78,9 +78,9 @@ def test_a_budget_that_divides_its_memory_anew_changes_nothing(make_engine: Make
     shapes: set[tuple[int, int]] = set()
     reshape = engine.model.cache.reshape
 
-    def watched(num_slots: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
-        shapes.add((num_slots, length))
-        reshape(num_slots, length, kept)
+    def watched(num_rows: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
+        shapes.add((num_rows, length))
+        reshape(num_rows, length, kept)
 
     engine.model.cache.reshape = watched  # type: ignore[method-assign]
     requests = []
@@ -133,11 +133,11 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
     follower = engine.request([30, 31], NUM_TOKENS)  # short, so that its row shows what lies beyond it
     forward = engine.model.forward
 
-    def spoiling(token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
-        logits = forward(token_ids, positions, first_row, wants)
+    def spoiling(token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits) -> torch.Tensor:
+        logits = forward(token_ids, positions, first_row=first_row, wants=wants)
         (sequence,) = spoiled.sequences
         if sequence.row >= 0 and len(sequence.output) == 3 and len(token_ids) > 1:
-            assert isinstance(engine.model.cache, SlotCache)
+            assert isinstance(engine.model.cache, KvCache)
             for blocks in engine.model.cache._blocks.values():
                 for block in blocks:
                     block.rows[sequence.row, :, : sequence.num_computed + 1] = torch.nan

@@ -98,7 +98,14 @@ def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Ten
             checkpoint = Checkpoint.open(DEMO)
             client.connect(checkpoint.fingerprint)
             dispatcher = Dispatcher(checkpoint, torch.device("cpu"), client)
-            model = Model(checkpoint, dispatcher, torch.device("cpu"), torch.bfloat16, len(texts), 512)
+            model = Model(
+                checkpoint,
+                dispatcher,
+                device=torch.device("cpu"),
+                dtype=torch.bfloat16,
+                num_rows=len(texts),
+                max_context=512,
+            )
             if num_resident:
                 slots = ExpertSlots(checkpoint, torch.device("cpu"), num_resident)
                 routes.use_route(dispatcher, checkpoint, slots, routes.MIXED)
@@ -106,7 +113,7 @@ def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Ten
             for position in range(len(texts[0])):
                 running = [ids for ids in texts if len(ids) > position]  # the longest first, so a run of rows
                 token_ids = torch.tensor([[ids[position]] for ids in running])
-                step = model.forward(token_ids, torch.full_like(token_ids, position), 0, Logits.LAST)
+                step = model.forward(token_ids, torch.full_like(token_ids, position), first_row=0, wants=Logits.LAST)
                 for row, values in enumerate(step):
                     logits[row].append(values)
             client.close()

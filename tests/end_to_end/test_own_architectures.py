@@ -82,13 +82,15 @@ def _greedy(directory: Path, prompt: Sequence[int], dtype: torch.dtype = torch.f
     """Of a model whose experts are computed in this process."""
     checkpoint = Checkpoint.open(directory)
     dispatcher = Dispatcher(checkpoint, CPU, InProcessExperts(checkpoint))
-    model = Model(checkpoint, dispatcher, CPU, dtype, num_slots=1, max_context=128)
+    model = Model(checkpoint, dispatcher, device=CPU, dtype=dtype, num_rows=1, max_context=128)
     tokens, logits = list(prompt), []
     with torch.inference_mode():
         for number in range(NUM_TOKENS):
             begin = len(tokens) - 1 if number else 0
             positions = torch.arange(begin, len(tokens))[None]
-            logits.append(model.forward(torch.tensor([tokens[begin:]]), positions, 0, Logits.LAST)[0].clone())
+            logits.append(
+                model.forward(torch.tensor([tokens[begin:]]), positions, first_row=0, wants=Logits.LAST)[0].clone()
+            )
             tokens.append(int(logits[-1].argmax()))
     return tokens[len(prompt) :], torch.stack(logits)
 

@@ -41,7 +41,7 @@ class CountingModel:
 
     def __init__(self) -> None:
         self.cache = NoCache()
-        self.poisoned_rows: set[int] = set()
+        self._non_finite: set[int] = set()
         self.error: Exception | None = None
         self.nan_after = -1
         self.poison_after = -1
@@ -50,17 +50,23 @@ class CountingModel:
     def scheduler(self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8) -> Scheduler:
         return Scheduler(self.cache, KvBudget(10**9, 1, max_slots, 10**9 // max_slots), max_waiting, chunk)
 
-    def forward(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
+    def forward(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         self.steps += 1
         if self.error:
             raise self.error
-        self.poisoned_rows = set((token_ids == self.poison_after).any(1).nonzero()[:, 0].tolist())
+        self._non_finite = set((token_ids == self.poison_after).any(1).nonzero()[:, 0].tolist())
         kept = {Logits.NONE: token_ids[:, :0], Logits.LAST: token_ids[:, -1:], Logits.ALL: token_ids}[wants].flatten()
         logits = torch.nn.functional.one_hot((kept + 1) % VOCAB, VOCAB).float() * 9
         # a little for the one after, so that beams have something to choose
         logits += torch.nn.functional.one_hot((kept + 2) % VOCAB, VOCAB).float() * 7
         logits[kept == self.nan_after] = torch.nan
         return logits
+
+    def take_non_finite(self) -> set[int]:
+        rows, self._non_finite = self._non_finite, set()
+        return rows
 
 
 class Reader:

@@ -62,7 +62,14 @@ class RecordingEngine:
         checkpoint = Checkpoint.open(directory)
         self.client.connect(checkpoint.fingerprint)
         device = torch.device("cpu")
-        self.model = Model(checkpoint, Dispatcher(checkpoint, device, self.client), device, dtype, max_slots, 512)
+        self.model = Model(
+            checkpoint,
+            Dispatcher(checkpoint, device, self.client),
+            device=device,
+            dtype=dtype,
+            num_rows=max_slots,
+            max_context=512,
+        )
         length = self.model.max_context
         self.budget = KvBudget(num_tokens or max_slots * length, 1, max_slots, length)
         self.model.cache.set_capacity(self.budget.num_tokens)

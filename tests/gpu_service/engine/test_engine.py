@@ -78,12 +78,12 @@ def test_a_cancelled_request_frees_its_slot_before_the_next_step(model: Counting
     gate, entered = queue.SimpleQueue[None](), queue.SimpleQueue[int]()
     forward = model.forward
 
-    def slow_forward(token_ids: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    def slow_forward(token_ids: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         entered.put(int(token_ids[0, 0]))
         gate.get(timeout=20)
-        return forward(token_ids, *arguments)
+        return forward(token_ids, *arguments, **named)
 
-    model.forward = slow_forward  # type: ignore[method-assign, assignment]
+    model.forward = slow_forward  # type: ignore[method-assign]
     engine = Engine(model, model.scheduler(max_slots=1), lambda error: None)  # type: ignore[arg-type]
     engine.start()
     cancelled, waiting = Reader([1], max_tokens=ENDLESS), Reader([50], max_tokens=1)

@@ -30,7 +30,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 def _compute(engine: Engine, token_ids: list[int], start: int, row: int) -> torch.Tensor:
     positions = torch.arange(start, start + len(token_ids))[None]
     with torch.inference_mode():
-        return engine.model.forward(torch.tensor([token_ids]), positions, row, Logits.LAST)
+        return engine.model.forward(torch.tensor([token_ids]), positions, first_row=row, wants=Logits.LAST)
 
 
 def test_a_row_s_tokens_are_measured(engine: Engine) -> None:

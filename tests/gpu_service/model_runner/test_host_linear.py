@@ -85,10 +85,17 @@ def test_products_are_those_of_linear_layers() -> None:
 def test_a_small_forward_is_computed_by_one_thread_and_a_large_one_by_all(num_tokens: int, num_threads: int) -> None:
     checkpoint = Checkpoint.open(DEMO)
     experts = _ThreadsSeen(checkpoint)
-    model = Model(checkpoint, Dispatcher(checkpoint, _CPU, experts), _CPU, torch.bfloat16, 1, 512)
+    model = Model(
+        checkpoint,
+        Dispatcher(checkpoint, _CPU, experts),
+        device=_CPU,
+        dtype=torch.bfloat16,
+        num_rows=1,
+        max_context=512,
+    )
     model.cache.set_capacity(512)
     positions = torch.arange(num_tokens)[None]
-    model.forward(torch.full_like(positions, 5), positions, 0, Logits.LAST)
+    model.forward(torch.full_like(positions, 5), positions, first_row=0, wants=Logits.LAST)
     assert torch.get_num_threads() == 2
     assert experts.num_threads == [num_threads] * len(checkpoint.layers)
 

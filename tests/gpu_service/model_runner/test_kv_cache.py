@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpu_service.model_runner.attention_masks import attention_mask
-from gpu_service.model_runner.kv_cache import SlotCache
+from gpu_service.model_runner.kv_cache import KvCache
 
 
 def _states(requests: int, tokens: int, start: float, heads: int = 2, dim: int = 3) -> torch.Tensor:
@@ -13,7 +13,7 @@ def _states(requests: int, tokens: int, start: float, heads: int = 2, dim: int =
 
 
 def test_a_prompt_then_single_tokens_of_rows_that_differ_in_length() -> None:
-    cache = SlotCache(num_slots=3, max_length=8)
+    cache = KvCache(num_rows=3, max_length=8)
     prompts = {0: _states(1, 5, 0), 1: _states(1, 2, 1000)}
     for row, states in prompts.items():
         cache.begin(row, torch.arange(states.shape[2])[None])
@@ -28,7 +28,7 @@ def test_a_prompt_then_single_tokens_of_rows_that_differ_in_length() -> None:
 
 
 def test_what_attention_reads_is_a_view() -> None:
-    cache = SlotCache(2, 8)
+    cache = KvCache(2, 8)
     cache.begin(0, torch.tensor([[0]]))
     keys, _ = cache.update(_states(1, 1, 0), _states(1, 1, 0), 0)
     again, _ = cache.update(_states(1, 1, 9), _states(1, 1, 9), 0)
@@ -37,7 +37,7 @@ def test_what_attention_reads_is_a_view() -> None:
 
 
 def test_keys_and_values_may_differ_in_shape_and_layers_are_apart() -> None:
-    cache = SlotCache(2, 4)
+    cache = KvCache(2, 4)
     cache.begin(1, torch.tensor([[0, 1]]))
     keys, values = cache.update(_states(1, 2, 0, heads=1, dim=5), _states(1, 2, 0, heads=3, dim=2), 0)
     assert (keys.shape, values.shape) == ((1, 1, 2, 5), (1, 3, 2, 2))
@@ -46,7 +46,7 @@ def test_keys_and_values_may_differ_in_shape_and_layers_are_apart() -> None:
     assert cache.allocated_bytes == 4 * 2 * 4 * (5 + 3 * 2 + 2 * 3 + 2 * 3)
 
 
-def _filled(cache: SlotCache, *rows: int, tokens: int = 3) -> dict[int, torch.Tensor]:
+def _filled(cache: KvCache, *rows: int, tokens: int = 3) -> dict[int, torch.Tensor]:
     """Stores a prompt in each row; keys and values are those states and their negative."""
     states = {row: _states(1, tokens, 100.0 * (row + 1)) for row in rows}
     for row, each in states.items():
@@ -55,7 +55,7 @@ def _filled(cache: SlotCache, *rows: int, tokens: int = 3) -> dict[int, torch.Te
     return {row: each[0] for row, each in states.items()}
 
 
-def _held(cache: SlotCache, row: int, tokens: int = 3) -> torch.Tensor:
+def _held(cache: KvCache, row: int, tokens: int = 3) -> torch.Tensor:
     """The keys of a row's first positions; its values must be their negative."""
     cache.begin(row, torch.tensor([[tokens]]))
     keys, values = cache.update(_states(1, 1, 0), -_states(1, 1, 0), 0)
@@ -64,7 +64,7 @@ def _held(cache: SlotCache, row: int, tokens: int = 3) -> torch.Tensor:
 
 
 def test_copy_takes_the_positions_it_is_told_from_one_row_to_another() -> None:
-    cache = SlotCache(3, 4)
+    cache = KvCache(3, 4)
     states = _filled(cache, 0, 2)
     cache.copy(2, 0, start=1, stop=3)
     torch.testing.assert_close(_held(cache, 0), torch.cat([states[0][:, :1], states[2][:, 1:]], 1))
@@ -72,7 +72,7 @@ def test_copy_takes_the_positions_it_is_told_from_one_row_to_another() -> None:
 
 
 def test_swap_exchanges_two_rows() -> None:
-    cache = SlotCache(2, 4)
+    cache = KvCache(2, 4)
     states = _filled(cache, 0, 1)
     cache.swap(0, 1, stop=3)
     torch.testing.assert_close(_held(cache, 0), states[1])
@@ -80,7 +80,7 @@ def test_swap_exchanges_two_rows() -> None:
 
 
 def test_clear_makes_zeros_of_what_is_not_a_number_so_that_a_masked_position_adds_nothing() -> None:
-    cache = SlotCache(2, 4)
+    cache = KvCache(2, 4)
     states = _filled(cache, 0)
     cache.begin(1, torch.arange(3)[None])
     cache.update(_states(1, 3, torch.nan), _states(1, 3, torch.nan), 0)
@@ -90,10 +90,10 @@ def test_clear_makes_zeros_of_what_is_not_a_number_so_that_a_masked_position_add
 
 
 def test_a_new_division_keeps_what_it_is_told() -> None:
-    cache = SlotCache(4, 6)
+    cache = KvCache(4, 6)
     states = _filled(cache, 1, 3)
     cache.reshape(2, 12, [(3, 0, 3), (1, 1, 3)])
-    assert (cache.num_slots, cache.max_length) == (2, 12)
+    assert (cache.num_rows, cache.max_length) == (2, 12)
     torch.testing.assert_close(_held(cache, 0), states[3])
     torch.testing.assert_close(_held(cache, 1), states[1])
     cache.begin(1, torch.tensor([[11]]))
@@ -102,7 +102,7 @@ def test_a_new_division_keeps_what_it_is_told() -> None:
 
 
 def test_memory_is_known_after_one_token_and_taken_as_it_is_said() -> None:
-    cache = SlotCache(8, 4096)
+    cache = KvCache(8, 4096)
     cache.set_capacity(1)
     cache.begin(0, torch.tensor([[0]]))
     for layer in range(2):
@@ -124,7 +124,7 @@ def test_memory_is_known_after_one_token_and_taken_as_it_is_said() -> None:
 )
 def test_what_does_not_fit_is_refused(first_row: int, positions: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"exceed the cache|one token each"):
-        SlotCache(3, 8).begin(first_row, torch.tensor(positions))
+        KvCache(3, 8).begin(first_row, torch.tensor(positions))
 
 
 @given(starts=st.lists(st.integers(0, 6), min_size=1, max_size=4), window=st.none() | st.integers(1, 4))

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.model_runner.loading import ModelError, load, read_config
+from gpu_service.errors import ModelError
+from gpu_service.model_runner.loading import load, read_config
 from gpu_service.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM, MoeBlock, Router
 from tests.support import published
 from tests.support.tampering import edit_config, edit_tensors

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.model_runner.loading import ModelError, load, read_config
+from gpu_service.errors import ModelError
+from gpu_service.model_runner.loading import load, read_config
 from gpu_service.models.openmoe import MoeBlock, OpenMoeConfig, OpenMoeForCausalLM, capacity, has_room
 from tests.support import published
 from tests.support.tampering import edit_config, edit_tensors

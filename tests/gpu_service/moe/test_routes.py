@@ -75,7 +75,14 @@ def expected(family: Path) -> tuple[list[int], torch.Tensor]:
 @pytest.fixture(scope="module")
 def model(family: Path) -> Model:
     checkpoint = Checkpoint.open(family)
-    return Model(checkpoint, Dispatcher(checkpoint, CPU, InProcessExperts(checkpoint)), CPU, torch.float32, 2, 128)
+    return Model(
+        checkpoint,
+        Dispatcher(checkpoint, CPU, InProcessExperts(checkpoint)),
+        device=CPU,
+        dtype=torch.float32,
+        num_rows=2,
+        max_context=128,
+    )
 
 
 @contextmanager
@@ -101,7 +108,7 @@ def _greedy(
     with torch.inference_mode():
         for _ in range(NUM_TOKENS):
             new = torch.tensor([tokens[position:]])
-            logits = model.forward(new, torch.arange(position, len(tokens))[None], 0, Logits.LAST)
+            logits = model.forward(new, torch.arange(position, len(tokens))[None], first_row=0, wants=Logits.LAST)
             position = len(tokens)
             tokens.append(int(logits[0].argmax()))
             all_logits.append(logits[0].clone())

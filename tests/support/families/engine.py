@@ -73,7 +73,7 @@ class Engine:
         self.checkpoint = checkpoint = Checkpoint.open(directory)
         dispatcher = Dispatcher(checkpoint, CPU, RunnerExperts(checkpoint, kernel))
         dispatcher.max_rows = max_rows
-        self.model = Model(checkpoint, dispatcher, CPU, torch.float32, MAX_SLOTS, 512)
+        self.model = Model(checkpoint, dispatcher, device=CPU, dtype=torch.float32, num_rows=MAX_SLOTS, max_context=512)
         length = self.model.max_context
         budget = KvBudget(MAX_SLOTS * length, 1, MAX_SLOTS, length)
         self.model.cache.set_capacity(budget.num_tokens)
