@@ -1,4 +1,4 @@
-"""Every way in which the service can fail, as one tree. Mapping it onto gRPC's statuses is in api/statuses.py.
+"""Every way in which the service can fail, as two trees: the user's errors and a caller's.
 
     fiddler.errors.UserError     the user can put it right: one line at the start, exit status 1
       fiddler.checkpoint.CheckpointError
@@ -12,19 +12,23 @@
       PopularityError            the popularity file cannot be used
       CostsFileError             the costs file cannot be used
       PromptsError               the profile command's prompts cannot be used
-    RequestError                 a field of a request is wrong; repeating the request is useless
-      NeverFitsError             the request needs more than there is
-      DuplicateIdError           another request under way has the same id
-    UnavailableError             the service cannot compute; repeat the request later
-      ExpertServiceError         the CPU expert service failed
-        HandshakeError           the CPU expert service serves another checkpoint or dtype
-      EngineStoppedError         the engine no longer computes
-    QueueFullError               too many requests wait; repeat the request later
-    SlowReaderError              the caller does not read what it asked for
-    NonFiniteError               the model computed a number that is not finite
+    CallError                    a call fails with it; api/statuses.py maps it onto gRPC's statuses
+      RequestError               a field of the request is wrong; repeating the request is useless
+        NeverFitsError           the request needs more than there is
+        DuplicateIdError         another request under way has the same id
+      QueueFullError             too many requests wait; repeat the request later
+      SlowReaderError            the caller does not read what it asked for
+      UnavailableError           the service cannot compute; repeat the request later
+        ExpertServiceError       the CPU expert service failed
+          HandshakeError         the CPU expert service serves another checkpoint or dtype
+        EngineStoppedError       the engine no longer computes
+      NonFiniteError             the model computed a number that is not finite
+      ComputationError           anything else, of which the caller learns nothing more
 
 Any other exception is a fault of this program or of a library: it keeps its traceback.
 """
+
+from typing import ClassVar
 
 from fiddler.errors import UserError
 
@@ -53,12 +57,24 @@ class PromptsError(UserError):
     """The file of prompts cannot be used. The text names the file and the line."""
 
 
-class RequestError(Exception):
+class CallError(Exception):
+    """A call fails. The text is for the caller.
+
+    Attributes:
+        code: The name in google.rpc.Code that a front, the metrics and the log report.
+    """
+
+    code: ClassVar[str]
+
+
+class RequestError(CallError):
     """A field of a request is wrong.
 
     Attributes:
         field: The field's path in the request, such as "sampling.top_p".
     """
+
+    code = "INVALID_ARGUMENT"
 
     def __init__(self, field: str, text: str) -> None:
         """A wrong field.
@@ -78,12 +94,28 @@ class NeverFitsError(RequestError):
 class DuplicateIdError(RequestError):
     """Another request under way has the same id."""
 
+    code = "ALREADY_EXISTS"
+
     def __init__(self, text: str) -> None:
         super().__init__("request_id", text)
 
 
-class UnavailableError(Exception):
+class QueueFullError(CallError):
+    """As many requests wait as may."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class SlowReaderError(CallError):
+    """Too many events of a request were left unread."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class UnavailableError(CallError):
     """The service cannot compute. The same request may succeed later."""
+
+    code = "UNAVAILABLE"
 
 
 class ExpertServiceError(UnavailableError):
@@ -98,13 +130,21 @@ class EngineStoppedError(UnavailableError):
     """The engine no longer computes."""
 
 
-class QueueFullError(Exception):
-    """As many requests wait as may."""
-
-
-class SlowReaderError(Exception):
-    """Too many events of a request were left unread."""
-
-
-class NonFiniteError(Exception):
+class NonFiniteError(CallError):
     """The model computed a number that is not finite."""
+
+    code = "INTERNAL"
+
+
+class ComputationError(CallError):
+    """An error that a caller should not learn about, since its text may hold anything."""
+
+    code = "INTERNAL"
+
+    def __init__(self) -> None:
+        super().__init__("the computation failed; the service's log says why")
+
+
+def for_caller(error: Exception) -> CallError:
+    """The error itself if a caller may know it, else a ComputationError."""
+    return error if isinstance(error, CallError) else ComputationError()

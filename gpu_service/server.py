@@ -18,9 +18,10 @@ from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import collectors
 from gpu_service.api.auth import Access
 from gpu_service.api.expert_health import Availability
+from gpu_service.api.generations import Generations
 from gpu_service.api.malformed import MalformedMessageInterceptor
 from gpu_service.api.service import GenerationServicer
-from gpu_service.api.serving import Loaded
+from gpu_service.api.serving import ServedModel
 from gpu_service.cpu_experts.client import ExpertClient, ExpertServiceError, HandshakeError
 from gpu_service.engine.engine import Engine
 from gpu_service.engine.scheduler import Scheduler
@@ -72,7 +73,8 @@ class Server:
             settings.max_message_bytes,
             self._availability.changed,
         )
-        self._servicer = GenerationServicer()
+        self._generations = Generations()
+        self._servicer = GenerationServicer(self._generations)
         self._listener: listen.Listener | None = None
         self._loop = asyncio.get_running_loop()
         self._fatal: asyncio.Future[EngineStoppedError] = self._loop.create_future()
@@ -143,7 +145,7 @@ class Server:
             collectors.CostCollector(model.dispatcher, self._checkpoint),
         )
         engine.start()
-        self._servicer.loaded = Loaded(
+        self._generations.served = ServedModel(
             checkpoint=self._checkpoint,
             model=model,
             tokenizer=tokenizer,
@@ -180,7 +182,7 @@ class Server:
             HandshakeError: It serves something else.
         """
         reminded = time.monotonic()
-        self._servicer.unavailable = f"waiting for the CPU expert service at {self._settings.experts}"
+        self._generations.unavailable = f"waiting for the CPU expert service at {self._settings.experts}"
         _log.info("waiting for the CPU expert service", address=self._settings.experts)
         while True:
             try:
@@ -204,7 +206,7 @@ class Server:
             self._fatal.set_result(error)
 
     async def _set_serving(self, serving: bool) -> None:
-        self._servicer.unavailable = "" if serving else "the service is starting"
+        self._generations.unavailable = "" if serving else "the service is starting"
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", _SERVICE):
             await self._health.set(name, status)
@@ -215,19 +217,19 @@ class Server:
         Meanwhile the server still listens: it says that it is not serving, and refuses what is new by itself, so that
         callers that have not noticed get an answer rather than a broken connection.
         """
-        self._servicer.unavailable = "the service is stopping"
+        self._generations.unavailable = "the service is stopping"
         await self._health.enter_graceful_shutdown()
         if self._listener:
             self._listener.remove()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.calls.wait_until_none(), self._settings.grace_seconds)
-        if self._servicer.loaded:
-            stopping = asyncio.create_task(asyncio.to_thread(self._servicer.loaded.engine.stop))
+        if served := self._generations.served:
+            stopping = asyncio.create_task(asyncio.to_thread(served.engine.stop))
             await asyncio.wait({stopping}, timeout=_LAST_STEP_SECONDS)
             self._experts.abort()  # the engine may wait for an answer that never comes
             await stopping
-            self._save_popularity(self._servicer.loaded.model)
-            self._servicer.loaded.model.dispatcher.close()
+            self._save_popularity(served.model)
+            served.model.dispatcher.close()
         await server.stop(_LAST_WORDS_SECONDS)
         self._experts.close()
 

@@ -1,1 +1,1 @@
-"""Turns calls into requests and events into messages. Only `service.py` knows gRPC."""
+"""Turns calls into requests and events into messages. `generations.py` is its core and knows no transport."""

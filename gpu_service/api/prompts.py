@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from fiddler import rpc
 from fiddler.v1 import generation_pb2
+from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.text.tokenizer import ChatTemplateError, Tokenizer
 
@@ -12,11 +12,11 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
     """The prompt's token ids, of which there is at least one, and room for one more in the context.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field.
+        RequestError: A field is wrong.
     """
     kind = message.WhichOneof("prompt")
     if kind is None:
-        raise rpc.invalid_argument("prompt", "must be set: text, token_ids or chat")
+        raise RequestError("prompt", "must be set: text, token_ids or chat")
     field = "token_ids.ids" if kind == "token_ids" else str(kind)
     if kind == "text":
         prompt = of_text(message.text, model, tokenizer) if message.text else []
@@ -25,9 +25,9 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
     else:
         prompt = list(message.token_ids.ids)
     if not prompt:
-        raise rpc.invalid_argument(field, "must not be empty")
+        raise RequestError(field, "must not be empty")
     if len(prompt) >= model.max_context:
-        raise rpc.invalid_argument(
+        raise RequestError(
             field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
         )
     # a text's too: a tokenizer may have tokens that the model has no embedding for
@@ -39,7 +39,7 @@ def of_text(text: str, model: Model, tokenizer: Tokenizer, add_special_tokens: b
     """The token ids of a text, which may be more than the context holds, but not by far.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field `text`.
+        RequestError: A field is wrong `text`.
     """
     _check_length(len(text), "text", model, tokenizer)
     return tokenizer.encode(text, add_special_tokens)
@@ -49,39 +49,77 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
     """The token ids of messages and of what makes the model answer, by its chat template.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field: `chat` or one in it.
+        RequestError: A field is wrong: `chat` or one in it.
     """
     if not tokenizer.has_chat_template:
-        raise rpc.invalid_argument("chat", "the model has no chat template; send text or token_ids instead")
+        raise RequestError("chat", "the model has no chat template; send text or token_ids instead")
     if not chat.messages:
-        raise rpc.invalid_argument("chat.messages", "must not be empty")
+        raise RequestError("chat.messages", "must not be empty")
     # each makes a token at least, and characters are counted before the template sees them
     if len(chat.messages) > model.max_context:
-        raise rpc.invalid_argument(
+        raise RequestError(
             "chat.messages", f"{len(chat.messages)} are more than the context of {model.max_context} tokens holds"
         )
     for position, message in enumerate(chat.messages):
         if not message.role:
-            raise rpc.invalid_argument(f"chat.messages[{position}].role", "must not be empty")
+            raise RequestError(f"chat.messages[{position}].role", "must not be empty")
     num_characters = sum(len(message.role) + len(message.content) for message in chat.messages)
     _check_length(num_characters, "chat.messages", model, tokenizer)
     try:
         text = tokenizer.render([(message.role, message.content) for message in chat.messages])
     except ChatTemplateError as error:
-        raise rpc.invalid_argument("chat.messages", f"the model's chat template refuses them: {error}") from None
+        raise RequestError("chat.messages", f"the model's chat template refuses them: {error}") from None
     # what the template writes holds the special tokens, such as the one that begins a text
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def tokenize(
+    message: generation_pb2.TokenizeRequest, model: Model, tokenizer: Tokenizer
+) -> generation_pb2.TokenizeResponse:
+    """A prompt's token ids, and each token's text.
+
+    Raises:
+        RequestError: A field is wrong.
+    """
+    kind = message.WhichOneof("prompt")
+    if kind is None:
+        raise RequestError("prompt", "must be set: text or chat")
+    if kind == "chat":
+        if message.HasField("add_special_tokens"):
+            raise RequestError("add_special_tokens", "must be unset with chat: the template has its own")
+        token_ids = of_chat(message.chat, model, tokenizer)
+    else:
+        add_special_tokens = message.add_special_tokens or not message.HasField("add_special_tokens")
+        token_ids = of_text(message.text, model, tokenizer, add_special_tokens)
+    texts = [tokenizer.token_text(token_id) for token_id in token_ids]
+    return generation_pb2.TokenizeResponse(token_ids=token_ids, tokens=texts)
+
+
+def detokenize(
+    message: generation_pb2.DetokenizeRequest, model: Model, tokenizer: Tokenizer
+) -> generation_pb2.DetokenizeResponse:
+    """The text of token ids.
+
+    Raises:
+        RequestError: A field is wrong.
+    """
+    if len(message.token_ids) > model.max_context:
+        problem = f"at most {model.max_context}, the context, got {len(message.token_ids)}"
+        raise RequestError("token_ids", problem)
+    check_token_ids(message.token_ids, "token_ids", model)
+    skip_special_tokens = message.skip_special_tokens or not message.HasField("skip_special_tokens")
+    return generation_pb2.DetokenizeResponse(text=tokenizer.decode(message.token_ids, skip_special_tokens))
 
 
 def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
     """Makes sure that all are of the model's vocabulary.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field and the position in it.
+        RequestError: A field is wrong and the position in it.
     """
     for position, token_id in enumerate(ids):
         if token_id >= model.vocab_size:
-            raise rpc.invalid_argument(
+            raise RequestError(
                 f"{field}[{position}]", f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {token_id}"
             )
 
@@ -89,6 +127,6 @@ def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
 def _check_length(num_characters: int, field: str, model: Model, tokenizer: Tokenizer) -> None:
     """Refuses what is too long by far without encoding it, which would take long."""
     if num_characters > model.max_context * tokenizer.longest_token:
-        raise rpc.invalid_argument(
+        raise RequestError(
             field, f"{num_characters} characters are more than the context of {model.max_context} tokens holds"
         )

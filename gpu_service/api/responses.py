@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateResponse
-from gpu_service.api.statuses import status_of
 from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Request, Token
+from gpu_service.errors import for_caller
 from gpu_service.sampling import outputs as words
 from gpu_service.sampling.outputs import FinishReason
 from gpu_service.text.detokenizer import TextStream
@@ -54,7 +54,7 @@ class Responses:
         """Yields messages for events that came together; tokens of one generation share a message.
 
         Raises:
-            StatusError: The request failed.
+            CallError: The request failed.
         """
         tokens: dict[int, list[Token]] = {}
         for event in events:
@@ -71,7 +71,7 @@ class Responses:
                     yield from self._end(event, tokens.pop(event.index, []))
                 case Failed():
                     yield from self._chunks(tokens)
-                    raise status_of(event.error)
+                    raise for_caller(event.error)
         yield from self._chunks(tokens)
 
     def _chunks(self, tokens: dict[int, list[Token]]) -> Iterator[GenerateResponse]:

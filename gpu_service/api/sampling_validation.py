@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
@@ -22,13 +21,13 @@ def sampling_of(message: generation_pb2.SamplingParameters, model: Model, draws:
         draws: False where a search is asked for, which nothing is drawn in.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field.
+        RequestError: A field is wrong.
     """
     asked = {name: getattr(message, name) for name in RULES if message.HasField(name)}  # type: ignore[arg-type]
     try:
         check_values(asked)
     except RequestError as error:
-        raise rpc.invalid_argument(f"sampling.{error.field}", str(error)) from None
+        raise RequestError(f"sampling.{error.field}", str(error)) from None
     if not draws:
         _refuse_drawing(asked)
         asked = {**NOT_DRAWING, **asked}
@@ -39,18 +38,18 @@ def check_seed(seed: int | None, n: int) -> None:
     """Makes sure that the last of n generations has a seed, too.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field.
+        RequestError: A field is wrong.
     """
     if seed is not None and seed + n - 1 > MAX_SEED:
         problem = f"must be at most 2^63 - {n}, since generation i of {n} is seeded with seed + i, got {seed}"
-        raise rpc.invalid_argument("sampling.seed", problem)
+        raise RequestError("sampling.seed", problem)
 
 
 def _refuse_drawing(asked: Mapping[str, float]) -> None:
     for name, value in asked.items():
         if name == "seed" or value != NOT_DRAWING.get(name, value):
             allowed = "unset" if name == "seed" else f"{NOT_DRAWING[name]:g} or unset"
-            raise rpc.invalid_argument(
+            raise RequestError(
                 f"sampling.{name}", f"must be {allowed} with beam_search, which draws nothing, got {show(value)}"
             )
 
@@ -63,5 +62,5 @@ def _logit_bias(biases: Mapping[int, float], model: Model) -> tuple[tuple[int, f
             problem = f"must be -100 to 100, got {bias:g}"
         else:
             continue
-        raise rpc.invalid_argument(f"sampling.logit_bias[{token_id}]", problem)
+        raise RequestError(f"sampling.logit_bias[{token_id}]", problem)
     return tuple(biases.items())

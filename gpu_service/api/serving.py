@@ -10,7 +10,6 @@ import transformers
 from fiddler import __version__, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2, generation_pb2
-from gpu_service.api.statuses import status_of
 from gpu_service.engine.engine import Engine
 from gpu_service.errors import QueueFullError
 from gpu_service.model_runner.model import Model
@@ -19,8 +18,8 @@ from gpu_service.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """The parts of a service that is ready."""
+class ServedModel:
+    """A model that is ready to answer requests, with everything that a request needs."""
 
     checkpoint: Checkpoint
     model: Model
@@ -40,11 +39,11 @@ class Loaded:
         """Refuses a request at once, before its prompt is looked at, where the queue is known to be full.
 
         Raises:
-            StatusError: Too many requests wait.
+            QueueFullError: Too many requests wait.
         """
         # with a queue of 0 it is the engine that knows whether a request would have to wait
         if 0 < self.max_waiting <= self.engine.num_waiting:
-            raise status_of(QueueFullError(f"{self.engine.num_waiting} requests wait already"))
+            raise QueueFullError(f"{self.engine.num_waiting} requests wait already")
 
     def describe_model(self) -> generation_pb2.GetModelInfoResponse:
         """Tells about the model."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from gpu_service.api import prompts
 from gpu_service.api.sampling_validation import check_seed, sampling_of
 from gpu_service.engine.request import Event, Request
+from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 from gpu_service.sampling.rules import show
@@ -31,6 +31,7 @@ _EARLY_STOPPING: dict[generation_pb2.BeamStop.ValueType, bool | Literal["never"]
 
 def parse_request(
     message: generation_pb2.GenerateRequest,
+    *,
     model: Model,
     tokenizer: Tokenizer,
     limits: RequestLimits,
@@ -46,7 +47,7 @@ def parse_request(
         emit: Where the request's events go.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field.
+        RequestError: A field is wrong.
     """
     beam = _beam(message, limits)
     sampling = sampling_of(message.sampling, model, draws=beam is None)
@@ -86,10 +87,10 @@ def _beam(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> Bea
     if not message.HasField("beam_search"):
         return None
     if message.HasField("n") and message.n != 1:
-        raise rpc.invalid_argument("n", f"must be 1 or unset with beam_search, got {message.n}")
+        raise RequestError("n", f"must be 1 or unset with beam_search, got {message.n}")
     for field, is_set in (("logprobs", message.HasField("logprobs")), ("stop", bool(message.stop))):
         if is_set:
-            raise rpc.invalid_argument(field, "must be unset with beam_search")
+            raise RequestError(field, "must be unset with beam_search")
     search = message.beam_search
     _check_range("beam_search.num_beams", search.num_beams, 1, limits.max_beams)
     count = search.num_return_sequences if search.HasField("num_return_sequences") else 1
@@ -99,7 +100,7 @@ def _beam(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> Bea
     stop = search.stop if search.HasField("stop") else generation_pb2.BEAM_STOP_HEURISTIC
     if stop not in _EARLY_STOPPING:
         names = ", ".join(generation_pb2.BeamStop.Name(number) for number in sorted(_EARLY_STOPPING))
-        raise rpc.invalid_argument("beam_search.stop", f"must be one of {names}, got {stop}")
+        raise RequestError("beam_search.stop", f"must be one of {names}, got {stop}")
     return BeamParameters(search.num_beams, penalty, _EARLY_STOPPING[stop], count, search.stream_best)
 
 
@@ -109,7 +110,7 @@ def _number_of_generations(
     n = message.n if message.HasField("n") else 1
     _check_range("n", n, 1, limits.max_n)
     if n > 1 and sampling.temperature == 0:
-        raise rpc.invalid_argument("n", f"must be 1 where the temperature is 0, since all would be alike, got {n}")
+        raise RequestError("n", f"must be 1 where the temperature is 0, since all would be alike, got {n}")
     check_seed(sampling.seed, n)
     return n
 
@@ -134,17 +135,17 @@ def _check_continues(message: generation_pb2.GenerateRequest, model: Model) -> N
     for field, is_set in (("echo", message.echo), ("prompt_logprobs", message.HasField("prompt_logprobs"))):
         if is_set:
             problem = "must be unset with an encoder-decoder model: its output does not go on from the prompt"
-            raise rpc.invalid_argument(field, problem)
+            raise RequestError(field, problem)
 
 
 def _forced_bos_token_id(message: generation_pb2.GenerateRequest, model: Model) -> int | None:
     name: Literal["forced_bos_token_id"] = "forced_bos_token_id"
     if message.HasField(name):
         if model.start_token_id is None:
-            raise rpc.invalid_argument(name, "must be unset with a model that has no encoder")
+            raise RequestError(name, "must be unset with a model that has no encoder")
         if message.forced_bos_token_id >= model.vocab_size:
             problem = f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {message.forced_bos_token_id}"
-            raise rpc.invalid_argument(name, problem)
+            raise RequestError(name, problem)
         return message.forced_bos_token_id
     return model.forced_bos_token_id
 
@@ -152,19 +153,19 @@ def _forced_bos_token_id(message: generation_pb2.GenerateRequest, model: Model) 
 def _stop_ids(message: generation_pb2.GenerateRequest, model: Model) -> frozenset[int]:
     if len(message.stop_token_ids) > model.vocab_size:
         problem = f"at most {model.vocab_size}, the vocabulary's size, got {len(message.stop_token_ids)}"
-        raise rpc.invalid_argument("stop_token_ids", problem)
+        raise RequestError("stop_token_ids", problem)
     prompts.check_token_ids(message.stop_token_ids, "stop_token_ids", model)
     return frozenset(message.stop_token_ids)
 
 
 def _check_stop(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> None:
     if len(message.stop) > limits.max_stop_strings:
-        raise rpc.invalid_argument("stop", f"at most {limits.max_stop_strings}, got {len(message.stop)}")
+        raise RequestError("stop", f"at most {limits.max_stop_strings}, got {len(message.stop)}")
     for position, text in enumerate(message.stop):
         if not text:
-            raise rpc.invalid_argument(f"stop[{position}]", "must not be empty")
+            raise RequestError(f"stop[{position}]", "must not be empty")
         if (num_bytes := len(text.encode())) > limits.max_stop_bytes:
-            raise rpc.invalid_argument(f"stop[{position}]", f"at most {limits.max_stop_bytes} bytes, got {num_bytes}")
+            raise RequestError(f"stop[{position}]", f"at most {limits.max_stop_bytes} bytes, got {num_bytes}")
 
 
 def _max_tokens(
@@ -175,24 +176,24 @@ def _max_tokens(
     if not message.HasField("max_tokens"):
         return min(DEFAULT_MAX_TOKENS, room, limit)
     if message.max_tokens < 1:
-        raise rpc.invalid_argument("max_tokens", f"must be at least 1, got {message.max_tokens}")
+        raise RequestError("max_tokens", f"must be at least 1, got {message.max_tokens}")
     if message.max_tokens > room:
-        raise rpc.invalid_argument(
+        raise RequestError(
             "max_tokens",
             f"the context of {model.max_context} tokens leaves room for {room} after the prompt, "
             f"got {message.max_tokens}",
         )
     if message.max_tokens > limit:
-        raise rpc.invalid_argument("max_tokens", f"at most {limit} are allowed here, got {message.max_tokens}")
+        raise RequestError("max_tokens", f"at most {limit} are allowed here, got {message.max_tokens}")
     return message.max_tokens
 
 
 def _min_tokens(message: generation_pb2.GenerateRequest, max_tokens: int, end_ids: frozenset[int], model: Model) -> int:
     if not 0 <= message.min_tokens <= max_tokens:
         problem = f"must be 0 to {max_tokens}, the most tokens to generate, got {message.min_tokens}"
-        raise rpc.invalid_argument("min_tokens", problem)
+        raise RequestError("min_tokens", problem)
     if message.min_tokens and len(end_ids) == model.vocab_size:
-        raise rpc.invalid_argument("min_tokens", "must be 0 where every token of the vocabulary ends the generation")
+        raise RequestError("min_tokens", "must be 0 where every token of the vocabulary ends the generation")
     return message.min_tokens
 
 
@@ -207,13 +208,13 @@ def check_request_id(request_id: str) -> None:
     """Makes sure that a request may be called so.
 
     Raises:
-        StatusError: INVALID_ARGUMENT, naming the field.
+        RequestError: A field is wrong.
     """
     if not _REQUEST_ID.fullmatch(request_id):
         problem = f"must be 1 to 128 printable ASCII characters without spaces, got {reprlib.repr(request_id)}"
-        raise rpc.invalid_argument("request_id", problem)
+        raise RequestError("request_id", problem)
 
 
 def _check_range(field: str, value: float, least: float, most: float) -> None:
     if not least <= value <= most:  # nor is NaN
-        raise rpc.invalid_argument(field, f"must be {least} to {most}, got {show(value)}")
+        raise RequestError(field, f"must be {least} to {most}, got {show(value)}")

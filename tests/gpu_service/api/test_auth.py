@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from gpu_service.api.auth import TOKENS_VARIABLE, Access, TokenInterceptor, Tokens
+from gpu_service.api.generations import Generations
 from gpu_service.api.service import GenerationServicer
 from gpu_service.errors import FlagError
 from gpu_service.server import Server
@@ -162,7 +163,7 @@ class Guarded:
 async def guarded(tmp_path: Path) -> AsyncIterator[Guarded]:
     tokens = Tokens(tokens_file(tmp_path / "tokens", GOOD, OTHER), None)
     server = grpc.aio.server(interceptors=[TokenInterceptor(tokens)])
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(), server)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(Generations()), server)
     servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)

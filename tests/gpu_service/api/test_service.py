@@ -2,19 +2,17 @@
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from transformers import GenerationConfig
 
 from fiddler.v1 import generation_pb2_grpc
 from fiddler.v1.generation_pb2 import BeamSearch, DetokenizeRequest, GenerateRequest, TokenIds, TokenizeRequest
 from gpu_service.api.service import GenerationServicer
 from gpu_service.engine.engine import Engine
-from gpu_service.settings import RequestLimits
-from tests.support.counting_model import VOCAB, CountingModel
+from tests.support.counting_model import CountingModel
+from tests.support.generations import generations_of
 
 EXPECTED = grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why"
 
@@ -45,20 +43,7 @@ def engine() -> Any:
 
 @pytest.fixture
 async def stub(engine: Engine) -> AsyncIterator[Any]:
-    servicer, server = GenerationServicer(), grpc.aio.server()
-    servicer.unavailable = ""
-    config = GenerationConfig()  # type: ignore[no-untyped-call]
-    model = SimpleNamespace(
-        vocab_size=VOCAB,
-        max_context=64,
-        eos_ids=frozenset(),
-        generation_config=config,
-        start_token_id=None,
-        forced_bos_token_id=None,
-    )
-    servicer.loaded = SimpleNamespace(  # type: ignore[assignment]
-        engine=engine, model=model, tokenizer=_BrokenTokenizer(), limits=RequestLimits(), check_room=lambda: None
-    )
+    servicer, server = GenerationServicer(generations_of(engine, _BrokenTokenizer())), grpc.aio.server()
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from google.rpc import error_details_pb2
 
-from fiddler import rpc
-from gpu_service.api.serving import Loaded
+from gpu_service.api.serving import ServedModel
+from gpu_service.api.statuses import status_of
+from gpu_service.errors import QueueFullError
 
 
 def crowded(max_waiting: int, num_waiting: int) -> Any:
@@ -16,13 +17,13 @@ def crowded(max_waiting: int, num_waiting: int) -> Any:
 
 @pytest.mark.parametrize(("max_waiting", "num_waiting"), [(2, 0), (2, 1), (0, 0)])
 def test_there_is_room_where_fewer_wait_than_may(max_waiting: int, num_waiting: int) -> None:
-    Loaded.check_room(crowded(max_waiting, num_waiting))
+    ServedModel.check_room(crowded(max_waiting, num_waiting))
 
 
 @pytest.mark.parametrize("num_waiting", [2, 3])
 def test_a_full_queue_refuses_and_says_when_to_come_again(num_waiting: int) -> None:
-    with pytest.raises(rpc.StatusError, match=f"{num_waiting} requests wait already") as raised:
-        Loaded.check_room(crowded(2, num_waiting))
-    (detail,) = raised.value.details
+    with pytest.raises(QueueFullError, match=f"{num_waiting} requests wait already") as raised:
+        ServedModel.check_room(crowded(2, num_waiting))
+    (detail,) = status_of(raised.value).details
     assert isinstance(detail, error_details_pb2.RetryInfo)
     assert detail.retry_delay.seconds == 1

@@ -1,0 +1,210 @@
+"""Answers calls: checks requests, hands them to the engine and streams what it makes. It knows no transport.
+
+A front, such as service.py for gRPC, turns its transport's messages into those of protos/fiddler/v1 and back, and
+reports a CallError in its transport's way.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from fiddler.v1 import generation_pb2
+from gpu_service.api import prompts
+from gpu_service.api.event_queue import EventQueue
+from gpu_service.api.responses import Responses
+from gpu_service.api.serving import ServedModel
+from gpu_service.api.validation import check_request_id, parse_request
+from gpu_service.engine import request_metrics
+from gpu_service.engine.request import Request
+from gpu_service.errors import CallError, ComputationError, SlowReaderError, UnavailableError
+from gpu_service.sampling.outputs import FinishReason
+
+_MAX_UNREAD_EVENTS = 1024  # of each generation
+_OK = "OK"
+_CODE_OF_LEAVING = {FinishReason.CANCELLED: "CANCELLED", FinishReason.DEADLINE: "DEADLINE_EXCEEDED"}
+_log = structlog.get_logger(__name__)
+
+
+class Generations:
+    """Every front's calls come here.
+
+    Attributes:
+        served: What answers; None until the model is loaded. Set by the server, as is `unavailable`.
+        unavailable: Why no generation is accepted; empty if one is.
+    """
+
+    def __init__(self) -> None:
+        self.served: ServedModel | None = None
+        self.unavailable = "the service is starting"
+
+    def check_available(self) -> None:
+        """Refuses a generation while the service starts or stops.
+
+        Raises:
+            UnavailableError: The text says why.
+        """
+        if self.unavailable or self.served is None:
+            request_metrics.refused(UnavailableError.code)
+            raise UnavailableError(self.unavailable)
+
+    def ready(self) -> ServedModel:
+        """What answers.
+
+        Raises:
+            UnavailableError: Nothing is loaded yet.
+        """
+        if self.served is None:
+            raise UnavailableError(self.unavailable)
+        return self.served
+
+    async def submit(
+        self, message: generation_pb2.GenerateRequest, on_overflow: Callable[[], None]
+    ) -> "GenerationStream":
+        """Checks a request and hands it to the engine.
+
+        Args:
+            message: The request.
+            on_overflow: Called, from the engine's thread, if the caller leaves too many responses unread. The stream
+                then fails with a SlowReaderError, unless it is never read again.
+
+        Returns:
+            The stream of its responses, which must be ended.
+
+        Raises:
+            CallError: The request is wrong, or there is no room for it.
+        """
+        stream = GenerationStream(self.ready(), message, on_overflow)
+        try:
+            with _call_errors_only():
+                await stream.submit()
+        except CallError as error:
+            request_metrics.refused(error.code)
+            raise
+        request_metrics.submitted(stream.request)
+        return stream
+
+    def abort(self, message: generation_pb2.AbortRequest) -> generation_pb2.AbortResponse:
+        """Ends a generation that another call streams.
+
+        Raises:
+            CallError: The id is not one that a request may have, or nothing is loaded yet.
+        """
+        engine = self.ready().engine
+        check_request_id(message.request_id)
+        return generation_pb2.AbortResponse(aborted=engine.abort(message.request_id))
+
+    async def tokenize(self, message: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:
+        """Turns text or a chat into token ids.
+
+        Raises:
+            CallError: A field is wrong, or nothing is loaded yet.
+        """
+        served = self.ready()
+        with _call_errors_only():
+            return await asyncio.to_thread(prompts.tokenize, message, served.model, served.tokenizer)
+
+    async def detokenize(self, message: generation_pb2.DetokenizeRequest) -> generation_pb2.DetokenizeResponse:
+        """Turns token ids into text.
+
+        Raises:
+            CallError: A field is wrong, or nothing is loaded yet.
+        """
+        served = self.ready()
+        with _call_errors_only():
+            return await asyncio.to_thread(prompts.detokenize, message, served.model, served.tokenizer)
+
+
+class GenerationStream:
+    """One request's responses."""
+
+    def __init__(
+        self, served: ServedModel, message: generation_pb2.GenerateRequest, on_overflow: Callable[[], None]
+    ) -> None:
+        self._served = served
+        self._message = message
+        self._on_overflow = on_overflow
+        self._events = EventQueue(_MAX_UNREAD_EVENTS * max(1, message.n), self._overflow)
+        self._failure: str | None = None
+        self._has_overflowed = False
+        self.request: Request
+        """What the engine computes. Set, as is `_responses`, by `submit`."""
+        self._responses: Responses
+
+    async def submit(self) -> None:
+        """See Generations.submit, which also counts what is refused. To be called once."""
+        self._served.check_room()
+        # in a thread, since a long text takes long to encode
+        self.request, self._responses = await asyncio.to_thread(self._parse)
+        self._served.engine.submit(self.request)
+
+    async def responses(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
+        """Yields the responses until all generations have ended.
+
+        Raises:
+            CallError: The request failed.
+        """
+        try:
+            with _call_errors_only():
+                for response in self._responses.begin():
+                    yield response
+                while self._responses.num_unfinished:
+                    for response in self._responses.of(await self._events.get()):
+                        yield response
+        except CallError as error:
+            self._failure = error.code
+            raise
+
+    def end(self, left: FinishReason) -> None:
+        """Ends the request if it has not ended; counts and logs how its generations ended.
+
+        Args:
+            left: Why the caller left, if it did so before the end: CANCELLED or DEADLINE.
+        """
+        self._served.engine.cancel(self.request)
+        failure = SlowReaderError.code if self._has_overflowed else self._failure
+        reasons = {reason.value: count for reason, count in self._responses.finish_reasons.items()}
+        status = failure or _OK
+        if unfinished := self._responses.num_unfinished:
+            reasons["error" if failure else left.value] = unfinished
+            status = failure or _CODE_OF_LEAVING[left]
+        request_metrics.ended(self.request, reasons, status)
+        _log.info(
+            "request ended",
+            request=self.request.number,
+            request_id=self.request.request_id,
+            finish_reason=", ".join(reasons),
+            status=status,
+            prompt_tokens=len(self.request.prompt),
+            completion_tokens=self._responses.num_tokens,
+        )
+
+    def _parse(self) -> tuple[Request, Responses]:
+        served = self._served
+        request = parse_request(
+            self._message,
+            model=served.model,
+            tokenizer=served.tokenizer,
+            limits=served.limits,
+            emit=self._events.put,
+        )
+        return request, Responses(request, self._message.echo, served.tokenizer)
+
+    def _overflow(self) -> None:
+        """Called by the engine's thread."""
+        self._has_overflowed = True
+        self._served.engine.cancel(self.request)
+        self._on_overflow()
+
+
+@contextmanager
+def _call_errors_only() -> Iterator[None]:
+    """Turns an error that nothing foresees into one that gives nothing away, and logs it."""
+    try:
+        yield
+    except CallError:
+        raise
+    except Exception as error:
+        _log.error("call failed", error=str(error), exc_info=error)
+        raise ComputationError from error
