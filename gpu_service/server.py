@@ -136,7 +136,12 @@ class Server:
         model.dispatcher.clear_counts()  # of what was computed to measure
         logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
         scheduler = Scheduler(
-            model.cache, budget, settings.max_waiting, chunks.beside_others, logprobs_chunk, chunks.alone
+            model.cache,
+            budget,
+            max_waiting=settings.max_waiting,
+            prefill_chunk=chunks.beside_others,
+            logprobs_chunk=logprobs_chunk,
+            alone_chunk=chunks.alone,
         )
         engine = Engine(model, scheduler, self._step_failed)
         collectors.publish(

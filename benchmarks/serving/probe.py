@@ -16,9 +16,8 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import layer_weights
 from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.cpu_experts.client import ExpertClient
-from gpu_service.engine.generation import Batch
+from gpu_service.engine.generation import Answer, Batch
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.engine.stepper import Stepper
@@ -74,7 +73,8 @@ class Probe:
         self._model = Model(
             checkpoint, dispatcher, device=device, dtype=torch.bfloat16, num_rows=MAX_SLOTS, max_context=max_context
         )
-        self._budget = KvBudget(MAX_SLOTS * self._model.max_context, 1, MAX_SLOTS, self._model.max_context)
+        length = self._model.max_context
+        self._budget = KvBudget(num_tokens=MAX_SLOTS * length, token_bytes=1, max_rows=MAX_SLOTS, max_length=length)
         self._model.cache.set_capacity(self._budget.num_tokens)
         self._forward = self._model.forward
         self._model.forward = self._timed_forward  # type: ignore[method-assign, assignment]
@@ -85,25 +85,29 @@ class Probe:
     def begin(self, prefill_chunk: int, alone_chunk: int | None = None) -> None:
         """Forgets all requests and prompts; from now on prompts are computed in chunks of that size."""
         self._scheduler = _WatchedScheduler(
-            self._model.cache, self._budget, MAX_SLOTS, prefill_chunk, alone_chunk=alone_chunk
+            self._model.cache,
+            self._budget,
+            max_waiting=MAX_SLOTS,
+            prefill_chunk=prefill_chunk,
+            alone_chunk=alone_chunk,
         )
-        self._stepper = Stepper(self._model, self._scheduler, RequestIds(), self._raise)
+        self._stepper = Stepper(self._model, self._scheduler, ids=RequestIds(), on_failure=self._raise)
 
     def read_bytes_per_second(self) -> float:
         """What this machine's memory gives now: see calibration.read_bytes_per_second. Nobody else may compute."""
         return self._memory.read_bytes_per_second()
 
     @torch.inference_mode()
-    def add(self, *requests: Request) -> None:
-        """Lets requests begin."""
-        for request in requests:
-            self._stepper.add(request)
+    def add(self, *answers: Answer) -> None:
+        """Starts requests."""
+        for answer in answers:
+            self._stepper.add(answer)
 
     @torch.inference_mode()
-    def cancel(self, *requests: Request) -> None:
+    def cancel(self, *answers: Answer) -> None:
         """Ends requests."""
-        for request in requests:
-            self._stepper.cancel(request, FinishReason.CANCELLED)
+        for answer in answers:
+            self._stepper.cancel(answer.request, FinishReason.CANCELLED)
 
     @torch.inference_mode()
     def step(self) -> Step:

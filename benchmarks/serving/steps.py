@@ -11,7 +11,9 @@ from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge
 from benchmarks.serving.probe import Probe, Step, probe
 from benchmarks.serving.workload import Model, prompts
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
+from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 _SAMPLED = SamplingParameters(temperature=0.8, top_p=0.95, seed=1)
@@ -44,16 +46,14 @@ def measure_steps(out: Judge, model: Model, rounds: int) -> None:
         _measure_long_prompt(out, model, running, rounds)
 
 
-def _streams(count: int, sampling: SamplingParameters) -> Callable[[Model], list[Request]]:
-    return lambda model: [_request(model, prompt, sampling) for prompt in prompts(model.prompt_tokens, count)]
+def _streams(count: int, sampling: SamplingParameters) -> Callable[[Model], list[Answer]]:
+    return lambda model: [_answer(model, prompt, sampling) for prompt in prompts(model.prompt_tokens, count)]
 
 
-def _beams(count: int) -> Callable[[Model], list[Request]]:
-    def make(model: Model) -> list[Request]:
+def _beams(count: int) -> Callable[[Model], list[Answer]]:
+    def make(model: Model) -> list[Answer]:
         (prompt,) = prompts(model.prompt_tokens, 1)
-        request = _request(model, prompt, SamplingParameters())
-        request.beam = BeamParameters(count)
-        return [request]
+        return [_answer(model, prompt, SamplingParameters(), BeamParameters(count))]
 
     return make
 
@@ -67,20 +67,23 @@ _CASES = {
 }
 
 
-def _request(model: Model, prompt: list[int], sampling: SamplingParameters) -> Request:
-    return Request(prompt, sampling, model.max_context - len(prompt), lambda event: None)
+def _answer(
+    model: Model, prompt: list[int], sampling: SamplingParameters, beam: BeamParameters | None = None
+) -> Answer:
+    ending = Ending(model.max_context - len(prompt))
+    return Answer(Request(prompt=prompt, sampling=sampling, ending=ending, emit=lambda event: None, beam=beam))
 
 
-def _decode(running: Probe, requests: list[Request], num_steps: int) -> list[_Measured]:
+def _decode(running: Probe, answers: list[Answer], num_steps: int) -> list[_Measured]:
     """Computes the prompts, and then so many steps in which all decode."""
-    running.add(*requests)
-    while any(not request.first_token_at for request in requests):
+    running.add(*answers)
+    while any(not answer.first_token_at for answer in answers):
         running.step()
     before = _read(running)
     steps = [running.step() for _ in range(num_steps)]
     # both: on a machine that others use, too, memory is not the same from one moment to the next
     bandwidth = statistics.mean([before, _read(running)])
-    running.cancel(*requests)
+    running.cancel(*answers)
     return [_Measured(step, bandwidth) for step in steps]
 
 
@@ -111,7 +114,7 @@ def _measure_short_prompt(out: Judge, model: Model, running: Probe) -> None:
     for name, alone_chunk in (("short_prompt", None), ("short_prompt_grown", model.long_prompt_tokens)):
         running.begin(model.prefill_chunk, alone_chunk)
         lengths = model.long_prompt_tokens, _SHORT_TOKENS
-        long, short = (_request(model, prompts(length, 1)[0], SamplingParameters()) for length in lengths)
+        long, short = (_answer(model, prompts(length, 1)[0], SamplingParameters()) for length in lengths)
         running.add(long)
         seconds, chunks = running.step().seconds, 1
         running.add(short)
@@ -131,12 +134,12 @@ def _measure_long_prompt(out: Judge, model: Model, running: Probe, rounds: int) 
     for number in range(rounds):
         for alone_chunk, made in list(rates.items())[:: -1 if number % 2 else 1]:
             running.begin(model.prefill_chunk, alone_chunk)
-            request = _request(model, prompts(model.long_prompt_tokens, 1)[0], SamplingParameters())
-            running.add(request)
+            answer = _answer(model, prompts(model.long_prompt_tokens, 1)[0], SamplingParameters())
+            running.add(answer)
             seconds = 0.0
-            while not request.first_token_at:
+            while not answer.first_token_at:
                 seconds += running.step().seconds
-            running.cancel(request)
+            running.cancel(answer)
             made.append(model.long_prompt_tokens / seconds)
     for name, alone_chunk in (("chunked", None), ("grown", model.long_prompt_tokens)):
         more = _chunks(model, alone_chunk)

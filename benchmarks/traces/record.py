@@ -23,6 +23,7 @@ from gpu_service.model_runner.loading import logging_of_transformers
 from gpu_service.model_runner.model import Model
 from gpu_service.profile.count import load_model, run
 from gpu_service.profile.settings import Settings
+from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.text.tokenizer import Tokenizer
 from tools.command_line import run as run_command
@@ -122,7 +123,7 @@ def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int 
 def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) -> None:
     # the last token of a generation is chosen and not computed; the end of a text is not heeded
     sampling = SamplingParameters(temperature=TEMPERATURE, seed=seed)
-    request = Request(prompt, sampling, output_tokens + 1, emit=lambda event: None)
+    request = Request(prompt=prompt, sampling=sampling, ending=Ending(output_tokens + 1), emit=lambda event: None)
     run(model, [request], 1, lambda _: None)
 
 

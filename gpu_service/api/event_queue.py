@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from gpu_service.engine.request import Best, Event, Failed, Finished
+from gpu_service.engine.events import Best, Event, Failed, Finished
 from gpu_service.errors import SlowReaderError
 
 

@@ -17,6 +17,7 @@ from gpu_service.api.responses import Responses
 from gpu_service.api.serving import ServedModel
 from gpu_service.api.validation import check_request_id, parse_request
 from gpu_service.engine import request_metrics
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
 from gpu_service.errors import CallError, ComputationError, SlowReaderError, UnavailableError
 from gpu_service.sampling.outputs import FinishReason
@@ -129,15 +130,16 @@ class GenerationStream:
         self._failure: str | None = None
         self._has_overflowed = False
         self.request: Request
-        """What the engine computes. Set, as is `_responses`, by `submit`."""
+        """What the engine computes. Set, as are `_responses` and `_answer`, by `submit`."""
         self._responses: Responses
+        self._answer: Answer
 
     async def submit(self) -> None:
         """See Generations.submit, which also counts what is refused. To be called once."""
         self._served.check_room()
         # in a thread, since a long text takes long to encode
         self.request, self._responses = await asyncio.to_thread(self._parse)
-        self._served.engine.submit(self.request)
+        self._answer = self._served.engine.submit(self.request)
 
     async def responses(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Yields the responses until all generations have ended.
@@ -169,7 +171,7 @@ class GenerationStream:
         if unfinished := self._responses.num_unfinished:
             reasons["error" if failure else left.value] = unfinished
             status = failure or _CODE_OF_LEAVING[left]
-        request_metrics.ended(self.request, reasons, status)
+        request_metrics.ended(self._answer, reasons, status)
         _log.info(
             "request ended",
             request=self.request.number,

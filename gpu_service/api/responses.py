@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateResponse
-from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Request, Token
+from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
+from gpu_service.engine.request import Request
 from gpu_service.errors import for_caller
 from gpu_service.sampling import outputs as words
 from gpu_service.sampling.outputs import FinishReason

@@ -78,7 +78,7 @@ class ServedModel:
             expert_version=self.experts.version,
             degraded=self.is_degraded(),
             max_slots=self.max_slots,
-            used_slots=engine.used_slots,
+            used_slots=engine.used_rows,
             running_requests=engine.num_running,
             waiting_requests=engine.num_waiting,
             max_waiting=self.max_waiting,

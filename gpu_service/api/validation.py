@@ -10,9 +10,11 @@ from typing import Literal
 from fiddler.v1 import generation_pb2
 from gpu_service.api import prompts
 from gpu_service.api.sampling_validation import check_seed, sampling_of
-from gpu_service.engine.request import Event, Request
+from gpu_service.engine.events import Event
+from gpu_service.engine.request import Request
 from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
+from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 from gpu_service.sampling.rules import show
 from gpu_service.settings import RequestLimits
@@ -67,12 +69,9 @@ def parse_request(
     return Request(
         prompt=prompt,
         sampling=sampling,
-        max_tokens=max_tokens,
+        ending=Ending(max_tokens, eos_ids=eos_ids, stop_ids=stop_ids, min_tokens=min_tokens),
         emit=emit,
-        eos_ids=eos_ids,
-        stop_ids=stop_ids,
         stop=stop,
-        min_tokens=min_tokens,
         n=n,
         beam=beam,
         logprobs=logprobs,

@@ -1,4 +1,4 @@
-"""The engine: one thread that runs one step after another, and how other threads speak to it."""
+"""The engine: one thread that runs step after step, and the calls by which other threads reach it."""
 
 import queue
 import threading
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import structlog
 import torch
 
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
@@ -19,21 +20,21 @@ _log = structlog.get_logger(__name__)
 
 
 class Engine:
-    """Runs requests on a model. `submit`, `cancel` and `abort` are for any thread; all else is the engine's own."""
+    """Runs requests on a model. Any thread may call `submit`, `cancel`, `abort` and read the properties."""
 
     def __init__(self, model: Model, scheduler: Scheduler, on_failure: Callable[[Exception], None]) -> None:
-        """Prepares the engine; `start` starts it.
+        """Creates the engine; `start` starts it.
 
         Args:
             model: Computes logits.
-            scheduler: Says what is computed next.
-            on_failure: Called, from the engine's thread, with what made a whole step fail; with an EngineStoppedError
-                where the engine cannot go on.
+            scheduler: Decides what is computed next.
+            on_failure: Called from the engine's thread with the exception that failed a whole step, and with an
+                EngineStoppedError if the engine cannot continue.
         """
         self._scheduler = scheduler
         self._on_failure = on_failure
         self._ids = RequestIds()
-        self._stepper = Stepper(model, scheduler, self._ids, on_failure)
+        self._stepper = Stepper(model, scheduler, ids=self._ids, on_failure=on_failure)
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._is_closed = False
@@ -47,22 +48,22 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait until what they need is free."""
+        """Requests that wait until there is room for them."""
         return self._scheduler.num_waiting
 
     @property
-    def used_slots(self) -> int:
-        """Rows that the requests being computed need."""
-        return self._scheduler.used_slots
+    def used_rows(self) -> int:
+        """KV rows that the requests being computed need."""
+        return self._scheduler.used_rows
 
     @property
-    def max_slots(self) -> int:
-        """Rows that may be in use at one time."""
+    def max_rows(self) -> int:
+        """KV rows that may be in use at one time."""
         return self._scheduler.budget.max_rows
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values that may be held."""
+        """Bytes of keys and values that may be stored."""
         return self._scheduler.budget.num_bytes
 
     @property
@@ -75,40 +76,45 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Fails what is under way and waits for the thread to end."""
+        """Fails all requests under way and waits for the thread to end."""
         self._stopped.set()
         self._inbox.put(None)
         self._thread.join()
 
     def check(self, request: Request) -> None:
-        """Makes sure that a request can be run where nothing else is.
+        """Checks that a request can be computed when nothing else is.
 
         Raises:
-            NeverFitsError: It is too large for the memory of keys and values, or for the slots.
+            NeverFitsError: It needs more memory of keys and values, or more KV rows, than there are.
         """
         self._scheduler.check(request)
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: Request) -> Answer:
         """Queues a request; its events come through request.emit.
 
-        A queue that is full is told as a Failed event with a QueueFullError, an engine that has stopped as one with an
+        If the queue is full, the event is a Failed with a QueueFullError; if the engine has stopped, one with an
         EngineStoppedError.
+
+        Returns:
+            How far the request is computed. The engine's thread changes it.
 
         Raises:
             NeverFitsError: See `check`.
-            DuplicateIdError: A request with its request_id is under way.
+            DuplicateIdError: A request with the same request_id is under way.
         """
         self.check(request)
         self._ids.add(request)
-        if not self._post(lambda: self._stepper.add(request)):
-            self._stepper.add(request)  # which fails it, now that the engine has stopped
+        answer = Answer(request)
+        if not self._post(lambda: self._stepper.add(answer)):
+            self._stepper.add(answer)  # fails it, since the engine has stopped
+        return answer
 
     def cancel(self, request: Request, reason: FinishReason = FinishReason.CANCELLED) -> None:
-        """Ends a request before its next step, if it has not ended. Its slots are free from then on."""
+        """Ends a request before its next step, if it has not ended, and frees its KV rows."""
         self._post(lambda: self._stepper.cancel(request, reason))
 
     def abort(self, request_id: str) -> bool:
-        """Cancels the request of that id. Returns whether there was one that had not ended; it waits for nothing."""
+        """Cancels the request of that id without waiting. Returns whether there was one that had not ended."""
         request = self._ids.abort(request_id)
         if request is None:
             return False
@@ -123,16 +129,16 @@ class Engine:
                     self._read_inbox(block=self._scheduler.num_running + self._scheduler.num_waiting == 0)
                     self._stepper.step()
         except Exception as error:
-            _log.exception("the engine failed")
+            _log.exception("engine failed")
             reason = EngineStoppedError(f"the engine failed: {error}")
             self._on_failure(reason)
         self._stepper.fail_all(reason)
         with self._inbox_lock:
             self._is_closed = True
-        self._read_inbox(block=False)  # requests that came meanwhile fail, too
+        self._read_inbox(block=False)  # fails the requests that came meanwhile
 
     def _post(self, act: Callable[[], None]) -> bool:
-        """Leaves something for the engine's thread to do. Returns False where it does nothing any more."""
+        """Hands the engine's thread something to do. Returns False if the thread has ended."""
         with self._inbox_lock:
             if not self._is_closed:
                 self._inbox.put(act)

@@ -1,22 +1,29 @@
-"""One generation of a request, and the batches that generations are computed in."""
+"""How far requests are computed: answers, their generations, and the batches that generations are computed in.
 
+Only the engine's thread changes these objects. Imports no torch.
+"""
+
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gpu_service.engine.request import Finished, Request
+from gpu_service.engine.events import Finished
+from gpu_service.engine.request import Request
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
+    from gpu_service.sampling.beam_search import BeamSearch
     from gpu_service.sampling.sampler import Sampler
     from gpu_service.text.stop_strings import StopMatcher
 
 
 @dataclass(eq=False, slots=True)
-class Sequence:
-    """One generation of a request, or one of its beams: a row of the cache. Only the engine's thread touches it."""
+class Generation:
+    """One generation of an answer, or one of its beams: it has one KV row."""
 
-    request: "Request"
+    answer: "Answer"
     index: int
     sampler: "Sampler | None" = None
     """None for a beam."""
@@ -25,38 +32,92 @@ class Sequence:
     num_computed: int = 0
     """Tokens whose keys and values are in the cache."""
     row: int = -1
-    """Of the cache; -1 where it has none."""
+    """Its KV row; -1 if it has none."""
     is_finished: bool = False
     last_token_at: float | None = None
 
+    @property
+    def request(self) -> Request:
+        """The request that it belongs to."""
+        return self.answer.request
+
     def finished(self, reason: FinishReason, stop: str | None = None) -> Finished:
-        """Its last event."""
+        """Its last event; `stop` is the stop text that ended it."""
         return Finished(
             self.index,
             reason,
             len(self.output),
-            *self.request.stage_seconds(self.last_token_at),
-            cached_prompt_tokens=self.request.cached_prompt_tokens,
+            *self.answer.stage_seconds(self.last_token_at),
+            cached_prompt_tokens=self.answer.cached_prompt_tokens,
             stop=stop,
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Answer:
+    """How far a request is computed."""
+
+    request: Request
+    generations: list[Generation] = field(init=False)
+    """One for each KV row that it needs."""
+    search: "BeamSearch | None" = None
+    prompt_entries: list[TokenLogprobs] = field(default_factory=list)
+    """The prompt's log probabilities, as far as they are computed."""
+    cached_prompt_tokens: int = 0
+    """Tokens of the prompt whose keys and values another request had left in the cache."""
+    submitted_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None
+    first_token_at: float | None = None
+
+    def __post_init__(self) -> None:
+        self.generations = [Generation(self, index) for index in range(self.request.num_rows)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all its generations have ended."""
+        return all(generation.is_finished for generation in self.generations)
+
+    def stage_seconds(self, last_token_at: float | None) -> tuple[float, float, float]:
+        """Seconds until computing began, from then to the first token, and from there to the last token.
+
+        A stage that was not reached took 0.
+        """
+        now = time.monotonic()
+        started = self.started_at or now
+        first = self.first_token_at or (self.started_at and now) or started
+        return started - self.submitted_at, first - started, (last_token_at or first) - first
+
+    def finished_beam(
+        self, index: int, token_ids: tuple[int, ...], *, score: float, reason: FinishReason | None
+    ) -> Finished:
+        """The last event of one of its beams. Without a reason of its own, its length ended it."""
+        return Finished(
+            index,
+            reason or FinishReason.LENGTH,
+            len(token_ids),
+            *self.stage_seconds(self.generations[0].last_token_at),
+            cached_prompt_tokens=self.cached_prompt_tokens,
+            score=score,
+            token_ids=token_ids,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward computes: sequences in adjacent rows, each with as many tokens as the others."""
+    """What one forward computes: generations in adjacent KV rows, the same number of tokens of each."""
 
-    sequences: tuple[Sequence, ...]
+    generations: tuple[Generation, ...]
     first_row: int
-    token_ids: list[list[int]]
-    """[sequences, tokens]"""
+    token_ids: Sequence[Sequence[int]]
+    """[generations, tokens]"""
     start: list[int]
-    """[sequences]: the position of the first token of each."""
+    """[generations]: the position of the first token of each."""
     logits: Logits
     ends_prompt: bool = False
-    """Whether a prompt is computed with it, so that its sequences decode from then on."""
+    """Whether it contains the last tokens of a prompt, so that the answer's generations decode from then on."""
     is_prompt: bool = False
 
     @property
-    def requests(self) -> list[Request]:
-        """Whose sequences they are."""
-        return list(dict.fromkeys(sequence.request for sequence in self.sequences))
+    def answers(self) -> list[Answer]:
+        """The answers that its generations belong to."""
+        return list(dict.fromkeys(generation.answer for generation in self.generations))

@@ -1,4 +1,4 @@
-"""Which ids the requests under way have, so that another call can end one. Any thread may ask."""
+"""The ids of requests under way, so that another call can end one of them. For any thread."""
 
 import threading
 
@@ -7,7 +7,7 @@ from gpu_service.errors import DuplicateIdError
 
 
 class RequestIds:
-    """Requests by id. A request ends in one of two ways, and whoever comes first says in which."""
+    """Requests by id. A request is either aborted or ends by itself; the first of the two decides how it ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -17,7 +17,7 @@ class RequestIds:
         """Remembers a request, unless it has no id.
 
         Raises:
-            DuplicateIdError: Its id is another one's.
+            DuplicateIdError: Another request has its id.
         """
         with self._lock:
             if request.request_id in self._requests:
@@ -26,16 +26,16 @@ class RequestIds:
                 self._requests[request.request_id] = request
 
     def abort(self, request_id: str) -> Request | None:
-        """The request of that id, which can only end as cancelled from now on; None where there is none."""
+        """The request of that id, which can only end as cancelled from now on; None if there is none."""
         with self._lock:
             return self._requests.pop(request_id, None)
 
     def end(self, request: Request) -> bool:
-        """Forgets a request. Returns False where it was aborted before."""
+        """Forgets a request. Returns False if it was aborted before."""
         with self._lock:
             if not request.request_id:
                 return True
             if self._requests.get(request.request_id) is not request:
-                return False  # another one may have its id since
+                return False  # the id may be another request's by now
             del self._requests[request.request_id]
             return True

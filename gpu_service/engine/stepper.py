@@ -1,11 +1,11 @@
-"""One step of the engine: a batch is computed, and every request is given what the batch made of it.
+"""One step of the engine: computes a batch and gives every request its part of the result.
 
-It runs in one thread, the engine's. What goes wrong in one request's own part, its sampler, its beams, its stop texts,
-fails that request and no other.
+Everything here runs in the engine's thread. A failure in the part of a single request, its sampler, its beams or its
+stop texts, fails that request and no other.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -13,13 +13,13 @@ import structlog
 import torch
 
 from gpu_service import metrics
-from gpu_service.cpu_experts.client import ExpertServiceError
 from gpu_service.engine import request_metrics
-from gpu_service.engine.generation import Batch, Sequence
-from gpu_service.engine.request import Best, Failed, Prompt, Request, Token
+from gpu_service.engine.events import Best, Failed, Prompt, Token
+from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.errors import NeverFitsError, NonFiniteError, QueueFullError
+from gpu_service.errors import ExpertServiceError, NeverFitsError, NonFiniteError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import as_few_as_pay
@@ -35,64 +35,65 @@ _PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phas
 
 
 class Stepper:
-    """Computes batches and tells requests what came of them."""
+    """Computes batches and reports the results to requests."""
 
     def __init__(
-        self, model: Model, scheduler: Scheduler, ids: RequestIds, on_failure: Callable[[Exception], None]
+        self, model: Model, scheduler: Scheduler, *, ids: RequestIds, on_failure: Callable[[Exception], None]
     ) -> None:
         """Starts without requests.
 
         Args:
             model: Computes logits.
-            scheduler: Says what is computed next.
-            ids: Told of requests that end.
-            on_failure: Called with what made a whole step fail.
+            scheduler: Decides what is computed next.
+            ids: The ids of requests under way; requests that end are removed.
+            on_failure: Called with the exception that failed a whole step.
         """
         self._model = model
         self._scheduler = scheduler
         self._ids = ids
         self._on_failure = on_failure
-        self._requests: dict[Request, None] = {}
+        self._answers: dict[Request, Answer] = {}
         self._reason: Exception | None = None
 
-    def add(self, request: Request) -> None:
-        """Begins with a request, or fails it."""
+    def add(self, answer: Answer) -> None:
+        """Starts a request, or fails it."""
+        request = answer.request
         if self._reason:
             self._ids.end(request)
             request.emit(Failed(self._reason))
             return
-        self._requests[request] = None
-        with self._own_part(request):
-            self._make_sequences(request)
+        self._answers[request] = answer
+        with self._isolated(answer):
+            self._prepare(answer)
         try:
-            if request in self._requests:
-                self._scheduler.add(request)
+            if request in self._answers:
+                self._scheduler.add(answer)
         except (QueueFullError, NeverFitsError) as error:
-            self._fail(request, error)
+            self._fail(answer, error)
 
     def cancel(self, request: Request, reason: FinishReason) -> None:
         """Ends a request, if it has not ended."""
-        if request not in self._requests:
+        if (answer := self._answers.get(request)) is None:
             return
-        if request.search:
-            with self._own_part(request):
-                self._finish_search(request, request.search, reason)
+        if answer.search:
+            with self._isolated(answer):
+                self._finish_search(answer, answer.search, reason)
             return
-        ends = [each.finished(reason) for each in request.sequences if not each.is_finished]
-        self._scheduler.remove(request)
-        self._forget(request)
+        ends = [each.finished(reason) for each in answer.generations if not each.is_finished]
+        self._scheduler.remove(answer)
+        self._forget(answer)
         for end in ends:
             request.emit(end)
 
     def fail_all(self, error: Exception) -> None:
         """Fails every request, and those that are added later."""
         self._reason = error
-        for request in list(self._requests):
-            self._forget(request)
-            request.emit(Failed(error))
+        for answer in list(self._answers.values()):
+            self._forget(answer)
+            answer.request.emit(Failed(error))
 
     def step(self) -> bool:
-        """Computes one batch. Returns False where there was nothing to compute."""
+        """Computes one batch. Returns False if there was nothing to compute."""
         if (batch := self._scheduler.next_batch()) is None:
             return False
         try:
@@ -107,8 +108,8 @@ class Stepper:
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         now = time.monotonic()
-        for sequence in batch.sequences:
-            sequence.request.started_at = sequence.request.started_at or now
+        for generation in batch.generations:
+            generation.answer.started_at = generation.answer.started_at or now
         token_ids = torch.tensor(batch.token_ids)
         positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
         logits = self._model.forward(token_ids, positions, first_row=batch.first_row, wants=batch.logits)
@@ -116,166 +117,172 @@ class Stepper:
         return logits
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Gives every sequence what its row of [rows, vocab] logits says."""
-        self._fail_spoiled(batch, logits)
-        sequences = batch.sequences
+        """Advances every generation by its row of [rows, vocab] logits."""
+        self._fail_non_finite(batch, logits)
+        generations: Sequence[Generation] = batch.generations
         if batch.is_prompt:
-            if batch.logits is Logits.ALL and not sequences[0].is_finished:
-                self._tell_prompt(batch, logits)
+            if batch.logits is Logits.ALL and not generations[0].is_finished:
+                self._collect_prompt(batch, logits)
             if not batch.ends_prompt:
                 return
-            sequences = tuple(sequences[0].request.sequences)
-            logits = logits[-1:].repeat(len(sequences), 1)
-        rows = [row for row, each in enumerate(sequences) if not each.is_finished]
-        sampled = [row for row in rows if sequences[row].request.search is None]
+            generations = generations[0].answer.generations
+            logits = logits[-1:].repeat(len(generations), 1)
+        rows = [row for row, each in enumerate(generations) if not each.is_finished]
+        sampled = [row for row in rows if generations[row].answer.search is None]
         if sampled:
-            self._sample([sequences[row] for row in sampled], rows_of(logits, sampled))
+            self._sample([generations[row] for row in sampled], rows_of(logits, sampled))
         if len(sampled) < len(rows):
-            self._search_all(sequences, logits)
+            self._search_all(generations, logits)
 
-    def _sample(self, sequences: list[Sequence], logits: torch.Tensor) -> None:
-        """Gives each sequence the token that its sampler chooses from its row of logits."""
-        outcomes = choose(
-            logits,
-            [cast("Sampler", sequence.sampler) for sequence in sequences],  # none is a beam
-            [sequence.output for sequence in sequences],
-            num_top=[sequence.request.logprobs for sequence in sequences],
-        )
-        for sequence, outcome in zip(sequences, outcomes, strict=True):
-            self._deliver(sequence, outcome)
+    def _fail_non_finite(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Fails the requests whose rows are not finite. The rows of the others are right."""
+        non_finite = {*non_finite_rows(logits), *self._model.take_non_finite()}
+        rows = [0] * bool(non_finite) if batch.is_prompt else sorted(non_finite)
+        for answer in dict.fromkeys(batch.generations[row].answer for row in rows):
+            self._fail(answer, NonFiniteError("the model computed a number that is not finite"), non_finite=True)
 
-    def _search_all(self, sequences: tuple[Sequence, ...], logits: torch.Tensor) -> None:
-        """Goes on with the beams among the sequences, request by request."""
-        rows = {sequence: row for row, sequence in enumerate(sequences) if not sequence.is_finished}
-        for request in dict.fromkeys(sequence.request for sequence in rows):
-            if request.search is not None:
-                self._search(request, request.search, logits, [rows[each] for each in request.sequences])
-
-    def _fail_spoiled(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Fails the requests whose rows hold what is not a number; the rows of others are right."""
-        spoiled = {*non_finite_rows(logits), *self._model.take_non_finite()}
-        rows = [0] * bool(spoiled) if batch.is_prompt else sorted(spoiled)
-        for request in dict.fromkeys(batch.sequences[row].request for row in rows):
-            self._fail(request, NonFiniteError("the model computed what is not a finite number"), spoiled=True)
-
-    def _tell_prompt(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Adds a chunk's [tokens, vocab] logits to what is known of the prompt, and tells it when that is all."""
-        request, start = batch.sequences[0].request, batch.start[0]
-        with self._own_part(request):
+    def _collect_prompt(self, batch: Batch, logits: torch.Tensor) -> None:
+        """Collects the prompt's log probabilities of a chunk's [tokens, vocab] logits; reports them when complete."""
+        answer, start = batch.generations[0].answer, batch.start[0]
+        request = answer.request
+        with self._isolated(answer):
             following = request.prompt[start + 1 : start + 1 + len(logits)]
             if start == 0:
-                request.prompt_entries.append(TokenLogprobs(request.prompt[0], None))
+                answer.prompt_entries.append(TokenLogprobs(request.prompt[0], None))
             num_top = [request.prompt_logprobs] * len(following)
-            request.prompt_entries += logprobs.of_rows(logits[: len(following)], following, num_top)
+            answer.prompt_entries += logprobs.of_rows(logits[: len(following)], following, num_top)
             if batch.ends_prompt:
-                request.emit(Prompt(request.prompt_entries))
+                request.emit(Prompt(answer.prompt_entries))
 
-    def _deliver(self, sequence: Sequence, outcome: TokenLogprobs | Exception) -> None:
-        request = sequence.request
-        if sequence.is_finished:
-            return  # its request failed at another of its sequences
-        with self._own_part(request):
+    def _sample(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
+        """Gives each generation the token that its sampler chooses from its row of logits."""
+        outcomes = choose(
+            logits,
+            [cast("Sampler", generation.sampler) for generation in generations],  # none is a beam
+            [generation.output for generation in generations],
+            num_top=[generation.request.logprobs for generation in generations],
+        )
+        for generation, outcome in zip(generations, outcomes, strict=True):
+            if not generation.is_finished:  # else another generation of its request has just failed it
+                self._deliver(generation, outcome)
+
+    def _deliver(self, generation: Generation, outcome: TokenLogprobs | Exception) -> None:
+        answer = generation.answer
+        request = answer.request
+        with self._isolated(answer):
             if isinstance(outcome, Exception):
                 raise outcome
-            sequence.output.append(outcome.token_id)
-            stop = sequence.matcher.add(outcome.token_id) if sequence.matcher else None
-            self._observe(sequence)
-            request.emit(Token(sequence.index, outcome.token_id, None if request.logprobs is None else outcome))
-            ended = request.ending.reason(outcome.token_id, len(sequence.output))
+            generation.output.append(outcome.token_id)
+            stop = generation.matcher.add(outcome.token_id) if generation.matcher else None
+            self._observe(generation)
+            request.emit(Token(generation.index, outcome.token_id, None if request.logprobs is None else outcome))
+            ended = request.ending.reason(outcome.token_id, len(generation.output))
             reason = ended if stop is None else FinishReason.STOP
             if reason:
-                self._finish(sequence, reason, stop)
+                self._finish(generation, reason, stop)
 
-    def _search(self, request: Request, search: BeamSearch, logits: torch.Tensor, rows: list[int]) -> None:
-        with self._own_part(request):
+    def _search_all(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
+        """Continues the beams among the generations, request by request."""
+        rows = {generation: row for row, generation in enumerate(generations) if not generation.is_finished}
+        for answer in dict.fromkeys(generation.answer for generation in rows):
+            if answer.search is not None:
+                self._search(answer, answer.search, logits, [rows[each] for each in answer.generations])
+
+    def _search(self, answer: Answer, search: BeamSearch, logits: torch.Tensor, rows: list[int]) -> None:
+        beam, beams = answer.request.beam, answer.generations
+        with self._isolated(answer):
             step = search.step(logits, rows)
             for fork in step.forks:
-                source, target = request.sequences[fork.source], request.sequences[fork.target]
+                source, target = beams[fork.source], beams[fork.target]
                 self._scheduler.fork(source, target, fork.start)
                 target.output[:] = source.output
-            for sequence, token_id in zip(request.sequences, step.token_ids, strict=False):  # none at the end
-                sequence.output.append(token_id)
-            self._observe(request.sequences[0])
+            for generation, token_id in zip(beams, step.token_ids, strict=False):  # no tokens if the search has ended
+                generation.output.append(token_id)
+            self._observe(beams[0])
             if search.is_done:
-                self._finish_search(request, search)
-            elif request.beam and request.beam.stream_best:
+                self._finish_search(answer, search)
+            elif beam and beam.stream_best:
                 best = search.best()
-                request.emit(Best(best.token_ids, best.score))
+                answer.request.emit(Best(best.token_ids, best.score))
 
-    def _observe(self, sequence: Sequence) -> None:
-        """Counts a token, and when it came."""
-        request_metrics.observe_token(sequence, now := time.monotonic())
-        sequence.request.first_token_at = sequence.request.first_token_at or now
-        sequence.last_token_at = now
+    def _observe(self, generation: Generation) -> None:
+        """Counts a token and records its time."""
+        request_metrics.observe_token(generation, now := time.monotonic())
+        generation.answer.first_token_at = generation.answer.first_token_at or now
+        generation.last_token_at = now
 
-    def _make_sequences(self, request: Request) -> None:
-        request.sequences = [Sequence(request, index) for index in range(request.num_rows)]
-        device, is_float32 = self._model.device, self._model.dtype is torch.float32
-        chain = processors(request.sampling, request.ending, preceding_length=len(request.preceding), device=device)
+    def _prepare(self, answer: Answer) -> None:
+        """Gives an answer its samplers and matchers, or its search."""
+        request, device = answer.request, self._model.device
+        preceding = request.preceding
+        chain = processors(request.sampling, request.ending, preceding_length=len(preceding), device=device)
         if request.beam:
-            request.search = BeamSearch(
+            answer.search = BeamSearch(
                 request.beam,
                 ending=request.ending,
-                preceding=request.preceding,
+                preceding=preceding,
                 prompt_length=len(request.prompt),
                 processors=chain,
             )
             return
-        for each in request.sequences:
-            each.sampler = Sampler(
+        for generation in answer.generations:
+            generation.sampler = Sampler(
                 request.sampling,
-                index=each.index,
-                preceding=request.preceding,
+                index=generation.index,
+                preceding=preceding,
                 processors=chain,
                 device=device,
-                same_of_equals=is_float32,
+                same_of_equals=self._model.dtype is torch.float32,
             )
-            each.matcher = request.stop.matcher() if request.stop else None
+            generation.matcher = request.stop.matcher() if request.stop else None
 
-    def _finish(self, sequence: Sequence, reason: FinishReason, stop: str | None) -> None:
-        request = sequence.request
-        self._scheduler.finish(sequence)
-        if all(each.is_finished for each in request.sequences) and self._forget(request):
+    def _finish(self, generation: Generation, reason: FinishReason, stop: str | None) -> None:
+        answer = generation.answer
+        self._scheduler.finish(generation)
+        if answer.is_finished and self._forget(answer):
             reason, stop = FinishReason.CANCELLED, None
-        request.emit(sequence.finished(reason, stop))
+        answer.request.emit(generation.finished(reason, stop))
 
-    def _finish_search(self, request: Request, search: BeamSearch, reason: FinishReason | None = None) -> None:
-        """Ends a request with its best beams, for the given reason where they did not end by themselves."""
+    def _finish_search(self, answer: Answer, search: BeamSearch, reason: FinishReason | None = None) -> None:
+        """Ends a request with its best beams. A given reason replaces their own."""
         results = search.results()
-        self._scheduler.remove(request)
-        if self._forget(request):
+        self._scheduler.remove(answer)
+        if self._forget(answer):
             reason = FinishReason.CANCELLED
         for index, beam in enumerate(results):
-            request.emit(request.finished_beam(index, beam.token_ids, beam.score, reason or beam.reason))
+            end = answer.finished_beam(index, beam.token_ids, score=beam.score, reason=reason or beam.reason)
+            answer.request.emit(end)
 
-    def _forget(self, request: Request) -> bool:
-        """Returns whether it was aborted, and so must not end in any other way."""
-        self._requests.pop(request, None)
-        return not self._ids.end(request)
+    def _forget(self, answer: Answer) -> bool:
+        """Returns whether the request was aborted, and so must end as cancelled."""
+        self._answers.pop(answer.request, None)
+        return not self._ids.end(answer.request)
 
     @contextmanager
-    def _own_part(self, request: Request) -> Iterator[None]:
-        """What is done for one request alone, and fails it alone; after a fault on the device, though, all fails."""
+    def _isolated(self, answer: Answer) -> Iterator[None]:
+        """Lets an exception fail this request alone. A fault of the device still fails everything."""
         try:
             yield
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            _log.error("request failed", request=request.number, error=str(error), exc_info=error)
-            self._fail(request, error)
+            _log.error("request failed", request=answer.request.number, error=str(error), exc_info=error)
+            self._fail(answer, error)
 
-    def _fail(self, request: Request, error: Exception, spoiled: bool = False) -> None:
-        if request not in self._requests:
+    def _fail(self, answer: Answer, error: Exception, *, non_finite: bool = False) -> None:
+        if answer.request not in self._answers:
             return
-        self._scheduler.remove(request, spoiled)
-        self._forget(request)
-        request.emit(Failed(error))
+        self._scheduler.remove(answer, non_finite=non_finite)
+        self._forget(answer)
+        answer.request.emit(Failed(error))
 
     def _fail_step(self, batch: Batch, error: Exception) -> None:
-        expected = isinstance(error, ExpertServiceError)  # the message says it all
-        _log.error("step failed", requests=len(batch.requests), error=str(error), exc_info=None if expected else error)
+        is_expected = isinstance(error, ExpertServiceError)  # its message says everything
+        _log.error(
+            "step failed", requests=len(batch.answers), error=str(error), exc_info=None if is_expected else error
+        )
         self._on_failure(error)
-        for request in batch.requests:
-            self._fail(request, error, spoiled=True)
+        for answer in batch.answers:
+            self._fail(answer, error, non_finite=True)
         if isinstance(error, torch.AcceleratorError):
-            raise error  # see _own_part
+            raise error  # see _isolated

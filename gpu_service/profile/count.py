@@ -1,5 +1,6 @@
 """Runs prompts through a model and counts which experts it chooses, for the popularity file."""
 
+import dataclasses
 import queue
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,8 +15,9 @@ from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.engine import Engine
+from gpu_service.engine.events import Event, Failed, Finished
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.engine.request import Event, Failed, Finished, Request
+from gpu_service.engine.request import Request
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import FlagError, PromptsError
 from gpu_service.model_runner.loading import logging_of_transformers
@@ -25,6 +27,7 @@ from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.placement.popularity import Popularity
 from gpu_service.profile.prompts import Prompt
 from gpu_service.profile.settings import Settings
+from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.sampling.rules import check_generation_config
 from gpu_service.startup.device_memory import device_of, out_of_memory_reported
@@ -101,16 +104,16 @@ def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Cal
         Exception: What made one fail.
     """
     ends: queue.SimpleQueue[tuple[Request, Event]] = queue.SimpleQueue()
-    budget = KvBudget(max_slots * model.max_context, 1, max_slots, model.max_context)
+    length = model.max_context
+    budget = KvBudget(num_tokens=max_slots * length, token_bytes=1, max_rows=max_slots, max_length=length)
     model.cache.set_capacity(budget.num_tokens)
-    scheduler = Scheduler(model.cache, budget, len(requests), _PREFILL_CHUNK)
+    scheduler = Scheduler(model.cache, budget, max_waiting=len(requests), prefill_chunk=_PREFILL_CHUNK)
     engine = Engine(model, scheduler, lambda error: None)
     num_tokens = 0
     engine.start()
     try:
         for request in requests:
-            request.emit = partial(_emit, ends, request)
-            engine.submit(request)
+            engine.submit(dataclasses.replace(request, emit=partial(_emit, ends, request)))
         for _ in requests:
             request, end = ends.get()
             if isinstance(end, Failed):
@@ -140,4 +143,5 @@ def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, max_tokens: int
     if max(token_ids) >= model.vocab_size:
         raise PromptsError(f"--prompts: {prompt.source}: a token is not one of the model's {model.vocab_size}")
     sampling = SamplingParameters.resolve(model.generation_config, {"seed": _SEED})
-    return Request(token_ids, sampling, max_tokens, emit=lambda event: None, eos_ids=model.eos_ids)
+    ending = Ending(max_tokens, eos_ids=model.eos_ids)
+    return Request(prompt=token_ids, sampling=sampling, ending=ending, emit=lambda event: None)

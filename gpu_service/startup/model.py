@@ -75,11 +75,11 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
             cache.measure(0)
         budget = KvBudget.resolve(
             settings.kv_memory,
-            cache.token_bytes,
-            settings.max_slots,
-            model.max_context,
-            free_bytes(model.device),
-            cache.row_bytes,
+            token_bytes=cache.token_bytes,
+            max_rows=settings.max_slots,
+            max_length=model.max_context,
+            free_bytes=free_bytes(model.device),
+            row_bytes=cache.row_bytes,
         )
         cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from client import Chunk, Client, InvalidRequestError
-from gpu_service.engine.request import Event, Failed, Prompt, Request
+from gpu_service.engine.events import Event, Failed, Prompt
+from gpu_service.engine.request import Request
 from gpu_service.errors import NonFiniteError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.kv_cache import KvCache
@@ -50,24 +51,23 @@ def make_engine(tiny: Path) -> Iterator[MakeEngine]:
 
 def _assert_equal(engine: reference.RecordingEngine, request: Request, model: Any) -> None:
     """Tokens and the logits of every step."""
-    tokens, logits = reference.generate(model, request.prompt, request.max_tokens)
-    sequence = request.sequences[0]
-    assert sequence.output == tokens
-    torch.testing.assert_close(torch.stack(engine.stepper.logits[sequence]), logits, rtol=0, atol=TOLERANCE)
+    tokens, logits = reference.generate(model, request.prompt, request.ending.max_tokens)
+    generation = engine.answers[request].generations[0]
+    assert generation.output == tokens
+    torch.testing.assert_close(torch.stack(engine.stepper.logits[generation]), logits, rtol=0, atol=TOLERANCE)
 
 
 def test_what_an_earlier_request_left_changes_nothing(make_engine: MakeEngine, model: Any) -> None:
     engine = make_engine(max_slots=3)
     first = engine.request(reference.PROMPTS[2], NUM_TOKENS)
     engine.run(first)
-    continued = [*first.prompt, *first.sequences[0].output, 9, 8, 7]
+    continued = [*first.prompt, *engine.outputs(first)[0], 9, 8, 7]
     follower, again = engine.request(continued, NUM_TOKENS), engine.request(reference.PROMPTS[2], NUM_TOKENS)
     other = engine.request([*continued[:40], 3, 4, 5], NUM_TOKENS)
     engine.run(follower, again, other)
     # the last token that was made was not computed on
-    assert follower.cached_prompt_tokens == len(first.prompt) + NUM_TOKENS - 1
-    assert again.cached_prompt_tokens == len(first.prompt) - 1
-    assert other.cached_prompt_tokens == 40
+    cached = [engine.answers[each].cached_prompt_tokens for each in (follower, again, other)]
+    assert cached == [len(first.prompt) + NUM_TOKENS - 1, len(first.prompt) - 1, 40]
     for request in (first, follower, again, other):
         _assert_equal(engine, request, model)
 
@@ -107,8 +107,8 @@ def test_generations_of_one_request_are_those_of_single_ones(make_engine: MakeEn
     alone = [request(5 + index, 1) for index in range(3)]
     for each in alone:
         engine.run(each)
-    assert [each.output for each in together.sequences] == [each.sequences[0].output for each in alone]
-    assert len({tuple(each.output) for each in together.sequences}) == 3
+    assert engine.outputs(together) == [engine.outputs(each)[0] for each in alone]
+    assert len({tuple(output) for output in engine.outputs(together)}) == 3
 
 
 def test_a_prompts_log_probabilities_are_those_of_transformers(make_engine: MakeEngine, model: Any) -> None:
@@ -129,24 +129,24 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
     make_engine: MakeEngine, model: Any
 ) -> None:
     engine = make_engine(max_slots=3)
-    long, spoiled, last = (engine.request(prompt, NUM_TOKENS) for prompt in (reference.PROMPTS[2], [5, 6, 7], [8, 9]))
+    long, failing, last = (engine.request(prompt, NUM_TOKENS) for prompt in (reference.PROMPTS[2], [5, 6, 7], [8, 9]))
     follower = engine.request([30, 31], NUM_TOKENS)  # short, so that its row shows what lies beyond it
     forward = engine.model.forward
 
-    def spoiling(token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits) -> torch.Tensor:
+    def non_finite(token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits) -> torch.Tensor:
         logits = forward(token_ids, positions, first_row=first_row, wants=wants)
-        (sequence,) = spoiled.sequences
-        if sequence.row >= 0 and len(sequence.output) == 3 and len(token_ids) > 1:
+        (generation,) = engine.answers[failing].generations
+        if generation.row >= 0 and len(generation.output) == 3 and len(token_ids) > 1:
             assert isinstance(engine.model.cache, KvCache)
             for blocks in engine.model.cache._blocks.values():
                 for block in blocks:
-                    block.rows[sequence.row, :, : sequence.num_computed + 1] = torch.nan
-            logits[sequence.row] = torch.nan
+                    block.rows[generation.row, :, : generation.num_computed + 1] = torch.nan
+            logits[generation.row] = torch.nan
         return logits
 
-    engine.model.forward = spoiling  # type: ignore[method-assign]
-    engine.run(long, spoiled, last, follower)
-    end: Event = engine.events[spoiled][-1]
+    engine.model.forward = non_finite  # type: ignore[method-assign]
+    engine.run(long, failing, last, follower)
+    end: Event = engine.events[failing][-1]
     assert isinstance(end, Failed)
     assert isinstance(end.error, NonFiniteError)
     for request in (long, last, follower):

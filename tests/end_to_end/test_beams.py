@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpu_service.engine.request import Best
+from gpu_service.engine.events import Best
 from gpu_service.sampling.outputs import FinishReason
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 from pair import Pair
@@ -80,9 +80,17 @@ def _assert_beams(engine: reference.RecordingEngine, request: Any, expected: Bea
             assert end.score == pytest.approx(score, abs=1e-4)
 
 
-def _request(engine: reference.RecordingEngine, num_beams: int, eos: list[int], **more: Any) -> Any:
+def _request(
+    engine: reference.RecordingEngine,
+    num_beams: int,
+    eos: list[int],
+    fields: dict[str, Any] | None = None,
+    max_tokens: int = NUM_TOKENS,
+    **more: Any,
+) -> Any:
+    """A search; `fields` are the request's, and the others the beams'."""
     beam = BeamParameters(num_beams, num_return_sequences=min(num_beams, 3), **more)
-    return engine.request(PROMPT, NUM_TOKENS, beam=beam, eos_ids=frozenset(eos))
+    return engine.request(PROMPT, max_tokens, beam=beam, eos_ids=frozenset(eos), **fields or {})
 
 
 @pytest.mark.parametrize("num_beams", NUM_BEAMS)
@@ -107,10 +115,11 @@ def test_beams_with_seven_other_requests_beside(
     engine.run(*greedy[:2], beams, sampled[1], *greedy[2:], other_beams)
     _assert_beams(engine, beams, expected[num_beams], eos)
     _assert_beams(engine, other_beams, expected[4], eos)
-    assert sampled[1].sequences[0].output == sampled[0].sequences[0].output
+    assert engine.outputs(sampled[1]) == engine.outputs(sampled[0])
     if num_beams == NUM_BEAMS[0]:  # the same each time
         for request in greedy:
-            assert request.sequences[0].output == reference.generate(model, request.prompt, request.max_tokens)[0]
+            expected_tokens, _ = reference.generate(model, request.prompt, request.ending.max_tokens)
+            assert engine.outputs(request) == [expected_tokens]
 
 
 @pytest.mark.parametrize(
@@ -126,16 +135,15 @@ def test_when_a_search_ends(
 
 
 def test_penalties_and_min_tokens(engine: reference.RecordingEngine, model: Any, eos: list[int]) -> None:
-    request = _request(engine, 4, eos)
-    request.sampling, request.min_tokens = SamplingParameters(repetition_penalty=1.4), NUM_TOKENS // 2
+    fields = {"sampling": SamplingParameters(repetition_penalty=1.4), "min_tokens": NUM_TOKENS // 2}
+    request = _request(engine, 4, eos, fields)
     engine.run(request)
     more = {"repetition_penalty": 1.4, "min_new_tokens": NUM_TOKENS // 2, "num_return_sequences": 3}
     _assert_beams(engine, request, _expected(model, 4, eos, **more), eos)
 
 
 def test_the_best_so_far_leads_to_the_best(engine: reference.RecordingEngine) -> None:
-    request, shorter = _request(engine, 4, [], stream_best=True), _request(engine, 4, [])
-    shorter.max_tokens -= 1
+    request, shorter = _request(engine, 4, [], stream_best=True), _request(engine, 4, [], max_tokens=NUM_TOKENS - 1)
     engine.run(request, shorter)
     best = [event for event in engine.events[request] if isinstance(event, Best)]
     assert [len(event.token_ids) for event in best] == list(range(1, NUM_TOKENS))

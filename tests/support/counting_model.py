@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
+from gpu_service.engine.events import Event, Failed, Finished, Token
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.engine.request import Event, Failed, Finished, Request, Token
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.sampling.parameters import SamplingParameters
+from tests.support.requests import request_of
 
 VOCAB = 100
 
@@ -48,7 +49,8 @@ class CountingModel:
         self.steps = 0
 
     def scheduler(self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8) -> Scheduler:
-        return Scheduler(self.cache, KvBudget(10**9, 1, max_slots, 10**9 // max_slots), max_waiting, chunk)
+        budget = KvBudget(num_tokens=10**9, token_bytes=1, max_rows=max_slots, max_length=10**9 // max_slots)
+        return Scheduler(self.cache, budget, max_waiting=max_waiting, prefill_chunk=chunk)
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
@@ -70,12 +72,12 @@ class CountingModel:
 
 
 class Reader:
-    """One request and the events that it was given."""
+    """One request, its answer for tests without an engine, and the events that it was given."""
 
     def __init__(self, prompt: Sequence[int], max_tokens: int = 5, eos: int = -1, **more: Any) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
-        sampling = more.pop("sampling", SamplingParameters())
-        self.request = Request(list(prompt), sampling, max_tokens, self.events.put, eos_ids=frozenset([eos]), **more)
+        self.request = request_of(prompt, max_tokens, emit=self.events.put, eos_ids=[eos], **more)
+        self.answer = Answer(self.request)
 
     def all(self) -> list[Event]:
         """What came so far."""

@@ -1,13 +1,12 @@
-"""What a cache would hold, so that what is moved wrongly is seen: for each row and position the text up to there."""
+"""A storage of KV rows in which wrong moves are seen: for each row and position it holds the text up to there."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from gpu_service.engine import generation as words
-from gpu_service.engine.generation import Batch
+from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.engine.request import Request
-from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from gpu_service.sampling.parameters import BeamParameters
+from tests.support.requests import request_of
 
 Cell = tuple[int, ...] | str | None
 """The tokens that a position's keys and values depend on; None for zeros."""
@@ -42,49 +41,52 @@ class ModelOfCache:
     def reshape(self, num_rows: int, length: int, kept: Sequence[tuple[int, int, int]]) -> None:
         assert num_rows * length <= self.budget.num_tokens
         held = [(target, self.cells[source][:stop]) for source, target, stop in kept]
-        # what was there before is spread over all rows
+        # every other cell contains leftovers, as reshaped memory does
         self.cells = [[(-1,)] * length for _ in range(num_rows)]
         for target, cells in held:
             assert len(cells) <= length
             self.cells[target][: len(cells)] = cells
         self.num_reshaped += 1
 
-    def compute(self, batch: Batch, poison: Request | None = None) -> None:
-        """Stores what a forward over the batch would, after a look at what its attention would read."""
-        assert [sequence.row for sequence in batch.sequences] == [
-            batch.first_row + row for row in range(len(batch.sequences))
+    def compute(self, batch: Batch, non_finite: Answer | None = None) -> None:
+        """Stores what a forward over the batch would, after a check of what its attention would read.
+
+        Args:
+            batch: The batch.
+            non_finite: The answer whose generations get non-finite keys and values.
+        """
+        assert [generation.row for generation in batch.generations] == [
+            batch.first_row + row for row in range(len(batch.generations))
         ]
-        for sequence, token_ids, start in zip(batch.sequences, batch.token_ids, batch.start, strict=True):
-            self.check(sequence)
-            assert start == sequence.num_computed
-            text = text_of(sequence)
+        for generation, token_ids, start in zip(batch.generations, batch.token_ids, batch.start, strict=True):
+            self.check(generation)
+            assert start == generation.num_computed
+            text = text_of(generation)
             for position in range(start, start + len(token_ids)):
                 assert token_ids[position - start] == text[position]
-                self._set(sequence.row, position, NAN if sequence.request is poison else text[: position + 1])
+                cell: Cell = NAN if generation.answer is non_finite else text[: position + 1]
+                self.cells[generation.row][position] = cell
 
-    def check(self, sequence: words.Sequence) -> None:
-        """A sequence's row holds its own text."""
-        text = text_of(sequence)
-        held = self.cells[sequence.row][: sequence.num_computed]
-        assert held == [text[: position + 1] for position in range(sequence.num_computed)]
-
-    def _set(self, row: int, position: int, cell: Cell) -> None:
-        self.cells[row][position] = cell
+    def check(self, generation: Generation) -> None:
+        """Asserts that a generation's row holds its own text."""
+        text = text_of(generation)
+        held = self.cells[generation.row][: generation.num_computed]
+        assert held == [text[: position + 1] for position in range(generation.num_computed)]
 
 
-def text_of(sequence: words.Sequence) -> tuple[int, ...]:
+def text_of(generation: Generation) -> tuple[int, ...]:
     """Prompt and output."""
-    return (*sequence.request.prompt, *sequence.output)
+    return (*generation.request.prompt, *generation.output)
 
 
-def request_of(prompt: Sequence[int], max_tokens: int = 8, rows: int = 1, beams: int = 0, **more: Any) -> Request:
-    """A request that nobody listens to, with its sequences."""
+def answer_of(prompt: Sequence[int], max_tokens: int = 8, rows: int = 1, beams: int = 0, **more: Any) -> Answer:
+    """The answer to a request whose events are dropped."""
     beam = BeamParameters(beams) if beams else None
-    request = Request(list(prompt), SamplingParameters(), max_tokens, lambda event: None, n=rows, beam=beam, **more)
-    request.sequences = [words.Sequence(request, index) for index in range(request.num_rows)]
-    return request
+    return Answer(request_of(prompt, max_tokens, n=rows, beam=beam, **more))
 
 
 def budget_of(max_rows: int, max_length: int, num_tokens: int | None = None) -> KvBudget:
-    """So many rows of that length, or fewer where less memory is said."""
-    return KvBudget(num_tokens or max_rows * max_length, 1, max_rows, max_length)
+    """A budget of so many rows of that length, or of fewer tokens."""
+    return KvBudget(
+        num_tokens=num_tokens or max_rows * max_length, token_bytes=1, max_rows=max_rows, max_length=max_length
+    )

@@ -10,17 +10,17 @@ from transformers import AutoModelForCausalLM
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.cpu_experts.client import ExpertClient
-from gpu_service.engine import generation as words
-from gpu_service.engine.generation import Batch
+from gpu_service.engine.events import Event, Failed, Finished
+from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.engine.request import Event, Failed, Finished, Request
+from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.engine.stepper import Stepper
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.sampling.parameters import SamplingParameters
+from tests.support.requests import request_of
 
 PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
 """Three lengths, none a multiple of another."""
@@ -71,33 +71,41 @@ class RecordingEngine:
             max_context=512,
         )
         length = self.model.max_context
-        self.budget = KvBudget(num_tokens or max_slots * length, 1, max_slots, length)
+        self.budget = KvBudget(
+            num_tokens=num_tokens or max_slots * length, token_bytes=1, max_rows=max_slots, max_length=length
+        )
         self.model.cache.set_capacity(self.budget.num_tokens)
         self.scheduler = Scheduler(self.model.cache, self.budget, max_waiting=64, prefill_chunk=prefill_chunk)
-        self.stepper = RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
+        self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
         self.events: dict[Request, list[Event]] = {}
+        self.answers: dict[Request, Answer] = {}
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
         """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen by."""
         requests = [self.request(prompt, num_tokens) for prompt in prompts]
         self.run(*requests)
-        logits = self.stepper.logits
-        return [(each.sequences[0].output, torch.stack(logits[each.sequences[0]])) for each in requests]
+        first = [self.answers[request].generations[0] for request in requests]
+        return [(each.output, torch.stack(self.stepper.logits[each])) for each in first]
 
     def run(self, *requests: Request) -> None:
         """Computes requests, all at once, until they have ended."""
         with torch.inference_mode():
             for request in requests:
-                self.stepper.add(request)
+                self.answers[request] = Answer(request)
+                self.stepper.add(self.answers[request])
             while self.stepper.step():
                 pass
 
     def request(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Request:
         """A request whose events are kept; greedy, unless more is said."""
         events: list[Event] = []
-        request = Request(list(prompt), more.pop("sampling", SamplingParameters()), max_tokens, events.append, **more)
+        request = request_of(prompt, max_tokens, emit=events.append, **more)
         self.events[request] = events
         return request
+
+    def outputs(self, request: Request) -> list[list[int]]:
+        """The tokens of a request's generations, by index."""
+        return [generation.output for generation in self.answers[request].generations]
 
     def finished(self, request: Request) -> list[Finished]:
         """How a request's generations ended, by index."""
@@ -117,12 +125,12 @@ class RecordingEngine:
 class RecordingStepper(Stepper):
     """A stepper that keeps the logits each token was chosen by."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.logits: dict[words.Sequence, list[torch.Tensor]] = defaultdict(list)
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.logits: dict[Generation, list[torch.Tensor]] = defaultdict(list)
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         if batch.logits is not Logits.NONE:
-            for sequence, row in zip(batch.sequences, logits[-len(batch.sequences) :], strict=True):
-                self.logits[sequence].append(row.clone())
+            for generation, row in zip(batch.generations, logits[-len(batch.generations) :], strict=True):
+                self.logits[generation].append(row.clone())
         super()._advance(batch, logits)

@@ -2,7 +2,7 @@ import asyncio
 import threading
 
 from gpu_service.api.event_queue import EventQueue
-from gpu_service.engine.request import Best, Event, Failed, Finished, Token
+from gpu_service.engine.events import Best, Event, Failed, Finished, Token
 from gpu_service.errors import SlowReaderError
 from gpu_service.sampling.outputs import FinishReason
 

@@ -6,13 +6,14 @@ from google.protobuf.json_format import MessageToDict
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import GenerateResponse
 from gpu_service.api.responses import Responses
-from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Request, Token
+from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
 from gpu_service.errors import ComputationError
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
-from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from gpu_service.sampling.parameters import BeamParameters
 from gpu_service.text.stop_strings import StopStrings
 from gpu_service.text.tokenizer import Tokenizer
 from tests.support.pairs import DEMO
+from tests.support.requests import request_of
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,7 @@ def demo() -> Tokenizer:
 
 
 def _responses(tokenizer: Tokenizer, prompt: str = "It was", echo: bool = False, **fields: Any) -> Responses:
-    request = Request(tokenizer.encode(prompt), SamplingParameters(), 10, lambda event: None, **fields)
-    return Responses(request, echo, tokenizer)
+    return Responses(request_of(tokenizer.encode(prompt), 10, **fields), echo, tokenizer)
 
 
 def _end(index: int = 0, reason: FinishReason = FinishReason.LENGTH, **fields: Any) -> Finished:

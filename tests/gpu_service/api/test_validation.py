@@ -211,8 +211,8 @@ def test_the_last_of_n_needs_a_seed_too() -> None:
 
 def test_the_limit_of_max_tokens_holds_for_what_is_unset_as_well() -> None:
     limits = RequestLimits(max_tokens=5)
-    assert _parse(text="x", limits=limits).max_tokens == 5
-    assert _parse(text="x", max_tokens=5, limits=limits).max_tokens == 5
+    assert _parse(text="x", limits=limits).ending.max_tokens == 5
+    assert _parse(text="x", max_tokens=5, limits=limits).ending.max_tokens == 5
     _assert_refused("max_tokens", "at most 5 are allowed here, got 6", {"text": "x", "max_tokens": 6}, limits=limits)
 
 
@@ -220,11 +220,11 @@ def test_what_is_unset_has_its_default() -> None:
     request = _parse(text="abc")
     assert request.prompt == [47, 48, 49]
     assert request.sampling == parameters.SamplingParameters()
-    assert request.max_tokens == 13, "256, or the room that is left"
-    assert request.eos_ids == frozenset({2})
-    assert request.stop_ids == frozenset()
+    assert request.ending.max_tokens == 13, "256, or the room that is left"
+    assert request.ending.eos_ids == frozenset({2})
+    assert request.ending.stop_ids == frozenset()
     assert (request.stop, request.beam, request.logprobs, request.prompt_logprobs) == (None, None, None, None)
-    assert (request.n, request.min_tokens, request.priority) == (1, 0, 0)
+    assert (request.n, request.ending.min_tokens, request.priority) == (1, 0, 0)
     assert re.fullmatch("[0-9a-f]{32}", request.request_id)
     assert request.request_id != _parse(text="abc").request_id
 
@@ -248,8 +248,8 @@ def test_what_is_set_is_kept() -> None:
             frequency_penalty=-1, presence_penalty=2, logit_bias={4: -100},
         ),
     )  # fmt: skip
-    assert (request.prompt, request.max_tokens, request.min_tokens) == ([4, 5], 14, 3)
-    assert (request.stop_ids, request.eos_ids) == (frozenset({8, 9}), frozenset())
+    assert (request.prompt, request.ending.max_tokens, request.ending.min_tokens) == ([4, 5], 14, 3)
+    assert (request.ending.stop_ids, request.ending.eos_ids) == (frozenset({8, 9}), frozenset())
     assert request.stop is not None
     assert (request.stop.strings, request.stop.include, request.stop.min_tokens) == (("ab", "c"), True, 3)
     assert (request.n, request.logprobs, request.prompt_logprobs) == (3, 2, 0)

@@ -1,4 +1,4 @@
-"""The engine's thread, and how others speak to it. What a step does is test_stepper.py's."""
+"""The engine's thread and the calls by which others reach it. What a step does is tested in test_stepper.py."""
 
 import queue
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpu_service.engine.engine import Engine
-from gpu_service.engine.request import Failed, Finished, Token
+from gpu_service.engine.events import Failed, Finished, Token
 from gpu_service.errors import DuplicateIdError, EngineStoppedError, NeverFitsError, QueueFullError
 from gpu_service.sampling.outputs import FinishReason
 from tests.support.counting_model import CountingModel, Reader
@@ -48,13 +48,23 @@ def test_tokens_come_in_order_and_then_the_end(engine: Engine) -> None:
     assert isinstance(end, Finished)
     assert (end.reason, end.completion_tokens) == (FinishReason.LENGTH, 5)
     assert min(end.queue_seconds, end.prefill_seconds, end.decode_seconds) >= 0
-    assert (engine.num_running, engine.num_waiting, engine.used_slots, engine.used_kv_bytes) == (0, 0, 0, 0)
+    assert (engine.num_running, engine.num_waiting, engine.used_rows, engine.used_kv_bytes) == (0, 0, 0, 0)
+
+
+def test_how_far_a_request_is_computed_can_be_read_from_its_answer(engine: Engine) -> None:
+    reader = Reader([3, 4])
+    answer = engine.submit(reader.request)
+    assert answer.request is reader.request
+    assert reader.read()[0] == answer.generations[0].output == [5, 6, 7, 8, 9]
+    assert answer.started_at is not None
+    assert answer.first_token_at is not None
+    assert answer.submitted_at <= answer.started_at <= answer.first_token_at
 
 
 def test_what_is_held_is_told(engine: Engine) -> None:
     reader = Reader([1, 2], max_tokens=ENDLESS)
     _started(engine, reader)
-    assert (engine.num_running, engine.used_slots, engine.used_kv_bytes) == (1, 1, ENDLESS + 2)
+    assert (engine.num_running, engine.used_rows, engine.used_kv_bytes) == (1, 1, ENDLESS + 2)
     assert engine.kv_bytes == 10**9
     engine.cancel(reader.request)
     reader.read()

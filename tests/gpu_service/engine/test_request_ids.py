@@ -3,11 +3,11 @@ import pytest
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.errors import DuplicateIdError
-from gpu_service.sampling.parameters import SamplingParameters
+from tests.support.requests import request_of
 
 
 def _request(request_id: str) -> Request:
-    return Request([1], SamplingParameters(), 1, lambda event: None, request_id=request_id)
+    return request_of([1], request_id=request_id)
 
 
 def test_an_id_is_one_requests_until_it_ends() -> None:

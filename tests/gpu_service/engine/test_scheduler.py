@@ -9,18 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpu_service.engine import kv_rows
-from gpu_service.engine.generation import Batch
-from gpu_service.engine.request import Request
+from gpu_service.engine.generation import Answer, Batch
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import NeverFitsError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
-from tests.support.model_of_cache import NAN, ModelOfCache, budget_of, request_of, text_of
+from tests.support.model_of_cache import NAN, ModelOfCache, answer_of, budget_of, text_of
 
 _tokens = itertools.count(1000)
 
 
 class _Run:
-    """A scheduler and what a cache would hold by it; every token that is made is a new one."""
+    """A scheduler and a model of the cache that it moves. No generated token occurs twice."""
 
     def __init__(
         self,
@@ -33,28 +32,35 @@ class _Run:
     ) -> None:
         budget = budget_of(max_rows, max_length, num_tokens)
         self.cache = ModelOfCache(budget)
-        self.scheduler = Scheduler(self.cache, budget, max_waiting, chunk, 3, alone_chunk)
+        self.scheduler = Scheduler(
+            self.cache,
+            budget,
+            max_waiting=max_waiting,
+            prefill_chunk=chunk,
+            logprobs_chunk=3,
+            alone_chunk=alone_chunk,
+        )
 
-    def add(self, *requests: Request) -> None:
-        for request in requests:
-            self.scheduler.add(request)
+    def add(self, *answers: Answer) -> None:
+        for answer in answers:
+            self.scheduler.add(answer)
 
-    def step(self, poison: Request | None = None) -> Batch:
-        """Computes the next batch; those that have made all their tokens end."""
+    def step(self, non_finite: Answer | None = None) -> Batch:
+        """Computes the next batch. Generations that reach their length end."""
         batch = self.scheduler.next_batch()
         assert batch is not None
-        self.cache.compute(batch, poison)
+        self.cache.compute(batch, non_finite)
         self.scheduler.commit(batch)
         if batch.ends_prompt or not batch.is_prompt:
-            for sequence in batch.sequences[0].request.sequences if batch.is_prompt else batch.sequences:
-                sequence.output.append(next(_tokens))
-                if len(sequence.output) >= sequence.request.max_tokens:
-                    self.scheduler.finish(sequence)
+            for generation in batch.generations[0].answer.generations if batch.is_prompt else batch.generations:
+                generation.output.append(next(_tokens))
+                if len(generation.output) >= generation.request.ending.max_tokens:
+                    self.scheduler.finish(generation)
         return batch
 
-    def order(self, num_steps: int) -> list[list[Request]]:
-        """Whose batches come next."""
-        return [self.step().requests for _ in range(num_steps)]
+    def order(self, num_steps: int) -> list[list[Answer]]:
+        """The answers of each of the next batches."""
+        return [self.step().answers for _ in range(num_steps)]
 
 
 def _prompt(num_tokens: int, first: int = 0) -> list[int]:
@@ -66,67 +72,67 @@ def test_nothing_to_do() -> None:
 
 
 def test_a_prompt_is_computed_in_chunks_and_the_last_one_says_the_next_token() -> None:
-    run, request = _Run(chunk=4), request_of(_prompt(10))
-    run.add(request)
+    run, answer = _Run(chunk=4), answer_of(_prompt(10))
+    run.add(answer)
     batches = [run.step() for _ in range(3)]
     assert [(batch.start, len(batch.token_ids[0])) for batch in batches] == [([0], 4), ([4], 4), ([8], 2)]
     assert [batch.logits for batch in batches] == [Logits.NONE, Logits.NONE, Logits.LAST]
     assert [batch.ends_prompt for batch in batches] == [False, False, True]
     decode = run.step()
-    assert (decode.token_ids, decode.start, decode.logits) == ([[request.sequences[0].output[0]]], [10], Logits.LAST)
+    assert (decode.token_ids, decode.start, decode.logits) == ([[answer.generations[0].output[0]]], [10], Logits.LAST)
 
 
 def test_a_prompt_that_is_alone_is_computed_in_larger_chunks() -> None:
-    run, request = _Run(chunk=4, alone_chunk=16), request_of(_prompt(20))
-    run.add(request)
+    run, answer = _Run(chunk=4, alone_chunk=16), answer_of(_prompt(20))
+    run.add(answer)
     assert [len(run.step().token_ids[0]) for _ in range(2)] == [16, 4]
 
 
 def test_a_larger_chunk_is_for_one_that_is_alone() -> None:
-    for other in (request_of([99], max_tokens=30), request_of(_prompt(9, first=80))):
-        run, request = _Run(chunk=4, alone_chunk=16), request_of(_prompt(20))
+    for other in (answer_of([99], max_tokens=30), answer_of(_prompt(9, first=80))):
+        run, answer = _Run(chunk=4, alone_chunk=16), answer_of(_prompt(20))
         run.add(other)
         run.step()  # it decodes, or its prompt is under way
-        run.add(request)
+        run.add(answer)
         lengths = [len(batch.token_ids[0]) for batch in (run.step() for _ in range(12)) if batch.is_prompt]
         assert max(lengths) == 4
-    run, request = _Run(max_rows=1, chunk=4, alone_chunk=16), request_of(_prompt(20))
-    run.add(request, request_of([1]))
+    run, answer = _Run(max_rows=1, chunk=4, alone_chunk=16), answer_of(_prompt(20))
+    run.add(answer, answer_of([1]))
     assert run.scheduler.num_waiting == 1
     assert len(run.step().token_ids[0]) == 4
 
 
 def test_chunks_grow_once_the_others_have_ended_and_shrink_when_one_comes() -> None:
-    run, request = _Run(chunk=2, alone_chunk=8, max_length=128), request_of(_prompt(40))
-    other = request_of([99], max_tokens=1)
-    run.add(other, request)
-    assert run.step().requests == [other]
+    run, answer = _Run(chunk=2, alone_chunk=8, max_length=128), answer_of(_prompt(40))
+    other = answer_of([99], max_tokens=1)
+    run.add(other, answer)
+    assert run.step().answers == [other]
     assert len(run.step().token_ids[0]) == 8
-    run.add(request_of([98], max_tokens=3))
+    run.add(answer_of([98], max_tokens=3))
     batches = [run.step() for _ in range(12)]
-    lengths = [len(batch.token_ids[0]) for batch in batches if batch.is_prompt and batch.requests == [request]]
+    lengths = [len(batch.token_ids[0]) for batch in batches if batch.is_prompt and batch.answers == [answer]]
     assert lengths[0] == 2
     assert 8 in lengths[1:]
 
 
 def test_a_short_prompt_that_comes_during_a_grown_chunk_has_its_token_within_two() -> None:
-    run, long, short = _Run(chunk=2, alone_chunk=16), request_of(_prompt(40)), request_of(_prompt(2, first=50))
+    run, long, short = _Run(chunk=2, alone_chunk=16), answer_of(_prompt(40)), answer_of(_prompt(2, first=50))
     run.add(long)
     run.step()
     run.add(short)
-    assert run.step().requests == [short]
-    assert len(short.sequences[0].output) == 1
+    assert run.step().answers == [short]
+    assert len(short.generations[0].output) == 1
 
 
 def test_a_chunk_that_is_smaller_alone_is_not() -> None:
-    run, request = _Run(chunk=4, alone_chunk=2), request_of(_prompt(6))
-    run.add(request)
+    run, answer = _Run(chunk=4, alone_chunk=2), answer_of(_prompt(6))
+    run.add(answer)
     assert len(run.step().token_ids[0]) == 4
 
 
 def test_a_prompt_whose_log_probabilities_are_wanted_comes_in_chunks_of_its_own_with_all_logits() -> None:
     run = _Run(chunk=4)
-    run.add(request_of(_prompt(5), prompt_logprobs=0))
+    run.add(answer_of(_prompt(5), prompt_logprobs=0))
     assert [(len(batch.token_ids[0]), batch.logits) for batch in (run.step(), run.step())] == [
         (3, Logits.ALL),
         (2, Logits.ALL),
@@ -134,7 +140,7 @@ def test_a_prompt_whose_log_probabilities_are_wanted_comes_in_chunks_of_its_own_
 
 
 def test_others_decode_between_the_chunks_of_a_long_prompt() -> None:
-    run, first, second = _Run(chunk=2), request_of([1]), request_of(_prompt(6))
+    run, first, second = _Run(chunk=2), answer_of([1]), answer_of(_prompt(6))
     run.add(first)
     run.step()
     run.add(second)
@@ -142,120 +148,120 @@ def test_others_decode_between_the_chunks_of_a_long_prompt() -> None:
 
 
 def test_a_short_prompt_that_comes_during_a_long_one_waits_for_no_more_than_a_chunk() -> None:
-    run, long, short = _Run(chunk=2), request_of(_prompt(20)), request_of(_prompt(2, first=50))
+    run, long, short = _Run(chunk=2), answer_of(_prompt(20)), answer_of(_prompt(2, first=50))
     run.add(long)
     run.step()
     run.add(short)
-    assert run.step().requests == [short]
-    assert len(short.sequences[0].output) == 1
+    assert run.step().answers == [short]
+    assert len(short.generations[0].output) == 1
 
 
 def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
-    run, long = _Run(max_rows=64, chunk=2), request_of(_prompt(8), max_tokens=1)
+    run, long = _Run(max_rows=64, chunk=2), answer_of(_prompt(8), max_tokens=1)
     run.add(long)
     run.step()
     for _ in range(6):
-        run.add(request_of(_prompt(2, first=50), max_tokens=1))
+        run.add(answer_of(_prompt(2, first=50), max_tokens=1))
         run.step()
-    assert long.sequences[0].is_finished
+    assert long.generations[0].is_finished
 
 
 def test_requests_start_by_priority_and_then_in_the_order_they_came_and_never_more_than_fit() -> None:
     run = _Run(max_rows=2, max_waiting=8)
-    requests = [request_of([9, number], max_tokens=2, priority=number // 3) for number in range(5)]
-    started: list[Request] = []
-    run.add(*requests)
+    answers = [answer_of([9, number], max_tokens=2, priority=number // 3) for number in range(5)]
+    started: list[Answer] = []
+    run.add(*answers)
     while (batch := run.step()) and run.scheduler.num_running:
         assert run.scheduler.num_running <= 2
-        started += [request for request in batch.requests if request not in started]
+        started += [answer for answer in batch.answers if answer not in started]
     # the first was admitted at once
-    assert started == [requests[each] for each in (0, 1, 3, 4, 2)]
+    assert started == [answers[each] for each in (0, 1, 3, 4, 2)]
 
 
 def test_a_request_takes_a_row_for_each_of_its_generations_or_beams() -> None:
     run = _Run(max_rows=4)
-    wide, beams, narrow = request_of([1, 2], rows=3), request_of([3, 4], beams=2), request_of([5])
+    wide, beams, narrow = answer_of([1, 2], rows=3), answer_of([3, 4], beams=2), answer_of([5])
     run.add(wide, beams, narrow)
-    assert (run.scheduler.used_slots, run.scheduler.num_running, run.scheduler.num_waiting) == (3, 1, 2)
-    assert run.step().sequences == (wide.sequences[0],)
-    assert run.step().sequences == tuple(wide.sequences)
-    for sequence in wide.sequences[:2]:
-        run.scheduler.finish(sequence)
-    assert (run.scheduler.used_slots, run.scheduler.num_running) == (4, 3)
+    assert (run.scheduler.used_rows, run.scheduler.num_running, run.scheduler.num_waiting) == (3, 1, 2)
+    assert run.step().generations == (wide.generations[0],)
+    assert run.step().generations == tuple(wide.generations)
+    for generation in wide.generations[:2]:
+        run.scheduler.finish(generation)
+    assert (run.scheduler.used_rows, run.scheduler.num_running) == (4, 3)
 
 
 def test_a_large_request_is_not_overtaken_by_small_ones_that_came_later() -> None:
     run = _Run(max_rows=2)
-    running, large, small = request_of([1], max_tokens=3), request_of([2], rows=2), request_of([3])
+    running, large, small = answer_of([1], max_tokens=3), answer_of([2], rows=2), answer_of([3])
     run.add(running, large, small)
     assert run.order(3) == [[running]] * 3
-    assert run.step().requests == [large]
+    assert run.step().answers == [large]
     assert run.scheduler.num_waiting == 1
 
 
 def test_those_behind_a_large_request_start_when_it_is_given_up() -> None:
     run = _Run(max_rows=2)
-    large, small = request_of([2], rows=2), request_of([3])
-    run.add(request_of([1]), large, small)
+    large, small = answer_of([2], rows=2), answer_of([3])
+    run.add(answer_of([1]), large, small)
     run.scheduler.remove(large)
     assert (run.scheduler.num_running, run.scheduler.num_waiting) == (2, 0)
 
 
 def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None:
     run, prompt = _Run(chunk=64, alone_chunk=64), _prompt(kv_rows.MIN_SHARED_TOKENS + 4)
-    shared = [request_of(prompt, max_tokens=1, **more) for more in ({}, {}, {"prompt_logprobs": 1})]
+    shared = [answer_of(prompt, max_tokens=1, **more) for more in ({}, {}, {"prompt_logprobs": 1})]
     run.add(*shared)
     while run.scheduler.num_running:
         run.step()
-    assert [request.cached_prompt_tokens for request in shared] == [0, len(prompt) - 1, 0]
+    assert [answer.cached_prompt_tokens for answer in shared] == [0, len(prompt) - 1, 0]
 
 
 def test_a_full_queue_refuses_and_what_fits_does_not_wait() -> None:
     run = _Run(max_rows=1, max_waiting=0)
-    run.add(request_of([1]))
+    run.add(answer_of([1]))
     with pytest.raises(QueueFullError):
-        run.add(request_of([2]))
+        run.add(answer_of([2]))
     assert run.scheduler.num_waiting == 0
 
 
 def test_what_can_never_fit_is_refused() -> None:
     run = _Run(max_rows=2, max_length=64, num_tokens=100)
     with pytest.raises(NeverFitsError):
-        run.add(request_of([1], rows=2, max_tokens=60))
+        run.add(answer_of([1], rows=2, max_tokens=60))
 
 
 def test_removing_twice_or_a_stranger_does_nothing() -> None:
-    run, request, waiting = _Run(max_rows=1), request_of([1]), request_of([2])
-    run.add(request, waiting)
-    for each in (waiting, request, request, request_of([3])):
+    run, answer, waiting = _Run(max_rows=1), answer_of([1]), answer_of([2])
+    run.add(answer, waiting)
+    for each in (waiting, answer, answer, answer_of([3])):
         run.scheduler.remove(each)
-    assert (run.scheduler.used_slots, run.scheduler.used_kv_bytes, run.scheduler.num_waiting) == (0, 0, 0)
+    assert (run.scheduler.used_rows, run.scheduler.used_kv_bytes, run.scheduler.num_waiting) == (0, 0, 0)
     assert run.scheduler.next_batch() is None
 
 
 @pytest.mark.parametrize("is_decoding", [False, True])
 def test_a_spoiled_row_is_made_zeros(is_decoding: bool) -> None:
-    run, request, other = _Run(), request_of(_prompt(6), rows=2), request_of(_prompt(3, first=40))
-    run.add(other, request)
+    run, answer, other = _Run(), answer_of(_prompt(6), rows=2), answer_of(_prompt(3, first=40))
+    run.add(other, answer)
     for _ in range(8 if is_decoding else 3):
-        run.step(poison=None if is_decoding else request)
+        run.step(non_finite=None if is_decoding else answer)
     if is_decoding:
         batch = run.scheduler.next_batch()
         assert batch is not None
-        run.cache.compute(batch, poison=request)
+        run.cache.compute(batch, non_finite=answer)
     assert any(NAN in row for row in run.cache.cells)
-    run.scheduler.remove(request, spoiled=True)
+    run.scheduler.remove(answer, non_finite=True)
     assert not any(NAN in row for row in run.cache.cells)
     run.step()  # the other one's row is as it was
 
 
 @pytest.mark.parametrize("alone_chunk", [None, 10])
 def test_a_prompt_that_is_given_up_leaves_zeros(alone_chunk: int | None) -> None:
-    """Nobody has looked at what it has computed."""
-    run, request = _Run(alone_chunk=alone_chunk), request_of(_prompt(12))
-    run.add(request)
-    run.step(poison=request)
-    run.scheduler.remove(request)
+    """Its logits were never checked."""
+    run, answer = _Run(alone_chunk=alone_chunk), answer_of(_prompt(12))
+    run.add(answer)
+    run.step(non_finite=answer)
+    run.scheduler.remove(answer)
     assert not any(NAN in row for row in run.cache.cells)
 
 
@@ -267,53 +273,53 @@ def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
     chance = random.Random(seed)
     max_length = 24
     run = _Run(max_rows, max_length, max(2, int(max_rows * max_length * share)), max_waiting=50)
-    requests: list[Request] = []
+    answers: list[Answer] = []
     for action in data.draw(
         st.lists(st.sampled_from(["add", "add", "step", "step", "step", "end", "fork"]), max_size=60)
     ):
-        _act(run, requests, action, chance)
+        _act(run, answers, action, chance)
         _check(run)
-    for _ in range(sum(request.max_length + 2 for request in requests)):
+    for _ in range(sum(answer.request.max_length + 2 for answer in answers)):
         if run.scheduler.num_running + run.scheduler.num_waiting:
             run.step()
             _check(run)
-    assert all(sequence.is_finished for request in requests for sequence in request.sequences)
-    assert (run.scheduler.num_waiting, run.scheduler.used_slots) == (0, 0)
+    assert all(generation.is_finished for answer in answers for generation in answer.generations)
+    assert (run.scheduler.num_waiting, run.scheduler.used_rows) == (0, 0)
 
 
 @pytest.fixture(scope="module")
 def monkeypatch_min_shared() -> Iterator[None]:
-    """Short beginnings are shared, too."""
+    """Shares short beginnings, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv_rows, "MIN_SHARED_TOKENS", 2)
         yield
 
 
-def _act(run: _Run, requests: list[Request], action: str, chance: random.Random) -> None:
+def _act(run: _Run, answers: list[Answer], action: str, chance: random.Random) -> None:
     scheduler = run.scheduler
-    alive = [request for request in requests if not all(each.is_finished for each in request.sequences)]
+    alive = [answer for answer in answers if not answer.is_finished]
     if action == "add":
         prompt = _prompt(chance.randint(1, 9), first=chance.choice([0, 0, 100]))
         rows, beams = chance.choice([(1, 0), (1, 0), (3, 0), (1, 2), (1, 4)])
-        request = request_of(prompt, chance.randint(1, 9), rows, beams, priority=chance.choice([0, 0, 1]))
+        answer = answer_of(prompt, chance.randint(1, 9), rows, beams, priority=chance.choice([0, 0, 1]))
         try:
-            scheduler.add(request)
-            requests.append(request)
+            scheduler.add(answer)
+            answers.append(answer)
         except NeverFitsError:
-            assert scheduler.budget.shape(request.num_rows, request.max_length) is None
+            assert scheduler.budget.shape(answer.request.num_rows, answer.request.max_length) is None
     elif action == "end" and alive:
-        request = chance.choice(alive)
-        decoding = [each for each in request.sequences if each.output and not each.is_finished]
-        if decoding and request.beam is None and chance.random() < 0.5:
+        answer = chance.choice(alive)
+        decoding = [each for each in answer.generations if each.output and not each.is_finished]
+        if decoding and answer.request.beam is None and chance.random() < 0.5:
             scheduler.finish(chance.choice(decoding))
         else:
-            scheduler.remove(request, spoiled=chance.random() < 0.3)
-            for sequence in request.sequences:
-                sequence.is_finished = True
+            scheduler.remove(answer, non_finite=chance.random() < 0.3)
+            for generation in answer.generations:
+                generation.is_finished = True
     elif action == "fork":
-        searches = [request for request in alive if request.beam and request.sequences[-1].output]
+        searches = [answer for answer in alive if answer.request.beam and answer.generations[-1].output]
         if searches:
-            source, target = chance.sample(chance.choice(searches).sequences, 2)
+            source, target = chance.sample(chance.choice(searches).generations, 2)
             pairs = zip(text_of(source), text_of(target), strict=True)
             start = next((place for place, (one, other) in enumerate(pairs) if one != other), 0)
             scheduler.fork(source, target, start)
@@ -324,12 +330,12 @@ def _act(run: _Run, requests: list[Request], action: str, chance: random.Random)
 
 def _check(run: _Run) -> None:
     scheduler, budget = run.scheduler, run.cache.budget
-    assert scheduler.used_slots <= budget.max_rows
+    assert scheduler.used_rows <= budget.max_rows
     assert scheduler.used_kv_bytes <= budget.num_bytes
     decoding = scheduler._rows.decoding()
-    assert [sequence.row for sequence in decoding] == list(range(len(decoding)))
-    for sequence in decoding:
-        run.cache.check(sequence)
+    assert [generation.row for generation in decoding] == list(range(len(decoding)))
+    for generation in decoding:
+        run.cache.check(generation)
 
 
 @pytest.mark.parametrize("module", ["scheduler", "kv_rows", "kv_budget"])

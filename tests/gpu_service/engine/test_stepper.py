@@ -1,11 +1,11 @@
-"""What a step makes of each request, and that what goes wrong in one harms no other."""
+"""What a step does to each request, and that a failure in one request affects no other."""
 
 from typing import Any, NoReturn
 
 import pytest
 import torch
 
-from gpu_service.engine.request import Best, Event, Failed, Finished, Prompt, Token
+from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.stepper import Stepper
 from gpu_service.errors import NonFiniteError
@@ -22,15 +22,20 @@ class _Steps:
         self.scheduler = self.model.scheduler(max_slots, max_waiting=64, chunk=chunk)
         self.failures: list[Exception] = []
         self.ids = RequestIds()
-        self.stepper = Stepper(self.model, self.scheduler, self.ids, self.failures.append)  # type: ignore[arg-type]
+        self.stepper = Stepper(
+            self.model,  # type: ignore[arg-type]
+            self.scheduler,
+            ids=self.ids,
+            on_failure=self.failures.append,
+        )
 
     def run(self, *readers: Reader) -> None:
-        """Until all have ended."""
+        """Steps until all have ended."""
         for reader in readers:
-            self.stepper.add(reader.request)
+            self.stepper.add(reader.answer)
         while self.stepper.step():
             pass
-        assert (self.scheduler.num_running, self.scheduler.used_slots) == (0, 0)
+        assert (self.scheduler.num_running, self.scheduler.used_rows) == (0, 0)
 
 
 @pytest.fixture
@@ -67,7 +72,7 @@ def test_what_ends_a_generation_is_among_its_tokens(
 
 
 class _StopAt:
-    """Stands for StopStrings and its matchers; it breaks once where it is told to."""
+    """Stands for StopStrings and its matchers. It raises the error once, at the token."""
 
     def __init__(self, token: int, error: Exception | None = None) -> None:
         self._token, self._error = token, error
@@ -98,8 +103,8 @@ def test_generations_of_one_request_share_its_prompt_and_end_one_by_one(steps: _
     assert sorted(end.index for end in _ends(events)) == [0, 1, 2]
     alone = []
     for index in range(3):
-        single = Reader([1, 2, 3], max_tokens=12, stop_ids=frozenset(range(0, VOCAB, 3)))
-        single.request.sampling = SamplingParameters(temperature=3.0, seed=1 + index)
+        sampling = SamplingParameters(temperature=3.0, seed=1 + index)
+        single = Reader([1, 2, 3], max_tokens=12, sampling=sampling, stop_ids=frozenset(range(0, VOCAB, 3)))
         steps.run(single)
         alone.append(single.read()[0])
     assert [_tokens(events, index) for index in range(3)] == alone
@@ -164,19 +169,19 @@ def test_the_best_beam_so_far_is_streamed_where_it_was_asked_for(steps: _Steps) 
 @pytest.mark.parametrize("num_steps", [0, 2])
 def test_a_cancelled_search_brings_its_best_so_far(steps: _Steps, num_steps: int) -> None:
     reader = Reader([4], max_tokens=9, beam=BeamParameters(3, num_return_sequences=2))
-    steps.stepper.add(reader.request)
+    steps.stepper.add(reader.answer)
     for _ in range(num_steps):
         steps.stepper.step()
     steps.stepper.cancel(reader.request, FinishReason.CANCELLED)
     ends = _ends(reader.all())
     assert [end.reason for end in ends] == [FinishReason.CANCELLED] * 2
     assert ends[0].token_ids == (5, 6)[:num_steps]
-    assert steps.scheduler.used_slots == 0
+    assert steps.scheduler.used_rows == 0
 
 
 def test_a_failing_step_fails_its_requests_and_the_others_go_on(steps: _Steps) -> None:
     first, second = Reader([4]), Reader([4], max_tokens=2)
-    steps.stepper.add(first.request)
+    steps.stepper.add(first.answer)
     steps.model.error = RuntimeError("no such weather")
     steps.stepper.step()
     assert first.read() == ([], Failed(steps.model.error))
@@ -188,7 +193,7 @@ def test_a_failing_step_fails_its_requests_and_the_others_go_on(steps: _Steps) -
 
 def test_what_a_failed_step_may_have_left_is_wiped_away(steps: _Steps) -> None:
     reader = Reader([4])
-    steps.stepper.add(reader.request)
+    steps.stepper.add(reader.answer)
     steps.stepper.step()
     steps.model.error = RuntimeError("no such weather")
     steps.stepper.step()
@@ -216,14 +221,14 @@ def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: st
     }
     more = kinds[kind]
     healthy = [Reader([40]), Reader([40], beam=BeamParameters(2)), Reader([50], logprobs=0)]
-    spoiled = Reader([20], max_tokens=9, **more)
+    failing = Reader([20], max_tokens=9, **more)
     setattr(steps.model, how, 20 if in_prompt else 22)
-    steps.run(*healthy, spoiled)
-    end = spoiled.all()[-1]
+    steps.run(*healthy, failing)
+    end = failing.all()[-1]
     assert isinstance(end, Failed)
     assert isinstance(end.error, NonFiniteError)
-    assert "not a finite number" in str(end.error)
-    assert len(steps.model.cache.cleared) == spoiled.request.num_rows
+    assert "not finite" in str(end.error)
+    assert len(steps.model.cache.cleared) == failing.request.num_rows
     assert healthy[0].read()[0] == [41, 42, 43, 44, 45]
     assert _ends(healthy[1].all())[0].token_ids == (41, 42, 43, 44, 45)
     assert healthy[2].read()[0] == [51, 52, 53, 54, 55]
@@ -231,7 +236,7 @@ def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: st
 
 
 class _Broken:
-    """Breaks where it is called."""
+    """A sampler and a search that raise when they are called."""
 
     changes_logits = True
     generator = None
@@ -255,12 +260,12 @@ def test_what_breaks_in_a_requests_own_part_fails_that_request_alone(steps: _Ste
     )
     healthy = [Reader([40]), Reader([4], sampling=seeded), Reader([60], beam=BeamParameters(2))]
     for reader in (healthy[0], broken, *healthy[1:]):
-        steps.stepper.add(reader.request)
+        steps.stepper.add(reader.answer)
     steps.stepper.step()
     if part == "sampler":
-        broken.request.sequences[0].sampler = _Broken()  # type: ignore[assignment]
+        broken.answer.generations[0].sampler = _Broken()  # type: ignore[assignment]
     if part == "beams":
-        broken.request.search = _Broken()  # type: ignore[assignment]
+        broken.answer.search = _Broken()  # type: ignore[assignment]
     steps.run()
     end = broken.all()[-1]
     assert isinstance(end, Failed)
@@ -271,7 +276,7 @@ def test_what_breaks_in_a_requests_own_part_fails_that_request_alone(steps: _Ste
 
 
 class _NoMatcher:
-    """Stands for stop texts that no matcher can be made of."""
+    """Stands for stop texts whose matcher cannot be created."""
 
     def matcher(self) -> None:
         raise RuntimeError("stop texts that break")
@@ -290,13 +295,13 @@ def test_a_request_that_cannot_be_begun_fails_alone(steps: _Steps, fields: dict[
 @pytest.mark.parametrize("is_cancelled", [False, True])
 def test_a_search_whose_results_break_ends_all_the_same(steps: _Steps, is_cancelled: bool) -> None:
     broken, healthy = Reader([4], max_tokens=2, beam=BeamParameters(2)), Reader([4])
-    steps.stepper.add(broken.request)
-    assert broken.request.search is not None
+    steps.stepper.add(broken.answer)
+    assert broken.answer.search is not None
 
     def no_results() -> NoReturn:
         raise RuntimeError("results that break")
 
-    broken.request.search.results = no_results  # type: ignore[method-assign]
+    broken.answer.search.results = no_results  # type: ignore[method-assign]
     if is_cancelled:
         steps.stepper.cancel(broken.request, FinishReason.CANCELLED)
     steps.run(healthy)
@@ -308,7 +313,7 @@ def test_a_search_whose_results_break_ends_all_the_same(steps: _Steps, is_cancel
 def test_what_was_aborted_ends_as_cancelled_even_where_it_ends_in_that_very_step(steps: _Steps) -> None:
     reader = Reader([4], max_tokens=1, request_id="mine")
     steps.ids.add(reader.request)
-    steps.stepper.add(reader.request)
+    steps.stepper.add(reader.answer)
     assert steps.ids.abort("mine") is reader.request
     steps.stepper.step()
     end = reader.read()[1]

@@ -12,15 +12,15 @@ from cpu_expert_service.native import NativeUnavailableError, Pool, available_ti
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.runner import Result, Runner
 from fiddler.checkpoint import Checkpoint
-from gpu_service.engine import generation as words
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
+from gpu_service.sampling.parameters import BeamParameters
 from tests.support.reference import RecordingStepper
+from tests.support.requests import request_of
 
 CPU = torch.device("cpu")
 MAX_SLOTS = 4
@@ -75,36 +75,34 @@ class Engine:
         dispatcher.max_rows = max_rows
         self.model = Model(checkpoint, dispatcher, device=CPU, dtype=torch.float32, num_rows=MAX_SLOTS, max_context=512)
         length = self.model.max_context
-        budget = KvBudget(MAX_SLOTS * length, 1, MAX_SLOTS, length)
+        budget = KvBudget(num_tokens=MAX_SLOTS * length, token_bytes=1, max_rows=MAX_SLOTS, max_length=length)
         self.model.cache.set_capacity(budget.num_tokens)
         self.scheduler = Scheduler(self.model.cache, budget, max_waiting=64, prefill_chunk=32)
-        self.stepper = RecordingStepper(self.model, self.scheduler, RequestIds(), self._raise)
+        self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
         """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen by."""
-        requests = [self.request(prompt, num_tokens) for prompt in prompts]
-        self.run(*requests)
-        return [(each.sequences[0].output, self.logits(each.sequences[0])) for each in requests]
+        answers = [self.answer(prompt, num_tokens) for prompt in prompts]
+        self.run(*answers)
+        first = [answer.generations[0] for answer in answers]
+        return [(each.output, torch.stack(self.stepper.logits[each])) for each in first]
 
     def search(self, prompt: Sequence[int], num_tokens: int, num_beams: int) -> list[int]:
         """The best of so many beams."""
-        request = self.request(prompt, num_tokens, beam=BeamParameters(num_beams))
-        self.run(request)
-        assert request.search is not None
-        return list(request.search.results()[0].token_ids)
+        answer = self.answer(prompt, num_tokens, beam=BeamParameters(num_beams))
+        self.run(answer)
+        assert answer.search is not None
+        return list(answer.search.results()[0].token_ids)
 
-    def request(self, prompt: Sequence[int], num_tokens: int, **more: Any) -> Request:
-        return Request(list(prompt), SamplingParameters(), num_tokens, lambda event: None, **more)
+    def answer(self, prompt: Sequence[int], num_tokens: int, **more: Any) -> Answer:
+        return Answer(request_of(prompt, num_tokens, **more))
 
-    def run(self, *requests: Request) -> None:
+    def run(self, *answers: Answer) -> None:
         with torch.inference_mode():
-            for request in requests:
-                self.stepper.add(request)
+            for answer in answers:
+                self.stepper.add(answer)
             while self.stepper.step():
                 pass
-
-    def logits(self, sequence: words.Sequence) -> torch.Tensor:
-        return torch.stack(self.stepper.logits[sequence])
 
     @staticmethod
     def _raise(error: Exception) -> None:
