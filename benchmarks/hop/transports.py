@@ -65,7 +65,9 @@ class _Stream:
         self._client.connect(fingerprint)
 
     def submit(self, message: Message) -> None:
-        self._call = self._client.submit(0, message.hidden, message.expert_ids, message.routing_weights)
+        self._call = self._client.submit(
+            0, message.hidden, expert_ids=message.expert_ids, routing_weights=message.routing_weights
+        )
 
     def join(self) -> object:
         return self._call.join()

@@ -190,13 +190,20 @@ class _TimedExperts:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> PendingOutput:
         """See RemoteExperts."""
         began = time.perf_counter()
-        pending = self._client.submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
+        pending = self._client.submit(
+            layer,
+            hidden,
+            expert_ids=expert_ids,
+            routing_weights=routing_weights,
+            timeout_seconds=timeout_seconds,
+        )
         self.num_selections += expert_ids.numel()
         self.num_distinct += len(np.unique(expert_ids.numpy()))
         return _TimedOutput(self, pending, began)

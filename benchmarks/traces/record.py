@@ -77,13 +77,14 @@ class _Recorder:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> PendingOutput:
         """See RemoteExperts."""
         self._ids[layer].append(expert_ids.numpy().astype(np.int16))
-        return self._experts.submit(layer, hidden, expert_ids, routing_weights, timeout_seconds)
+        return self._experts.submit(layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights)
 
     def take(self) -> Ids:
         """[layers, tokens, k] since the last time."""

@@ -139,7 +139,7 @@ class _Service:
         ids = torch.tensor(experts if computes else [-1] * len(experts), dtype=torch.int32).repeat(rows, 1)
         weights = torch.full(ids.shape, 1.0 / len(experts))
         began = time.perf_counter()
-        pending = self._client.submit(layer, self._hidden[:rows], ids, weights)
+        pending = self._client.submit(layer, self._hidden[:rows], expert_ids=ids, routing_weights=weights)
         pending.join()
         seconds = time.perf_counter() - began
         return seconds, pending.compute_seconds or seconds, len(experts)

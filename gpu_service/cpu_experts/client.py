@@ -131,6 +131,7 @@ class ExpertClient:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,

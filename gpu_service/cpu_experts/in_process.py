@@ -39,6 +39,7 @@ class InProcessExperts:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,

@@ -22,6 +22,7 @@ class DeviceExperts:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: npt.NDArray[np.int32],
         routing_weights: npt.NDArray[np.float32],
         resident: Mapping[int, ExpertWeights],

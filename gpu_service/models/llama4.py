@@ -30,9 +30,9 @@ class Llama4Block(nn.Module):
         scores, expert_ids = all_scores.topk(self.router.top_k, dim=1)
         ones = torch.ones_like(scores[:, :1])
         sent = [(rows * scores[:, [choice]], expert_ids[:, [choice]], ones) for choice in range(self.router.top_k)]
-        work = self.experts.begin(*sent[0])
+        wait = self.experts.begin(*sent[0])
         output: torch.Tensor = self.shared_expert(rows)
-        output = output + self.experts.finish(work, *sent[0])
+        output = output + wait()
         for each in sent[1:]:
             output = output + self.experts(*each)
         return output, logits

@@ -1,9 +1,10 @@
-"""How long the device takes for what is enqueued on it, without waiting for it."""
+"""Times what is enqueued on a device, without waiting for it."""
 
 import time
 from typing import Protocol
 
 import torch
+from typing_extensions import override
 
 
 class Span(Protocol):
@@ -11,15 +12,15 @@ class Span(Protocol):
 
     @property
     def seconds(self) -> float | None:
-        """What it took; None while it is not known."""
+        """How long the work took; None until that is known."""
         ...
 
     def stop(self) -> None:
-        """Says that all of it is enqueued."""
+        """Ends the span: all of its work is enqueued."""
         ...
 
 
-class HostSpan:
+class HostSpan(Span):
     """On the CPU, where work is done when a call returns."""
 
     __slots__ = ("_began", "seconds")
@@ -28,12 +29,12 @@ class HostSpan:
         self.seconds: float | None = None
         self._began = time.perf_counter()
 
+    @override
     def stop(self) -> None:
-        """See Span."""
         self.seconds = time.perf_counter() - self._began
 
 
-class CudaSpan:
+class CudaSpan(Span):
     """On a GPU: the stream itself takes the time, at two events."""
 
     __slots__ = ("_end", "_start")
@@ -44,16 +45,16 @@ class CudaSpan:
         self._start.record()
 
     @property
+    @override
     def seconds(self) -> float | None:
-        """See Span."""
         has_ended = self._end.query()  # type: ignore[no-untyped-call]
         return self._start.elapsed_time(self._end) / 1e3 if has_ended else None
 
+    @override
     def stop(self) -> None:
-        """See Span."""
         self._end.record()
 
 
 def start_span(device: torch.device) -> Span:
-    """Begins to time what is enqueued on a device from now on."""
+    """Starts to time what is enqueued on a device from now on."""
     return CudaSpan() if device.type == "cuda" else HostSpan()

@@ -1,7 +1,7 @@
-"""Carries out a MoE layer's plan: sends rows to the CPU, computes the others here meanwhile, and joins the sums.
+"""Carries out a MoE layer's plan: sends rows to the CPU expert service, computes the rest here, and joins the sums.
 
-The planner decides, and the parts compute; this is the order of events, and what happens when the CPU expert service
-is lost in the middle of a layer.
+planning decides, gpu_experts and cpu_experts compute. This module holds the order of events, and what happens if the
+CPU expert service is lost in the middle of a layer.
 """
 
 import time
@@ -32,15 +32,16 @@ class Dispatcher:
         checkpoint: Checkpoint,
         device: torch.device,
         remote: RemoteExperts,
+        *,
         in_process: RemoteExperts | None = None,
     ) -> None:
-        """Everything is computed remotely until `use` says otherwise.
+        """Has everything computed remotely until `use` is called.
 
         Args:
             checkpoint: The experts.
-            device: Where the dense part is computed.
+            device: The device that computes the dense part.
             remote: The CPU expert service.
-            in_process: Computes in its place while it is lost; None where experts can be brought to the device.
+            in_process: Replaces the CPU expert service while that is lost; None if experts can be copied to the device.
         """
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
         self.costs = LayerCosts(len(checkpoint.layers))
@@ -54,46 +55,48 @@ class Dispatcher:
         self._staging = HostStaging(device)
         self._device_experts = DeviceExperts(checkpoint, device)
         self.orchestration: Orchestration = EverythingRemote()
-        """What plans are made from; another one by `use`."""
+        """Makes the plans; `use` replaces it."""
 
     def use(self, orchestration: Orchestration) -> None:
-        """Plans with these costs, slots and policy from now on."""
+        """Plans with this orchestration from now on."""
         self.orchestration = orchestration
 
     def clear_counts(self) -> None:
-        """Forgets what was counted until now."""
+        """Sets the counts of selections and costs to zero."""
         self.selections.clear()
         self.costs.clear()
 
     @contextmanager
     def with_backend(self, remote: RemoteExperts) -> Iterator[None]:
-        """Has something else than the CPU expert service compute, for a while."""
+        """Replaces the CPU expert service by another backend within a `with` block."""
         usual, self._remote = self._remote, remote
         try:
             yield
         finally:
             self._remote = usual
 
-    def begin(self, layer: int, hidden: torch.Tensor, expert_ids: torch.Tensor, weights: torch.Tensor) -> LayerWork:
-        """Plans a layer, sends what is remote and starts the copies of what is streamed. Does not wait for either.
+    def begin(
+        self, layer: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+    ) -> LayerWork:
+        """Plans a layer, sends what is remote and starts the copies of what is streamed. Waits for neither.
 
         Args:
             layer: Index into the checkpoint's MoE layers.
             hidden: [rows, hidden] on the device.
             expert_ids: [rows, k] on the device; -1 is left out.
-            weights: [rows, k] on the device.
+            routing_weights: [rows, k] on the device.
         """
         began_at, orchestration = time.perf_counter(), self.orchestration
-        on_host = {"rows": hidden, "ids": expert_ids.to(torch.int32), "weights": weights.to(torch.float32)}
+        on_host = {"rows": hidden, "ids": expert_ids.to(torch.int32), "weights": routing_weights.to(torch.float32)}
         guess = orchestration.guess(layer, hidden)
         if guess is not None:
             on_host["guess"] = guess
-        rows, ids, routing_weights, *guessed = self._staging.to_host(**on_host)
-        # on the CPU, since counting on a GPU waits for it once more
+        rows, ids, weights, *guessed = self._staging.to_host(**on_host)
+        # counted on the CPU: a count on the GPU would be one more synchronisation
         counts = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
-        # the slowest side first
-        messages = self._send(layer, plan, rows, ids, routing_weights)
+        # sent before anything is copied: the CPU is the slowest side
+        messages = self._send(layer, plan, hidden=rows, ids=ids, weights=weights)
         copies = orchestration.start_copies(layer, counts, plan)
         if guessed:
             orchestration.prefetch(layer, guessed[0].numpy())
@@ -101,7 +104,16 @@ class Dispatcher:
         for route, experts in (("resident", plan.resident), ("streamed", plan.streamed)):
             if experts:
                 self.selections.add_route(layer, route, int(counts[list(experts)].sum()))
-        return LayerWork(layer, hidden, ids.numpy(), routing_weights.numpy(), plan, messages, copies, began_at)
+        return LayerWork(
+            layer=layer,
+            hidden=hidden,
+            ids=ids.numpy(),
+            weights=weights.numpy(),
+            plan=plan,
+            messages=messages,
+            copies=copies,
+            began_at=began_at,
+        )
 
     def finish(self, work: LayerWork) -> torch.Tensor:
         """Computes what runs here and joins what was sent: [rows, hidden] in the dtype of the hidden rows.
@@ -122,10 +134,19 @@ class Dispatcher:
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         resident = self.orchestration.resident_weights(work.layer, plan.resident)
         span = start_span(self._device)
-        self._device_experts.run(work.layer, hidden, work.ids, work.weights, resident, work.copies, total)
+        self._device_experts.run(
+            work.layer,
+            hidden,
+            expert_ids=work.ids,
+            routing_weights=work.weights,
+            resident=resident,
+            streamed=work.copies,
+            total=total,
+        )
         span.stop()
         if work.copies:
-            self.costs.add("transfer", work.layer, *self.orchestration.observe_copies(work.layer, work.copies))
+            predicted, actual = self.orchestration.observe_copies(work.layer, work.copies)
+            self.costs.add("transfer", work.layer, predicted_seconds=predicted, actual_seconds=actual)
         for message in work.messages:
             output = self._join(work, message).to(hidden.device, torch.float32)
             if message.rows is None:
@@ -133,15 +154,15 @@ class Dispatcher:
             else:
                 total.index_add_(0, torch.from_numpy(message.rows).to(hidden.device), output)
         if plan.resident or plan.streamed:
-            self.costs.add_device(work.layer, span, plan.gpu_seconds, work.cpu_seconds)
+            self.costs.add_device(work.layer, span, predicted_seconds=plan.gpu_seconds, cpu_seconds=work.cpu_seconds)
         return total.to(hidden.dtype)
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
-        """Between two batches, after one of so many rows: residency may change."""
+        """Changes residency between two batches, the last of which had so many rows and took so many seconds."""
         self.orchestration.end_of_step(num_rows, seconds)
 
     def cancel_batch(self) -> None:
-        """The batch failed: what it left under way is given up."""
+        """Releases what a failed batch left under way."""
         self.orchestration.cancel_batch()
 
     def take_non_finite(self) -> set[int]:
@@ -153,18 +174,18 @@ class Dispatcher:
         return rows
 
     def make_room(self) -> bool:
-        """The device ran out of memory: gives up memory of experts. Returns whether there was any."""
+        """Gives memory of experts back to a device that ran out of it. Returns whether there was any to give."""
         return self.orchestration.make_room()
 
     def close(self) -> None:
-        """Ends the copying of experts. Nothing is computed after it."""
+        """Ends the copying of experts. Nothing may be computed afterwards."""
         self.orchestration.close()
 
     def _remote_now(self) -> RemoteExperts | None:
         return self._remote if self._remote.available else self._in_process
 
     def _send(
-        self, layer: int, plan: Plan, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+        self, layer: int, plan: Plan, *, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
     ) -> list[ExpertMessage]:
         if not plan.remote:
             return []
@@ -182,49 +203,64 @@ class Dispatcher:
         route = "remote" if remote is self._remote else "streamed"
         for span in np.array_split(np.arange(hidden.shape[0]), num_messages):
             part = slice(span[0], span[-1] + 1)
-            content = hidden[part], ids[part], weights[part]
-            pending, sent_at = None, time.perf_counter()
+            message = ExpertMessage(
+                rows=None if rows is None else rows[part],
+                hidden=hidden[part],
+                ids=ids[part],
+                weights=weights[part],
+                route=route,
+                sent_at=time.perf_counter(),
+            )
             if remote is not None:
                 try:
-                    pending = remote.submit(layer, *content, timeout)
+                    message.pending = remote.submit(
+                        layer,
+                        message.hidden,
+                        expert_ids=message.ids,
+                        routing_weights=message.weights,
+                        timeout_seconds=timeout,
+                    )
                 except ExpertServiceError:
                     remote = None  # the client has reported it; finish() computes the rows another way
-            messages.append(ExpertMessage(None if rows is None else rows[part], *content, pending, route, sent_at))
+            messages.append(message)
         return messages
 
     def _join(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
-        """A message's partial sums, [part, hidden], from the CPU expert service or in its place."""
+        """Returns a message's partial sums, [part, hidden], from the CPU expert service or computed in its place."""
         selections = int(np.count_nonzero(message.ids.numpy() >= 0))
         if message.pending is not None:
             joining_at = time.perf_counter()
             try:
                 output = message.pending.join()
             except ExpertServiceError:
-                pass  # told by the client; it may even be back by now, but this answer never comes
+                pass  # the client has reported it; even if the service is back by now, this answer never comes
             else:
-                self._observe(work, message, message.pending, joining_at)
+                self._observe(work, message, message.pending, joining_at=joining_at)
                 self.selections.add_route(work.layer, message.route, selections)
                 return self._without_non_finite(output, message)
         self.selections.add_route(work.layer, "streamed", selections)
         metrics.REPLANNED_LAYERS.inc()
         return self._compute_lost(work, message)
 
-    def _observe(self, work: LayerWork, message: ExpertMessage, pending: PendingOutput, joining_at: float) -> None:
-        """Learns from an answer, and counts what it took."""
+    def _observe(self, work: LayerWork, message: ExpertMessage, pending: PendingOutput, *, joining_at: float) -> None:
+        """Corrects the costs by an answer, and counts its seconds."""
         now, seconds = time.perf_counter(), pending.compute_seconds
         predicted = self.orchestration.observe_remote(work.layer, message.ids.numpy(), pending)
         if predicted is None or seconds is None or message.route != "remote":
             return
-        self.costs.add("cpu", work.layer, predicted.compute_seconds, seconds)
+        self.costs.add("cpu", work.layer, predicted_seconds=predicted.compute_seconds, actual_seconds=seconds)
         work.cpu_seconds += seconds
-        # else it may have lain there, or waited for the one before it
+        # otherwise the answer may have lain unread, or the message may have queued behind the one before it
         was_waited_for = len(work.messages) == 1 and (message.rows is None or joining_at - message.sent_at < seconds)
         if was_waited_for:
-            self.costs.add("hop", work.layer, predicted.hop_seconds, now - message.sent_at - seconds)
+            hop_seconds = now - message.sent_at - seconds
+            self.costs.add("hop", work.layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
 
     def _compute_lost(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
         if self._in_process is not None:
-            return self._in_process.submit(work.layer, message.hidden, message.ids, message.weights).join()
+            return self._in_process.submit(
+                work.layer, message.hidden, expert_ids=message.ids, routing_weights=message.weights
+            ).join()
         counts = np.bincount(message.ids[message.ids >= 0].numpy(), minlength=self._num_experts[work.layer])
         plan = self.orchestration.plan(work.layer, counts.tolist(), remote_available=False)
         if plan.remote:
@@ -232,9 +268,14 @@ class Dispatcher:
         hidden = message.hidden.to(self._device)
         total = torch.zeros(hidden.shape, dtype=torch.float32, device=self._device)
         resident = self.orchestration.resident_weights(work.layer, plan.resident)
-        copies = self.orchestration.stream(work.layer, plan.streamed)
         self._device_experts.run(
-            work.layer, hidden, message.ids.numpy(), message.weights.numpy(), resident, copies, total
+            work.layer,
+            hidden,
+            expert_ids=message.ids.numpy(),
+            routing_weights=message.weights.numpy(),
+            resident=resident,
+            streamed=self.orchestration.stream(work.layer, plan.streamed),
+            total=total,
         )
         return total
 

@@ -1,13 +1,13 @@
-"""Brings what a MoE layer's plan depends on to the CPU with one wait."""
+"""Copies what a MoE layer's plan depends on to the CPU, with one wait."""
 
 import torch
 
 
 class HostStaging:
-    """Brings a layer's tensors to the CPU with one wait.
+    """Copies a layer's tensors to the CPU with one wait.
 
-    On CUDA they are copied into pinned memory without waiting for each, and the stream is waited for once: the one
-    device-to-host synchronisation of a MoE layer. On the CPU they are there already.
+    On CUDA they are copied into pinned memory without waiting for each, and the stream is waited for once: the only
+    device-to-host synchronisation of a MoE layer. On the CPU nothing is copied.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -15,7 +15,7 @@ class HostStaging:
         self._pinned: dict[str, torch.Tensor] = {}
 
     def to_host(self, **tensors: torch.Tensor) -> list[torch.Tensor]:
-        """Copies tensors to the CPU. What is returned is valid until the next call."""
+        """Returns the tensors on the CPU, in their order, valid until the next call."""
         if self._device.type == "cpu":
             return list(tensors.values())
         copies = [self._buffer(name, tensor).copy_(tensor, non_blocking=True) for name, tensor in tensors.items()]
@@ -23,7 +23,7 @@ class HostStaging:
         return copies
 
     def _buffer(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Pinned memory of the tensor's shape, kept between calls since pinning is slow."""
+        """Returns pinned memory of the tensor's shape, kept between calls because pinning is slow."""
         buffer = self._pinned.get(name)
         if buffer is None or buffer.numel() < tensor.numel() or buffer.dtype != tensor.dtype:
             buffer = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)

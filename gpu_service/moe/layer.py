@@ -1,9 +1,12 @@
-"""What stands in a model where its experts were: hands their rows to the dispatcher."""
+"""The modules that replace a model's experts: they hand the experts' rows to the dispatcher."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.pending import LayerWork
@@ -13,10 +16,10 @@ from gpu_service.moe.shared_experts import SharedExperts, same_rows
 class MoeLayer(nn.Module):
     """Has the signature of transformers' experts classes and no parameters, so that loading reads no expert.
 
-    `connect` gives it what it needs once the model is built; transformers builds it from the model's configuration.
+    transformers builds it from the model's configuration; `connect` then gives it the rest.
     """
 
-    # some models' own initialisation touches these; they are no parameters, so that nothing is loaded into them
+    # some models' own initialisation reads these names; as plain tensors they are no parameters, and nothing is loaded
     gate_up_proj = up_proj = down_proj = torch.empty(0)
 
     def __init__(self, config: Any, *_: Any, **__: Any) -> None:
@@ -27,13 +30,19 @@ class MoeLayer(nn.Module):
         self._early: LayerWork | None = None
 
     def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module) -> None:
-        """Says which MoE layer this is, who computes for it, and which block of the model it lies in."""
+        """Completes the module once the model is built.
+
+        Args:
+            layer: Index into the checkpoint's MoE layers.
+            dispatcher: Computes the experts.
+            block: The MoE block that this module is part of. Its shared experts are wrapped, to run meanwhile.
+        """
         self._layer = layer
         self._dispatcher = dispatcher
         shared = SharedExperts.install(block)
         if shared is not None:
             shared.connect(self._begin_early)
-            object.__setattr__(self, "_shared", shared)  # it is the block's child and must not become this one's, too
+            object.__setattr__(self, "_shared", shared)  # past nn.Module, or the block's child became this one's too
 
     def forward(self, hidden: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor) -> torch.Tensor:
         """Sums routing weight x expert(row) over each row's experts.
@@ -48,55 +57,55 @@ class MoeLayer(nn.Module):
         rows = hidden.reshape(-1, hidden.shape[-1])
         limit = self._dispatcher.max_rows
         if limit is not None and len(rows) > limit:
-            return self._in_parts(rows, top_k_index, top_k_weights, limit).view(hidden.shape)
+            return self._in_parts(rows, top_k_index, top_k_weights).view(hidden.shape)
         work = early
         if work is None or not same_rows(work.hidden, rows):
-            work = self._dispatcher.begin(self._layer, rows, top_k_index, top_k_weights)
+            work = self._begin(rows, top_k_index, top_k_weights)
         if self._shared is not None:
             self._shared.routed_experts_called(rows)
         return self._dispatcher.finish(work).view(hidden.shape)
 
-    def _in_parts(
-        self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor, limit: int
-    ) -> torch.Tensor:
-        """The same for more rows than are computed at once."""
+    def _begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> LayerWork:
         assert self._dispatcher is not None
+        return self._dispatcher.begin(self._layer, rows, expert_ids=expert_ids, routing_weights=routing_weights)
+
+    def _in_parts(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+        """Does what `forward` does, for more rows than are computed at once."""
+        assert self._dispatcher is not None
+        limit = self._dispatcher.max_rows
+        assert limit is not None
         output = torch.empty_like(rows)
         for begin in range(0, len(rows), limit):
             part = slice(begin, begin + limit)
-            work = self._dispatcher.begin(self._layer, rows[part], expert_ids[part], routing_weights[part])
+            work = self._begin(rows[part], expert_ids[part], routing_weights[part])
             output[part] = self._dispatcher.finish(work)
         return output
 
     def _begin_early(self, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> None:
         assert self._dispatcher is not None
-        if self._dispatcher.max_rows is not None and len(hidden) > self._dispatcher.max_rows:
-            return
-        self._early = self._dispatcher.begin(self._layer, hidden, expert_ids, routing_weights)
+        limit = self._dispatcher.max_rows
+        if limit is None or len(hidden) <= limit:
+            self._early = self._begin(hidden, expert_ids, routing_weights)
 
 
 class BlockExperts(MoeLayer):
-    """A MoeLayer whose block says itself what is computed meanwhile."""
+    """A MoeLayer whose block itself computes something meanwhile."""
 
+    @override
     def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module) -> None:
-        """See MoeLayer; it leaves the block as it is."""
         self._layer = layer
         self._dispatcher = dispatcher
 
-    def begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> LayerWork | None:
-        """Sends [rows, hidden] with [rows, k] ids and weights; None where they are too many for one message.
+    def begin(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+    ) -> Callable[[], torch.Tensor]:
+        """Sends [rows, hidden] with [rows, k] ids and weights.
 
-        `finish` is to be called next, with the same arguments.
+        Returns:
+            What waits for the experts' sums, [rows, hidden]. It is to be called before anything else is sent.
         """
-        assert self._dispatcher is not None, "connect() comes before forward()"
+        assert self._dispatcher is not None, "connect() comes before begin()"
         limit = self._dispatcher.max_rows
         if limit is not None and len(rows) > limit:
-            return None
-        return self._dispatcher.begin(self._layer, rows, expert_ids, routing_weights)
-
-    def finish(
-        self, work: LayerWork | None, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
-    ) -> torch.Tensor:
-        """Waits for what `begin` sent: [rows, hidden]."""
-        assert self._dispatcher is not None, "connect() comes before forward()"
-        return self(rows, expert_ids, routing_weights) if work is None else self._dispatcher.finish(work)
+            return partial(self, rows, expert_ids, routing_weights)
+        return partial(self._dispatcher.finish, self._begin(rows, expert_ids, routing_weights))

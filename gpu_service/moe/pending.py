@@ -1,4 +1,4 @@
-"""A MoE layer's work on one batch, between its beginning and its end. It does nothing itself."""
+"""One layer's work on a batch, between Dispatcher.begin and Dispatcher.finish: what was sent, copied and planned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,42 +11,43 @@ from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning.planner import Plan
 
-Ids = npt.NDArray[np.int32]
 
-
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class ExpertMessage:
     """The rows of one message to the CPU expert service."""
 
     rows: npt.NDArray[np.int64] | None
-    """Their indices in the batch; None: all of it, in order."""
+    """Their indices in the batch; None: the whole batch, in order."""
     hidden: torch.Tensor
-    """[part, hidden] on the CPU, as are the next two."""
+    """[message's rows, hidden] on the CPU."""
     ids: torch.Tensor
-    """[part, k] int32; -1 where the expert is computed here."""
+    """[message's rows, k] int32 on the CPU; -1 for an expert that the device computes."""
     weights: torch.Tensor
-    """[part, k] float32."""
-    pending: PendingOutput | None
-    """None where it could not be sent."""
+    """[message's rows, k] float32 on the CPU."""
     route: str
-    """As selections are counted: what is computed in this process in the service's place is not remote."""
+    """The route that its selections count for: "streamed" if this process computes in the service's place."""
     sent_at: float
     """time.perf_counter()"""
+    pending: PendingOutput | None = None
+    """The answer to wait for; None if the message could not be sent."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class LayerWork:
-    """One layer's rows, sent and not joined."""
+    """One layer of a batch, sent and not joined."""
 
     layer: int
     hidden: torch.Tensor
     """[rows, hidden] on the device."""
-    ids: Ids
+    ids: npt.NDArray[np.int32]
+    """[rows, k]; -1 is left out."""
     weights: npt.NDArray[np.float32]
+    """[rows, k]"""
     plan: Plan
     messages: list[ExpertMessage]
     copies: Sequence[tuple[int, ExpertCopy]]
+    """Streamed experts and their copies, in the order in which to wait for them."""
     began_at: float
     """time.perf_counter()"""
     cpu_seconds: float = 0.0
-    """What the CPU expert service computed for it, as far as it is joined."""
+    """What the CPU expert service computed for the messages that are joined."""

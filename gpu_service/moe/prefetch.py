@@ -1,13 +1,12 @@
-"""Guesses which experts the next layer will want, and has them copied while the link to the device is idle.
+"""Guesses which experts the next layer will use, and has them copied while the link to the device is idle.
 
-The guess is the next layer's router on this layer's hidden rows: rows change little from layer to layer. A copy shares
-the memory's bandwidth with the CPU's experts, so that a right guess can still cost more than it brings: whether it pays
-is tried, not computed.
+The guess is what the next layer's router chooses for this layer's hidden rows, which change little from layer to layer.
+A copy shares the memory's bandwidth with the experts on the CPU, so that even a right guess can cost more than it
+saves: `Trial` finds out whether prefetching pays.
 """
 
 import statistics
 from collections.abc import Container, Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,36 +14,31 @@ import torch
 from torch import nn
 
 from gpu_service import metrics
-from gpu_service.gpu_experts.keys import ExpertKey
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.moe.router import route
 
 _MIN_ACCURACY = 0.3
-"""Of the guesses; below it there is nothing to try."""
+"""The least share of right guesses with which prefetching is tried at all."""
 _ACCURACY_DECAY = 0.98
-
-
-class PrefetchSlots(Protocol):
-    """Where prefetched experts go."""
-
-    def prefetch(self, key: ExpertKey) -> object | None:
-        """Starts a copy; None where there is no room, or it is on its way already."""
-        ...
-
-    def cancel_prefetch(self, key: ExpertKey) -> None:
-        """Gives up a copy that nobody will use."""
-        ...
+"""Weight of the accuracy so far against that of the newest layer."""
+_WINDOW_STEPS = 24
+"""Steps with prefetching, and as many without, whose medians a trial compares."""
+_REST_STEPS = 4096
+"""Steps until the next trial."""
+_MARGIN = 0.02
+"""By which share steps must be faster with prefetching: medians differ by so much without cause."""
 
 
 class Prefetcher:
     """One for all layers. For the engine's thread."""
 
-    def __init__(self, routers: Mapping[int, nn.Module], slots: PrefetchSlots, always: bool) -> None:
+    def __init__(self, routers: Mapping[int, nn.Module], slots: ExpertSlots, always: bool) -> None:
         """Guesses nothing yet.
 
         Args:
-            routers: The router of each MoE layer that has one that can be asked. Without any, nothing is prefetched.
-            slots: Where the copies go.
-            always: Whether to prefetch without trying what it brings.
+            routers: By MoE layer, its router, if that is called with rows alone. Without any, nothing is prefetched.
+            slots: Holds what is copied.
+            always: Whether to prefetch without a trial.
         """
         self._routers = routers
         self._slots = slots
@@ -55,7 +49,7 @@ class Prefetcher:
         self._accuracy = 1.0
 
     def guess(self, layer: int, hidden: torch.Tensor) -> torch.Tensor | None:
-        """The experts [rows, k] int32 on the device that the layer after this one may want; None without a guess."""
+        """Guesses the experts of the layer after this one: [rows, k] int32 on the device; None without a guess."""
         router = self._routers.get(layer + 1)
         if router is None or not self._wanted:
             return None
@@ -63,23 +57,23 @@ class Prefetcher:
         return None if routed is None else routed[0].to(torch.int32)
 
     def start(self, layer: int, guessed: npt.NDArray[np.int32], not_wanted: Container[int]) -> None:
-        """Copies the likeliest experts of a layer.
+        """Copies the experts of a layer that were guessed most often, for as long as there is room.
 
         Args:
-            layer: The layer that was guessed for.
+            layer: The layer that the guess is about.
             guessed: [rows, k] expert ids.
-            not_wanted: Experts of it that are on the device.
+            not_wanted: Its experts that are on the device already.
         """
         self._guessed[layer] = guessed
         experts, counts = np.unique(guessed, return_counts=True)
         copies = self._copies.setdefault(layer, [])
         for expert in experts[np.argsort(-counts, kind="stable")].tolist():
-            # without room, or on its way already: another one may not be
+            # a refused one does not end the loop: it may be on its way already, and there may be room for the next
             if expert not in not_wanted and self._slots.prefetch((layer, expert)) is not None:
                 copies.append(expert)
 
     def judge(self, layer: int, counts: npt.NDArray[np.int64], streamed: Sequence[int]) -> None:
-        """The layer has been planned: counts what was right and gives up the copies that the plan does not use."""
+        """Compares a layer's plan with the guess: counts right guesses, gives up copies that the plan does not use."""
         guessed = self._guessed.pop(layer, None)
         if guessed is None:
             return
@@ -95,7 +89,7 @@ class Prefetcher:
                 self._slots.cancel_prefetch((layer, expert))
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
-        """A batch has been computed in so many seconds."""
+        """Tells the trial how long a batch of so many rows took."""
         if self._routers and not self._always and self._accuracy >= _MIN_ACCURACY:
             self._trial.observe(num_rows, seconds)
 
@@ -104,17 +98,10 @@ class Prefetcher:
         return self._always or (self._trial.active and self._accuracy >= _MIN_ACCURACY)
 
 
-_WINDOW_STEPS = 24
-
-_REST_STEPS = 4096
-
-_MARGIN = 0.02
-
-
 class Trial:
-    """Does a thing for some steps and leaves it for as many, compares, and keeps to what was faster for a while.
+    """Tries something for some steps and leaves it out for as many, then keeps to the faster choice for a while.
 
-    Steps are compared at one number of rows: a trial begins anew when that changes.
+    Only steps of the same number of rows are compared: a trial restarts when that number changes.
     """
 
     def __init__(self, window_steps: int = _WINDOW_STEPS, rest_steps: int = _REST_STEPS) -> None:
@@ -124,10 +111,10 @@ class Trial:
         self._seconds: dict[bool, list[float]] = {True: [], False: []}
         self._left = 0
         self.active = True
-        """Whether the next step is to be done with it."""
+        """Whether the next step is done with what is tried."""
 
     def observe(self, num_rows: int, seconds: float) -> None:
-        """A step was done as `active` said."""
+        """Notes how long a step took that was done as `active` said."""
         if self._left > 0:
             self._left -= 1
             if self._left == 0:

@@ -1,21 +1,22 @@
 """The router of a MoE block: found in the block, and asked for expert ids and routing weights."""
 
 import inspect
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 _ROUTER_NAMES = ("gate", "router")
+"""What transformers' blocks call their router."""
 
 
 def find_router(block: nn.Module) -> nn.Module | None:
-    """The router of a MoE block, by the name that transformers gives it; None where it wants more than rows."""
-    return next((child for name in _ROUTER_NAMES if _takes_rows(child := getattr(block, name, None))), None)
+    """Returns the router of a MoE block; None if it has none that is called with rows alone."""
+    return next((child for name in _ROUTER_NAMES if takes_rows_alone(child := getattr(block, name, None))), None)
 
 
-def _takes_rows(module: Any) -> bool:
-    """Whether it is a module that is called with rows and needs nothing else."""
+def takes_rows_alone(module: Any) -> TypeGuard[nn.Module]:
+    """Whether this is a module that requires one argument, the rows."""
     if not isinstance(module, nn.Module):
         return False
     parameters = inspect.signature(module.forward).parameters.values()
@@ -24,9 +25,9 @@ def _takes_rows(module: Any) -> bool:
 
 
 def route(router: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What a router chooses for rows: expert ids [rows, k] and routing weights [rows, k].
+    """Returns what a router chooses for [rows, hidden]: expert ids [rows, k] and routing weights [rows, k].
 
-    None where it answers otherwise than transformers' routers do: (logits, weights, ids).
+    None if the router does not return (logits, weights, ids), as transformers' routers do.
     """
     output = router(hidden)
     if not isinstance(output, tuple) or len(output) != 3:

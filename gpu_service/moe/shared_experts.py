@@ -1,35 +1,34 @@
 """Runs a model's shared experts while its routed ones are computed elsewhere, whichever the block calls first.
 
 transformers' blocks come in two orders: router, experts, shared experts on the same rows (DeepSeek, GLM), or shared
-experts, router, experts (Qwen2-MoE, Ernie). Either way the shared ones are to be computed between the sending of the
-rows and the wait for their partial sums. The order is not known by name but seen in the model's first forward.
+experts, router, experts (Qwen2-MoE, Ernie). In both, the shared experts are to be computed between sending the rows and
+waiting for their partial sums. The order is observed in the model's first forward, not looked up by name.
 """
 
 import enum
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 
-from gpu_service.moe.router import _takes_rows, find_router, route
+from gpu_service.moe.router import find_router, route, takes_rows_alone
 
-Router = Callable[[torch.Tensor], Any]
 _SHARED_NAMES = ("shared_experts", "shared_expert", "shared_mlp")
+"""What transformers' blocks call their shared experts."""
 
 
 class _Order(enum.Enum):
-    """When a block calls its shared experts, seen from its routed ones."""
+    """When a block calls its shared experts, relative to its routed ones."""
 
     UNSEEN = enum.auto()
     BEFORE = enum.auto()
     AFTER = enum.auto()
     APART = enum.auto()
-    """On other rows: they cannot be moved."""
+    """On other rows, so that they cannot be moved."""
 
 
 class SharedExperts(nn.Module):
-    """Stands in a block where its shared experts were."""
+    """Replaces the shared experts of a block."""
 
     def __init__(self, inner: nn.Module, router: nn.Module | None) -> None:
         super().__init__()
@@ -42,21 +41,21 @@ class SharedExperts(nn.Module):
 
     @classmethod
     def install(cls, block: nn.Module) -> "SharedExperts | None":
-        """Puts one into a block that has shared experts."""
+        """Wraps the shared experts of a block. Returns None if it has none that are called with rows alone."""
         for name in _SHARED_NAMES:
             inner = getattr(block, name, None)
-            if isinstance(inner, nn.Module) and _takes_rows(inner):
+            if takes_rows_alone(inner):
                 shared = cls(inner, find_router(block))
                 setattr(block, name, shared)
                 return shared
         return None
 
     def connect(self, begin: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]) -> None:
-        """Says what sends (rows, expert ids, routing weights) before the block calls its routed experts."""
+        """Sets what sends (rows, expert ids, routing weights) before the block calls its routed experts."""
         self._begin = begin
 
     def routed_experts_called(self, hidden: torch.Tensor) -> None:
-        """The block has sent [rows, hidden] to its routed experts and not waited: computes the shared ones now."""
+        """Computes the shared experts: the block has sent [rows, hidden] to its routed ones and not waited for them."""
         if self._order is _Order.UNSEEN:
             before = self._seen is not None and same_rows(self._seen, hidden)
             self._order = _Order.BEFORE if before else _Order.AFTER

@@ -39,7 +39,7 @@ def load(
     # on the CPU the experts are at hand; a GPU has them brought when the service is lost
     try:
         in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
-        dispatcher = Dispatcher(checkpoint, device, experts, in_process)
+        dispatcher = Dispatcher(checkpoint, device, experts, in_process=in_process)
     except UnknownActivationError as error:
         raise ModelError(f"{checkpoint.directory}: {error}") from None
     with out_of_memory_reported(device, "the model"):

@@ -16,6 +16,7 @@ from fiddler import tensors
 from fiddler.v1 import experts_pb2
 from gpu_service.cpu_experts import client as client_module
 from gpu_service.cpu_experts import link
+from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.cpu_experts.client import ExpertClient, ExpertServiceError, HandshakeError
 from gpu_service.cpu_experts.connection import Stream
 from tests.support.scripted_service import ScriptedService, abort, after, double
@@ -75,18 +76,24 @@ def _wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
+def _submit(
+    client: ExpertClient, layer: int, rows: torch.Tensor = ROWS, timeout_seconds: float | None = None
+) -> PendingOutput:
+    return client.submit(layer, rows, expert_ids=IDS, routing_weights=WEIGHTS, timeout_seconds=timeout_seconds)
+
+
 def _lose(service: ScriptedService, client: ExpertClient) -> None:
     service.stop()
     with pytest.raises(ExpertServiceError, match=r"failed: UNAVAILABLE|not there, or not ready"):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
+        _submit(client, 0).join()
 
 
 def _assert_answers(client: ExpertClient) -> None:
-    assert torch.equal(client.submit(0, ROWS, IDS, WEIGHTS).join(), ROWS * 2)
+    assert torch.equal(_submit(client, 0).join(), ROWS * 2)
 
 
 def test_rows_go_out_and_sums_come_back(service: ScriptedService, client: ExpertClient) -> None:
-    output = client.submit(4, ROWS, IDS, WEIGHTS).join()
+    output = _submit(client, 4).join()
     assert torch.equal(output, ROWS * 2)
     (request,) = service.requests
     assert (request.layer, request.time_remaining_seconds) == (4, 60)
@@ -98,7 +105,7 @@ def test_rows_go_out_and_sums_come_back(service: ScriptedService, client: Expert
 def test_all_layers_share_a_stream_and_several_may_be_under_way(
     service: ScriptedService, client: ExpertClient, order: range
 ) -> None:
-    calls = [client.submit(layer, ROWS + layer, IDS, WEIGHTS) for layer in range(5)]
+    calls = [_submit(client, layer, ROWS + layer) for layer in range(5)]
     for layer in order:
         assert torch.equal(calls[layer].join(), (ROWS + layer) * 2)
     assert service.streams == 1
@@ -109,7 +116,7 @@ def test_what_a_broken_stream_left_unanswered_is_sent_again_at_once(
     service: ScriptedService, client: ExpertClient, changes: Changes, code: grpc.StatusCode
 ) -> None:
     service.script = [double, abort(code), double]
-    calls = [client.submit(layer, ROWS + layer, IDS, WEIGHTS) for layer in range(3)]
+    calls = [_submit(client, layer, ROWS + layer) for layer in range(3)]
     for layer in (2, 0, 1):  # the first is answered, and not joined, when the stream breaks
         assert torch.equal(calls[layer].join(), (ROWS + layer) * 2)
     assert service.streams == 2
@@ -119,9 +126,9 @@ def test_what_a_broken_stream_left_unanswered_is_sent_again_at_once(
 
 def test_a_call_that_was_forgotten_is_not_sent_again(service: ScriptedService, client: ExpertClient) -> None:
     service.script = [abort(grpc.StatusCode.UNAVAILABLE), double]
-    client.submit(1, ROWS, IDS, WEIGHTS)
+    _submit(client, 1)
     gc.collect()
-    assert torch.equal(client.submit(2, ROWS + 1, IDS, WEIGHTS).join(), (ROWS + 1) * 2)
+    assert torch.equal(_submit(client, 2, ROWS + 1).join(), (ROWS + 1) * 2)
     assert [request.layer for request in service.requests] == [1, 2]
 
 
@@ -129,7 +136,7 @@ def test_a_stream_that_breaks_again_is_a_loss_and_all_that_is_under_way_fails(
     service: ScriptedService, client: ExpertClient, changes: Changes
 ) -> None:
     service.script = [abort(grpc.StatusCode.UNAVAILABLE)]
-    calls = [client.submit(layer, ROWS, IDS, WEIGHTS) for layer in range(3)]
+    calls = [_submit(client, layer) for layer in range(3)]
     with pytest.raises(ExpertServiceError, match="UNAVAILABLE: as scripted"):
         calls[0].join()
     assert len(service.requests) == 2
@@ -150,14 +157,14 @@ def test_a_message_that_is_itself_at_fault_is_not_sent_again(
 ) -> None:
     service.script = [abort(code)]
     with pytest.raises(ExpertServiceError, match=code.name):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
+        _submit(client, 0).join()
     assert len(service.requests) == 1
 
 
 def test_nobody_there(lonely: ExpertClient, address: str) -> None:
     assert not lonely.available
     with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service was not found yet"):
-        lonely.submit(0, ROWS, IDS, WEIGHTS)
+        _submit(lonely, 0)
     with pytest.raises(ExpertServiceError, match="not there, or not ready"):
         lonely.connect("right")
 
@@ -200,7 +207,7 @@ def test_a_service_that_is_gone_is_not_asked_until_it_is_back(
     assert not client.available
     assert client.error is changes[-1]
     with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service "):
-        client.submit(0, ROWS, IDS, WEIGHTS)
+        _submit(client, 0)
     service.start()
     _wait_until(lambda: client.available)
     _assert_answers(client)
@@ -244,7 +251,7 @@ def test_a_stream_in_place_of_a_broken_one_begins_with_the_handshake(
     service.script = [abort(grpc.StatusCode.UNAVAILABLE)]
     service.fingerprint = "another"
     with pytest.raises(ExpertServiceError, match="FAILED_PRECONDITION: the checkpoint is another"):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
+        _submit(client, 0).join()
     assert len(service.requests) == 1, "nothing was sent to a service with another checkpoint"
 
 
@@ -254,14 +261,14 @@ def test_a_service_that_stands_still_is_given_up_and_its_late_answer_is_nobodys(
     released = threading.Event()
     service.script = [double, after(released), double]
     _assert_answers(client)
-    patient = client.submit(1, ROWS, IDS, WEIGHTS)
-    hasty = client.submit(2, ROWS + 1, IDS, WEIGHTS, timeout_seconds=0.3)
+    patient = _submit(client, 1)
+    hasty = _submit(client, 2, ROWS + 1, timeout_seconds=0.3)
     with pytest.raises(ExpertServiceError, match=r"DEADLINE_EXCEEDED: no answer within 0\.3 s"):
         hasty.join()
     with pytest.raises(ExpertServiceError, match="DEADLINE_EXCEEDED"):
         patient.join()
     _wait_until(lambda: client.available)
-    later = client.submit(3, ROWS + 2, IDS, WEIGHTS)
+    later = _submit(client, 3, ROWS + 2)
     released.set()
     assert torch.equal(later.join(), (ROWS + 2) * 2)
 
@@ -269,8 +276,8 @@ def test_a_service_that_stands_still_is_given_up_and_its_late_answer_is_nobodys(
 def test_a_short_wait_after_a_long_one_ends_in_time(service: ScriptedService, client: ExpertClient) -> None:
     released = threading.Event()
     service.script = [double, after(released)]
-    client.submit(0, ROWS, IDS, WEIGHTS, timeout_seconds=1000).join()
-    call = client.submit(0, ROWS, IDS, WEIGHTS, timeout_seconds=0.1)
+    _submit(client, 0, timeout_seconds=1000).join()
+    call = _submit(client, 0, timeout_seconds=0.1)
     with pytest.raises(ExpertServiceError, match=r"no answer within 0\.1 s"):
         call.join()
     assert service.requests[-1].time_remaining_seconds == pytest.approx(0.1)
@@ -285,7 +292,7 @@ def test_an_answer_that_came_in_time_is_taken_however_late(
             stream.close()
 
     monkeypatch.setattr(client._watch, "arm", at_once)
-    call = client.submit(0, ROWS, IDS, WEIGHTS, timeout_seconds=0.2)
+    call = _submit(client, 0, timeout_seconds=0.2)
     _wait_until(lambda: len(service.requests) == 1)
     time.sleep(0.5)
     assert torch.equal(call.join(), ROWS * 2)
@@ -301,7 +308,7 @@ def test_an_answer_of_another_shape_is_refused_and_a_loss(
 
     service.script = [wrong]
     with pytest.raises(ExpertServiceError, match=r"wrong answer: output\.shape"):
-        client.submit(0, ROWS, IDS, WEIGHTS).join()
+        _submit(client, 0).join()
     assert len(service.requests) == 1
     assert "wrong answer" in str(changes[1])
 
@@ -331,7 +338,7 @@ def test_another_service_at_the_address_is_noticed_while_nothing_is_sent(
 def test_a_loss_that_is_noticed_fails_what_is_under_way(service: ScriptedService, client: ExpertClient) -> None:
     released = threading.Event()
     service.script = [after(released)]
-    calls = [client.submit(layer, ROWS, IDS, WEIGHTS) for layer in range(2)]
+    calls = [_submit(client, layer) for layer in range(2)]
     service.set_ready(False)
     for call in calls:
         with pytest.raises(ExpertServiceError, match="not there, or not ready"):
@@ -362,12 +369,12 @@ def test_a_client_that_is_closed_while_it_waits_is_told(
 ) -> None:
     released = threading.Event()
     service.script = [after(released)]
-    call = client.submit(0, ROWS, IDS, WEIGHTS)
+    call = _submit(client, 0)
     threading.Timer(0.2, client.abort).start()
     with pytest.raises(ExpertServiceError, match="the client is closed"):
         call.join()
     with pytest.raises(ExpertServiceError, match="the client is closed"):
-        client.submit(0, ROWS, IDS, WEIGHTS)
+        _submit(client, 0)
     assert changes == [None], "what is closed on purpose is not lost"
     released.set()
 

@@ -54,6 +54,7 @@ class _Service:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
@@ -64,7 +65,8 @@ class _Service:
         self.log.append("send")
         self.messages.append((hidden.clone(), expert_ids.clone()))
         self.timeouts.append(timeout_seconds)
-        return _Pending(self, self._experts.submit(layer, hidden, expert_ids, routing_weights).join())
+        computed = self._experts.submit(layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights)
+        return _Pending(self, computed.join())
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +97,13 @@ def _batch(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 def _expected(checkpoint: Checkpoint, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
     hidden, ids, weights = batch
-    return InProcessExperts(checkpoint).submit(0, hidden, ids.to(torch.int32), weights).join()
+    experts = InProcessExperts(checkpoint)
+    return experts.submit(0, hidden, expert_ids=ids.to(torch.int32), routing_weights=weights).join()
 
 
 def _run(dispatcher: Dispatcher, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    return dispatcher.finish(dispatcher.begin(0, *batch))
+    hidden, ids, weights = batch
+    return dispatcher.finish(dispatcher.begin(0, hidden, expert_ids=ids, routing_weights=weights))
 
 
 def test_the_message_holds_the_rows_and_experts_that_are_remote(
@@ -142,7 +146,7 @@ def test_a_lost_service_costs_time_and_no_token(
     service.available = when != "before"
     service.lost_at_submit, service.lost_at_join = when == "at submit", when == "at join"
     in_process = InProcessExperts(checkpoint) if where == "in process" else None
-    dispatcher = Dispatcher(checkpoint, CPU, service, in_process)
+    dispatcher = Dispatcher(checkpoint, CPU, service, in_process=in_process)
     use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
     for seed in range(3):  # the second one knows that it is lost
         batch = _batch(9, seed)

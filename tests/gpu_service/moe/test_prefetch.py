@@ -1,11 +1,15 @@
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from fiddler.checkpoint import Checkpoint
 from gpu_service import metrics
-from gpu_service.gpu_experts.keys import ExpertKey
-from gpu_service.moe.prefetch import Prefetcher
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.moe.prefetch import Prefetcher, Trial
 
 
 class _Router(nn.Module):
@@ -20,20 +24,17 @@ class _Router(nn.Module):
         return hidden, torch.ones(ids.shape), ids
 
 
-class _Slots:
-    def __init__(self, room: int) -> None:
-        self.room = room
-        self.copying: list[ExpertKey] = []
-        self.cancelled: list[ExpertKey] = []
+@pytest.fixture(scope="module")
+def checkpoint(tiny: Path) -> Checkpoint:
+    return Checkpoint.open(tiny)
 
-    def prefetch(self, key: ExpertKey) -> object | None:
-        if len(self.copying) >= self.room:
-            return None
-        self.copying.append(key)
-        return object()
 
-    def cancel_prefetch(self, key: ExpertKey) -> None:
-        self.cancelled.append(key)
+@pytest.fixture
+def slots(checkpoint: Checkpoint) -> Iterator[ExpertSlots]:
+    """No expert is resident, and there is room for two copies."""
+    slots = ExpertSlots(checkpoint, torch.device("cpu"), capacity=0)
+    yield slots
+    slots.close()
 
 
 def _outcomes() -> dict[str, float]:
@@ -56,35 +57,34 @@ def _guess(prefetcher: Prefetcher, layer: int, rows: int = 1) -> np.ndarray:
     return guess.numpy()
 
 
-def test_the_next_layers_router_is_asked() -> None:
-    prefetcher = Prefetcher({1: _Router(3, 5)}, _Slots(2), always=True)
+def test_the_next_layers_router_is_asked(slots: ExpertSlots) -> None:
+    prefetcher = Prefetcher({1: _Router(3, 5)}, slots, always=True)
     assert _guess(prefetcher, 0, rows=2).tolist() == [[3, 5], [3, 5]]
     assert prefetcher.guess(1, torch.zeros(1, 4)) is None, "no layer follows"
 
 
-def test_the_most_wanted_experts_that_are_not_there_are_copied() -> None:
-    slots = _Slots(2)
+def test_the_most_wanted_experts_that_are_not_there_are_copied(slots: ExpertSlots) -> None:
     prefetcher = Prefetcher({}, slots, always=True)
     guessed = np.array([[1, 2], [2, 3], [2, 4], [4, 1], [4, 7]], dtype=np.int32)
     prefetcher.start(1, guessed, not_wanted=[2])
-    assert slots.copying == [(1, 4), (1, 1)]
+    assert list(slots.pending(1)) == [4, 1]
 
 
-def test_what_was_copied_in_vain_is_given_up_and_counted() -> None:
-    slots = _Slots(2)
+def test_what_was_copied_in_vain_is_given_up_and_counted(slots: ExpertSlots) -> None:
     prefetcher = Prefetcher({}, slots, always=True)
     before = _outcomes()
     prefetcher.start(1, np.array([[3, 5]], dtype=np.int32), not_wanted=[])
+    assert list(slots.pending(1)) == [3, 5]
     prefetcher.judge(1, _counts(3, 6), streamed=[3])
-    assert slots.cancelled == [(1, 5)]
+    assert list(slots.pending(1)) == [3]
     gained = {name: value - before[name] for name, value in _outcomes().items()}
     assert gained == {"guess right": 1, "guess wrong": 1, "copy used": 1, "copy wasted": 1}
     prefetcher.judge(1, _counts(3), streamed=[])
-    assert slots.cancelled == [(1, 5)], "a copy is judged once"
+    assert list(slots.pending(1)) == [3], "a copy is judged once"
 
 
-def test_guesses_that_are_mostly_wrong_end_it() -> None:
-    prefetcher = Prefetcher({1: _Router(3)}, _Slots(1), always=False)
+def test_guesses_that_are_mostly_wrong_end_it(slots: ExpertSlots) -> None:
+    prefetcher = Prefetcher({1: _Router(3)}, slots, always=False)
     for _ in range(100):
         if prefetcher.guess(0, torch.zeros(1, 4)) is None:
             break
@@ -94,9 +94,16 @@ def test_guesses_that_are_mostly_wrong_end_it() -> None:
         pytest.fail("it guesses on")
 
 
-def test_prefetching_that_does_not_pay_ends() -> None:
-    prefetcher = Prefetcher({1: _Router(3)}, _Slots(1), always=False)
+def test_prefetching_that_does_not_pay_ends(slots: ExpertSlots) -> None:
+    prefetcher = Prefetcher({1: _Router(3)}, slots, always=False)
     for _ in range(100):
         guesses = prefetcher.guess(0, torch.zeros(1, 4)) is not None
         prefetcher.end_of_step(1, 2.0 if guesses else 1.0)
     assert prefetcher.guess(0, torch.zeros(1, 4)) is None
+
+
+def test_a_prefetcher_without_routers_tries_nothing(slots: ExpertSlots, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trial, "observe", lambda *_: pytest.fail("a trial costs every step"))
+    prefetcher = Prefetcher({}, slots, always=False)
+    assert prefetcher.guess(0, torch.zeros(1, 4)) is None
+    prefetcher.end_of_step(1, 1.0)

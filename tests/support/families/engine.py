@@ -50,6 +50,7 @@ class RunnerExperts:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
