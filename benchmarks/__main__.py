@@ -31,7 +31,7 @@ def main() -> None:
     for name in NAMES:
         print(f"# {name}", file=sys.stderr, flush=True)
         out = _RESULTS / f"{name}.jsonl"
-        # each in a process of its own, so that none sees what another imported
+        # in separate processes, so that none is affected by another's imports
         if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--out", str(out)]).returncode:
             failed.append(name)
     if failed:

@@ -1,15 +1,15 @@
-"""`python -m benchmarks.families`: the kernel's call for one layer of models of five structures, beside PyTorch.
+"""`python -m benchmarks.families`: one layer of five models of different structure, by the kernel and by PyTorch.
 
 families.MODEL.mN.ours                            ms for N tokens through a layer of the model's shape, in bfloat16
-families.MODEL.mN.torch                           the same by the PyTorch kernel, which computes where no other can
+families.MODEL.mN.torch                           the same by the PyTorch kernel, the fallback
 families.MODEL.mN.speedup_over_torch              torch over ours, round by round
-families.MODEL.mN.fraction_of_read_bandwidth      a loop that only reads the experts that are wanted, over ours
+families.MODEL.mN.fraction_of_read_bandwidth      a loop that only reads the chosen experts, over ours
 families.MODEL.mN.torch_fraction_of_read_bandwidth  the same over torch
-families.MODEL.mN.read                            GB/s of that loop, and how many experts are wanted
+families.MODEL.mN.read                            GB/s of that loop, and the number of chosen experts
 
-Weights lie in a mapped file as each model publishes them (gpt-oss: transposed, gate and up alternating, with biases;
-Switch: not gated), experts are chosen alike, and every call takes other ones. One token is bound by reading; 64 tokens
-are bound by arithmetic where many of them share an expert.
+The weights are in a mapped file, in the layout that each model is published in (gpt-oss: transposed, gate and up
+alternating, with biases; Switch: not gated). Experts are chosen uniformly, and each call uses others than the one
+before. One token is bound by reading; 64 tokens are bound by arithmetic if many of them share an expert.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +50,7 @@ class Layer:
     activation: str = "silu"
     is_gated: bool = True
     is_interleaved: bool = False
-    """Gate and up alternate in one matrix that lies transposed, as down does, and all have biases."""
+    """Gate and up alternate in one transposed matrix, down is transposed too, and all have biases."""
 
     @property
     def expert_elements(self) -> int:
@@ -109,7 +109,7 @@ def _measure(
     out.samples(f"{name}.speedup_over_torch", ratios(samples["torch"], samples["ours"]), "ratio")
     out.samples(f"{name}.fraction_of_read_bandwidth", ratios(samples["read"], samples["ours"]), "ratio")
     out.samples(f"{name}.torch_fraction_of_read_bandwidth", ratios(samples["read"], samples["torch"]), "ratio")
-    # the warm-up took the first of them
+    # the warm-up used the first
     read_bytes = [num_bytes[(number + 1) % _MESSAGES] for number in range(rounds)]
     speeds = [size / seconds / 1e9 for size, seconds in zip(read_bytes, samples["read"], strict=True)]
     out.samples(f"{name}.read", speeds, "GB/s", experts=sorted(wanted)[_MESSAGES // 2], of=layer.num_experts)
@@ -128,7 +128,7 @@ def _calls(compute: Callable[..., object], hidden: torch.Tensor, ids: list[torch
 
 
 def _reads(pool: Pool, noise: torch.Tensor, num_bytes: list[int]) -> Work:
-    """Reads as many bytes as the calls do, each time those that follow."""
+    """Reads as many bytes as the calls do; each call reads the bytes that follow the last one's."""
     turns = cycle(num_bytes)
     size, begin = noise.numel() * noise.itemsize, 0
 
@@ -143,7 +143,7 @@ def _reads(pool: Pool, noise: torch.Tensor, num_bytes: list[int]) -> Work:
 
 
 def _experts(noise: torch.Tensor, layer: Layer) -> LayerWeights:
-    """Views of the noise, one expert after the other, laid out as the model's are."""
+    """Views of the noise, one expert after the other, in the model's layout."""
     size = layer.expert_elements
     place = _interleaved if layer.is_interleaved else _plain
     parts = (noise[number * size : (number + 1) * size] for number in range(layer.num_experts))
@@ -173,7 +173,7 @@ def _interleaved(part: torch.Tensor, layer: Layer) -> ExpertWeights:
 
 @contextmanager
 def _mapped() -> Iterator[torch.Tensor]:
-    """[elements] of noise in a mapped file, enough for the largest layer, all of it in the page cache."""
+    """[elements] of noise in a mapped file, enough for the largest layer; all of it is in the page cache."""
     num_elements = max(layer.num_experts * layer.expert_elements for layer in LAYERS)
     values = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)).mul_(0.02).to(torch.bfloat16)
     chunk = values.view(torch.uint8).numpy().tobytes()

@@ -1,16 +1,16 @@
 """`python -m benchmarks.images`: how large the images are, and how soon a stack is healthy. Needs a Docker engine.
 
-images.SERVICE.added        bytes that the image's own layers add to those of its base, python:3.11-slim-bookworm
-images.shared               bytes of those layers that both images have, which lie on disk once
-images.SERVICE.wheel        bytes of the layer with the project itself, all that a change in its code brings anew
+images.SERVICE.added        bytes of the image's own layers, without those of its base, python:3.11-slim-bookworm
+images.shared               bytes of the own layers that both images share and the disk stores once
+images.SERVICE.wheel        bytes of the layer with the project itself: all that a change of its code replaces
 images.start.cpu            seconds from `docker compose up` until the CPU expert service is healthy
-images.start.gpu            seconds from `docker compose up` until the GPU service, which waits for that, is healthy too
-images.start.ready          seconds until the GPU service serves, by its log, which the next check of health then finds
-images.restart              seconds from a kill of the CPU expert service until the pair is whole, by the restart policy
-images.memory.SERVICE       bytes that the container's processes hold then, the page cache left out
+images.start.gpu            seconds from `docker compose up` until the GPU service, which waits for it, is healthy too
+images.start.ready          seconds until the GPU service serves according to its log; the next health check finds it
+images.restart              seconds from a kill of the CPU expert service until the restart policy has restored the pair
+images.memory.SERVICE       bytes that the container's processes hold then, without the page cache
 
-models/demo, on the CPU, with the images built before; --no-build leaves out building them. Sizes are compared with the
-base on this machine, so that what that is does not matter.
+The model is models/demo, on the CPU. The images are built first, unless --no-build is given. Sizes are relative to the
+base image on this machine, so they do not depend on its version.
 """
 
 import json
@@ -62,10 +62,10 @@ def _report_sizes(out: Report) -> None:
 
 
 def _own_layers(name: str) -> list[tuple[str, int]]:
-    """Digest and bytes of each layer that an image has and its base has not; none of ours is empty."""
+    """Digest and bytes of each layer that an image adds to its base. None of them is empty."""
     digests, base = (_layers(each) for each in (name, _BASE))
     if digests[: len(base)] != base:
-        raise SystemExit(f"benchmarks.images: {name} was built on another {_BASE}; build it anew")
+        raise SystemExit(f"benchmarks.images: {name} was built on another {_BASE}; run without --no-build")
     history = docker.run("docker", "history", "--human=false", "--format", "{{.Size}}", name)
     sizes = [int(size) for size in history.split() if int(size)]
     own = digests[len(base) :]
@@ -94,7 +94,7 @@ def _start(stack: Stack) -> dict[str, float]:
 
 
 def _healthy_at(stack: Stack, service: str) -> float:
-    """When the first check that found it healthy ended, in seconds since the epoch."""
+    """The end of the first health check that succeeded, in seconds since the epoch."""
     stack.wait_until_healthy(service)
     checks: list[dict[str, Any]] = stack.inspect(service)["State"]["Health"]["Log"]
     ended = next(check["End"] for check in checks if check["ExitCode"] == 0)

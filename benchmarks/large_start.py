@@ -1,15 +1,15 @@
 """`python -m benchmarks.large_start`: starting on a checkpoint of 128 files and 60,000 tensors that hold no data.
 
-The names and shapes are DeepSeek-V3's, in bfloat16, with 80 layers rather than 61, so that there are 60,000 tensors.
-The files are sparse, so that 1.7 TB of them take megabytes of the disk; experts are therefore not read beforehand.
+The names and shapes are DeepSeek-V3's, in bfloat16, with 80 layers instead of 61 to make 60,000 tensors. The files are
+sparse: 1.7 TB take megabytes of disk. Experts are therefore not read ahead.
 
-large_start.checkpoint.open                 s to read all headers and to know every expert's place
-large_start.checkpoint.fingerprint          s to compute what the services compare when they shake hands
-large_start.cpu_expert_service.serving      s from starting the process until it says that it serves
-large_start.cpu_expert_service.memory       bytes of its own, beyond what is mapped, at the most
-large_start.gpu_service.dry_run             s that `python -m gpu_service --dry-run` takes, from start to end: all that
-                                            a start does before it reads weights, the model built on no memory among it
-large_start.gpu_service.memory              bytes of its own, beyond what is mapped, at the most
+large_start.checkpoint.open                 s to read all headers and to find every expert
+large_start.checkpoint.fingerprint          s to compute the fingerprint that the services compare at the handshake
+large_start.cpu_expert_service.serving      s from the start of the process until it serves
+large_start.cpu_expert_service.memory       peak bytes of its own memory, without mapped files
+large_start.gpu_service.dry_run             s that `python -m gpu_service --dry-run` takes: everything that a start does
+                                            before it reads weights, including building the model without memory
+large_start.gpu_service.memory              peak bytes of its own memory, without mapped files
 """
 
 import json
@@ -85,7 +85,7 @@ def _measure_processes(out: Judge, directory: Path, runs: int) -> None:
 
 
 def _serve(directory: Path) -> tuple[float, int]:
-    """Seconds until the CPU expert service serves, and the most memory that it had of its own."""
+    """Seconds until the CPU expert service serves, and the peak of its own memory in bytes."""
     from pair import Pair
 
     pair = Pair(directory, cpu_arguments=("--no-prefault",), log=subprocess.DEVNULL)
@@ -112,14 +112,14 @@ def _dry_run(directory: Path) -> tuple[float, int]:
             time.sleep(_POLL_SECONDS)
         seconds = time.monotonic() - began
         assert running.stdout is not None
-        told = running.stdout.read()
-    if running.returncode or f"{_NUM_LAYERS - 3} layers x 256" not in told:
-        raise RuntimeError(f"the dry run ended with status {running.returncode} and said {told!r}")
+        printed = running.stdout.read()
+    if running.returncode or f"{_NUM_LAYERS - 3} layers x 256" not in printed:
+        raise RuntimeError(f"the dry run ended with status {running.returncode} and printed {printed!r}")
     return seconds, most
 
 
 def _own_bytes(running: psutil.Process) -> int:
-    """Memory that is no file's; 0 for a process that has ended."""
+    """Resident bytes that belong to no file; 0 for a process that has ended."""
     try:
         memory = running.memory_info()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
@@ -128,7 +128,7 @@ def _own_bytes(running: psutil.Process) -> int:
 
 
 def write_sparse(directory: Path) -> tuple[int, int]:
-    """Writes the checkpoint; returns how many tensors and how many bytes it has."""
+    """Writes the checkpoint; returns its numbers of tensors and of bytes."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model("deepseek_v3", num_hidden_layers=_NUM_LAYERS, dtype="bfloat16")

@@ -1,18 +1,17 @@
 """`python -m benchmarks.loss`: kills the CPU expert service at random moments during concurrent generations.
 
-loss.generations.right      those whose tokens are the ones that they have undisturbed
-loss.generations.wrong      those with other tokens
-loss.generations.failed     those that ended with an error
-loss.generations.hung       those that were not done within a minute
-loss.stall.killed           from a SIGKILL until every generation had its next token
+loss.generations.right      generations with the same tokens as without a loss
+loss.generations.wrong      generations with other tokens
+loss.generations.failed     generations that ended with an error
+loss.generations.hung       generations that did not end within a minute
+loss.stall.killed           s from a SIGKILL until every generation had its next token
 loss.stall.undisturbed      the same from a moment at which nothing happened
-loss.noticed                from a SIGKILL until the GPU service's health said that the experts are lost
-loss.recovery               from the moment that the CPU expert service, started anew, said that it serves, until the
-                            GPU service used it
+loss.noticed                s from a SIGKILL until the GPU service's health reported that the experts are lost
+loss.recovery               s from the moment that the restarted CPU expert service served until the GPU service used it
 
-A tiny model in float32 on the CPU, where any difference in an expert shows in the tokens. The service is killed at a
-random moment after it was used again, and started anew after a random time. The exit status is 1 where a generation
-was not right.
+The model is tiny, in float32 on the CPU, where any difference in an expert changes the tokens. The service is killed at
+a random moment after it was in use again, and restarted after a random time. The exit status is 1 if a generation was
+not right.
 """
 
 import random

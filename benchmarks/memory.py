@@ -1,12 +1,13 @@
-"""`python -m benchmarks.memory`: resident memory of both services with a gigabyte of weights, against its bounds.
+"""`python -m benchmarks.memory`: resident memory of both services with a gigabyte of weights, and its bounds.
 
-memory.SERVICE.CHECKPOINT.MOMENT.KIND  bytes of KIND (total, anon, file), MOMENT being serving or generated
-memory.gpu_service.bound               dense bytes x 1.25 + 600 MB, which the total must not exceed
+memory.SERVICE.CHECKPOINT.MOMENT.KIND  bytes of KIND (total, anon, file) when the pair serves, or has generated
+memory.gpu_service.bound               dense bytes x 1.25 + 600 MB, the limit of the total
 memory.gpu_service.over_bound          total over that bound
-memory.cpu_expert_service.anon_growth  anonymous bytes more than with a tiny checkpoint: no copy of the weights
-memory.cpu_expert_service.over_experts those over the bytes of the experts' weights
+memory.cpu_expert_service.anon_growth  anonymous bytes in addition to those with a tiny checkpoint: near 0, since the
+                                       weights are not copied
+memory.cpu_expert_service.over_experts anon_growth over the bytes of the experts' weights
 
-The checkpoint is the one that the tests write, so that the module comes from there.
+The checkpoint is written by the tests' helpers.
 """
 
 import tempfile
@@ -32,7 +33,7 @@ _KINDS = {"total": "VmRSS", "anon": "RssAnon", "file": "RssFile"}
 _SERVICES = ("gpu_service", "cpu_expert_service")
 
 _Resident = dict[tuple[str, str, str], int]
-"""By service, moment and kind: bytes."""
+"""Bytes by service, moment and kind."""
 
 
 def main(
@@ -52,7 +53,7 @@ def main(
 
 
 def _measure(model: Path) -> _Resident:
-    """Starts a pair and looks at it twice: when it serves, and after one generation."""
+    """Starts a pair and reads its memory twice: when it serves, and after one generation."""
     resident: _Resident = {}
     with tempfile.TemporaryFile() as log, Pair(model, log=log, gpu_arguments=["--device", "cpu"]) as pair:
         _read(pair, "serving", resident)

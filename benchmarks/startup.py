@@ -1,11 +1,11 @@
-"""`python -m benchmarks.startup`: seconds until both services serve models/demo, and where they go.
+"""`python -m benchmarks.startup`: seconds until both services serve models/demo, by stage.
 
-startup.pair.serving             from starting the first process until both have said that they serve
-startup.SERVICE.STAGE            by the services' own log: see _STAGES
-startup.SERVICE.import.PACKAGE   a package's own modules, without those that they import; measured apart, profiled
-startup.checkpoint.STEP          opening the checkpoint and computing its fingerprint, alone
+startup.pair.serving             from the start of the first process until both services have logged that they serve
+startup.SERVICE.STAGE            one stage of a service, from its log
+startup.SERVICE.import.PACKAGE   importing a package's own modules, without those that they import; profiled separately
+startup.checkpoint.STEP          opening the checkpoint and computing its fingerprint, without a service
 
-The page cache is warm from the second run on; the first is not counted.
+The first run is not counted: the page cache is warm from the second run on.
 """
 
 import json
@@ -29,16 +29,16 @@ from tools.command_line import run
 
 _MODEL = Path(__file__).parents[1] / "models" / "demo"
 _PROFILED_RUNS = 3
-_NAMED_SECONDS = 0.02  # packages that take less are reported together
+_NAMED_SECONDS = 0.02  # packages that take less are summed up as "others"
 _IMPORTS = {
     "cpu_expert_service": "cpu_expert_service.server",
-    # transformers imports a family's module, and its tokenizers, as the model is loaded
+    # transformers imports a family's module and its tokenizers when it loads the model
     "gpu_service": "gpu_service.server, transformers.models.mixtral.modeling_mixtral, transformers.models.auto",
 }
 _IMPORT_LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 
 Events = dict[tuple[str, str], dict[str, Any]]
-"""By service and event: the log line, with "at" in seconds since the epoch."""
+"""Log lines by service and event, with "at" in seconds since the epoch."""
 
 
 def main(
@@ -58,7 +58,7 @@ def main(
 
 
 def _start() -> tuple[float, Events]:
-    """Starts a pair and stops it again; returns when it was started and what it logged."""
+    """Starts a pair and stops it; returns the time of the start and what the services logged."""
     from pair import Pair
 
     with tempfile.TemporaryFile() as log:
@@ -73,7 +73,7 @@ def _start() -> tuple[float, Events]:
 
 
 def _stages(started: float, events: Events) -> dict[str, float]:
-    """Seconds by stage. The services start together, so that their stages overlap."""
+    """Seconds by stage. Both services start at the same time, so their stages overlap."""
 
     def at(service: str, event: str) -> float:
         return float(events[service, event]["at"]) - started
@@ -88,13 +88,13 @@ def _stages(started: float, events: Events) -> dict[str, float]:
     gpu_serving = at("gpu_service", "serving")
     return {
         "pair.serving": max(cpu_serving, gpu_serving),
-        # imports of Python's, grpc's, torch's modules; opening the checkpoint; binding
+        # imports of Python, grpc and torch; opening the checkpoint; binding the socket
         "cpu_expert_service.until_bound": cpu_opened,
         "cpu_expert_service.prefault": cpu_serving - cpu_opened,
         "cpu_expert_service.serving": cpu_serving,
         "gpu_service.until_bound": gpu_opened,
         "gpu_service.load": load_seconds,
-        # what is left of waiting for the other service once the model is loaded
+        # the rest of the wait for the other service after the model is loaded
         "gpu_service.handshake": max(0.0, warm - warm_seconds - loaded),
         "gpu_service.warm_up": warm_seconds,
         "gpu_service.serving": gpu_serving,
@@ -102,7 +102,7 @@ def _stages(started: float, events: Events) -> dict[str, float]:
 
 
 def _profile_imports(modules: str) -> dict[str, float]:
-    """Seconds that each top-level package's own modules took to import, in a fresh process."""
+    """Seconds to import each top-level package's own modules, in a fresh process."""
     code = f"from fiddler import process; process.prepare(); import {modules}"
     command = [sys.executable, "-X", "importtime", "-c", code]
     finished = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)

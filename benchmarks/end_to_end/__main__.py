@@ -1,14 +1,14 @@
-"""`python -m benchmarks.end_to_end`: tokens per second of a real pair beside transformers, on the same weights.
+"""`python -m benchmarks.end_to_end`: tokens per second of a real pair and of transformers, on the same weights.
 
-end_to_end.MODEL.decode.SYSTEM            tokens per second after the first, as the caller sees them come
-end_to_end.MODEL.prefill_512.SYSTEM       prompt tokens per second until the first token has come
+end_to_end.MODEL.decode.SYSTEM            tokens per second after the first, as the caller receives them
+end_to_end.MODEL.prefill_512.SYSTEM       prompt tokens per second until the first token arrives
 end_to_end.MODEL.CASE.over_transformers_EXPERTS  the pair over transformers, round by round
 
 MODEL is demo (models/demo) or mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to
---checkpoint (kept there for the next run) or to a temporary directory. The pair is two processes, spoken to by the
-client over gRPC. transformers is a loop over the model's forward, greedy, with its own cache, in another process,
-without transformers' generate around it; EXPERTS are its experts_implementation. All are bfloat16 on the CPU, and a
-round goes through all in turn, while the others wait.
+--checkpoint, where the next run finds them, or to a temporary directory. The pair is two processes, which the client
+calls over gRPC. transformers is a greedy loop over the model's forward with its own cache, in another process, without
+transformers' generate; EXPERTS is its experts_implementation. All compute in bfloat16 on the CPU. A round goes through
+all systems in turn, and the others wait meanwhile.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _PROMPT_TOKENS = 512
 _SHORT_PROMPT_TOKENS = 16
 _DECODED = 25
-_PAUSE_SECONDS = 0.3  # until the threads of whoever was measured last sleep
+_PAUSE_SECONDS = 0.3  # until the threads of the system that was measured last sleep
 _EXPERTS = ("eager", "default")
 _OURS = "pair"
 
@@ -78,7 +78,7 @@ def _measure(judge: Judge, name: str, model: Path, dtype: str, rounds: int) -> N
                 ("decode", _SHORT_PROMPT_TOKENS, _DECODED),
                 ("prefill_512", _PROMPT_TOKENS, 1),
             ):
-                # another prompt in every round, the same for all
+                # a new prompt in every round, the same for all systems
                 prompt = [3 + (position * 37 + number * 11) % 250 for position in range(num_prompt)]
                 for system in (_OURS, *_EXPERTS) if number % 2 else (*_EXPERTS[::-1], _OURS):
                     time.sleep(_PAUSE_SECONDS)
@@ -94,7 +94,7 @@ def _measure(judge: Judge, name: str, model: Path, dtype: str, rounds: int) -> N
 
 
 def _generate(client: Client, prompt: list[int], num_tokens: int) -> Timing:
-    """Greedy, by the pair; timed where the caller is."""
+    """Generates greedily with the pair; timed in the caller."""
     began = time.perf_counter()
     arrivals: list[float] = []
     with client.generate(prompt, max_tokens=num_tokens, temperature=0) as generation:

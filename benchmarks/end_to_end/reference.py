@@ -1,4 +1,4 @@
-"""transformers in a process of its own: it holds a copy of the weights, and its threads would disturb the client."""
+"""transformers in a process of its own, where its threads do not disturb the client. It has a copy of the weights."""
 
 import time
 from multiprocessing import get_context
@@ -8,11 +8,11 @@ from types import TracebackType
 from typing import Any, Self
 
 Timing = tuple[float, float]
-"""Seconds until the first token, and seconds per token after it; 0 where there was but one."""
+"""Seconds until the first token, and seconds per token after it (0 if there is only one)."""
 
 
 class Reference:
-    """The other process, between `with Reference(...) as reference:` and its end."""
+    """The other process, which runs inside a `with Reference(...) as reference:` block."""
 
     def __init__(self, model: Path, dtype: str) -> None:
         context = get_context("spawn")
@@ -36,7 +36,7 @@ class Reference:
         Args:
             experts: The experts_implementation.
             prompt: Token ids.
-            num_tokens: How many to make.
+            num_tokens: Tokens to generate.
         """
         self._connection.send((experts, prompt, num_tokens))
         seconds: Timing = self._connection.recv()

@@ -1,1 +1,1 @@
-"""What the benchmarks share: rounds that take turns, result files and the targets they are held to."""
+"""Shared by the benchmarks: interleaved rounds, result files, targets, and the style of plots."""

@@ -1,4 +1,4 @@
-"""How the benchmarks draw: with matplotlib, as SVG that has the same bytes for the same results."""
+"""Draws with matplotlib, to SVG text that is the same for the same results."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""How every benchmark says what it measured: one JSON object per line, the machine first."""
+"""The format of results: one JSON object per line, the machine first. Options that benchmarks share."""
 
 import json
 import os
@@ -23,11 +23,11 @@ Checkpoint = Annotated[
 
 Field = str | int | float
 _DIGITS = 5
-_TOLD = ("ONEDNN_MAX_CPU_ISA",)  # settings of libraries that change what is measured
+_ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA",)  # settings of libraries that change the results
 
 
 class Report:
-    """Where results go: standard output, and a file where one was asked for."""
+    """Writes results to standard output, and to a file if there is one."""
 
     def __init__(self, file: IO[str] | None) -> None:
         """Writes the line that describes the machine."""
@@ -35,13 +35,13 @@ class Report:
         self._write({"name": "machine", **_machine()})
 
     def samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
-        """One result: its value is the samples' median.
+        """Writes one result, whose value is the samples' median.
 
         Args:
             name: BENCHMARK.CASE.QUANTITY.
             values: At least one sample.
-            unit: What they are counted in: "ms", "s", "bytes", "GB/s", ..., or "ratio".
-            more: What else to say about it, e.g. a bound.
+            unit: "ms", "s", "bytes", "GB/s", ..., or "ratio".
+            more: Further fields, e.g. a bound.
         """
         ordered = sorted(values)
         median = statistics.median(ordered)
@@ -58,11 +58,11 @@ class Report:
         )
 
     def record(self, name: str, **content: Any) -> None:
-        """What is no sample of a quantity, as it is.
+        """Writes a line that is not a sample of a quantity.
 
         Args:
             name: BENCHMARK.WHAT.
-            content: Whatever JSON can say.
+            content: The fields, of types that JSON has.
         """
         self._write({"name": name, **content})
 
@@ -78,8 +78,8 @@ def report(out: Path | None, append: bool) -> Iterator[Report]:
     """Opens a benchmark's report.
 
     Args:
-        out: The file to write, besides standard output. An interrupted run leaves it as it was.
-        append: Whether what the file already holds stays.
+        out: The file to write in addition to standard output. An interrupted run leaves it unchanged.
+        append: Whether to keep what the file already holds.
     """
     if out is None:
         yield Report(None)
@@ -101,7 +101,7 @@ def _machine() -> dict[str, Field]:
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        **{name: os.environ[name] for name in _TOLD if name in os.environ},
+        **{name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
         **{package: version(package) for package in ("torch", "transformers", "grpcio", "protobuf")},
     }
 
@@ -115,7 +115,7 @@ def _cpu_model() -> str:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """The sample below which that share of the others lies; they come in ascending order."""
+    """The sample that has this share of all samples, which must ascend, below it."""
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 

@@ -1,18 +1,18 @@
-"""Times several ways to do the same thing side by side, so that what else the machine does falls on all alike."""
+"""Times several cases in turn, so that other load on the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Mapping
 
 Work = Callable[[], object]
 Samples = dict[str, list[float]]
-"""By case: seconds, one for each round."""
+"""Seconds by case, one for each round."""
 
-# PyTorch's threads spin for a while after their work is done, on the cores that the next case needs
+# PyTorch's threads spin for a while after their work is done, and occupy the cores that the next case needs
 _PAUSE_SECONDS = 0.01
 
 
 def interleave(cases: Mapping[str, Work], rounds: int, warm_up: int = 1) -> Samples:
-    """Runs all cases in turn, forwards and backwards by turns; the first rounds are not counted."""
+    """Runs all cases in each round, in alternating order. The `warm_up` rounds before the others are not counted."""
     samples: Samples = {name: [] for name in cases}
     names = list(cases)
     for number in range(-warm_up, rounds):
@@ -27,10 +27,10 @@ def interleave(cases: Mapping[str, Work], rounds: int, warm_up: int = 1) -> Samp
 
 
 def ratios(numerator: list[float], denominator: list[float]) -> list[float]:
-    """Round by round."""
+    """Divides round by round."""
     return [above / below for above, below in zip(numerator, denominator, strict=True)]
 
 
 def milliseconds(seconds: list[float]) -> list[float]:
-    """The same in milliseconds."""
+    """Converts seconds to milliseconds."""
     return [value * 1e3 for value in seconds]

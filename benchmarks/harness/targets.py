@@ -1,4 +1,4 @@
-"""Figures that are held against a target, and the rule by which they are judged."""
+"""Targets for results, and the rule that decides whether a result meets its target."""
 
 import statistics
 import sys
@@ -16,12 +16,12 @@ class Target:
     at_least: bool = True
 
     def is_met(self, value: float) -> bool:
-        """Whether a value is on the right side of the bound; the bound itself is."""
+        """Whether a value is on the right side of the bound, or equal to it."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 
 def judge(values: Sequence[float], target: Target) -> str:
-    """The verdict: ok, missed, or inconclusive where p10 to p90 is wider than the distance of median and bound."""
+    """Returns "ok", "missed", or "inconclusive" if p10 to p90 is wider than the distance of median and bound."""
     ordered = sorted(values)
     median = statistics.median(ordered)
     if quantile(ordered, 0.9) - quantile(ordered, 0.1) > abs(median - target.bound):
@@ -31,20 +31,20 @@ def judge(values: Sequence[float], target: Target) -> str:
 
 @dataclass(slots=True)
 class Judge:
-    """Writes results, those with a target beside their verdict, and sums up on standard error."""
+    """Writes results, adds a verdict to those with a target, and prints a summary to standard error."""
 
     out: Report
     targets: Mapping[str, Target]
     _verdicts: list[str] = field(default_factory=list)
 
     def samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
-        """See Report.samples."""
+        """Writes one result as `Report.samples` does, with a verdict if it has a target."""
         target = self.targets.get(name)
         if target is None:
             self.out.samples(name, values, unit, **more)
             return
         verdict, bound = judge(values, target), "at_least" if target.at_least else "at_most"
-        # an inconclusive median still lies on one side
+        # an inconclusive median is still on one side of the bound
         side = "meets" if target.is_met(statistics.median(values)) else "misses"
         more = {bound: target.bound, "verdict": verdict, "median_is": side, **more}
         self.out.samples(name, values, unit, **more)

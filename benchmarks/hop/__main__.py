@@ -1,9 +1,9 @@
 """`python -m benchmarks.hop`: round trips of a decode and a prefill message, by variant, and the ratio to a raw socket.
 
-hop.MESSAGE.VARIANT.round_trip  milliseconds from submitting a message until its answer is unpacked
-hop.MESSAGE.VARIANT.submit      milliseconds of those until the caller may do something else
+hop.MESSAGE.VARIANT.round_trip  ms from submitting a message until its answer is unpacked
+hop.MESSAGE.VARIANT.submit      ms of these until `submit` returns
 hop.MESSAGE.VARIANT.over_raw    round trip over the raw socket's, in the same round
-hop.MESSAGE.step.STEP           milliseconds of each step of our own code, in one process without gRPC
+hop.MESSAGE.step.STEP           ms of each step of our own code, in one process without gRPC
 """
 
 import statistics
@@ -25,7 +25,7 @@ _COUNTS = {"decode_8KiB": 150, "prefill_4MiB": 8}
 _MILLISECONDS = 1e3
 
 _Samples = dict[tuple[str, str], list[list[tuple[float, float]]]]
-"""By message and variant: for each round, seconds of submit and of the round trip."""
+"""By message and variant, for each round: seconds of submit and of the round trip."""
 
 
 def main(

@@ -1,4 +1,4 @@
-"""The two processes of a variant."""
+"""The client's and the server's process of a variant."""
 
 import json
 import os
@@ -14,14 +14,14 @@ _PROCESS_SETTINGS = ("GRPC_EXPERIMENTS", "OMP_WAIT_POLICY")
 
 
 class ChildError(Exception):
-    """A child process ended, or said what was not expected."""
+    """A child process ended early, or printed something unexpected."""
 
 
 class Ends:
-    """A server's and a client's process, running between `with Ends(...) as ends:` and its end."""
+    """A server's and a client's process, which run inside a `with Ends(...) as ends:` block."""
 
     def __init__(self, variant: Variant, directory: Path) -> None:
-        """Starts both; `wait_until_ready` waits for them."""
+        """Starts the server; entering the block starts the client."""
         self.variant = variant
         self._directory = directory
         self._server = self._start("server")

@@ -1,6 +1,7 @@
-"""The client's process: measures when it is told to. Started by children.py.
+"""The client's process, started by children.py. It measures on request.
 
-Standard input has a JSON list per line, [message, count]; standard output answers with [[submit, round trip], ...].
+Each line of standard input is a JSON list, [message, count]. Each is answered on standard output with
+[[submit, round trip], ...] in seconds.
 """
 
 import os
@@ -32,7 +33,7 @@ _WARM_UP = 3
 
 
 def _measure(transport: Transport, message: Message, count: int) -> list[tuple[float, float]]:
-    """Seconds of `submit` alone and of the round trip, `count` times after a few that are not counted."""
+    """Seconds of `submit` alone and of the round trip, `count` times after a warm-up."""
     clock = time.perf_counter
     samples = []
     for _ in range(_WARM_UP + count):
@@ -45,7 +46,7 @@ def _measure(transport: Transport, message: Message, count: int) -> list[tuple[f
     return samples[_WARM_UP:]
 
 
-def _answer_orders(directory: Path) -> None:
+def _answer_requests(directory: Path) -> None:
     """Measures until standard input ends."""
     messages = {name: Message.make(num_rows) for name, num_rows in NUM_ROWS.items()}
     with torch.inference_mode():
@@ -56,21 +57,21 @@ def _answer_orders(directory: Path) -> None:
             print(json.dumps(_measure(transport, messages[name], count)), flush=True)
 
 
-async def _beside_a_server(directory: Path) -> None:
-    """As in the GPU service: an event loop with a server in the main thread, the engine in another."""
+async def _alongside_a_server(directory: Path) -> None:
+    """As in the GPU service: the main thread runs an event loop with a server, another thread is the client."""
     server = grpc.aio.server()
     server.add_insecure_port(f"unix:{directory / 'generation.sock'}")
     await server.start()
-    await asyncio.to_thread(_answer_orders, directory)
+    await asyncio.to_thread(_answer_requests, directory)
 
 
 def main() -> None:
     """Runs until standard input ends."""
     directory = Path(sys.argv[2])
     if _variant.in_service:
-        asyncio.run(_beside_a_server(directory))
+        asyncio.run(_alongside_a_server(directory))
     else:
-        _answer_orders(directory)
+        _answer_requests(directory)
 
 
 if __name__ == "__main__":

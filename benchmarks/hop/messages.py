@@ -1,4 +1,4 @@
-"""What is sent: a decode step's message and a prefill chunk's, and the checkpoint that they are for."""
+"""The messages of a decode step and of a prefill chunk, and the checkpoint that they are for."""
 
 import json
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from typing_extensions import override
 
-from cpu_expert_service.kernel import LayerFunction
+from cpu_expert_service.kernel import Kernel, LayerFunction
 from fiddler import tensors
 from fiddler.expert_math import LayerWeights
 from fiddler.v1 import experts_pb2
@@ -41,7 +42,7 @@ class Message:
         return cls(hidden, ids.to(torch.int32), weights)
 
     def encode(self, with_rows: bool = True) -> experts_pb2.RunRequest:
-        """What ExpertClient.submit sends."""
+        """The request that ExpertClient.submit sends."""
         request = experts_pb2.RunRequest(sequence=1, layer=0, time_remaining_seconds=TIMEOUT_SECONDS)
         if with_rows:
             tensors.encode(self.hidden, request.hidden)
@@ -50,14 +51,14 @@ class Message:
         return request
 
 
-class NoKernel:
-    """Computes nothing: answers with the rows that it was given."""
+class NoKernel(Kernel):
+    """Computes nothing; its answer is the rows of the request."""
 
     name = "none"
     num_threads = 1
 
+    @override
     def prepare(self, layer: LayerWeights) -> LayerFunction:
-        """See Kernel.prepare."""
         return lambda hidden, expert_ids, routing_weights: hidden
 
 

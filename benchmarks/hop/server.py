@@ -1,6 +1,6 @@
-"""The server's process: the real ExpertServicer with a kernel that computes nothing. Started by children.py.
+"""The server's process, started by children.py: the real ExpertServicer with a kernel that computes nothing.
 
-The real service's method is served beside the ones that are only compared with it.
+It serves the real service's method and, in a service of its own, the methods that are compared with it.
 """
 
 import os
@@ -43,7 +43,7 @@ _Answers = Iterator[experts_pb2.RunResponse]
 
 
 class _Handlers:
-    """What each transport's method does."""
+    """The methods of all transports."""
 
     def __init__(self, directory: Path) -> None:
         settings = Settings(model=directory, metrics_port=0)
@@ -80,7 +80,7 @@ class _Handlers:
             yield experts_pb2.RunResponse(sequence=request.sequence, compute_seconds=result.compute_seconds)
 
     def generic(self) -> grpc.GenericRpcHandler:
-        """The methods that the service does not have."""
+        """The methods that ExpertService does not have."""
         coders: dict[str, Any] = {
             "request_deserializer": experts_pb2.RunRequest.FromString,
             "response_serializer": experts_pb2.RunResponse.SerializeToString,

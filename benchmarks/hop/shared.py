@@ -1,4 +1,4 @@
-"""The shared-memory prototype: one file that both processes map, its first half for rows, its second for answers."""
+"""The shared-memory prototype: both processes map one file, with rows in its first half and answers in its second."""
 
 import mmap
 from pathlib import Path
@@ -11,7 +11,7 @@ _HALF_BYTES = max(NUM_ROWS.values()) * HIDDEN_SIZE * torch.bfloat16.itemsize
 
 
 def make_file(path: Path) -> None:
-    """Makes the file, of zeros."""
+    """Makes the file, filled with zeros."""
     with path.open("wb") as file:
         file.truncate(2 * _HALF_BYTES)
 

@@ -1,4 +1,4 @@
-"""Where our own code's share of a round trip goes: each step alone, in one process, without gRPC."""
+"""The steps of a round trip in our own code, each timed alone, in one process, without gRPC."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _WARM_UP = 20
 
 
 def measure(directory: Path, message_name: str) -> dict[str, list[float]]:
-    """Seconds of each step, by its name, in the order of a round trip. `answer` holds the steps between its neighbours.
+    """Seconds of each step by name, in the order of a round trip. `answer` includes decode_request, assign and run.
 
     Args:
         directory: The checkpoint that messages.write_checkpoint wrote.

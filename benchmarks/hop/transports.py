@@ -1,4 +1,4 @@
-"""The client's side of each variant, all with one face: submit a message, join its answer."""
+"""The client's side of each variant behind one interface: submit a message, join its answer."""
 
 import asyncio
 import queue
@@ -27,7 +27,7 @@ _OPTIONS = rpc.message_size_options(MAX_MESSAGE_BYTES)
 
 
 class Transport(Protocol):
-    """One connection; a message at a time."""
+    """One connection, with one message at a time."""
 
     def submit(self, message: Message) -> None:
         """Sends it."""
@@ -58,7 +58,7 @@ class _Raw:
 
 
 class _Stream:
-    """What the GPU service does."""
+    """The GPU service's own client."""
 
     def __init__(self, address: str, fingerprint: str) -> None:
         self._client = ExpertClient(address, torch.bfloat16, TIMEOUT_SECONDS, MAX_MESSAGE_BYTES)
@@ -74,7 +74,7 @@ class _Stream:
 
 
 class _BareStream:
-    """A stream as ExpertClient has it, with nothing around it."""
+    """A stream as in ExpertClient, without its other code."""
 
     method = "bare"
 
@@ -146,7 +146,7 @@ class _Aio:
 
 
 def connect(variant: Variant, directory: Path) -> Transport:
-    """The variant's connection to its server, which is up."""
+    """Connects to the variant's server, which must be running."""
     path = directory / f"{variant.name}.sock"
     address = f"unix:{path}"
     match variant.transport:

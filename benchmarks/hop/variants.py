@@ -1,4 +1,4 @@
-"""What is compared. Imports nothing that reads the environment."""
+"""The variants that are compared. This module imports nothing that reads the environment."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -9,14 +9,14 @@ Transport = Literal["raw", "bare", "stream", "unary", "aio", "shared"]
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How the two processes speak, and what their processes are set to."""
+    """How the two processes communicate, and how they are set up."""
 
     name: str
     transport: Transport
     prepared: bool = True
-    """Whether the processes are set as the services' are: fiddler.process."""
+    """Whether the processes are set up as the services are, by fiddler.process."""
     cores: tuple[int, int] | None = None
-    """The one core that the client and the server may use each; None: all."""
+    """The core that the client may use, and the server's; None: all cores."""
     in_service: bool = False
     """Whether the client's process also runs a grpc.aio server, as the GPU service does."""
 
@@ -42,13 +42,13 @@ VARIANTS = (
     Variant("shared_memory", "shared"),
 )
 """
-raw                     Bytes to and fro on a Unix socket: the floor.
-bare_stream             gRPC and protobuf alone: messages are made beforehand, answers not read.
-sync_stream             What the services do.
-sync_stream_in_service  The same, in a process that has a grpc.aio server, from a thread beside it.
+raw                     Bytes over a Unix socket in both directions: the lower bound.
+bare_stream             gRPC and protobuf alone: messages are encoded beforehand, answers are not decoded.
+sync_stream             The services' own way.
+sync_stream_in_service  The same, from a thread of a process that also runs a grpc.aio server.
 sync_stream_unprepared  The same, without fiddler.process.
-sync_stream_pinned      The same, each process on a core of its own.
-unary                   A call for each message.
+sync_stream_pinned      The same, with each process pinned to a core.
+unary                   One call for each message.
 aio_stream              grpc.aio on both sides.
-shared_memory           A prototype: rows in memory that both map, the message only says how many.
+shared_memory           A prototype: rows are in memory that both processes map; the message only has their number.
 """

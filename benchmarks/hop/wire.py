@@ -1,4 +1,4 @@
-"""What both ends of the compared transports agree on."""
+"""Names and framing that both ends of the compared transports share."""
 
 import socket
 
@@ -8,17 +8,17 @@ _BUFFER_BYTES = 8 * 2**20
 
 
 def new_buffer() -> memoryview:
-    """Memory for one raw message."""
+    """A buffer for one raw message."""
     return memoryview(bytearray(_BUFFER_BYTES))
 
 
 def frame(payload: bytes) -> bytes:
-    """A raw message: its length and its bytes."""
+    """A raw message: its length, then its bytes."""
     return len(payload).to_bytes(_HEAD_BYTES, "little") + payload
 
 
 def receive(connection: socket.socket, buffer: memoryview) -> int:
-    """Reads one raw message, its length included, and returns how long it is; 0 where the other side has left."""
+    """Reads one raw message with its length; returns its bytes in all, or 0 if the other side has closed."""
     if not _fill(connection, buffer[:_HEAD_BYTES]):
         return 0
     end = _HEAD_BYTES + int.from_bytes(buffer[:_HEAD_BYTES], "little")

@@ -1,27 +1,27 @@
-"""`python -m benchmarks.kernel`: the native kernels beside PyTorch and beside a loop that only reads.
+"""`python -m benchmarks.kernel`: the native kernels compared with PyTorch and with a loop that only reads.
 
-kernel.read.streamsN                       GB/s of the read loop over the experts, each thread's share as N streams
-kernel.bf16.m1.fraction_of_read_bandwidth  one row in one expert of Mixtral's size, over the fastest of those
+kernel.read.streamsN                       GB/s of a loop that reads the experts, in N streams for each thread
+kernel.bf16.m1.fraction_of_read_bandwidth  one row in one expert of Mixtral's size, over the fastest of these loops
 kernel.bf16.mN.CASE                        ms for N rows in one expert; CASE is ours, torch, or fp32_gemm
 kernel.bf16.mN.speedup_over_torch          torch over ours, round by round
 kernel.bf16.mN.speedup_over_fp32_gemm      PyTorch's float32 on weights widened beforehand, over ours
 kernel.bf16.mN.fraction_of_fma_peak        operations per second over those of a loop of float32 multiply-adds that
                                            touches no memory (peak.c); vdpbf16ps can exceed it
-kernel.bf16.mN.fraction_of_dot_peak        the same over a loop of vdpbf16ps, where the tier has it
-kernel.bf16.mN.fraction_of_tiles_peak      the same over a loop of AMX tile products, where the tier has them
+kernel.bf16.mN.fraction_of_dot_peak        the same over a loop of vdpbf16ps, if the tier has it
+kernel.bf16.mN.fraction_of_tiles_peak      the same over a loop of AMX tile products, if the tier has them
 kernel.bf16.mN.fraction_of_read_bandwidth  the time of reading the expert's bytes once, over ours
-kernel.bf16.mN.torch_over_read             torch over that time: no kernel's speedup_over_torch is larger
+kernel.bf16.mN.torch_over_read             torch over that time: the upper bound of any kernel's speedup_over_torch
 kernel.bf16.m1.TIER_over_avx512            time of another tier over that of avx512
-kernel.bf16.m1.ram_over_mmap               time from copies in huge pages over that from the mapped file
+kernel.bf16.m1.ram_over_mmap               time with copies in huge pages over that with the mapped file
 kernel.qwen3_30b_a3b.*                     a layer of 128 small experts, 8 for each token
-kernel.layer.fixed_cost                    microseconds of one call with experts so small that they cost nothing
+kernel.layer.fixed_cost                    us of one call with experts too small to cost anything
 kernel.scaling.threadsT.mN, .torch.mN      ms against rows and threads: docs/kernel_scaling.svg
 
-PyTorch's products are oneDNN's, which takes all instructions that the CPU has. ONEDNN_MAX_CPU_ISA in the environment
-holds it back, e.g. to AVX512_CORE: a CPU with AVX-512 but without BF16 and AMX. The result's first line says so.
+PyTorch's products are oneDNN's, which uses all instructions of the CPU. ONEDNN_MAX_CPU_ISA in the environment limits
+them, e.g. to AVX512_CORE: a CPU with AVX-512 but without BF16 and AMX. The first line of the results then has it.
 
-Every round goes through all cases in turn. Weights are in a mapped file, as the service has them; experts take turns,
-so that more than a gigabyte lies between two uses of the same one.
+Every round goes through all cases in turn. Weights are in a mapped file, as in the service. Calls use all experts in
+turn: more than a gigabyte is read between two uses of the same one.
 """
 
 from typing import Annotated
@@ -69,7 +69,7 @@ def main(
         judge = Judge(results, TARGETS)
         pools = [Pool(cpus[:count]) for count in range(1, len(cpus) + 1)]
         kernel = NativeKernel(pools[-1], tier)
-        PyTorchKernel(len(cpus))  # tells PyTorch how many threads to take
+        PyTorchKernel(len(cpus))  # sets PyTorch's number of threads
         few, many = (5, 3) if quick else (31, 15)
         # before PyTorch has threads that spin
         layers.measure_fixed_cost(judge, weights, kernel, few)

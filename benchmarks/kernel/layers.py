@@ -32,7 +32,7 @@ _ASLEEP_SECONDS = 0.001
 
 
 def measure_qwen(out: Judge, pool: Pool, weights: torch.Tensor, kernel: Kernel, rounds: int) -> None:
-    """One token against memory, 64 against PyTorch."""
+    """Compares one token with reading, and 64 with PyTorch."""
     experts = layer(weights, QWEN3_30B_A3B)
     functions = {"ours": kernel.prepare(experts), "torch": PyTorchKernel(pool.num_threads).prepare(experts)}
     generator = torch.Generator().manual_seed(2)
@@ -61,7 +61,7 @@ def _choose(rows: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def measure_fixed_cost(out: Judge, weights: torch.Tensor, kernel: Kernel, rounds: int) -> None:
-    """What a call costs that computes next to nothing: threads awake, and threads that went to sleep."""
+    """Measures a call that computes next to nothing, with threads awake and with threads asleep."""
     compute = kernel.prepare(layer(weights, TINY))
     call = layer_call(compute, torch.zeros(1, TINY.hidden, dtype=torch.bfloat16), [torch.tensor([[1, 5]]).int()])
     for _ in range(_CALLS):
@@ -85,7 +85,7 @@ def _timed(call: Work) -> float:
 def measure_scaling(
     out: Judge, pools: list[Pool], weights: torch.Tensor, tier: str, rounds: int, most_rows: int
 ) -> None:
-    """One expert of Mixtral's against rows, with each pool's number of threads."""
+    """Measures one of Mixtral's experts by number of rows, with each pool's number of threads."""
     experts = layer(weights, MIXTRAL)
     functions = {f"threads{pool.num_threads}": NativeKernel(pool, tier).prepare(experts) for pool in pools}
     for rows in SCALING_ROWS:

@@ -1,4 +1,4 @@
-"""One expert of Mixtral's size (4096 x 14336, bf16): a few rows against memory, many against PyTorch's products."""
+"""One expert of Mixtral's size (4096 x 14336, bf16): few rows compared with reading, many with PyTorch's products."""
 
 import statistics
 
@@ -17,20 +17,20 @@ from fiddler.expert_math import ExpertWeights
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WIDENED_FROM_ROWS = 64
-_WIDENED_EXPERTS = 2  # 1.4 GB, since they are twice as large
+_WIDENED_EXPERTS = 2  # 1.4 GB: they are twice as large as in bfloat16
 
 
 def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: Kernel, few: int, many: int) -> None:
     """Measures all numbers of rows.
 
     Args:
-        out: Where results go.
+        out: Takes the results.
         pool: The kernel's threads.
-        peak: What the vector units do at most.
-        weights: The mapping.
-        kernel: What is measured.
-        few: Rounds where a call takes milliseconds.
-        many: Rounds where it takes longer.
+        peak: Measures the peak speed of the vector units.
+        weights: The mapped file.
+        kernel: The kernel to measure.
+        few: Rounds of calls that take milliseconds.
+        many: Rounds of calls that take longer.
     """
     experts = layer(weights, MIXTRAL)
     compute = kernel.prepare(experts)
@@ -48,14 +48,14 @@ def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: K
             wide = wide or widened(experts, _WIDENED_EXPERTS)
             cases["fp32_gemm"] = torch_expert(wide, hidden.float())
             speeds = peak.measure()
-            # the best so far: a slow moment of the machine is not its peak
+            # the best so far, since the machine may have been slow before
             peaks = {name: max(speed, peaks.get(name, 0)) for name, speed in speeds.items()}
         samples = interleave(cases, many if rows >= _WIDENED_FROM_ROWS else few)
         _report(out, rows, samples, peaks)
 
 
 def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int) -> int:
-    """Every tier beside the read loops; the streams of the fastest."""
+    """Measures every tier and the read loops; returns the number of streams of the fastest loop."""
     experts = layer(weights, MIXTRAL)
     hidden = torch.randn(1, MIXTRAL.hidden, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     ids = same_expert(1, MIXTRAL.num_experts)

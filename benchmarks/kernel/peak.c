@@ -1,8 +1,8 @@
-// What the vector units do at most: independent multiply-adds on registers, no memory. Built by peak.py.
+// The peak of the vector units: independent multiply-adds on registers, without memory. Built by peak.py.
 #include <immintrin.h>
 #include <stdint.h>
 
-enum { ACCUMULATORS = 12 };  // more than latency times units, and with the factors no more than AVX2's registers
+enum { ACCUMULATORS = 12 };  // more than latency times units; with the factors, no more than AVX2 has registers
 
 // every loop over the accumulators is unrolled, so that they stay in registers
 #define EACH _Pragma("GCC unroll 12") for (int i = 0; i < ACCUMULATORS; ++i)
@@ -34,7 +34,7 @@ __attribute__((target("avx512f,avx512bf16"))) float dot_avx512_bf16(int64_t step
   LOOP(__m512, _mm512_dpbf16_ps(sums[i], a, b), _mm512_setzero_ps())
 }
 
-// Four tiles of sums, as many as a product of two by two tiles has; the tiles are 0, which takes no less time.
+// Four tiles of sums, as in a product of two by two tiles. The tiles are 0, which takes as long as any value.
 __attribute__((target("amx-tile,amx-bf16"))) float tiles_amx_bf16(int64_t steps) {
   static const struct {
     uint8_t palette, start_row, reserved[14];

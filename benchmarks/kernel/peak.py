@@ -1,4 +1,4 @@
-"""The most operations per second that the CPU's vector units do, by loops in C that touch no memory."""
+"""Peak operations per second of the CPU's vector units, measured by loops in C that touch no memory."""
 
 import ctypes
 import os
@@ -29,14 +29,14 @@ _TIERS = {
 
 
 class Peak:
-    """The loops for a tier, compiled; none where there is no compiler or no loop for the tier."""
+    """The compiled loops for a tier; none if there is no compiler or no loop for the tier."""
 
     def __init__(self, cpus: Sequence[int], tier: str) -> None:
         """Compiles them.
 
         Args:
-            cpus: Each runs the loop once.
-            tier: Of the kernel that is held against them.
+            cpus: Each of them runs the loops.
+            tier: The tier of the kernel that is compared with them.
         """
         self._cpus = cpus
         compiler = shutil.which("cc") or shutil.which("gcc")
@@ -49,7 +49,7 @@ class Peak:
             self._library = ctypes.CDLL(str(path))
 
     def measure(self) -> dict[str, float]:
-        """Operations per second by loop: the best of many short turns of each CPU, all at once, summed."""
+        """Operations per second by loop: the best of many short turns of each CPU, summed. All CPUs run at once."""
         return {name: self._measure(name) for name in self.names}
 
     def _measure(self, name: str) -> float:

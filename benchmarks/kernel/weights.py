@@ -1,4 +1,4 @@
-"""The weights that the cases share: one mapped file, seen as experts of Mixtral's size or as a layer of small ones."""
+"""The weights that all cases share: one mapped file, viewed as experts of Mixtral's size or as many small ones."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from cpu_expert_service.native import Pool
 from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _NOISE = 8 << 20
-_MISALIGNED_BYTES = 8  # safetensors' headers are padded to 8 bytes, so matrices seldom begin on a cache line
+_MISALIGNED_BYTES = 8  # safetensors pads headers to 8 bytes, so matrices seldom begin on a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,12 @@ class Shape:
 
     @property
     def expert_elements(self) -> int:
-        """Weights of one expert, each of which is one multiplication and one addition for a row."""
+        """Weights of one expert. Each is one multiplication and one addition for a row."""
         return 3 * self.hidden * self.intermediate
 
     @property
     def expert_bytes(self) -> int:
-        """The same in bytes of bfloat16."""
+        """Bytes of one expert in bfloat16."""
         return 2 * self.expert_elements
 
 
@@ -45,7 +45,7 @@ TINY = Shape(64, 64, 8)
 
 @contextmanager
 def mapped() -> Iterator[torch.Tensor]:
-    """[elements] of noise in a mapped file, all of it in the page cache."""
+    """[elements] of noise in a mapped file; all of it is in the page cache."""
     num_elements = MIXTRAL.num_experts * MIXTRAL.expert_elements
     skipped = _MISALIGNED_BYTES // 2
     noise = torch.randn(_NOISE, generator=torch.Generator().manual_seed(0)).mul_(MIXTRAL.hidden**-0.5)
@@ -73,7 +73,7 @@ def layer(weights: torch.Tensor, shape: Shape) -> LayerWeights:
 
 
 def widened(experts: LayerWeights, count: int) -> list[ExpertWeights]:
-    """The first experts in float32."""
+    """The first `count` experts in float32."""
     return [
         ExpertWeights(expert.gate.float(), expert.up.float(), expert.down.float())
         for expert in experts.experts[:count]
@@ -82,7 +82,7 @@ def widened(experts: LayerWeights, count: int) -> list[ExpertWeights]:
 
 
 def torch_expert(experts: list[ExpertWeights], rows: torch.Tensor) -> Callable[[], object]:
-    """PyTorch's shortest way through one expert; each call takes the next."""
+    """One expert in as few PyTorch operations as possible; each call uses the next expert."""
     turns = cycle(experts)
 
     def compute() -> torch.Tensor:
@@ -97,7 +97,7 @@ def torch_expert(experts: list[ExpertWeights], rows: torch.Tensor) -> Callable[[
 
 
 def layer_call(compute: LayerFunction, rows: torch.Tensor, ids: list[torch.Tensor]) -> Callable[[], object]:
-    """A call of the layer; each takes the next expert ids."""
+    """A call of the layer; each call uses the next expert ids."""
     turns = cycle(ids)
     routing_weights = torch.full(ids[0].shape, 1 / ids[0].shape[1])
     return lambda: compute(rows, next(turns), routing_weights)
@@ -109,7 +109,7 @@ def same_expert(num_rows: int, num_experts: int) -> list[torch.Tensor]:
 
 
 def read_loop(pool: Pool, weights: torch.Tensor, num_bytes: int, streams: int) -> Callable[[], None]:
-    """Reads that many bytes; each call those that follow."""
+    """A call that reads `num_bytes`; each call reads the bytes that follow the last one's."""
     count = weights.numel() * weights.itemsize // num_bytes
     turns = cycle(weights.data_ptr() + number * num_bytes for number in range(count))
     return lambda: pool.read(next(turns), num_bytes, streams)

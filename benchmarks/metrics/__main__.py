@@ -1,14 +1,14 @@
-"""`python -m benchmarks.metrics`: what counting costs a decode step.
+"""`python -m benchmarks.metrics`: the cost of counting metrics in a decode step.
 
-metrics.MODEL.step                 seconds between two tokens of one sequence, as the caller sees them come
+metrics.MODEL.step                 seconds between two tokens of one sequence, as the caller receives them
 metrics.MODEL.step_uncounted       the same while neither service counts
-metrics.MODEL.counting_over_step   what counting adds, over the step without it, round by round; it shall be below 0.01
-metrics.MODEL.SERVICE.scrape       seconds until /metrics has answered, which is when numbers are put into words
+metrics.MODEL.counting_over_step   the time that counting adds over the step without it, round by round; target: 0.01
+metrics.MODEL.SERVICE.scrape       seconds until /metrics has answered, which formats all values
 
 MODEL is demo (models/demo, whose steps are far shorter than those of a model that is larger than a GPU) or
-mixtral_2_layers (two layers of Mixtral-8x7B's shape; see benchmarks.end_to_end, whose --checkpoint it shares). Both
-services are real ones whose functions that count can be switched off (switched_service.py); what is not switched are
-single additions between two lines of other code. In every round the same tokens are generated with and without.
+mixtral_2_layers (two layers of Mixtral-8x7B's shape; benchmarks.end_to_end shares its --checkpoint). Both services are
+real, but their counting functions can be switched off (switched_service.py). Single additions within other code stay
+on. Every round generates the same tokens with and without counting.
 """
 
 import signal
@@ -35,7 +35,7 @@ from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
 _DECODED = {"demo": 128, "mixtral_2_layers": 24}
-_PAUSE_SECONDS = 0.2  # for the signal, and until threads sleep
+_PAUSE_SECONDS = 0.2  # until the signal has arrived and threads sleep
 _TIMEOUT_SECONDS = 10.0
 _MOST = 0.01
 
@@ -43,14 +43,14 @@ TARGETS = {f"metrics.{model}.counting_over_step": Target(_MOST, at_least=False) 
 
 
 class _SwitchedPair(Pair):
-    """Services that stop counting, and begin again."""
+    """A pair whose services can stop and resume counting."""
 
     def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "benchmarks.metrics.switched_service", service, *arguments]
         return subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
 
     def switch(self) -> None:
-        """Has both count no more, or again."""
+        """Stops counting in both services, or resumes it."""
         for service in self.processes.values():
             service.send_signal(signal.SIGUSR1)
         time.sleep(_PAUSE_SECONDS)
@@ -88,7 +88,7 @@ def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
         _SwitchedPair(model, log=log, gpu_arguments=("--device", "cpu")) as pair,
         Client(pair.target) as client,
     ):
-        for number in range(-1, rounds):  # the first warms up
+        for number in range(-1, rounds):  # the first round is the warm-up
             counted = _step_seconds(client, number, _DECODED[name])
             pair.switch()
             uncounted = _step_seconds(client, number, _DECODED[name])
@@ -97,7 +97,7 @@ def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
                 found["step", "s"].append(counted)
                 found["step_uncounted", "s"].append(uncounted)
         steps, uncounted_steps = found["step", "s"], found["step_uncounted", "s"]
-        # beside the mean of the ones before and after, lest a machine that becomes slower looks like a cost
+        # compared with the mean of the steps before and after, so that a slowing machine does not look like a cost
         found["counting_over_step", "ratio"] = [
             (before + after) / 2 / uncounted - 1
             for before, after, uncounted in zip(steps, steps[1:], uncounted_steps, strict=False)
@@ -110,7 +110,7 @@ def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
 
 
 def _step_seconds(client: Client, number: int, num_tokens: int) -> float:
-    """Mean seconds between two tokens; the same tokens for the same number."""
+    """Mean seconds between two tokens. The same number gives the same tokens."""
     prompt = [3 + (position * 37 + number * 11) % 250 for position in range(16)]
     arrivals = []
     with client.generate(

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.metrics.switched_service SERVICE ...`: a service that SIGUSR1 has count no more, then again.
+"""`python -m benchmarks.metrics.switched_service SERVICE ...`: a service that stops and resumes counting on SIGUSR1.
 
-What counts is put aside for functions that return at once. Without it /metrics stands still; nothing else differs.
+While it is stopped, the counting functions are replaced by one that returns at once: /metrics stands still, and nothing
+else differs.
 """
 
 import importlib
@@ -13,23 +14,23 @@ from fiddler import process
 
 process.prepare()
 
-# what imports grpc is imported after the process is prepared
+# modules that import grpc are imported after the process is prepared
 from prometheus_client import Counter, Gauge, Histogram  # noqa: E402
 
 
 class _Switch:
-    """Functions that count, on or off."""
+    """Switches counting functions on and off."""
 
     def __init__(self) -> None:
         self._functions: list[tuple[Any, str, Any]] = []
         self._is_on = True
 
     def add(self, owner: Any, *names: str) -> None:
-        """Takes in methods of a class."""
+        """Adds methods of a class."""
         self._functions += [(owner, name, getattr(owner, name)) for name in names]
 
     def flip(self, number: int, frame: FrameType | None) -> None:
-        """A signal's handler."""
+        """Handles the signal: switches all functions over."""
         self._is_on = not self._is_on
         for owner, name, function in self._functions:
             setattr(owner, name, function if self._is_on else _nothing)
@@ -40,7 +41,7 @@ def _nothing(*arguments: object) -> int:
 
 
 def main() -> int:
-    """Runs the service that the first argument names; returns its exit status."""
+    """Runs the service that the first argument names, and returns its exit status."""
     service = sys.argv.pop(1)
     switch = _Switch()
     if service == "gpu_service":
@@ -62,7 +63,7 @@ def _add_gpu_service(switch: _Switch) -> None:
     switch.add(Histogram, "observe")
     switch.add(LayerCosts, "add", "add_device")
     switch.add(SelectionCounts, "add", "add_route")
-    # only the counters of bytes ask for it
+    # only the byte counters call it
     for message in (experts_pb2.RunRequest, experts_pb2.RunResponse):
         switch.add(message, "ByteSize")
 

@@ -1,1 +1,1 @@
-"""`python -m benchmarks.routing`: a pair through a change of topic, and the pictures drawn from its metrics."""
+"""A pair whose load changes its topic, and the plots of its metrics: `python -m benchmarks.routing`."""

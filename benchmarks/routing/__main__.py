@@ -1,16 +1,16 @@
-"""`python -m benchmarks.routing`: what the metrics of a real pair say while the topic of its load changes.
+"""`python -m benchmarks.routing`: the metrics of a real pair while the topic of its load changes.
 
-routing.costs     what placement was told that things cost, in seconds: see below
-routing.sample    one for each second: a snapshot of `python -m client.top`, with rates over that second, and the
-                  seconds since the load began
-routing.topic     which topic the load had from when on
+routing.costs     the costs in seconds that placement was given
+routing.sample    one each second: a snapshot of `python -m client.top`, with rates over that second, and the seconds
+                  since the load began
+routing.topic     a topic, and the seconds at which the load changed to it
 routing.view      a snapshot some seconds after the change, with rates over ten seconds: what the terminal shows
 
-models/demo writes on from openings of scripture, then of a database manual, three at a time. The GPU service runs on
-the CPU, with slots for 10 of the 32 experts. Since moving these small experts about would pay nowhere, placement starts
-from costs that are given to it: they make a slot worth having and a copy dear, as for large experts on a GPU. That
-decides what is resident and when it is swapped. Which experts are chosen depends on nothing but model and text; all
-that is counted is counted as it happens. No speed of this run says anything of a GPU.
+models/demo continues openings of scripture, then of a database manual, three at a time. The GPU service runs on the
+CPU, with slots for 10 of the 32 experts. Moving such small experts would never pay, so placement starts from given
+costs: like those of large experts on a GPU, they make a slot valuable and a copy expensive. They decide which experts
+are resident and when they are swapped. Which experts are chosen depends on model and text alone, and everything counted
+is real. Speeds of this run say nothing about a GPU.
 
 `python -m benchmarks.routing.plot` draws docs/routing.svg and docs/top.svg from the results.
 """
@@ -70,7 +70,7 @@ def _pair(costs: Path, log: IO[bytes]) -> Pair:
 
 
 def _given_costs(path: Path, log: IO[bytes]) -> Path:
-    """Has a pair write a file of its costs, and puts the given ones in their place."""
+    """Lets a pair write its costs file, and replaces the costs by the given ones."""
     with _pair(path, log):
         pass
     content = json.loads(path.read_text())
@@ -81,14 +81,13 @@ def _given_costs(path: Path, log: IO[bytes]) -> Path:
 
 
 class _Load:
-    """Generations of one topic after the other, in threads.
+    """Generates on one topic after the other, in threads.
 
     Attributes:
-        began: Seconds of the monotonic clock by topic, once it has begun.
+        began: Seconds of the monotonic clock by topic; only topics that have begun.
     """
 
     def __init__(self, target: str) -> None:
-        """Begins nothing yet."""
         self._target = target
         self._thread = threading.Thread(target=self._run)
         self.began: dict[str, float] = {}
@@ -102,7 +101,7 @@ class _Load:
 
     @property
     def is_running(self) -> bool:
-        """Whether there is more to come."""
+        """Whether there is more to generate."""
         return self._thread.is_alive()
 
     def _run(self) -> None:
@@ -116,7 +115,7 @@ class _Load:
 
             for topic, openings in OPENINGS.items():
                 self.began[topic] = time.monotonic()
-                # each opening several times, with other seeds
+                # each opening several times, with different seeds
                 list(threads.map(generate, range(_ROUNDS * len(openings)), _ROUNDS * openings))
 
 

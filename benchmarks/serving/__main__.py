@@ -1,34 +1,34 @@
-"""`python -m benchmarks.serving`: what serving several sequences at once costs, and what callers see of it.
+"""`python -m benchmarks.serving`: the cost of serving several sequences at once, and the latencies that callers see.
 
-serving.MODEL.CASE.experts               a decode step's seconds from sending its rows until their sums are there
-serving.MODEL.CASE.kernel                the part of it in which the CPU expert service computes; the rest is the way
-serving.MODEL.CASE.floor                 the time to read each distinct expert that the step touches once
+serving.MODEL.CASE.experts               ms of a decode step from sending its rows until their sums have arrived
+serving.MODEL.CASE.kernel                ms of these in which the CPU expert service computes; the rest is transport
+serving.MODEL.CASE.floor                 ms to read each distinct expert of the step once
 serving.MODEL.CASE.experts_over_floor    their ratio, step by step
-serving.MODEL.CASE.dense                 the rest of the model's forward: attention, routers, norms, head, by PyTorch
-serving.MODEL.CASE.overhead              a step without the model's forward: scheduling, sampling, beams, events
-serving.MODEL.CASE.overhead_over_step    that as a part of the step
+serving.MODEL.CASE.dense                 ms of the rest of the forward, in PyTorch: attention, routers, norms, head
+serving.MODEL.CASE.overhead              ms of a step without the model's forward: scheduling, sampling, beams, events
+serving.MODEL.CASE.overhead_over_step    the overhead's share of the step
 serving.MODEL.streams8.over_stream1      tokens per second of eight streams over those of one, through the client
-serving.MODEL.short_prompt.chunks        chunks of prompts computed until a short one has its first token that comes
-                                         while a long one is computed
-serving.MODEL.short_prompt_grown.chunks  the same where the long one's chunk is as long as the prompt, being alone
-serving.MODEL.long_prompt.CHUNKS         tokens per second of a long prompt that is alone, chunked or with a chunk grown
-serving.MODEL.loadN.time_to_first_token  seconds, as N callers at once see them
+serving.MODEL.short_prompt.chunks        chunks of prompts that are computed until a short prompt has its first token
+                                         that arrives while a long one is computed
+serving.MODEL.short_prompt_grown.chunks  the same if the long prompt was alone and its chunk grew to the whole prompt
+serving.MODEL.long_prompt.CHUNKS         tokens per second of a long prompt that is alone, in usual or in grown chunks
+serving.MODEL.loadN.time_to_first_token  seconds, with N concurrent callers
 serving.MODEL.loadN.inter_token          seconds between two tokens of a stream
 
 CASE is stream1, streams8 (greedy), sampled8 (temperature and top-p), beam4 or beam16. MODEL is demo (models/demo) or
-mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to --checkpoint (kept there for the
-next run) or to a temporary directory. The bandwidth of the floor is what as many threads as the CPU expert service's
-take to read the same weights and compute nothing, measured before and after the steps of each case and round. Where
-single steps are looked into, the engine runs in this process and the experts in another; what callers see is measured
-through a pair of services. All is bfloat16 on the CPU.
+mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to --checkpoint, where the next run
+finds them, or to a temporary directory. The floor's bandwidth is that of reading the same weights with as many threads
+as the CPU expert service has and computing nothing, before and after the steps of each case and round. For single
+steps, the engine runs in this process and the experts in another. Latencies and the rates of streams are measured
+through a pair of services. All compute in bfloat16 on the CPU.
 
---models and --parts choose what is run, so that --append puts a long run together from short ones; --tiny is for trying
-out the benchmark itself.
+--models and --parts select what is run; with --append, a long run can be made of short ones. --tiny tries the benchmark
+out.
 """
 
 from fiddler import process
 
-process.prepare()  # as in the services: otherwise this process's OpenMP threads take the cores from theirs
+process.prepare()  # as in the services; otherwise this process's OpenMP threads would occupy their cores
 
 import tempfile  # noqa: E402
 from pathlib import Path  # noqa: E402

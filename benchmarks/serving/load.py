@@ -1,4 +1,4 @@
-"""What callers see: streams at once through the client, the server and the pair behind it."""
+"""What callers see: concurrent streams through the client and a pair."""
 
 import tempfile
 import time
@@ -20,16 +20,16 @@ _BOUNDS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0
 
 @dataclass(slots=True)
 class Stream:
-    """One generation as its caller sees it."""
+    """One generation as its caller sees it, in seconds of time.perf_counter()."""
 
     began: float
-    """When its request was sent."""
+    """When the request was sent."""
     arrivals: list[float] = field(default_factory=list)
-    """When each token came."""
+    """When each token arrived."""
 
 
 def measure_load(out: Judge, model: Model, rounds: int) -> None:
-    """Callers at once, more and more of them."""
+    """Measures an increasing number of concurrent callers."""
     flags = ("--dtype", "bfloat16")
     slots = ("--max-slots", str(MAX_SLOTS), "--max-context", str(model.max_context))
     with (
@@ -37,7 +37,7 @@ def measure_load(out: Judge, model: Model, rounds: int) -> None:
         Pair(model.directory, log=log, gpu_arguments=("--device", "cpu", *flags, *slots), cpu_arguments=flags) as pair,
         Client(pair.target) as client,
     ):
-        _call_at_once(client, model, 1)  # the first is not counted
+        _call_at_once(client, model, 1)  # a warm-up, not counted
         streams: dict[int, list[Stream]] = {load: [] for load in LOADS}
         rates: dict[int, list[float]] = {load: [] for load in LOADS}
         for number in range(rounds):
@@ -52,7 +52,7 @@ def measure_load(out: Judge, model: Model, rounds: int) -> None:
 
 
 def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
-    """So many callers, each with one request."""
+    """Runs `count` concurrent callers with one request each."""
 
     def call(prompt: list[int]) -> Stream:
         stream = Stream(time.perf_counter())
@@ -70,12 +70,12 @@ def _rate(streams: Sequence[Stream]) -> float:
     """Tokens per second of all streams together, while all of them decode.
 
     Raises:
-        SystemExit: There is no such time, so that the figure would mean nothing.
+        SystemExit: The streams never decode all at once, so the figure would mean nothing.
     """
     start = max(stream.arrivals[0] for stream in streams)
     end = min(stream.arrivals[-1] for stream in streams)
     if start >= end:
-        raise SystemExit(f"{len(streams)} streams: the first had ended before the last began; they need more tokens")
+        raise SystemExit(f"{len(streams)} streams never decoded all at once: raise their tokens in workload.py")
     return sum(start < arrival <= end for stream in streams for arrival in stream.arrivals) / (end - start)
 
 
@@ -87,7 +87,7 @@ def _report_latencies(out: Judge, name: str, streams: Sequence[Stream]) -> None:
 
 
 def _histogram(values: Sequence[float]) -> str:
-    """How many are at most each bound, as Prometheus counts them: "BOUND:COUNT ..."."""
+    """How many values are at most each bound, cumulative as in Prometheus: "BOUND:COUNT ..."."""
     return " ".join(
         f"{bound:g}:{sum(value <= bound for value in values)}" for bound in (*_BOUNDS_SECONDS, float("inf"))
     )

@@ -1,4 +1,4 @@
-"""An engine in this process whose steps are taken apart: experts, the rest of the model, and what is around it."""
+"""An engine in this process whose steps are timed by part: experts, the rest of the model, and everything else."""
 
 import time
 from collections.abc import Iterator
@@ -34,22 +34,22 @@ _MAX_MESSAGE_BYTES = 2**26
 
 @dataclass(slots=True)
 class Step:
-    """Where one step's seconds went."""
+    """The seconds of one step by part."""
 
     batch: Batch
     seconds: float = 0.0
     forward_seconds: float = 0.0
     expert_seconds: float = 0.0
     kernel_seconds: float = 0.0
-    """Of these, those that the CPU expert service says that it computed."""
+    """Of expert_seconds, those that the CPU expert service reports as computing."""
     num_distinct_experts: int = 0
     """Summed over the layers."""
     num_selections: int = 0
-    """Rows times experts of each, summed over the layers."""
+    """Rows times experts per row, summed over the layers."""
 
     @property
     def overhead_seconds(self) -> float:
-        """What is not the model's forward."""
+        """All but the model's forward."""
         return self.seconds - self.forward_seconds
 
     @property
@@ -62,7 +62,7 @@ class Probe:
     """Runs requests step by step."""
 
     def __init__(self, directory: Path, experts: str, max_context: int) -> None:
-        """Loads the model; the CPU expert service at `experts` serves. `begin` comes before requests."""
+        """Loads the model. The CPU expert service at `experts` must serve. Call `begin` before adding requests."""
         checkpoint = Checkpoint.open(directory)
         self._memory = _Memory(checkpoint)
         client = ExpertClient(experts, torch.bfloat16, _TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
@@ -83,7 +83,7 @@ class Probe:
 
     @torch.inference_mode()
     def begin(self, prefill_chunk: int, alone_chunk: int | None = None) -> None:
-        """Forgets all requests and prompts; from now on prompts are computed in chunks of that size."""
+        """Drops all requests and cached prompts, and sets the chunk sizes of prompts from now on."""
         self._scheduler = _WatchedScheduler(
             self._model.cache,
             self._budget,
@@ -94,7 +94,7 @@ class Probe:
         self._stepper = Stepper(self._model, self._scheduler, ids=RequestIds(), on_failure=self._raise)
 
     def read_bytes_per_second(self) -> float:
-        """What this machine's memory gives now: see calibration.read_bytes_per_second. Nobody else may compute."""
+        """The memory's read bandwidth now, by calibration.read_bytes_per_second. Nothing else may compute meanwhile."""
         return self._memory.read_bytes_per_second()
 
     @torch.inference_mode()
@@ -111,7 +111,7 @@ class Probe:
 
     @torch.inference_mode()
     def step(self) -> Step:
-        """Computes one batch; there is one."""
+        """Computes one batch. There must be one to compute."""
         self._client.clear()
         began = time.perf_counter()
         self._stepper.step()
@@ -128,7 +128,7 @@ class Probe:
         )
 
     def close(self) -> None:
-        """Ends the connection, and the threads that read."""
+        """Closes the connection, and ends the threads that read."""
         self._client.close()
         self._memory.close()
 
@@ -146,7 +146,7 @@ class Probe:
 
 
 class _Memory:
-    """Reads the experts where the CPU expert service reads them, with as many threads, and computes nothing."""
+    """Reads the experts from the same files and with as many threads as the CPU expert service; computes nothing."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._layers = [layer_weights(checkpoint, layer) for layer in checkpoint.layers]
@@ -168,14 +168,13 @@ class _WatchedScheduler(Scheduler):
 
 
 class _TimedExperts:
-    """A RemoteExperts that takes the time of another, and counts the experts that rows chose."""
+    """A RemoteExperts that times another one, and counts the experts that rows chose."""
 
     def __init__(self, client: ExpertClient) -> None:
         self._client = client
         self.clear()
 
     def clear(self) -> None:
-        """Counts from 0 again."""
         self.seconds = 0.0
         self.kernel_seconds = 0.0
         self.num_distinct = 0
@@ -183,7 +182,6 @@ class _TimedExperts:
 
     @property
     def available(self) -> bool:
-        """See RemoteExperts."""
         return self._client.available
 
     def submit(
@@ -195,7 +193,6 @@ class _TimedExperts:
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> PendingOutput:
-        """See RemoteExperts."""
         began = time.perf_counter()
         pending = self._client.submit(
             layer,
@@ -209,7 +206,6 @@ class _TimedExperts:
         return _TimedOutput(self, pending, began)
 
     def close(self) -> None:
-        """Ends the connection."""
         self._client.close()
 
 
@@ -221,11 +217,9 @@ class _TimedOutput:
 
     @property
     def compute_seconds(self) -> float | None:
-        """See PendingOutput."""
         return self.pending.compute_seconds
 
     def join(self) -> torch.Tensor:
-        """See PendingOutput."""
         output = self.pending.join()
         self.experts.seconds += time.perf_counter() - self.began
         self.experts.kernel_seconds += self.pending.compute_seconds or 0.0
@@ -234,7 +228,7 @@ class _TimedOutput:
 
 @contextmanager
 def probe(directory: Path, max_context: int) -> Iterator[Probe]:
-    """A probe on a CPU expert service of its own."""
+    """Starts a CPU expert service, and yields a probe that is connected to it."""
     pair = Pair(directory, cpu_arguments=("--dtype", "bfloat16"))
     try:
         pair.start("cpu_expert_service")

@@ -1,4 +1,4 @@
-"""Single steps: what their experts take beside reading them once, and what is around the model."""
+"""Single steps: the time of their experts compared with reading them once, and the overhead around the model."""
 
 import statistics
 import time
@@ -18,18 +18,18 @@ from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 _SAMPLED = SamplingParameters(temperature=0.8, top_p=0.95, seed=1)
 _SHORT_TOKENS = 16
-_PAUSE_SECONDS = 0.01  # until threads that have just computed sleep
+_PAUSE_SECONDS = 0.01  # until the threads that have computed sleep
 
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
     step: Step
     bytes_per_second: float
-    """What memory gave around it."""
+    """Read bandwidth of the memory around the step."""
 
 
 def measure_steps(out: Judge, model: Model, rounds: int) -> None:
-    """Decode steps of every case, by turns."""
+    """Measures decode steps of every case in turn."""
     with probe(model.directory, model.max_context) as running:
         steps: dict[str, list[_Measured]] = defaultdict(list)
         for number in range(-1, rounds):
@@ -75,13 +75,13 @@ def _answer(
 
 
 def _decode(running: Probe, answers: list[Answer], num_steps: int) -> list[_Measured]:
-    """Computes the prompts, and then so many steps in which all decode."""
+    """Computes the prompts, then `num_steps` steps in which all decode."""
     running.add(*answers)
     while any(not answer.first_token_at for answer in answers):
         running.step()
     before = _read(running)
     steps = [running.step() for _ in range(num_steps)]
-    # both: on a machine that others use, too, memory is not the same from one moment to the next
+    # before and after, since the bandwidth of a shared machine changes from one moment to the next
     bandwidth = statistics.mean([before, _read(running)])
     running.cancel(*answers)
     return [_Measured(step, bandwidth) for step in steps]
@@ -110,7 +110,7 @@ def _report(out: Judge, name: str, measured: list[_Measured], expert_bytes: floa
 
 
 def _measure_short_prompt(out: Judge, model: Model, running: Probe) -> None:
-    """It comes when the first chunk of a long one is being computed."""
+    """Measures a short prompt that arrives while the first chunk of a long one is computed."""
     for name, alone_chunk in (("short_prompt", None), ("short_prompt_grown", model.long_prompt_tokens)):
         running.begin(model.prefill_chunk, alone_chunk)
         lengths = model.long_prompt_tokens, _SHORT_TOKENS
@@ -129,7 +129,7 @@ def _measure_short_prompt(out: Judge, model: Model, running: Probe) -> None:
 
 
 def _measure_long_prompt(out: Judge, model: Model, running: Probe, rounds: int) -> None:
-    """What larger chunks bring a prompt that is alone, where its experts are computed by the CPU."""
+    """Measures a prompt that is alone with larger chunks, with its experts computed by the CPU."""
     rates: dict[int | None, list[float]] = {None: [], model.long_prompt_tokens: []}
     for number in range(rounds):
         for alone_chunk, made in list(rates.items())[:: -1 if number % 2 else 1]:

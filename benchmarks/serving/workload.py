@@ -1,4 +1,4 @@
-"""The models that are served, and the prompts that they are given."""
+"""The models that are served, and their prompts."""
 
 import itertools
 import random
@@ -18,7 +18,7 @@ _numbers = itertools.cycle(_TOKENS)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A checkpoint, and how much of it a run measures."""
+    """A checkpoint, and how much a run measures with it."""
 
     name: str
     directory: Path
@@ -33,15 +33,15 @@ class Model:
 
 
 def models(directory: Path, tiny: bool, wanted: Collection[str] | None = None) -> list[Model]:
-    """Those that are measured; what is not there is written to the directory.
+    """The models to measure. Missing checkpoints are written.
 
     Args:
         directory: Where checkpoints are written.
-        tiny: Whether there is only a small one, to try out the benchmark.
-        wanted: Names; None: all.
+        tiny: Whether to use only a small model, to try the benchmark out.
+        wanted: Names of models; None: all.
 
     Raises:
-        SystemExit: There is none of that name.
+        SystemExit: A name is unknown.
     """
     shape = {"hidden": 4096, "inner": 14336, "num_heads": 32, "vocab_size": 32000}
     known: dict[str, Callable[[], Model]] = {
@@ -51,12 +51,12 @@ def models(directory: Path, tiny: bool, wanted: Collection[str] | None = None) -
     if tiny:
         known = {"tiny": lambda: _written(directory, "tiny", 4, hidden=64, inner=128, num_heads=4, vocab_size=320)}
     if unknown := set(wanted or ()) - set(known):
-        raise SystemExit(f"--models: there is no {sorted(unknown)[0]}; there are {', '.join(known)}")
+        raise SystemExit(f"--models: {sorted(unknown)[0]} is unknown; choose from {', '.join(known)}")
     return [make() for name, make in known.items() if wanted is None or name in wanted]
 
 
 def prompts(num_tokens: int, count: int) -> list[list[int]]:
-    """So many prompts that begin like none before, of token ids that every vocabulary has."""
+    """`count` prompts with token ids that every vocabulary has. No two begin alike, so that none shares a prefix."""
     return [[next(_numbers), *_chance.choices(_TOKENS, k=num_tokens - 1)] for _ in range(count)]
 
 
@@ -67,7 +67,7 @@ def _written(directory: Path, name: str, divisor: int, **shape: int) -> Model:
         path.mkdir(parents=True, exist_ok=True)
         write_mixtral(path, num_layers=2, **shape)
         checkpoints.write_tokenizer(path)
-    edit_config(path, max_position_embeddings=4096)  # a long prompt fits
+    edit_config(path, max_position_embeddings=4096)  # so that a long prompt fits
     return Model(
         name,
         path,
@@ -75,5 +75,5 @@ def _written(directory: Path, name: str, divisor: int, **shape: int) -> Model:
         long_prompt_tokens=2048 // divisor,
         prefill_chunk=512 // divisor,
         steps=8 // divisor,
-        tokens=32 * divisor,  # all streams of a model that is fast decode together for a while, too
+        tokens=32 * divisor,  # so that all streams of a fast model, too, decode together for a while
     )

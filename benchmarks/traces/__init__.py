@@ -1,7 +1,7 @@
 """Routing traces: which experts each token chose, step by step, recorded from a model or drawn from a distribution.
 
-A trace says what was asked of the experts and nothing about where they lay or what they cost, so that one trace can be
-replayed against every placement and every machine. `record.py` makes the recorded one, `synthetic.py` draws others.
+A trace has the selections only. It does not have where experts were resident or what they cost, so one trace can be
+replayed with every placement and on every machine. `record.py` records one, `synthetic.py` draws others.
 """
 
 import gzip
@@ -24,12 +24,12 @@ Ids = npt.NDArray[np.int16]
 
 
 class TraceError(Exception):
-    """A file that holds no trace."""
+    """A file is not a trace."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What one forward asked for: `ids[layer][row]` are the experts that the row chose, best first."""
+    """The selections of one forward: `ids[layer][row]` are the experts that the row chose, best first."""
 
     phase: Phase
     topic: str
@@ -38,18 +38,18 @@ class Step:
 
     @property
     def rows(self) -> int:
-        """Tokens in the step."""
+        """Number of tokens in the step."""
         return int(self.ids.shape[1])
 
     def counts(self, layer: int, num_experts: int) -> list[int]:
-        """Rows by expert, of one layer."""
+        """Rows by expert in one layer."""
         counts: list[int] = np.bincount(self.ids[layer].reshape(-1), minlength=num_experts).tolist()
         return counts
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """One request: the experts of its prompt's tokens and of those that it generated, computed one by one."""
+    """One request: the experts of its prompt's tokens, and those of its generated tokens, computed one by one."""
 
     topic: str
     prompt: Ids
@@ -60,36 +60,36 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Generations of one model, in the order in which they came; those of a topic lie together."""
+    """Generations of one model in order. Generations of a topic follow each other."""
 
     name: str
     num_experts: tuple[int, ...]
-    """By layer."""
+    """Number of experts by layer."""
     top_k: int
     provenance: str
     generations: tuple[Generation, ...]
 
     @cached_property
     def topics(self) -> tuple[str, ...]:
-        """In order of appearance."""
+        """The topics in order of appearance."""
         return tuple(dict.fromkeys(generation.topic for generation in self.generations))
 
     def steps(self, batch_size: int = 1) -> Iterator[Step]:
-        """The trace as a server of that many slots sees it: the prompts of a batch, then its decode steps."""
+        """The steps of a server with `batch_size` requests at once: the prompts of a batch, then its decode steps."""
         for group in self._groups(batch_size):
             for generation in group:
                 yield Step("prefill", generation.topic, generation.prompt)
             yield from _lockstep(group)
 
     def decode(self, batch_size: int = 1) -> Iterator[Step]:
-        """Decode steps of that many rows, each row from another generation of the same topic."""
+        """Decode steps of `batch_size` rows, each from another generation of the same topic."""
         for group in self._groups(batch_size):
             yield from _lockstep(group)
 
     def prefill(self, num_rows: int) -> Iterator[Step]:
-        """Prefill steps of that many rows: consecutive tokens of a topic, whichever generations they come from.
+        """Prefill steps of `num_rows` rows: consecutive tokens of a topic, across generations.
 
-        A topic with too few tokens is repeated until one step is full; a shorter last step is left out.
+        A topic with too few tokens is repeated until it fills a step. A shorter last step is dropped.
         """
         for topic, group in itertools.groupby(self.generations, key=lambda generation: generation.topic):
             tokens = np.concatenate([part for one in group for part in (one.prompt, one.output)], axis=1)
@@ -98,14 +98,14 @@ class Trace:
                 yield Step("prefill", topic, tokens[:, begin : begin + num_rows])
 
     def _groups(self, batch_size: int) -> Iterator[tuple[Generation, ...]]:
-        """Generations that are served together; what does not fill a batch is left out."""
+        """Generations that are served together. Those that do not fill a batch are dropped."""
         for _, group in itertools.groupby(self.generations, key=lambda generation: generation.topic):
             members = tuple(group)
             for begin in range(0, len(members) - batch_size + 1, batch_size):
                 yield members[begin : begin + batch_size]
 
     def save(self, path: Path) -> None:
-        """Writes a header line and a line for each step, gzipped, the same bytes for the same trace."""
+        """Writes a header line and a line for each step, gzipped. The same trace gives the same bytes."""
         header = {
             "format": FORMAT,
             "name": self.name,
@@ -126,7 +126,7 @@ class Trace:
 
     @classmethod
     def load(cls, path: Path = RECORDED) -> "Trace":
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Raises:
             TraceError: The file is not a trace of this format.
@@ -145,7 +145,7 @@ class Trace:
 
 
 def _lockstep(group: Iterable[Generation]) -> Iterator[Step]:
-    """Decode steps of generations that begin together, until the first of them ends."""
+    """Decode steps of generations that begin together, until the shortest ends."""
     group = tuple(group)
     for token in range(min(generation.output.shape[1] for generation in group)):
         ids = np.concatenate([generation.output[:, token : token + 1] for generation in group], axis=1)

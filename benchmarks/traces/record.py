@@ -1,8 +1,8 @@
-"""Records benchmarks/traces/demo.jsonl.gz: `python -m benchmarks.traces.record`.
+"""`python -m benchmarks.traces.record`: records benchmarks/traces/demo.jsonl.gz.
 
-models/demo writes on from openings of two of the topics that it was trained on, whose experts differ most: scripture,
-then its database manual. One generation at a time, sampled with a seed, in float32 and on one thread, so that it comes
-out the same wherever it is run but for a rounding that tips a choice.
+models/demo continues openings of two topics of its training data whose experts differ most: scripture, then a database
+manual. It computes one generation at a time, sampled with a seed, in float32 and on one thread, so that every machine
+gives the same trace, unless a rounding difference changes a choice.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ OPENINGS = {
 
 
 class _Recorder:
-    """RemoteExperts that remember what they were asked for."""
+    """A RemoteExperts that records the expert ids it is asked for."""
 
     available = True
 
@@ -82,12 +82,11 @@ class _Recorder:
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> PendingOutput:
-        """See RemoteExperts."""
         self._ids[layer].append(expert_ids.numpy().astype(np.int16))
         return self._experts.submit(layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights)
 
     def take(self) -> Ids:
-        """[layers, tokens, k] since the last time."""
+        """Returns and clears the recorded ids, [layers, tokens, k]."""
         ids = np.stack([np.concatenate(steps) for steps in self._ids])
         for steps in self._ids:
             steps.clear()
@@ -122,7 +121,7 @@ def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int 
 
 
 def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) -> None:
-    # the last token of a generation is chosen and not computed; the end of a text is not heeded
+    # the last token is sampled but not computed; end-of-sequence tokens do not end the generation
     sampling = SamplingParameters(temperature=TEMPERATURE, seed=seed)
     request = Request(prompt=prompt, sampling=sampling, ending=Ending(output_tokens + 1), emit=lambda event: None)
     run(model, [request], 1, lambda _: None)

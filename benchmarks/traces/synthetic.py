@@ -1,21 +1,22 @@
 """Traces drawn from distributions, for models that are too large to record here. The same seed gives the same trace.
 
 Each token's experts are the k largest of log popularity + Gumbel noise, which draws k experts without replacement in
-proportion to their popularity. The experts of the token before get a bonus, and with it the locality that is measured
-in real models. A topic has a popularity of its own, partly shared with the others.
+proportion to their popularity. The previous token's experts get a bonus, which gives the locality that is measured in
+real models. Each topic has its own popularity, partly shared with the other topics.
 
-What the constants are held against:
+The constants are compared with these measurements:
 
 * Mixtral: Fiddler's authors publish counts of Mixtral-8x7B-Instruct by MMLU subject (efeslab/fiddler,
   benchmarks/results/popularity). Over a layer's 8 experts the logarithm of a share has a standard deviation of 0.35
-  (international law) and 0.23 (mathematics), with a correlation of 0.49 between the two; drawn are 0.29 and 0.50.
-  Section 5 of the Mixtral paper (arXiv 2401.04088) finds about a quarter of first choices repeated by the next token in
-  the deeper layers, where chance gives an eighth, and little more than that in the first; drawn is a fifth.
+  (international law) and 0.23 (mathematics), with a correlation of 0.49 between the two; the drawn traces have 0.29 and
+  0.50. Section 5 of the Mixtral paper (arXiv 2401.04088) finds about a quarter of first choices repeated by the next
+  token in the deeper layers, where chance gives an eighth, and little more than that in the first; the drawn traces
+  have a fifth.
 * Fine-grained models: Qwen3-30B-A3B, 128 experts and 8 per token, is reported at 1 - normalised entropy of 0.11 to
   0.15, its most popular expert with 4 to 6 % of a layer's calls, and 90 % of them with 58 to 65 experts
-  (gpu-container's handbook, "Routing De-risk"); drawn are 0.12, 5 % and 75. Zipf's law without an offset fits worse:
-  its first experts would take part in nearly every token. How topics correlate and tokens repeat is assumed to be as in
-  Mixtral, for want of a figure.
+  (gpu-container's handbook, "Routing De-risk"); the drawn traces have 0.12, 5 % and 75. Zipf's law without an offset
+  fits worse: nearly every token would choose the first experts. The correlation of topics and the repetition of tokens
+  are assumed to be Mixtral's, since no figure is published.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ Weights = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """How a model routes: its shape, how popularity is spread, and what one token has from the one before."""
+    """How a model routes: its shape, the distribution of popularity, and the influence of the previous token."""
 
     name: str
     num_layers: int
@@ -40,18 +41,18 @@ class Routing:
     log_popularity: Callable[[Weights], Weights]
     """From a standard normal score of each expert, [layers, experts], to the logarithm of its popularity."""
     topic_share: float = 0.5
-    """Variance of the score that is a topic's own, the rest being common: 1 - the correlation between two topics."""
+    """Share of the score's variance that is a topic's own; the rest is common. 1 - the correlation of two topics."""
     repeat_bonus: float = 0.6
     """Added to the logarithm of the popularity of the previous token's experts."""
 
 
 def _normal(deviation: float) -> Callable[[Weights], Weights]:
-    """Popularity whose logarithm is normally distributed."""
+    """A popularity whose logarithm is normally distributed."""
     return lambda scores: (deviation * scores).astype(np.float32)
 
 
 def _zipf(exponent: float, offset: float) -> Callable[[Weights], Weights]:
-    """Popularity that falls with the rank, as Zipf and Mandelbrot have it: (rank + offset) ** -exponent."""
+    """A popularity that falls with the rank by the Zipf-Mandelbrot law: (rank + offset) ** -exponent."""
 
     def log_popularity(scores: Weights) -> Weights:
         ranks = np.argsort(np.argsort(-scores, axis=1), axis=1) + 1
@@ -76,12 +77,12 @@ def generate(
     """Draws a trace.
 
     Args:
-        routing: The model's shape and habits.
-        topics: In order; where there are several, what is popular shifts from one to the next.
+        routing: The model's shape and distributions.
+        topics: In order. Popularity shifts from each topic to the next.
         num_generations: Of each topic.
         prompt_tokens: Of each generation.
         output_tokens: Of each generation.
-        seed: Two traces of the same seed and arguments are the same.
+        seed: The same seed and arguments give the same trace.
     """
     random = np.random.default_rng(seed)
     shape = (routing.num_layers, routing.num_experts)
@@ -100,7 +101,7 @@ def generate(
 def _draw(
     routing: Routing, popularity: Weights, num_generations: int, num_tokens: int, random: np.random.Generator
 ) -> Ids:
-    """Returns [generations, layers, tokens, k]: all generations advance by a token at a time."""
+    """Returns [generations, layers, tokens, k]. All generations advance by one token at a time."""
     ids = np.empty((num_generations, routing.num_layers, num_tokens, routing.top_k), dtype=np.int16)
     bonus = np.zeros((num_generations, *popularity.shape), dtype=np.float32)
     for token in range(num_tokens):
