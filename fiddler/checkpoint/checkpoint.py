@@ -6,7 +6,8 @@ The weights are memory-mapped and shared through the page cache; reading one cop
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,15 @@ class Checkpoint:
             CheckpointError: The directory is not a complete checkpoint of a model with experts in a known naming.
         """
         directory = Path(directory)
-        if not directory.is_dir():
-            raise DirectoryError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
-        config_path = directory / "config.json"
-        if not config_path.is_file():
-            raise DirectoryError(f"{config_path} is missing.")
-        config = read_json(config_path, ConfigError)
-        weight_format.check_config(config, config_path)
-        return cls(directory, config, parse_config(config, config_path), read_files(directory))
+        with _reported_as_unreadable(directory):
+            if not directory.is_dir():
+                raise DirectoryError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
+            config_path = directory / "config.json"
+            if not config_path.is_file():
+                raise DirectoryError(f"{config_path} is missing.")
+            config = read_json(config_path, ConfigError)
+            weight_format.check_config(config, config_path)
+            return cls(directory, config, parse_config(config, config_path), read_files(directory))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,17 +98,19 @@ class Checkpoint:
 
         It shows whether two processes use the same weights without reading them all: the samples are 64 bytes from the
         start and from the middle.
+
+        Raises:
+            DirectoryError: A file cannot be read any more.
         """
-        digest = hashlib.sha256((self.directory / "config.json").read_bytes())
-        for file in sorted(self._stored_files, key=lambda file: file.path.name):
-            digest.update(b"\0" + os.fsencode(file.path.name) + b"\0" + file.header)
-            handle = os.open(file.path, os.O_RDONLY)
-            try:
-                for tensor in file.tensors:
-                    for begin in (tensor.begin, tensor.begin + tensor.num_bytes // 2):
-                        digest.update(os.pread(handle, min(_SAMPLE_BYTES, tensor.end - begin), begin))
-            finally:
-                os.close(handle)
+        with _reported_as_unreadable(self.directory):
+            digest = hashlib.sha256((self.directory / "config.json").read_bytes())
+            for file in sorted(self._stored_files, key=lambda file: file.path.name):
+                digest.update(b"\0" + os.fsencode(file.path.name) + b"\0" + file.header)
+                with file.path.open("rb", buffering=0) as handle:
+                    for tensor in file.tensors:
+                        for begin in (tensor.begin, tensor.begin + tensor.num_bytes // 2):
+                            length = min(_SAMPLE_BYTES, tensor.end - begin)
+                            digest.update(os.pread(handle.fileno(), length, begin))
         return digest.hexdigest()
 
     def tensor(self, view: WeightView) -> torch.Tensor:
@@ -153,6 +157,15 @@ class Checkpoint:
                 else:
                     spans.append((tensor.begin, tensor.end))
         return ranges
+
+
+@contextmanager
+def _reported_as_unreadable(directory: Path) -> Iterator[None]:
+    """Turns the system's refusal to read a file into a DirectoryError."""
+    try:
+        yield
+    except OSError as error:
+        raise DirectoryError(f"{error.filename or directory} cannot be read: {error.strerror}.") from error
 
 
 def _one_dtype(layers: tuple[CheckpointLayer, ...]) -> torch.dtype:
