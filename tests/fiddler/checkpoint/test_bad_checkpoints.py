@@ -1,33 +1,23 @@
 """Every way a checkpoint directory can be wrong ends in one sentence that names the file and the tensor."""
 
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fiddler.checkpoint import NAMINGS, Checkpoint, CheckpointError
-from fiddler.checkpoint import errors as errors
-from fiddler.checkpoint.safetensors_index import MAX_HEADER_BYTES, read_file
+from fiddler.checkpoint import Checkpoint, CheckpointError, errors
+from fiddler.checkpoint.safetensors_index import read_file
 from tests.support import checkpoints
-from tests.support.tampering import INDEX_FILE, SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, write_raw
-
-GATE = "model.layers.1.block_sparse_moe.experts.3.w1.weight"
-DOWN = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
-EXPERTS = "layers.1.block_sparse_moe.experts"
-UP = "model.layers.1.block_sparse_moe.experts.3.w3.weight"
-GATE_UP = "model.layers.1.block_sparse_moe.experts.gate_up_proj"
-FUSED_DOWN = "model.layers.1.block_sparse_moe.experts.down_proj"
-SHARD = "model-00002-of-00002.safetensors"
-
-Damage = Callable[[Path], Any]
+from tests.support.damaged_checkpoints import CASES
+from tests.support.tampering import SINGLE_FILE, write_raw
 
 
 @pytest.fixture(scope="module")
@@ -46,388 +36,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def directory(sound: Path, tmp_path: Path) -> Path:
     """A copy to damage."""
     return Path(shutil.copytree(sound, tmp_path / "copy"))
-
-
-def replace(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Damage:
-    return lambda directory: edit_tensors(directory, lambda tensors: tensors | {name: change(tensors[name])})
-
-
-def drop(*names: str) -> Damage:
-    return lambda directory: edit_tensors(
-        directory, lambda tensors: {name: tensor for name, tensor in tensors.items() if name not in names}
-    )
-
-
-def rename(old: str, new: str) -> Damage:
-    return lambda directory: edit_tensors(
-        directory, lambda tensors: {name.replace(old, new): tensor for name, tensor in tensors.items()}
-    )
-
-
-def add(name: str, tensor: torch.Tensor) -> Damage:
-    return lambda directory: edit_tensors(directory, lambda tensors: tensors | {name: tensor})
-
-
-def config(**changes: Any) -> Damage:
-    return lambda directory: edit_config(directory, **changes)
-
-
-def header(name: str, **changes: Any) -> Damage:
-    return lambda directory: edit_header(directory / SINGLE_FILE, lambda entries: entries[name].update(changes))
-
-
-def raw(content: bytes, weights: bytes = b"") -> Damage:
-    return lambda directory: write_raw(directory / SINGLE_FILE, content, weights)
-
-
-def after(*steps: Damage) -> Damage:
-    def damage(directory: Path) -> None:
-        for step in steps:
-            step(directory)
-
-    return damage
-
-
-def fuse(directory: Path) -> None:
-    checkpoints.fuse(directory)
-
-
-def shard(directory: Path) -> None:
-    checkpoints.shard(directory, 2)
-
-
-def index(edit: Callable[[dict[str, Any]], Any]) -> Damage:
-    def damage(directory: Path) -> None:
-        path = directory / INDEX_FILE
-        content = json.loads(path.read_bytes())
-        edit(content)
-        path.write_text(json.dumps(content))
-
-    return damage
-
-
-def truncate(num_bytes: int) -> Damage:
-    def damage(directory: Path) -> None:
-        content = (directory / SINGLE_FILE).read_bytes()
-        (directory / SINGLE_FILE).write_bytes(content[:num_bytes])
-
-    return damage
-
-
-def only(name: str) -> Damage:
-    return lambda directory: (directory / SINGLE_FILE).rename(directory / name)
-
-
-def overlap(directory: Path) -> None:
-    def edit(entries: dict[str, Any]) -> None:
-        begin, end = entries[UP]["data_offsets"]
-        entries[UP]["data_offsets"] = [begin - 4, end - 4]
-
-    edit_header(directory / SINGLE_FILE, edit)
-
-
-def copy_shard(directory: Path) -> None:
-    """A third shard is the second over again."""
-    shutil.copy(directory / SHARD, directory / "model-3.safetensors")
-    tensor = read_file(directory / SHARD).tensors[0]
-    index(lambda content: content["weight_map"].update({tensor.name: "model-3.safetensors"}))(directory)
-
-
-def as_qwen_in_layer_1(directory: Path) -> None:
-    def renamed(name: str) -> str:
-        if "layers.1." not in name:
-            return name
-        for old, new in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
-            name = name.replace(f".{old}.", f".{new}.")
-        return name
-
-    edit_tensors(directory, lambda tensors: {renamed(name): tensor for name, tensor in tensors.items()})
-
-
-def as_dense(tensors: Tensors) -> Tensors:
-    return {name: tensor for name, tensor in tensors.items() if "expert" not in name}
-
-
-CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
-    "no directory": (shutil.rmtree, errors.DirectoryError, ["copy does not exist"]),
-    "a file": (after(shutil.rmtree, lambda d: d.write_text("")), errors.DirectoryError, ["copy is not a directory"]),
-    "no config": (lambda d: (d / "config.json").unlink(), errors.DirectoryError, ["config.json is missing"]),
-    "config not JSON": (
-        lambda d: (d / "config.json").write_text("{"),
-        errors.ConfigError,
-        ["config.json is not JSON: Expecting"],
-    ),
-    "config a list": (
-        lambda d: (d / "config.json").write_text("[1]"),
-        errors.ConfigError,
-        ["config.json is not a JSON object"],
-    ),
-    "config a directory": (
-        after(lambda d: (d / "config.json").unlink(), lambda d: (d / "config.json").mkdir()),
-        errors.DirectoryError,
-        ["config.json is missing"],
-    ),
-    "no model_type": (config(model_type=None), errors.ConfigError, ["config.json names no model_type"]),
-    "no hidden_size": (config(hidden_size=None), errors.ConfigError, ["config.json gives no hidden_size"]),
-    "dense": (
-        after(lambda d: edit_tensors(d, as_dense), config(num_local_experts=None, model_type="llama")),
-        errors.ConfigError,
-        ["config.json describes no experts", "llama is dense"],
-    ),
-    "unknown family": (
-        rename(".experts.", ".specialist_experts."),
-        errors.UnknownNamingError,
-        [
-            "config.json describes a mixtral model",
-            "model.layers.0.block_sparse_moe.specialist_experts.0.w1.weight",
-            *(naming.description for naming in NAMINGS),
-        ],
-    ),
-    "unknown family without the word": (
-        lambda d: edit_tensors(d, as_dense),
-        errors.UnknownNamingError,
-        ["no tensor with 'expert' in its name"],
-    ),
-    "no weights": (
-        lambda d: (d / SINGLE_FILE).unlink(),
-        errors.DirectoryError,
-        ["holds no safetensors file: neither model.safetensors nor model.safetensors.index.json"],
-    ),
-    "only bin files": (only("pytorch_model.bin"), errors.DirectoryError, ["only pytorch_model.bin"]),
-    "no index": (only("model-00001-of-00002.safetensors"), errors.DirectoryError, ["but neither model.safetensors"]),
-    "index not JSON": (
-        after(shard, lambda d: (d / INDEX_FILE).write_text("]")),
-        errors.FileFormatError,
-        ["index.json is not JSON"],
-    ),
-    "index without a map": (
-        after(shard, index(lambda i: i.pop("weight_map"))),
-        errors.FileFormatError,
-        ["index.json has no weight_map"],
-    ),
-    "index leads elsewhere": (
-        after(shard, index(lambda i: i["weight_map"].update({UP: "../x.safetensors"}))),
-        errors.FileFormatError,
-        ["index.json", UP, "'../x.safetensors'", "not a file name in the same directory"],
-    ),
-    "index leads to the parent": (
-        after(shard, index(lambda i: i["weight_map"].update({UP: ".."}))),
-        errors.DirectoryError,
-        [r"copy/.. is missing"],
-    ),
-    "index with a number": (
-        after(shard, index(lambda i: i["weight_map"].update({UP: 3}))),
-        errors.FileFormatError,
-        ["index.json", UP, "in 3"],
-    ),
-    "index with an endless name": (
-        after(shard, index(lambda i: i["weight_map"].update({UP: "x" * 5000}))),
-        errors.DirectoryError,
-        ["is missing, though"],
-    ),
-    "no shard": (
-        after(shard, lambda d: (d / SHARD).unlink()),
-        errors.DirectoryError,
-        [f"{SHARD} is missing, though", "index.json names it"],
-    ),
-    "tensor not in its shard": (
-        after(shard, index(lambda i: i["weight_map"].update({"extra.weight": SHARD}))),
-        errors.MissingTensorError,
-        [f"{SHARD} lacks the tensor 'extra.weight'"],
-    ),
-    "empty": (truncate(0), errors.FileFormatError, ["model.safetensors is truncated: it ends within its header"]),
-    "half a length": (truncate(5), errors.FileFormatError, ["is truncated: it ends within its header"]),
-    "half a header": (truncate(500), errors.FileFormatError, ["is truncated: it ends within its header"]),
-    "half the weights": (truncate(100_000), errors.FileFormatError, ["truncated: the tensor 'model", "ends at byte"]),
-    "bytes too many": (
-        lambda d: (d / SINGLE_FILE).open("ab").write(b"1234567"),
-        errors.FileFormatError,
-        ["has 7 bytes after its last tensor"],
-    ),
-    "absurd header": (
-        lambda d: (d / SINGLE_FILE).write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + bytes(100)),
-        errors.FileFormatError,
-        ["claims a header of 100000001 bytes"],
-    ),
-    "header not JSON": (raw(b'{"a": '), errors.FileFormatError, ["has a damaged header: Expecting"]),
-    "header not UTF-8": (raw(b'{"\xff": 1}'), errors.FileFormatError, ["has a damaged header: 'utf-8'"]),
-    "header a list": (raw(b"[]"), errors.FileFormatError, ["it is not a JSON object"]),
-    "header nested": (raw(b"[" * 100_000), errors.FileFormatError, ["has a damaged header"]),
-    "key twice": (raw(b'{"a": {}, "a": {}}'), errors.FileFormatError, ["a key occurs twice"]),
-    "entry malformed": (raw(b'{"a": {"dtype": "F32"}}'), errors.FileFormatError, ["entry of the tensor 'a' is malf"]),
-    "negative size": (header(UP, shape=[-24, -32]), errors.FileFormatError, [UP, "no whole number"]),
-    "size in quotes": (header(UP, shape=["24", 32]), errors.FileFormatError, [UP, "no whole number"]),
-    "size of true": (header(UP, shape=[24, 32, True]), errors.FileFormatError, [UP, "no whole number"]),
-    "wrong byte count": (header(UP, shape=[24, 31]), errors.FileFormatError, [UP, "3072 bytes", "takes 2976"]),
-    "unknown dtype": (header(UP, dtype="F33"), errors.FileFormatError, [UP, "unknown dtype 'F33'"]),
-    "overlap": (overlap, errors.FileFormatError, ["the tensor", "overlaps the tensor before it"]),
-    "gap": (
-        raw(b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}', b"12"),
-        errors.FileFormatError,
-        ["the tensor 'a' leaves a gap"],
-    ),
-    "gate of another size": (
-        replace(GATE, lambda gate: gate[:-1].clone()),
-        errors.ShapeError,
-        [SINGLE_FILE, GATE, r"[23, 32]", r"must be [24, 32]"],
-    ),
-    "down not transposed": (
-        replace(DOWN, lambda down: down.T.contiguous()),
-        errors.ShapeError,
-        [SINGLE_FILE, DOWN, r"[24, 32]", r"must be [32, 24]"],
-    ),
-    "up of three dimensions": (replace(UP, lambda up: up[None]), errors.ShapeError, [SINGLE_FILE, UP, "[1, 24, 32]"]),
-    "other hidden size": (
-        config(hidden_size=48),
-        errors.ShapeError,
-        [SINGLE_FILE, "hidden size of 48", "config.json", "of shape [24, 32]"],
-    ),
-    "other intermediate size": (
-        config(moe_intermediate_size=25),
-        errors.ShapeError,
-        [SINGLE_FILE, "intermediate size of 24", "config.json says 25"],
-    ),
-    "no up": (drop(UP), errors.MissingTensorError, [f"copy lacks the tensor '{UP}'", "decoder layer 1"]),
-    "no expert": (drop(GATE, UP, DOWN), errors.MissingTensorError, [f"lacks the tensor '{GATE}'"]),
-    "fewer than the config": (
-        config(num_local_experts=5),
-        errors.MissingTensorError,
-        ["lacks the tensor 'model.layers.0.block_sparse_moe.experts.4.w1.weight'"],
-    ),
-    "more than the config": (
-        config(num_local_experts=3),
-        errors.MissingTensorError,
-        [SINGLE_FILE, "experts.3.w", "config.json says there are 3 experts"],
-    ),
-    "ids with a gap": (
-        after(config(num_local_experts=None), rename(f"{EXPERTS}.2.", f"{EXPERTS}.9.")),
-        errors.MissingTensorError,
-        ["lacks the tensor 'model.layers.1.block_sparse_moe.experts.2.w1.weight'"],
-    ),
-    "an expert of another dtype": (
-        replace(UP, lambda up: up.to(torch.bfloat16)),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, f"'{UP}' as BF16", "all experts must have one dtype"],
-    ),
-    "a layer of another dtype": (
-        lambda d: edit_tensors(d, lambda ts: {n: t.half() if "layers.1." in n else t for n, t in ts.items()}),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, "layers.1.", "torch.float16", "all experts must have one dtype"],
-    ),
-    "FP8": (
-        replace(UP, lambda up: up.to(torch.float8_e4m3fn)),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, f"'{UP}' as F8_E4M3", "BF16, F16, F32"],
-    ),
-    "biases of one expert": (
-        add(UP.replace("weight", "bias"), torch.zeros(24)),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, "experts.3.w3.bias", "biases or quantisation scales"],
-    ),
-    "biases of gate and up alone": (
-        after(fuse, add(f"{GATE_UP}_bias", torch.zeros(4, 48))),
-        errors.MissingTensorError,
-        [f"lacks the tensor '{FUSED_DOWN}_bias'"],
-    ),
-    "biases of another length": (
-        after(fuse, add(f"{GATE_UP}_bias", torch.zeros(4, 24)), add(f"{FUSED_DOWN}_bias", torch.zeros(4, 32))),
-        errors.ShapeError,
-        [SINGLE_FILE, f"{GATE_UP}_bias", "[4, 24]", "must be [4, 48]"],
-    ),
-    "scales": (
-        add(UP.replace("weight", "weight_scale_inv"), torch.ones(1)),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, "experts.3.w3.weight_scale_inv", "biases or quantisation scales"],
-    ),
-    "two sets of experts": (
-        add(UP.replace("model", "talker.model"), torch.ones(24, 32)),
-        errors.UnknownNamingError,
-        [SINGLE_FILE, "talker", "decoder layer 1 already has other experts"],
-    ),
-    "two namings in a layer": (
-        add(UP.replace("w3", "up_proj"), torch.ones(24, 32)),
-        errors.UnknownNamingError,
-        [SINGLE_FILE, "but others of its layer as"],
-    ),
-    "two namings in the checkpoint": (
-        as_qwen_in_layer_1,
-        errors.UnknownNamingError,
-        [SINGLE_FILE, "layers.1.block_sparse_moe.experts.0.", "all layers must be named alike"],
-    ),
-    "FP8 by config.json": (
-        config(quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]}),
-        errors.UnsupportedDtypeError,
-        ["config.json", "quantization_config", "FP8", "BF16, F16 or F32"],
-    ),
-    "INT4 in the text model's section": (
-        config(
-            text_config={
-                "quantization_config": {
-                    "quant_method": "compressed-tensors",
-                    "format": "pack-quantized",
-                    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}},
-                }
-            }
-        ),
-        errors.UnsupportedDtypeError,
-        ["config.json", "compressed-tensors (pack-quantized, 4-bit integers)"],
-    ),
-    "GPTQ": (
-        config(quantization_config={"quant_method": "gptq", "bits": 4}),
-        errors.UnsupportedDtypeError,
-        ["config.json", "GPTQ (4 bits)"],
-    ),
-    "packed INT4": (
-        rename(".weight", ".weight_packed"),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, "layers.0.block_sparse_moe.experts.0.w", ".weight_packed'", "packed INT4 weights"],
-    ),
-    "MXFP4": (
-        after(fuse, rename("gate_up_proj", "gate_up_proj_blocks"), rename(".down_proj", ".down_proj_blocks")),
-        errors.UnsupportedDtypeError,
-        [SINGLE_FILE, "_proj_blocks'", "MXFP4 weights"],
-    ),
-    "an expert twice": (
-        after(shard, copy_shard),
-        errors.FileFormatError,
-        ["model-3.safetensors holds", "holds as"],
-    ),
-    "fused of the wrong width": (
-        after(fuse, replace(GATE_UP, lambda gate_up: gate_up[:, :-2].clone())),
-        errors.ShapeError,
-        [SINGLE_FILE, GATE_UP, "[4, 46, 32]", "transposed or not"],
-    ),
-    "fused of mixed orientation": (
-        after(fuse, replace(FUSED_DOWN, lambda down: down.mT.contiguous())),
-        errors.ShapeError,
-        [SINGLE_FILE, "layers.1.", "transposed or not"],
-    ),
-    "fused of another hidden size": (
-        after(fuse, config(hidden_size=48)),
-        errors.ShapeError,
-        [SINGLE_FILE, "hidden size of 48"],
-    ),
-    "fused of two dimensions": (
-        after(fuse, replace(FUSED_DOWN, lambda down: down[0].clone())),
-        errors.ShapeError,
-        [FUSED_DOWN, "[32, 24]"],
-    ),
-    "fused with unequal counts": (
-        after(fuse, replace(FUSED_DOWN, lambda down: down[:3].clone())),
-        errors.ShapeError,
-        [FUSED_DOWN, "[3, 32, 24]"],
-    ),
-    "fused of another count": (
-        after(fuse, config(num_local_experts=5)),
-        errors.MissingTensorError,
-        [SINGLE_FILE, "holds 4 experts", "config.json says there are 5"],
-    ),
-    "fused without down": (
-        after(fuse, drop(FUSED_DOWN)),
-        errors.MissingTensorError,
-        [f"lacks the tensor '{FUSED_DOWN}'"],
-    ),
-}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -491,3 +99,25 @@ def test_no_config_raises_anything_else(sound: Path, tmp_path: Path, config: dic
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", "hidden_size": 32} | config))
     with contextlib.suppress(CheckpointError):
         Checkpoint.open(tmp_path)
+
+
+def test_a_directory_that_the_system_refuses_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(errors.DirectoryError, match=r"xxx cannot be read: File name too long\."):
+        Checkpoint.open(tmp_path / ("x" * 300))
+
+
+def test_a_file_that_cannot_be_mapped_is_reported(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(errors.DirectoryError, match=r"copy cannot be read: Cannot allocate memory\."):
+        Checkpoint.open(directory)
+
+
+@pytest.mark.parametrize("name", ["config.json", SINGLE_FILE])
+def test_a_file_that_is_deleted_before_the_fingerprint_is_reported(name: str, directory: Path) -> None:
+    checkpoint = Checkpoint.open(directory)
+    (directory / name).unlink()
+    with pytest.raises(errors.DirectoryError, match=rf"copy/{name} cannot be read: No such file"):
+        _ = checkpoint.fingerprint
