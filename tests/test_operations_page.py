@@ -1,4 +1,4 @@
-"""docs/operations.md against compose.yaml. That every alert has its section is tests/observability's."""
+"""docs/operations.md against compose.yaml. tests/observability checks that every alert has its section."""
 
 import re
 from pathlib import Path
@@ -9,19 +9,19 @@ COMPOSE = "".join((ROOT / name).read_text() for name in ("compose.yaml", "compos
 
 
 def _table_of_variables() -> dict[str, str]:
-    """By name, the defaults that the page tells, as a text."""
+    """The default of each variable, as the page shows it, by name."""
     section = PAGE.split("### What compose.yaml reads")[1].split("\n#")[0]
     rows = [row.split("|")[1:3] for row in section.splitlines() if row.startswith("| `")]
     return {name: defaults for names, defaults in rows for name in re.findall(r"`([A-Z_*]+)`", names)}
 
 
 def test_every_variable_that_compose_reads_is_told_with_its_default() -> None:
-    told = _table_of_variables()
+    shown = _table_of_variables()
     defaults = dict(re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", COMPOSE))
-    assert defaults.keys() - {name for name in defaults if name in told} == set()
+    assert defaults.keys() - {name for name in defaults if name in shown} == set()
     for name, default in defaults.items():
         if default and not default.startswith("https:"):
-            assert f"`{default}`" in told[name], name
+            assert f"`{default}`" in shown[name], name
 
 
 def test_no_variable_is_told_that_compose_does_not_read() -> None:

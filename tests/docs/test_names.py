@@ -99,3 +99,14 @@ def test_targets_of_make_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.M))
     named = {(page, name) for page in PAGES for name in re.findall(r"(?:`|^)make ([a-z-]+)", text_of(page), re.M)}
     assert {(page, name) for page, name in named if name not in targets} == set()
+
+
+def test_each_of_the_ten_changes_names_its_files() -> None:
+    section = text_of("CONTRIBUTING.md").split("\n## Ten changes")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:4] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 10
+    for change, files, how in rows:
+        named = re.findall(r"`([^`]+/[^`]+)`", files)
+        assert named, change
+        assert [name for name in named if not (ROOT / name).exists()] == [], change
+        assert how.strip(), change
