@@ -38,7 +38,7 @@ def build_kernel(settings: Settings, topology: Topology) -> Kernel:
     try:
         tiers = available_tiers()
         if settings.kernel not in ("auto", *tiers):
-            raise KernelError(f"--kernel {settings.kernel}: this CPU has {', '.join(tiers)}")
+            raise KernelError(f"--kernel {settings.kernel}: this CPU runs only {', '.join(tiers)}")
         if settings.kernel == "auto" and tiers[-1] == "scalar":
             _log.warning("PyTorch computes experts: the native kernels have no code for this CPU's vectors")
             return PyTorchKernel(len(cpus))

@@ -1,34 +1,21 @@
-"""The native library, bound: its structures, its threads, and which of its tiers this CPU has.
+"""Binds the native library: its structures, its threads, its lists of names, and which of its tiers this CPU has.
 
-What a layer is, and which tensors fit together, is native_kernel.py's.
+Which tensors make up a layer, and whether they fit together, is native_kernel.py's.
 """
 
 import ctypes
 import importlib.util
 from collections.abc import Sequence
-from ctypes import POINTER, c_float, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
-from typing import Final
-
-TIERS: Final = ("scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16")
-"""Slowest first; a tier's place is its number."""
+from itertools import count, pairwise
+from typing import Any, NamedTuple
 
 _LIBRARY = "cpu_expert_service._native"
-_STATUSES = (
-    "",
-    "a pointer is null",
-    "a size is less than 1",
-    "a dtype or an activation is unknown",
-    "an expert id is out of range",
-    "this CPU does not have the tier",
-    "a tensor of the message is not aligned to its elements",
-    "another message is being computed",
-    "there is not enough memory",
-)
 
 
 class NativeUnavailableError(RuntimeError):
-    """The native library was not built, or cannot be loaded."""
+    """The native library was not built, cannot be loaded, or cannot start its threads."""
 
 
 class NativeError(ValueError):
@@ -47,7 +34,9 @@ class Projection(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """fiddler_layer of abi.h."""
+    """fiddler_layer of abi.h, which borrows memory; whoever points it there keeps that alive in `borrowed`."""
+
+    borrowed: list[Any]
 
     _fields_ = (
         ("num_experts", c_int64),
@@ -84,27 +73,60 @@ def load() -> ctypes.CDLL:
     """The library, with its functions' types.
 
     Raises:
-        NativeUnavailableError: There is none, or it does not load.
+        NativeUnavailableError: There is none, it does not load, or it was built from other sources.
     """
     found = importlib.util.find_spec(_LIBRARY)
     if found is None or found.origin is None:
         raise NativeUnavailableError("the native library was not built: there was no C++ compiler at installation")
+    int32s = POINTER(c_int32)
     try:
         library = ctypes.CDLL(found.origin)
+        for name, result, arguments in (
+            ("fiddler_pool_create", c_void_p, (int32s, int32s, c_int32, c_int32)),
+            ("fiddler_pool_destroy", None, (c_void_p,)),
+            ("fiddler_tier_name", c_char_p, (c_int32,)),
+            ("fiddler_dtype_name", c_char_p, (c_int32,)),
+            ("fiddler_activation_name", c_char_p, (c_int32,)),
+            ("fiddler_status_text", c_char_p, (c_int32,)),
+            ("fiddler_has_tier", c_int32, (c_int32,)),
+            ("fiddler_node_begin", c_int64, (c_int64, c_int32, c_int32)),
+            ("fiddler_run", c_int32, (c_void_p, c_int32, c_void_p, c_void_p)),
+            ("fiddler_read", c_uint64, (c_void_p, c_void_p, c_int64, c_int32)),
+            ("fiddler_copy", c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64)),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
     except OSError as error:
         raise NativeUnavailableError(f"{found.origin} cannot be loaded: {error}") from error
-    int32s = POINTER(c_int32)
-    for name, result, arguments in (
-        ("fiddler_pool_create", c_void_p, (int32s, int32s, c_int32, c_int32)),
-        ("fiddler_pool_destroy", None, (c_void_p,)),
-        ("fiddler_has_tier", c_int32, (c_int32,)),
-        ("fiddler_run", c_int32, (c_void_p, c_int32, c_void_p, c_void_p)),
-        ("fiddler_read", c_uint64, (c_void_p, c_void_p, c_int64, c_int32)),
-        ("fiddler_copy", c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64)),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise NativeUnavailableError(f"{found.origin} is of another version; install again: {error}") from error
     return library
+
+
+@cache
+def _names(function: str) -> tuple[str, ...]:
+    """The names that a function of the library gives to 0, 1, 2 and so on."""
+    name_of = getattr(load(), function)
+    return tuple(name.decode() for name in iter(map(name_of, count()).__next__, None))
+
+
+def tiers() -> tuple[str, ...]:
+    """All tiers of the library, slowest first; a tier's place is its number.
+
+    Raises:
+        NativeUnavailableError: There is no native library.
+    """
+    return _names("fiddler_tier_name")
+
+
+def dtypes() -> tuple[str, ...]:
+    """The formats that weights may be stored in, by number."""
+    return _names("fiddler_dtype_name")
+
+
+def activations() -> tuple[str, ...]:
+    """The functions between an expert's projections, by number."""
+    return _names("fiddler_activation_name")
 
 
 def available_tiers() -> tuple[str, ...]:
@@ -113,8 +135,28 @@ def available_tiers() -> tuple[str, ...]:
     Raises:
         NativeUnavailableError: There is no native library.
     """
-    library = load()
-    return tuple(name for tier, name in enumerate(TIERS) if library.fiddler_has_tier(tier))
+    return tuple(name for tier, name in enumerate(tiers()) if load().fiddler_has_tier(tier))
+
+
+def node_ranges(num_outputs: int, num_nodes: int) -> list[tuple[int, int]]:
+    """The outputs [begin, end) of a matrix that each node's threads compute.
+
+    Raises:
+        NativeUnavailableError: There is no native library.
+    """
+    begin = load().fiddler_node_begin
+    return list(pairwise(begin(num_outputs, node, num_nodes) for node in range(num_nodes + 1)))
+
+
+class Range(NamedTuple):
+    """Bytes to copy from one place in memory to another."""
+
+    to: int
+    """An address, as is the next one."""
+    source: int
+    num_bytes: int
+    node: int
+    """The node whose threads copy, and whose memory it becomes if nothing has touched it yet."""
 
 
 class Pool:
@@ -125,7 +167,7 @@ class Pool:
 
         Args:
             cpus: Numbers of CPUs that this process may use, without repeats.
-            nodes: Their NUMA nodes, numbered from 0; None where all are one.
+            nodes: Their NUMA nodes, numbered from 0; None if all are of one node.
             spin_microseconds: How long a thread waits for more work before it sleeps.
 
         Raises:
@@ -145,17 +187,17 @@ class Pool:
             raise NativeUnavailableError(f"the system refuses {len(cpus)} threads")
 
     def read(self, address: int, num_bytes: int, streams: int) -> None:
-        """Reads memory once: what bandwidth is measured with."""
+        """Reads memory once, to measure bandwidth."""
         self._library.fiddler_read(self.handle, address, num_bytes, streams)
 
-    def copy(self, ranges: Sequence[tuple[int, int, int, int]]) -> None:
-        """Copies (to, from, bytes, node) ranges, each by its node's threads."""
-        count = len(ranges)
-        addresses, sizes, numbers = c_void_p * count, c_int64 * count, c_int32 * count
+    def copy(self, ranges: Sequence[Range]) -> None:
+        """Copies ranges, each by its node's threads."""
+        number = len(ranges)
+        addresses, sizes, numbers = c_void_p * number, c_int64 * number, c_int32 * number
         to, source, num_bytes, nodes = zip(*ranges, strict=True)
         check(
             self._library.fiddler_copy(
-                self.handle, addresses(*to), addresses(*source), sizes(*num_bytes), numbers(*nodes), count
+                self.handle, addresses(*to), addresses(*source), sizes(*num_bytes), numbers(*nodes), number
             )
         )
 
@@ -169,4 +211,4 @@ class Pool:
 def check(status: int, detail: str = "") -> None:
     """Raises a NativeError for any status but 0."""
     if status:
-        raise NativeError(f"{_STATUSES[status]}{detail}")
+        raise NativeError(f"{_names('fiddler_status_text')[status]}{detail}")

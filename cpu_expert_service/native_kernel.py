@@ -1,40 +1,47 @@
-"""The native kernel: a layer laid out once, then one call for each message.
+"""The native kernel: a layer is described once, and then takes one call for each message.
 
-Tensors are checked here, by name, before C++ would read past them.
+Tensors are checked here, by name, because C++ would read beyond those that do not fit.
 """
 
 import ctypes
 from collections.abc import Sequence
 from ctypes import byref, c_void_p
+from functools import cache
 from typing import Any
 
 import torch
 
+from cpu_expert_service import native
 from cpu_expert_service.kernel import LayerFunction
-from cpu_expert_service.native import TIERS, Layer, Message, NativeError, Pool, Projection, available_tiers, check, load
+from cpu_expert_service.native import Layer, Message, NativeError, Pool, Projection, available_tiers, check
 from fiddler.expert_math import CLAMPED, LayerWeights, UnknownActivationError
 
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _MESSAGE_DTYPES = (torch.float32, torch.bfloat16)
 _ACTIVATIONS = {
-    "silu": 0,
-    "swish": 0,
-    "gelu": 1,
-    "gelu_new": 2,
-    "gelu_pytorch_tanh": 2,
-    "relu": 3,
-    "relu2": 4,
-    "clamped_swiglu": 5,
-    "clamped_silu": 6,
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu_erf",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "clamped_swiglu": "clamped_swiglu",
+    "clamped_silu": "clamped_silu",
 }
-_BAD_EXPERT_ID = 4
+"""The library's name of each activation that a configuration may name."""
+_BAD_EXPERT_ID = 4  # of abi.h
+
+
+@cache
+def _dtype_numbers() -> dict[torch.dtype, int]:
+    return {getattr(torch, name): number for number, name in enumerate(native.dtypes())}
 
 
 class NativeKernel:
     """One tier of the native library on one pool of threads."""
 
     def __init__(self, pool: Pool, tier: str) -> None:
-        """Takes the pool as its own.
+        """Owns the pool from now on.
 
         Raises:
             NativeError: This CPU does not have the tier.
@@ -46,26 +53,26 @@ class NativeKernel:
         self.num_threads = pool.num_threads
 
     def prepare(self, layer: LayerWeights, output_dtype: torch.dtype | None = None) -> LayerFunction:
-        """Lays out a layer; the function that it returns keeps the weights alive.
+        """Describes a layer to the library; the function that it returns keeps the weights alive.
 
         Args:
             layer: The weights.
             output_dtype: bfloat16 or float32; None for that of the hidden rows.
 
         Raises:
-            NativeError: A dtype or a shape is none that is computed; it says which.
+            NativeError: A dtype or a shape cannot be computed; the text names the tensor.
             UnknownActivationError: It does not have the activation.
         """
-        described, borrowed = _describe(layer)
-        return _bind(self.pool, TIERS.index(self.name), described, borrowed, output_dtype)
+        tier = native.tiers().index(self.name)
+        return _bind(self.pool, tier, layer=_describe(layer), output_dtype=output_dtype)
 
     def close(self) -> None:
         """Ends the threads."""
         self.pool.close()
 
 
-def _bind(pool: Pool, tier: int, layer: Layer, borrowed: Any, output_dtype: torch.dtype | None) -> LayerFunction:
-    run, message = load().fiddler_run, Message()
+def _bind(pool: Pool, tier: int, *, layer: Layer, output_dtype: torch.dtype | None) -> LayerFunction:
+    run, message, numbers = native.load().fiddler_run, Message(), _dtype_numbers()
     layer_pointer, message_pointer = byref(layer), byref(message)
     hidden_size = layer.hidden_size
 
@@ -76,10 +83,10 @@ def _bind(pool: Pool, tier: int, layer: Layer, borrowed: Any, output_dtype: torc
         message.rows, message.experts_per_row = expert_ids.shape
         message.hidden, message.expert_ids = hidden.data_ptr(), expert_ids.data_ptr()
         message.routing_weights, message.output = routing_weights.data_ptr(), output.data_ptr()
-        message.hidden_dtype, message.output_dtype = _DTYPES[hidden.dtype], _DTYPES[output.dtype]
+        message.hidden_dtype, message.output_dtype = numbers[hidden.dtype], numbers[output.dtype]
         status = run(pool.handle, tier, layer_pointer, message_pointer)
         if status:
-            check(status, f"; there are {borrowed[0]}" if status == _BAD_EXPERT_ID else "")
+            check(status, f"; there are {layer.num_experts}" if status == _BAD_EXPERT_ID else "")
         return output
 
     return compute
@@ -101,8 +108,8 @@ def _refusal(name: str, expected: str, got: torch.Tensor) -> NativeError:
     return NativeError(f"{name}: expected {expected}, got {str(got.dtype).removeprefix('torch.')} {list(got.shape)}")
 
 
-def _describe(layer: LayerWeights) -> tuple[Layer, list[Any]]:
-    """The layer as C++ sees it, and what must live as long; the first of that is the number of experts."""
+def _describe(layer: LayerWeights) -> Layer:
+    """The layer as C++ sees it; it keeps alive what it points to."""
     if layer.activation not in _ACTIVATIONS:
         raise UnknownActivationError(
             f"activation {layer.activation!r} is not supported; known: {', '.join(_ACTIVATIONS)}"
@@ -110,24 +117,31 @@ def _describe(layer: LayerWeights) -> tuple[Layer, list[Any]]:
     if not layer.experts:
         raise NativeError("experts: there are none")
     up = layer.experts[0].up
-    if up.dim() != 2 or min(up.shape) < 1 or up.dtype not in _DTYPES:
+    if up.dim() != 2 or min(up.shape) < 1 or up.dtype not in _dtype_numbers():
         raise _refusal("experts[0].up", "float32, bfloat16 or float16 [intermediate, hidden]", up)
-    wide = tuple(up.shape)
-    described = Layer(len(layer.experts), wide[1], wide[0], _DTYPES[up.dtype], _ACTIVATIONS[layer.activation])
-    described.alpha, described.limit = layer.alpha, layer.limit
-    borrowed: list[Any] = [len(layer.experts), layer, described]
-    if layer.experts[0].gate is not None or any(expert.gate is not None for expert in layer.experts):
-        described.gate = _projection(layer, "gate", wide, borrowed)
+    intermediate_size, hidden_size = wide = tuple(up.shape)
+    described = Layer(
+        num_experts=len(layer.experts),
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        weight_dtype=_dtype_numbers()[up.dtype],
+        activation=native.activations().index(_ACTIVATIONS[layer.activation]),
+        alpha=layer.alpha,
+        limit=layer.limit,
+    )
+    borrowed = described.borrowed = [layer]
+    if any(expert.gate is not None for expert in layer.experts):
+        described.gate = _projection(layer, "gate", shape=wide, borrowed=borrowed)
     elif layer.activation in CLAMPED:
         raise NativeError(f"experts[0].gate: {layer.activation} needs one, got None")
-    described.up = _projection(layer, "up", wide, borrowed)
-    described.down = _projection(layer, "down", wide[::-1], borrowed)
+    described.up = _projection(layer, "up", shape=wide, borrowed=borrowed)
+    described.down = _projection(layer, "down", shape=wide[::-1], borrowed=borrowed)
     if any(expert.factor is not None for expert in layer.experts):
-        described.factor = _projection(layer, "factor", wide, borrowed)
-    return described, borrowed
+        described.factor = _projection(layer, "factor", shape=wide, borrowed=borrowed)
+    return described
 
 
-def _projection(layer: LayerWeights, name: str, shape: tuple[int, ...], borrowed: list[Any]) -> Projection:
+def _projection(layer: LayerWeights, name: str, *, shape: tuple[int, ...], borrowed: list[Any]) -> Projection:
     first: torch.Tensor = getattr(layer.experts[0], name)
     for number, expert in enumerate(layer.experts):
         matrix = getattr(expert, name)
@@ -139,11 +153,11 @@ def _projection(layer: LayerWeights, name: str, shape: tuple[int, ...], borrowed
         if matrix.stride() != first.stride():
             raise NativeError(f"{label}: expected strides {first.stride()}, got {matrix.stride()}")
     weights = _addresses([getattr(expert, name) for expert in layer.experts], borrowed)
-    return Projection(weights, _biases(layer, name, shape[0], borrowed), *first.stride())
+    return Projection(weights, _biases(layer, name, length=shape[0], borrowed=borrowed), *first.stride())
 
 
-def _biases(layer: LayerWeights, name: str, length: int, borrowed: list[Any]) -> int | None:
-    """The address of the experts' biases in float32; None where they have none."""
+def _biases(layer: LayerWeights, name: str, *, length: int, borrowed: list[Any]) -> int | None:
+    """The address of the experts' biases in float32; None if they have none."""
     biases: list[Any] = [getattr(expert, f"{name}_bias", None) for expert in layer.experts]
     if all(bias is None for bias in biases):
         return None
@@ -157,6 +171,7 @@ def _biases(layer: LayerWeights, name: str, length: int, borrowed: list[Any]) ->
 
 
 def _addresses(tensors: Sequence[torch.Tensor], borrowed: list[Any]) -> int:
+    """The address of an array of the tensors' addresses."""
     array = (c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
     borrowed.append(array)
     return ctypes.addressof(array)

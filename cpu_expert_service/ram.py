@@ -1,25 +1,22 @@
-"""Copies of experts in huge pages, each part in the memory of the node whose threads compute it.
+"""Copies experts into huge pages, each part into the memory of the node whose threads compute it.
 
-Pages land where they are first written, so the copying threads place them. What a node computes of a matrix is decided
-by `node_ranges` here and by node_begin in csrc/plan.cpp, which must agree.
+A page is placed on the node of the thread that first writes it, so that the threads that copy place the copies.
 """
 
 import contextlib
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import pairwise
 
 import torch
 
-from cpu_expert_service.native import Pool
+from cpu_expert_service.native import Pool, Range, node_ranges
 from fiddler import host_memory
 from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
 from fiddler.sizes import format_bytes
 
 _MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
-_OUTPUTS_MULTIPLE = 64
 _ALIGNMENT = 64
 
 Progress = Callable[[int, int], None]
@@ -28,12 +25,6 @@ Progress = Callable[[int, int], None]
 
 class NotEnoughMemoryError(UserError):
     """The experts do not fit in the memory that is free."""
-
-
-def node_ranges(num_outputs: int, num_nodes: int) -> list[tuple[int, int]]:
-    """The outputs of a matrix that each node computes."""
-    bounds = [num_outputs * node // num_nodes // _OUTPUTS_MULTIPLE * _OUTPUTS_MULTIPLE for node in range(num_nodes)]
-    return list(pairwise([*bounds, num_outputs]))
 
 
 def copy_layers(layers: Sequence[LayerWeights], pool: Pool | None, progress: Progress) -> list[LayerWeights]:
@@ -80,11 +71,16 @@ def _copy_expert(
     return replace(expert, **copies), offset
 
 
-def _ranges(matrix: torch.Tensor, copy: torch.Tensor, num_nodes: int) -> list[tuple[int, int, int, int]]:
-    """(to, from, bytes, node) of each node's part."""
+def _ranges(matrix: torch.Tensor, copy: torch.Tensor, num_nodes: int) -> list[Range]:
+    """Each node's part."""
     row_bytes = matrix.shape[1] * matrix.itemsize
     return [
-        (copy.data_ptr() + begin * row_bytes, matrix.data_ptr() + begin * row_bytes, (end - begin) * row_bytes, node)
+        Range(
+            to=copy.data_ptr() + begin * row_bytes,
+            source=matrix.data_ptr() + begin * row_bytes,
+            num_bytes=(end - begin) * row_bytes,
+            node=node,
+        )
         for node, (begin, end) in enumerate(node_ranges(matrix.shape[0], num_nodes))
     ]
 

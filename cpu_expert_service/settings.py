@@ -2,12 +2,12 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
+from cpu_expert_service import native
+from cpu_expert_service.native import NativeUnavailableError
 from fiddler.settings import ServiceSettings
-
-KernelName = Literal["auto", "pytorch", "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"]
 
 
 class Settings(ServiceSettings):
@@ -22,7 +22,11 @@ class Settings(ServiceSettings):
         0, ge=0, le=1024, description="threads that compute; 0: one for each CPU that this process may use and pays for"
     )
     cpus: str = Field("", description="CPUs to pin threads to, such as 0-3,8; empty: any that this process may use")
-    kernel: KernelName = Field("auto", description="what computes experts; auto: whatever is fastest on this machine")
+    kernel: str = Field(
+        "auto",
+        description="what computes experts; auto: the fastest on this machine; pytorch; or a tier of the native "
+        "kernels, such as avx2",
+    )
     weights: Literal["mmap", "ram"] = Field(
         "mmap", description="mmap: experts are read where the page cache holds them; ram: from copies in huge pages"
     )
@@ -30,3 +34,14 @@ class Settings(ServiceSettings):
     max_experts_per_row: int = Field(64, ge=1, description="the most experts per row in one request")
     max_streams: int = Field(8, ge=1, le=1024, description="the most streams at one time")
     prefault: bool = Field(True, description="read all experts into memory before serving")
+
+    @field_validator("kernel")
+    @classmethod
+    def _kernel_is_known(cls, value: str) -> str:
+        try:
+            known = ("auto", "pytorch", *native.tiers())
+        except NativeUnavailableError:
+            return value  # a start reports why a tier cannot be had
+        if value not in known:
+            raise ValueError(f"{value!r} is not a kernel; known: {', '.join(known)}")
+        return value

@@ -16,15 +16,6 @@ enum fiddler_activation : int32_t {
   FIDDLER_CLAMPED_SILU = 6,    // DeepSeek-V4: silu(min(gate, limit)) * clamp(up)
 };
 
-enum fiddler_tier : int32_t {
-  FIDDLER_SCALAR = 0,
-  FIDDLER_AVX2 = 1,
-  FIDDLER_AVX512 = 2,
-  FIDDLER_AVX512_BF16 = 3,
-  FIDDLER_AMX_BF16 = 4,
-  FIDDLER_NUM_TIERS = 5,
-};
-
 enum fiddler_status : int32_t {
   FIDDLER_OK = 0,
   FIDDLER_NULL_POINTER = 1,
@@ -79,8 +70,18 @@ struct fiddler_pool;
 fiddler_pool* fiddler_pool_create(const int32_t* cpus, const int32_t* nodes, int32_t count, int32_t spin_microseconds);
 void fiddler_pool_destroy(fiddler_pool* pool);
 
+// Names of the numbers that this interface uses, from 0 on; null beyond the last one.
+const char* fiddler_tier_name(int32_t tier);  // slowest first; 0 is the scalar one, which every CPU runs
+const char* fiddler_dtype_name(int32_t dtype);
+const char* fiddler_activation_name(int32_t activation);
+const char* fiddler_status_text(int32_t status);
+
 // Whether this CPU and its operating system can run a tier.
 int32_t fiddler_has_tier(int32_t tier);
+
+// The first of a matrix's outputs that a node's threads compute; at node == num_nodes, the number of outputs. Copies are
+// placed by it (see fiddler_copy), so that each node reads its own memory.
+int64_t fiddler_node_begin(int64_t outputs, int32_t node, int32_t num_nodes);
 
 // output[r] = sum over r's experts of routing weight x expert(hidden[r]), summed in float32.
 int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer, const fiddler_message* message);

@@ -1,4 +1,11 @@
-#include "tiers.h"
+// The table of tiers: what each is called, which CPUs run it, and its code for each stored format.
+//
+// A new tier is a header in tiers/, a file for each format in instances/, its flags in CMakeLists.txt, and a row here.
+
+#include "dispatch.h"
+
+#include <array>
+#include <iterator>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -10,18 +17,38 @@
 
 namespace fiddler {
 
-extern const Ops bf16_scalar, fp16_scalar, fp32_scalar;
+extern const Ops fp32_scalar, bf16_scalar, fp16_scalar;
 #if defined(__x86_64__)
-extern const Ops bf16_avx2, fp16_avx2, fp32_avx2;
-extern const Ops bf16_avx512, fp16_avx512, fp32_avx512;
-extern const Ops bf16_avx512bf16, bf16_amx;
+extern const Ops fp32_avx2, bf16_avx2, fp16_avx2;
+extern const Ops fp32_avx512, bf16_avx512, fp16_avx512;
+extern const Ops bf16_avx512bf16;
+extern const Ops bf16_amx;
 #endif
 
 namespace {
 
+bool always() { return true; }
+
 #if defined(__x86_64__)
 
-bool has_amx() {
+// The compiler's run-time library also asks whether the operating system saves the registers.
+
+bool has_avx2() {
+  __builtin_cpu_init();
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid(1, &a, &b, &c, &d) &&
+         (c & bit_F16C);
+}
+
+bool has_avx512() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f");
+}
+
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
+bool has_amx_bf16() {
+  if (!has_avx512_bf16()) return false;
   unsigned a = 0, b = 0, c = 0, d = 0;
   constexpr unsigned amx_bf16 = 1u << 22, amx_tile = 1u << 24;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (amx_bf16 | amx_tile)) != (amx_bf16 | amx_tile)) return false;
@@ -34,60 +61,53 @@ bool has_amx() {
 #endif
 }
 
-// The compiler's run-time library asks the operating system too, whether it saves the registers.
-bool probe(int32_t tier) {
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f");
-  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  switch (tier) {
-    case FIDDLER_SCALAR:
-      return true;
-    case FIDDLER_AVX2: {
-      unsigned a = 0, b = 0, c = 0, d = 0;
-      return avx2 && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-    }
-    case FIDDLER_AVX512:
-      return avx512;
-    case FIDDLER_AVX512_BF16:
-      return avx512_bf16;
-    case FIDDLER_AMX_BF16:
-      return avx512_bf16 && has_amx();
-    default:
-      return false;
-  }
-}
-
-const Ops* vector_ops_for(int32_t tier, int32_t weight_dtype, bool bf16_products) {
-  static const Ops* const avx2[] = {&fp32_avx2, &bf16_avx2, &fp16_avx2};
-  static const Ops* const avx512[] = {&fp32_avx512, &bf16_avx512, &fp16_avx512};
-  if (tier == FIDDLER_AMX_BF16 && bf16_products) return &bf16_amx;
-  if (tier == FIDDLER_AVX512_BF16 && bf16_products) return &bf16_avx512bf16;
-  return (tier == FIDDLER_AVX2 ? avx2 : avx512)[weight_dtype];
-}
-
-#else
-
-bool probe(int32_t tier) { return tier == FIDDLER_SCALAR; }
-const Ops* vector_ops_for(int32_t, int32_t, bool) { return nullptr; }
-
 #endif
+
+struct Tier {
+  const char* name;
+  bool (*runs_here)();
+  const Ops* by_format[3];   // float32, bfloat16, float16: multiplies in float32, or more exactly
+  const Ops* bf16_products;  // multiplies bfloat16 by bfloat16; null if the tier does not
+};
+
+const Tier tiers[] = {
+    {"scalar", always, {&fp32_scalar, &bf16_scalar, &fp16_scalar}, nullptr},
+#if defined(__x86_64__)
+    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr},
+    {"avx512", has_avx512, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, nullptr},
+    {"avx512_bf16", has_avx512_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_avx512bf16},
+    {"amx_bf16", has_amx_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_amx},
+#endif
+};
+
+constexpr int32_t num_tiers = std::size(tiers);
+
+std::array<bool, num_tiers> probe() {
+  std::array<bool, num_tiers> found{};
+  for (int32_t tier = 0; tier < num_tiers; ++tier) found[static_cast<size_t>(tier)] = tiers[tier].runs_here();
+  return found;
+}
 
 }  // namespace
 
 bool has_tier(int32_t tier) {
-  static const bool known[FIDDLER_NUM_TIERS] = {probe(0), probe(1), probe(2), probe(3), probe(4)};
-  return tier >= 0 && tier < FIDDLER_NUM_TIERS && known[tier];
+  static const std::array<bool, num_tiers> found = probe();
+  return tier >= 0 && tier < num_tiers && found[static_cast<size_t>(tier)];
 }
 
 const Ops* ops_for(int32_t tier, int32_t weight_dtype, int32_t hidden_dtype, bool rows_are_regular) {
-  static const Ops* const scalar[] = {&fp32_scalar, &bf16_scalar, &fp16_scalar};
   if (weight_dtype < 0 || weight_dtype > FIDDLER_FLOAT16) return nullptr;
-  if (tier == FIDDLER_SCALAR) return scalar[weight_dtype];
-  const bool bf16 = weight_dtype == FIDDLER_BFLOAT16 && hidden_dtype == FIDDLER_BFLOAT16;
-  return vector_ops_for(tier, weight_dtype, bf16 && rows_are_regular);
+  const bool bf16 = weight_dtype == FIDDLER_BFLOAT16 && hidden_dtype == FIDDLER_BFLOAT16 && rows_are_regular;
+  return bf16 && tiers[tier].bf16_products ? tiers[tier].bf16_products : tiers[tier].by_format[weight_dtype];
 }
 
 }  // namespace fiddler
 
-extern "C" int32_t fiddler_has_tier(int32_t tier) { return fiddler::has_tier(tier); }
+extern "C" {
+
+const char* fiddler_tier_name(int32_t tier) {
+  return tier >= 0 && tier < fiddler::num_tiers ? fiddler::tiers[tier].name : nullptr;
+}
+
+int32_t fiddler_has_tier(int32_t tier) { return fiddler::has_tier(tier); }
+}

@@ -148,3 +148,7 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
 bool is_tiny(const Job& job, const Ops& ops) { return inner_cost(job, ops) * 1.5 < tiny_job_cost; }
 
 }  // namespace fiddler
+
+extern "C" int64_t fiddler_node_begin(int64_t outputs, int32_t node, int32_t num_nodes) {
+  return fiddler::node_begin(outputs, node, num_nodes);
+}

@@ -75,7 +75,7 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
 // Whether the whole job is too small to be worth waking other threads.
 bool is_tiny(const Job& job, const Ops& ops);
 
-// Where node's part of `outputs` begins; native.py places the weights by the same rule.
+// The first of `outputs` that a node computes: fiddler_node_begin.
 int64_t node_begin(int64_t outputs, int node, int num_nodes);
 
 }  // namespace fiddler

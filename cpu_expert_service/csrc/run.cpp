@@ -4,9 +4,9 @@
 #include <new>
 #include <vector>
 
+#include "dispatch.h"
 #include "plan.h"
 #include "pool.h"
-#include "tiers.h"
 
 namespace fiddler {
 namespace {

@@ -1,5 +1,6 @@
 """Every tier that this CPU has, forced in turn, against float64 and against the scalar tier."""
 
+import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from cpu_expert_service import native, native_kernel
 from cpu_expert_service.kernel import PyTorchKernel
-from cpu_expert_service.native import TIERS, NativeError, NativeUnavailableError, Pool, available_tiers
+from cpu_expert_service.native import NativeError, NativeUnavailableError, Pool, available_tiers, node_ranges, tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
 from fiddler.expert_math import ExpertWeights, LayerWeights, UnknownActivationError
@@ -422,7 +424,7 @@ def test_an_activation_that_is_unknown_or_lacks_its_gate_is_refused(scalar: Nati
 
 def test_a_tier_that_this_cpu_lacks_is_refused(pool: Pool) -> None:
     assert AVAILABLE[0] == "scalar"
-    for tier in (*(tier for tier in TIERS if tier not in AVAILABLE), "sse9"):
+    for tier in (*(tier for tier in tiers() if tier not in AVAILABLE), "sse9"):
         with pytest.raises(NativeError, match=f"{tier}: this CPU has scalar"):
             NativeKernel(pool, tier)
 
@@ -452,3 +454,32 @@ def test_pytorch_agrees_on_biases_and_clamping(scalar: NativeKernel) -> None:
         layer = replace(problem.layer, activation=activation)
         expected = PyTorchKernel(threads).prepare(layer)(problem.hidden, problem.expert_ids, problem.routing_weights)
         torch.testing.assert_close(replace(problem, layer=layer).run(scalar), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_library_names_its_tiers_and_formats(scalar: NativeKernel) -> None:
+    assert set(AVAILABLE) <= set(tiers())
+    assert len(set(tiers())) == len(tiers())
+    assert {getattr(torch, name) for name in native.dtypes()} == set(FORMATS)
+
+
+@pytest.mark.parametrize("activation", native.activations())
+def test_every_activation_of_the_library_has_a_name_in_configurations(activation: str, scalar: NativeKernel) -> None:
+    assert activation in native_kernel._ACTIVATIONS.values()
+
+
+def test_an_output_belongs_to_the_node_whose_threads_compute_it() -> None:
+    for num_nodes in (1, 2, 3, 8):
+        for outputs in (1, 63, 64, 65, 1000, 14336):
+            ranges = node_ranges(outputs, num_nodes)
+            assert len(ranges) == num_nodes
+            assert all(begin % 64 == 0 for begin, _ in ranges)  # panels and tiles of a node are whole
+
+
+def test_a_library_of_another_version_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.load.cache_clear()
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: object())
+    try:
+        with pytest.raises(NativeUnavailableError, match="is of another version; install again"):
+            native.load()
+    finally:
+        native.load.cache_clear()

@@ -1,10 +1,11 @@
-// The C interface without Python, for the sanitizers: every tier of this CPU, all formats and layouts, odd sizes, memory
-// that ends where the data does. What is exact enough, test_native.py knows; this holds tiers against the scalar one.
+// Tests the C interface without Python, for the sanitizers: every tier of this CPU, all formats and layouts, odd sizes,
+// memory that ends where the data does. Tiers are compared with the scalar one; test_native.py bounds their errors.
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -13,12 +14,22 @@
 
 namespace {
 
+constexpr int32_t scalar_tier = 0;
+
 int failures = 0;
 
 void expect(bool condition, const char* what, int64_t detail = 0) {
   if (condition) return;
   std::fprintf(stderr, "failed: %s (%lld)\n", what, static_cast<long long>(detail));
   ++failures;
+}
+
+// The number of a tier; -1 if the library has none of this name.
+int32_t find_tier(const std::string& name) {
+  for (int32_t tier = 0; fiddler_tier_name(tier); ++tier) {
+    if (name == fiddler_tier_name(tier)) return tier;
+  }
+  return -1;
 }
 
 std::vector<float> run(fiddler_pool* pool, int32_t tier, const Layer& layer, const Shape& shape, int32_t hidden_dtype) {
@@ -46,8 +57,8 @@ void compare_tiers(fiddler_pool* pool) {
       for (int variant = 0; variant < 16; ++variant) {
         const Layer layer(shape, dtype, variant & 1, variant & 2, variant & 4, variant & 8, variant & 4 ? 1 : 2);
         for (int32_t hidden_dtype : {FIDDLER_FLOAT32, FIDDLER_BFLOAT16}) {
-          const auto expected = run(pool, FIDDLER_SCALAR, layer, shape, hidden_dtype);
-          for (int32_t tier = 1; tier < FIDDLER_NUM_TIERS; ++tier) {
+          const auto expected = run(pool, scalar_tier, layer, shape, hidden_dtype);
+          for (int32_t tier = 1; fiddler_tier_name(tier); ++tier) {
             if (!fiddler_has_tier(tier)) continue;
             const auto actual = run(pool, tier, layer, shape, hidden_dtype);
             float worst = 0;
@@ -70,7 +81,7 @@ void refuse(fiddler_pool* pool) {
     fiddler_layer layer = good.layer;
     fiddler_message changed = message;
     change(layer, changed);
-    return fiddler_run(pool, FIDDLER_SCALAR, &layer, &changed);
+    return fiddler_run(pool, scalar_tier, &layer, &changed);
   };
   using L = fiddler_layer&;
   using M = fiddler_message&;
@@ -90,8 +101,19 @@ void refuse(fiddler_pool* pool) {
   expect(status([](L, M) {}) == FIDDLER_BAD_EXPERT_ID, "an expert that is not there");
   id = 0;
   expect(fiddler_run(nullptr, 0, &good.layer, &message) == FIDDLER_NULL_POINTER, "no pool");
-  expect(fiddler_run(pool, FIDDLER_NUM_TIERS, &good.layer, &message) == FIDDLER_BAD_TIER, "an unknown tier");
+  for (int32_t tier : {-1, 1000}) {
+    expect(fiddler_run(pool, tier, &good.layer, &message) == FIDDLER_BAD_TIER, "an unknown tier", tier);
+    expect(!fiddler_tier_name(tier) && !fiddler_has_tier(tier), "the name of an unknown tier", tier);
+  }
   expect(fiddler_pool_create(nullptr, nullptr, 1, 0) == nullptr, "a pool of nothing");
+}
+
+void name() {
+  expect(find_tier("scalar") == scalar_tier && fiddler_has_tier(scalar_tier), "the scalar tier");
+  expect(fiddler_dtype_name(FIDDLER_FLOAT16) && !fiddler_dtype_name(FIDDLER_FLOAT16 + 1), "names of dtypes");
+  expect(!fiddler_activation_name(-1) && !fiddler_activation_name(FIDDLER_CLAMPED_SILU + 1), "names of activations");
+  expect(std::string("there is not enough memory") == fiddler_status_text(FIDDLER_NO_MEMORY), "texts of statuses");
+  expect(!fiddler_status_text(FIDDLER_NO_MEMORY + 1), "texts of unknown statuses");
 }
 
 void move_memory(fiddler_pool* pool) {
@@ -116,7 +138,7 @@ void crowd(fiddler_pool* pool) {
       int32_t ids[2] = {0, 1};
       const fiddler_message message = {2, 1, hidden, ids, weights, output, FIDDLER_FLOAT32, FIDDLER_FLOAT32};
       for (int i = 0; i < 300; ++i) {
-        const int32_t status = fiddler_run(pool, FIDDLER_SCALAR, &layer.layer, &message);
+        const int32_t status = fiddler_run(pool, scalar_tier, &layer.layer, &message);
         if (status != FIDDLER_OK && status != FIDDLER_BUSY) std::abort();
       }
     });
@@ -196,6 +218,7 @@ void compare_emulated_tiles() {
 #endif
 
 int main() {
+  name();
   for (int32_t threads : {1, 2, 5}) {
     const int32_t cpus[] = {0, 1, 2, 3, 4}, nodes[] = {0, 1, 0, 1, 0};
     fiddler_pool* pool = fiddler_pool_create(cpus, nodes, threads, 20);
@@ -207,7 +230,7 @@ int main() {
     fiddler_pool_destroy(pool);
   }
 #ifdef FIDDLER_EMULATED_AMX
-  if (fiddler_has_tier(FIDDLER_AVX512_BF16)) fiddler::compare_emulated_tiles();
+  if (fiddler_has_tier(find_tier("avx512_bf16"))) fiddler::compare_emulated_tiles();
 #endif
   std::printf("%s\n", failures ? "FAILED" : "all native tests passed");
   return failures != 0;
