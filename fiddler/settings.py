@@ -1,23 +1,31 @@
-"""Settings of a program: flags, then environment, then a TOML file, then defaults. What nobody declared is refused."""
+"""Settings of a program: flags, then environment, then a TOML file, then defaults. An undeclared one is refused."""
 
 import os
 import sys
 import tomllib
 from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from fiddler import rpc
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
+_config_file: ContextVar[Path | None] = ContextVar("_config_file", default=None)
 
 
 class ProgramSettings(BaseSettings):
-    """What every program that reads a checkpoint is told. A subclass adds its own fields and its environment prefix."""
+    """Settings of every program that reads a checkpoint. A subclass adds its own fields and its environment prefix."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -25,24 +33,24 @@ class ProgramSettings(BaseSettings):
         cli_avoid_json=True,
         cli_implicit_flags=True,
         cli_hide_none_type=True,
-        cli_exit_on_error=False,  # so that a wrong flag is told in one line, as every other mistake is
+        cli_exit_on_error=False,  # so that a wrong flag is reported in one line, as every other mistake is
         nested_model_default_partial_update=False,
     )
     program: ClassVar[str]
     secrets: ClassVar[frozenset[str]] = frozenset()
-    """Environment variables that belong to the service and are no settings, since no command line should show them."""
+    """Environment variables of the service that are not settings, because no command line should show them."""
 
     model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
     dtype: DtypeName = Field(
         "auto",
-        description="what is computed in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
+        description="dtype to compute in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="the least that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="how it is logged, on standard error; auto: console on a terminal, else JSON lines"
+        "auto", description="format of the log on standard error; auto: console on a terminal, else JSON lines"
     )
     config: Path | None = Field(
-        None, description="TOML file with any of these settings, by their names with underscores"
+        None, description="TOML file with any of these settings, named as the flags but with underscores"
     )
 
     @classmethod
@@ -55,7 +63,9 @@ class ProgramSettings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Leaves out dotenv and secret files, and puts the TOML file last."""
-        return init_settings, env_settings, _TomlFile(settings_cls)
+        path = _config_file.get()
+        sources = init_settings, env_settings
+        return sources if path is None else (*sources, _toml_source(settings_cls, path))
 
     @classmethod
     def load(cls, arguments: Sequence[str] | None = None) -> Self:
@@ -69,16 +79,16 @@ class ProgramSettings(BaseSettings):
                 status 0 after --help.
         """
         arguments = sys.argv[1:] if arguments is None else list(arguments)
+        file = _config_file.set(_config_path(arguments, cls._environment_prefix()))
         try:
             cls._refuse_unknown_environment()
-            _TomlFile.path = _config_path(arguments, cls._environment_prefix())
             return cls(_cli_parse_args=arguments, _cli_prog_name=f"python -m {cls.program}")
         except ValidationError as error:
             problems = [f"{_flag(problem['loc'])}: {_message(problem)}" for problem in error.errors()]
         except (SettingsError, ValueError) as error:
             problems = [str(error.__cause__ or error).removeprefix("error parsing CLI: ")]
         finally:
-            _TomlFile.path = None
+            _config_file.reset(file)
         for problem in problems:
             print(f"{cls.program}: {problem}", file=sys.stderr)
         raise SystemExit(2)
@@ -98,16 +108,16 @@ class ProgramSettings(BaseSettings):
 
 
 class ServiceSettings(ProgramSettings):
-    """What both services are told."""
+    """Settings of both services."""
 
     listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
-    metrics_host: str = Field("127.0.0.1", description="address that /metrics is served on")
-    metrics_port: int = Field(ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
+    metrics_host: str = Field("127.0.0.1", description="address to serve /metrics on")
+    metrics_port: int = Field(ge=0, le=65535, description="port to serve /metrics on; 0 serves none")
     max_message_bytes: int = Field(
-        64 * 2**20, ge=2**16, le=2**31 - 1, description="the largest gRPC message accepted, in bytes"
+        64 * 2**20, ge=2**16, le=2**31 - 1, description="largest gRPC message to accept, in bytes"
     )
     grace_seconds: float = Field(
-        5.0, ge=0, le=3600, description="how long calls under way may go on after SIGTERM, in seconds"
+        5.0, ge=0, le=3600, description="how long running calls may continue after SIGTERM, in seconds"
     )
 
     @field_validator("listen")
@@ -116,32 +126,31 @@ class ServiceSettings(ProgramSettings):
         return rpc.check_address(value)
 
 
-class _TomlFile(PydanticBaseSettingsSource):
-    """The settings in the file that --config names."""
+def _toml_source(settings_class: type[BaseSettings], path: Path) -> TomlConfigSettingsSource:
+    """The settings in a file.
 
-    path: ClassVar[Path | None] = None
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        raise NotImplementedError  # __call__ reads the file whole
-
-    def __call__(self) -> dict[str, Any]:
-        if self.path is None:
-            return {}
-        try:
-            content = tomllib.loads(self.path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"--config: cannot read {self.path}: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"--config: {self.path} is not TOML: {error}") from None
-        known = self.settings_cls.model_fields.keys() - {"config"}
-        unknown = sorted(content.keys() - known)
-        if unknown:
-            raise ValueError(f"--config: {self.path}: {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
-        return content
+    Raises:
+        ValueError: It cannot be read, is not TOML, or has a key that is not a setting.
+    """
+    path = path.expanduser()
+    try:
+        path.open().close()
+        if not path.is_file():  # pydantic would take it for an empty one
+            raise ValueError(f"--config: {path} is not a file")
+        source = TomlConfigSettingsSource(settings_class, path)
+    except OSError as error:
+        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config: {path} is not TOML: {error}") from None
+    known = settings_class.model_fields.keys() - {"config"}
+    unknown = sorted(source.toml_data.keys() - known)
+    if unknown:
+        raise ValueError(f"--config: {path}: {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+    return source
 
 
 def _config_path(arguments: list[str], environment_prefix: str) -> Path | None:
-    """The file must be known before the settings that it is a source of are read. Of two flags the last one counts."""
+    """The file that --config or the environment names; it is read before all settings. The last of two flags counts."""
     for position in reversed(range(len(arguments))):
         argument = arguments[position]
         if argument == "--config" and position + 1 < len(arguments):

@@ -290,6 +290,10 @@ def test_a_directory_is_no_file(refused: Refused, tmp_path: Path) -> None:
     assert refused(ToySettings, "--config", str(tmp_path)) == f"--config: cannot read {tmp_path}: Is a directory"
 
 
+def test_what_can_be_opened_and_is_no_file_is_refused(refused: Refused) -> None:
+    assert refused(ToySettings, "--model", "m", "--config", "/dev/null") == "--config: /dev/null is not a file"
+
+
 @any_settings
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_describes_every_setting(
