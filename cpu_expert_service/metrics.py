@@ -1,11 +1,11 @@
 """The CPU expert service's metrics: what each is called and means. docs/metrics.md is made from this file.
 
-Nothing is counted here. A Family's numbers are kept by whoever knows them and published by collectors.py.
+Nothing is counted here. A CollectedMetric's numbers are kept by whoever knows them and published by collectors.py.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fiddler.metrics import LATENCY_BUCKETS, Family
+from fiddler.metrics import LATENCY_BUCKETS, CollectedMetric
 
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 
@@ -19,7 +19,7 @@ QUEUE_SECONDS = Histogram(
 COMPUTE_SECONDS = Histogram(
     "fiddler_expert_compute_seconds", "Seconds that a message took to compute.", buckets=LATENCY_BUCKETS
 )
-IDLE_SECONDS = Family(
+IDLE_SECONDS = CollectedMetric(
     "fiddler_expert_idle_seconds_total", "counter", "Seconds in which no message was computed, since the start."
 )
 RECEIVED_BYTES = Counter("fiddler_expert_received_bytes_total", "Bytes of requests received.")
@@ -29,7 +29,7 @@ THREADS = Gauge("fiddler_expert_threads", "Threads that compute one message.")
 
 # Memory
 WEIGHT_BYTES = Gauge("fiddler_expert_weight_bytes", "Bytes of expert weights that are served, as stored.")
-RESIDENT_BYTES = Family(
+RESIDENT_BYTES = CollectedMetric(
     "fiddler_expert_resident_bytes",
     "gauge",
     "Bytes of those that lie in this process's memory, estimated from some of their pages. The rest is read from disk "

@@ -24,7 +24,7 @@ BUILD_DESCRIPTION = "Always 1: versions of the software and what it computes wit
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class CollectedMetric:
     """A metric that is counted elsewhere, in numbers of Python's own, and published when it is asked for."""
 
     name: str
@@ -54,7 +54,7 @@ class Declared:
 def declared(module: ModuleType) -> Iterator[Declared]:
     """The metrics that a module declares, in its order."""
     for value in vars(module).values():
-        if isinstance(value, Family):
+        if isinstance(value, CollectedMetric):
             yield Declared(value.name, value.kind, value.description, value.labels)
         elif isinstance(value, MetricWrapperBase):
             (family,) = value.describe()

@@ -9,7 +9,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.metrics import Family
+from fiddler.metrics import CollectedMetric
 from gpu_service import metrics
 from gpu_service.engine.engine import Engine
 from gpu_service.moe.dispatcher import Dispatcher
@@ -118,24 +118,24 @@ def publish(*collectors: Collector, registry: CollectorRegistry = REGISTRY) -> N
         registry.register(collector)
 
 
-def _value(family: Family, value: float) -> Metric:
+def _value(family: CollectedMetric, value: float) -> Metric:
     metric = family.new()
     metric.add_metric([], value)
     return metric
 
 
-def _by_label(family: Family, values: Mapping[str, float]) -> Metric:
+def _by_label(family: CollectedMetric, values: Mapping[str, float]) -> Metric:
     metric = family.new()
     for label, value in values.items():
         metric.add_metric([label], value)
     return metric
 
 
-def _by_layer(family: Family, layers: Sequence[str], values: Sequence[float]) -> Metric:
+def _by_layer(family: CollectedMetric, layers: Sequence[str], values: Sequence[float]) -> Metric:
     return _by_label(family, dict(zip(layers, values, strict=True)))
 
 
-def _by_two(family: Family, layers: Sequence[str], values: Sequence[Mapping[str, float]]) -> Metric:
+def _by_two(family: CollectedMetric, layers: Sequence[str], values: Sequence[Mapping[str, float]]) -> Metric:
     """Of each layer, values by a second label."""
     metric = family.new()
     for layer, by_label in zip(layers, values, strict=True):

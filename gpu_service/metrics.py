@@ -1,11 +1,11 @@
 """The GPU service's metrics: what each is called and means. docs/metrics.md is made from this file.
 
-Nothing is counted here. A Family's numbers are kept by whoever knows them and published by collectors.py.
+Nothing is counted here. A CollectedMetric's numbers are kept by whoever knows them and published by collectors.py.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from fiddler.metrics import LATENCY_BUCKETS, Family
+from fiddler.metrics import LATENCY_BUCKETS, CollectedMetric
 
 # These three are vLLM's, so that the services can be compared.
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
@@ -26,9 +26,11 @@ REQUESTS = Counter(
     "Generations that ended, by why and by their call's gRPC status; refused and failed ones have the reason error.",
     ["finish_reason", "status"],
 )
-REQUESTS_RUNNING = Family("fiddler_requests_running", "gauge", "Requests that are being computed.")
-REQUESTS_WAITING = Family("fiddler_requests_waiting", "gauge", "Requests that wait until what they need is free.")
-REQUESTS_WAITING_LIMIT = Family(
+REQUESTS_RUNNING = CollectedMetric("fiddler_requests_running", "gauge", "Requests that are being computed.")
+REQUESTS_WAITING = CollectedMetric(
+    "fiddler_requests_waiting", "gauge", "Requests that wait until what they need is free."
+)
+REQUESTS_WAITING_LIMIT = CollectedMetric(
     "fiddler_requests_waiting_limit", "gauge", "Requests that may wait (--max-waiting); one more is refused."
 )
 PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were well-formed.")
@@ -70,37 +72,39 @@ STEP_SECONDS = Histogram(
     ["phase"],
     buckets=LATENCY_BUCKETS,
 )
-KV_USED_SLOTS = Family("fiddler_kv_used_slots", "gauge", "Rows of keys and values that running requests need.")
-KV_CAPACITY_SLOTS = Family("fiddler_kv_capacity_slots", "gauge", "Rows of keys and values that may be in use.")
-KV_USED_BYTES = Family(
+KV_USED_SLOTS = CollectedMetric("fiddler_kv_used_slots", "gauge", "Rows of keys and values that running requests need.")
+KV_CAPACITY_SLOTS = CollectedMetric("fiddler_kv_capacity_slots", "gauge", "Rows of keys and values that may be in use.")
+KV_USED_BYTES = CollectedMetric(
     "fiddler_kv_used_bytes", "gauge", "Bytes of keys and values that running requests may come to need."
 )
-KV_CAPACITY_BYTES = Family("fiddler_kv_capacity_bytes", "gauge", "Bytes of keys and values that may be held.")
+KV_CAPACITY_BYTES = CollectedMetric("fiddler_kv_capacity_bytes", "gauge", "Bytes of keys and values that may be held.")
 
 # Routing
-EXPERT_SELECTIONS = Family(
+EXPERT_SELECTIONS = CollectedMetric(
     "fiddler_expert_selections_total",
     "counter",
     "Experts chosen for tokens, by where they were computed; one token at top-2 counts 2.",
     ("layer", "route"),
 )
-EXPERT_SELECTIONS_BY_EXPERT = Family(
+EXPERT_SELECTIONS_BY_EXPERT = CollectedMetric(
     "fiddler_expert_selections_by_expert_total",
     "counter",
     "Experts chosen for tokens, by expert; one token at top-2 counts 2. Subject to --metrics-by-expert.",
     ("layer", "expert"),
 )
-EXPERT_RESIDENT = Family(
+EXPERT_RESIDENT = CollectedMetric(
     "fiddler_expert_resident",
     "gauge",
     "1 where an expert's weights lie on the device to stay, else 0. Subject to --metrics-by-expert.",
     ("layer", "expert"),
 )
-RESIDENT_EXPERTS = Family(
+RESIDENT_EXPERTS = CollectedMetric(
     "fiddler_resident_experts", "gauge", "Experts of a layer whose weights lie on the device.", ("layer",)
 )
-EXPERT_SLOTS = Family("fiddler_expert_slots", "gauge", "Experts whose weights the device has room for, to stay.")
-EXPERT_IMBALANCE = Family(
+EXPERT_SLOTS = CollectedMetric(
+    "fiddler_expert_slots", "gauge", "Experts whose weights the device has room for, to stay."
+)
+EXPERT_IMBALANCE = CollectedMetric(
     "fiddler_expert_imbalance_ratio",
     "gauge",
     "How often a layer's most chosen expert was chosen over the mean of all, lately (half of the weight is on the "
@@ -120,43 +124,43 @@ PREFETCHED_EXPERTS = Counter(
 )
 
 # Costs
-LAYER_SECONDS = Family(
+LAYER_SECONDS = CollectedMetric(
     "fiddler_layer_seconds_total",
     "counter",
     "Seconds from a layer's router having chosen until its experts' sum was there.",
     ("layer",),
 )
-LAYER_PREDICTED_SECONDS = Family(
+LAYER_PREDICTED_SECONDS = CollectedMetric(
     "fiddler_layer_predicted_seconds_total",
     "counter",
     "Seconds that the costs predicted for what fiddler_layer_actual_seconds_total counts.",
     ("layer", "part"),
 )
-LAYER_ACTUAL_SECONDS = Family(
+LAYER_ACTUAL_SECONDS = CollectedMetric(
     "fiddler_layer_actual_seconds_total",
     "counter",
     "Seconds that a part of a layer took. Parts overlap, so that they add up to more than the layer.",
     ("layer", "part"),
 )
-LAYER_OVERLAP_SECONDS = Family(
+LAYER_OVERLAP_SECONDS = CollectedMetric(
     "fiddler_layer_overlap_seconds_total",
     "counter",
     "Seconds in which both sides worked: of each layer, what the shorter of its CPU and GPU part took.",
     ("layer",),
 )
-COST_SECONDS = Family(
+COST_SECONDS = CollectedMetric(
     "fiddler_cost_seconds",
     "gauge",
     "Seconds that plans are made with now: one expert with one row, one copy, one message.",
     ("of",),
 )
-COST_CORRECTION = Family(
+COST_CORRECTION = CollectedMetric(
     "fiddler_cost_correction_ratio",
     "gauge",
     "What costs measured at start-up are multiplied with, since the machine is slower or faster now.",
     ("of",),
 )
-EXPERT_COPIED_BYTES = Family(
+EXPERT_COPIED_BYTES = CollectedMetric(
     "fiddler_expert_copied_bytes_total",
     "counter",
     "Bytes of expert weights copied to the device, by why.",
@@ -183,7 +187,7 @@ EXPERT_SERVICE_RECONNECTS = Counter(
 DEGRADED = Gauge(
     "fiddler_degraded", "1 while the CPU expert service is lost and its experts are computed here, else 0."
 )
-DEGRADED_SECONDS = Family(
+DEGRADED_SECONDS = CollectedMetric(
     "fiddler_degraded_seconds_total",
     "counter",
     "Seconds without the CPU expert service, the present ones included.",
