@@ -1,64 +1,63 @@
-"""`make demo`: both services on the small model in models/demo, one streamed continuation, and what the experts did."""
+"""`make demo`: runs both services on models/demo, streams one continuation, and prints which experts were busiest."""
 
-import argparse
 import sys
 import tempfile
 import time
 import urllib.request
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+import typer
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import Chunk, Client, Complete
+from client import Chunk, Client, Complete, GenerateOptions
+from fiddler.command_line import DONE, FAILED, fail, run
 from pair import Pair, PairError
 
-MODEL = Path(__file__).parents[1] / "models" / "demo"
-PROMPT = "It was a fine morning in the country, and"
-BUSIEST = 3
+_MODULE = "examples.demo"
+_MODEL = Path(__file__).parents[1] / "models" / "demo"
+_NUM_BUSIEST = 3
 
 
-def main() -> int:
-    """Runs the demonstration; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--prompt", default=PROMPT, help="what to continue")
-    parser.add_argument("--max-tokens", type=int, default=100, help="the most tokens to generate")
-    parser.add_argument("--temperature", type=float, default=0.5, help="0 always takes the likeliest token")
-    parser.add_argument("--seed", type=int, default=7, help="the seed of the random numbers")
-    arguments = parser.parse_args()
+def demonstrate(
+    prompt: Annotated[str, typer.Option(help="The text to continue.")] = "It was a fine morning in the country, and",
+    max_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; above 0 draws one.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="The seed of the random numbers.")] = 7,
+) -> int:
+    """Runs both services on models/demo, streams one continuation, and prints which experts were busiest."""
     with tempfile.NamedTemporaryFile(prefix="fiddler-demo-", suffix=".log", delete=False) as log:
-        print(f"Starting both services on {MODEL.name}; their logs are in {log.name}", flush=True)
+        print(f"Starting both services on {_MODEL.name}; their logs are in {log.name}", flush=True)
         started = time.monotonic()
         try:
-            with Pair(MODEL, gpu_arguments=("--device", "cpu"), log=log.file) as pair:
+            with Pair(_MODEL, gpu_arguments=("--device", "cpu"), log=log.file) as pair, Client(pair.target) as client:
                 print(f"Ready after {time.monotonic() - started:.1f} s.\n", flush=True)
-                _stream(pair, arguments)
+                print(prompt, end="", flush=True)
+                _stream(client, prompt, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed})
                 _print_busiest_experts(pair)
         except PairError as error:
-            print(f"demo: {error}; see {log.name}", file=sys.stderr)
-            return 1
+            return fail(_MODULE, f"{error}; see {log.name}", FAILED)
         Path(log.name).unlink()
-    return 0
+    return DONE
 
 
-def _stream(pair: Pair, arguments: argparse.Namespace) -> None:
-    """Prints a continuation as it comes, then what it took."""
-    print(arguments.prompt, end="", flush=True)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    return run(demonstrate, arguments, module=_MODULE)
+
+
+def _stream(client: Client, prompt: str, options: GenerateOptions) -> None:
+    """Prints a continuation as it arrives, then its figures."""
     sent = time.monotonic()
-    first: float | None = None
-    with Client(pair.target) as client:
-        generation = client.generate(
-            arguments.prompt,
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-            seed=arguments.seed,
-        )
-        for message in generation:
-            if isinstance(message, Complete):
-                _print_summary(message, (first or time.monotonic()) - sent)
-            elif isinstance(message, Chunk):
-                first = first or time.monotonic()
-                print(message.text, end="", flush=True)
+    first_token: float | None = None
+    for event in client.generate(prompt, **options):
+        if isinstance(event, Complete):
+            _print_summary(event, (first_token or time.monotonic()) - sent)
+        elif isinstance(event, Chunk):
+            first_token = first_token or time.monotonic()
+            print(event.text, end="", flush=True)
 
 
 def _print_summary(complete: Complete, first_token_seconds: float) -> None:
@@ -71,18 +70,18 @@ def _print_summary(complete: Complete, first_token_seconds: float) -> None:
 
 
 def _print_busiest_experts(pair: Pair) -> None:
-    """Reads how often each expert was chosen from the GPU service's metrics."""
+    """Reads from the GPU service's metrics how often each expert was chosen."""
     with urllib.request.urlopen(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics") as response:
         text = response.read().decode()
-    by_layer: dict[int, dict[int, float]] = defaultdict(dict)
+    selections: dict[int, dict[int, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             if sample.name == "fiddler_expert_selections_by_expert_total":
-                by_layer[int(sample.labels["layer"])][int(sample.labels["expert"])] = sample.value
-    print("\n  busiest experts, and their share of the layer's work (all on the CPU expert service)")
-    for layer, counts in sorted(by_layer.items()):
+                selections[int(sample.labels["layer"])][int(sample.labels["expert"])] = sample.value
+    print("\n  busiest experts and their share of the layer's work (all on the CPU expert service)")
+    for layer, counts in sorted(selections.items()):
         total = sum(counts.values()) or 1
-        busiest = sorted(counts, key=lambda expert: -counts[expert])[:BUSIEST]
+        busiest = sorted(counts, key=lambda expert: -counts[expert])[:_NUM_BUSIEST]
         shares = "   ".join(f"expert {expert}: {counts[expert] / total:4.0%}" for expert in busiest)
         print(f"    layer {layer}   {shares}")
 

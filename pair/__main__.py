@@ -1,47 +1,57 @@
-"""`python -m pair --model DIR`: both services in one terminal, until Ctrl-C."""
+"""`python -m pair --model DIR`: runs both services in one terminal until Ctrl-C."""
 
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
+from typing_extensions import override
 
+from fiddler.command_line import DONE, FAILED, fail, run
 from pair._processes import Pair, PairError
 
+_MODULE = "pair"
+_POLL_SECONDS = 0.5
 
-class _EndedError(Exception):
-    """A signal came."""
+
+class _SignalledError(Exception):
+    """A signal asked the pair to stop."""
 
 
-class _Launched(Pair):
-    """A pair that a signal ends at its next check, since anywhere else a child may be born but not yet recorded."""
+class _SignalledPair(Pair):
+    """A pair that a signal stops at its next check.
 
-    _ended = False
+    An exception from the signal handler itself could strike between the start of a child and its registration, and
+    would leave that child running.
+    """
 
-    def end_soon(self, number: int, frame: FrameType | None) -> None:
-        """A signal's handler."""
-        self._ended = True
+    _is_signalled = False
 
+    def handle_signal(self, number: int, frame: FrameType | None) -> None:
+        """Asks the pair to stop."""
+        self._is_signalled = True
+
+    @override
     def check(self) -> None:
-        """See Pair.check."""
-        if self._ended:
-            raise _EndedError
+        if self._is_signalled:
+            raise _SignalledError
         super().check()
 
 
-def main(
+def launch(
     model: Annotated[Path, typer.Option(help="Directory of a Hugging Face checkpoint.")],
-    listen: Annotated[str, typer.Option(help="Where the GPU service serves.")] = "127.0.0.1:50051",
+    listen: Annotated[str, typer.Option(help="Where the GPU service listens.")] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
-    gpu_metrics_port: Annotated[int, typer.Option(help="/metrics of the GPU service.")] = 9100,
-    cpu_metrics_port: Annotated[int, typer.Option(help="/metrics of the CPU expert service.")] = 9101,
-) -> None:
-    """Runs both services on this host until Ctrl-C. For all their settings, start them one by one."""
-    pair = _Launched(
+    gpu_metrics_port: Annotated[int, typer.Option(help="Port of the GPU service's /metrics.")] = 9100,
+    cpu_metrics_port: Annotated[int, typer.Option(help="Port of the CPU expert service's /metrics.")] = 9101,
+) -> int:
+    """Runs both services on this host until Ctrl-C. Start the services one by one to use all of their settings."""
+    pair = _SignalledPair(
         model,
         listen=listen,
         metrics_ports=(gpu_metrics_port, cpu_metrics_port),
@@ -49,19 +59,23 @@ def main(
         cpu_arguments=("--dtype", dtype),
     )
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pair.end_soon)
+        signal.signal(number, pair.handle_signal)
     try:
         with pair:
             print(f'pair: serving on {pair.target}; try: python -m client "Once upon a time"', file=sys.stderr)
             while True:
                 pair.check()
-                time.sleep(0.5)
+                time.sleep(_POLL_SECONDS)
     except PairError as error:
-        print(f"pair: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    except _EndedError:
-        pass
+        return fail(_MODULE, str(error), FAILED)
+    except _SignalledError:
+        return DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    return run(launch, arguments, module=_MODULE)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    sys.exit(main())
