@@ -1,61 +1,96 @@
-"""What may be said of a connection and of a generation, by name. Turning it into gRPC's terms is elsewhere."""
+"""The options of a connection and of a generation, each with its type and its meaning.
 
-from __future__ import annotations
+The clients' signatures, the requests and the flags of the command line are all derived from these classes: a new option
+is one field here.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
-from typing import Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What an option means.
+
+    Attributes:
+        help: The meaning, in words that suit both Python and --help.
+        field: The path of the request's field that the option sets, where the field has another name than the option,
+            e.g. "beam_search.stop".
+    """
+
+    help: str
+    field: str | None = None
+
+
+def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
+    """The type and the description of each option of one of the classes below, in order."""
+    return {name: get_args(hint)[:2] for name, hint in get_type_hints(kind, include_extras=True).items()}
 
 
 class TlsOptions(TypedDict, total=False):
-    """How a connection is encrypted. Each of these asks for TLS.
+    """How a connection is encrypted. Each of these options turns TLS on."""
 
-    Attributes:
-        tls: Whether there is TLS; the server's certificate is then checked against the public authorities.
-        tls_ca: PEM file of the authorities that are believed instead.
-        tls_cert: PEM file of the client's own certificate, where the server wants one.
-        tls_key: PEM file of its private key.
-        tls_server_name: The name that the server's certificate must be for, where the target is another.
-    """
-
-    tls: bool
-    tls_ca: str | PathLike[str] | None
-    tls_cert: str | PathLike[str] | None
-    tls_key: str | PathLike[str] | None
-    tls_server_name: str | None
+    tls: Annotated[bool, Option("Use TLS and trust the public certificate authorities.")]
+    tls_ca: Annotated[
+        str | PathLike[str] | None, Option("Use TLS and trust the certificate authorities in this PEM file instead.")
+    ]
+    tls_cert: Annotated[
+        str | PathLike[str] | None, Option("PEM file with the client's certificate, for servers that ask for one.")
+    ]
+    tls_key: Annotated[str | PathLike[str] | None, Option("PEM file with the private key of the client's certificate.")]
+    tls_server_name: Annotated[
+        str | None, Option("The name that the server's certificate must carry, if it differs from the target's.")
+    ]
 
 
 class ConnectionOptions(TlsOptions, total=False):
-    """How to connect.
+    """How to connect."""
 
-    Attributes:
-        token: The bearer token of a server that asks for one. It is sent with TLS, over the loopback interface or over
-            a Unix socket, and never else.
-        max_message_bytes: The largest message, in bytes, that is sent or taken. 64 MiB unless said.
-        keepalive_seconds: How often a connection that has calls but no traffic is tried, every 330 seconds unless said.
-            A server hangs up on less than 300 unless it was told to bear it.
-        wait_for_ready: Whether a call waits, within its timeout, for a server that cannot be reached, rather than raise
-            UnavailableError. It does not unless said.
-        retry_unavailable: Whether a call that found the server unavailable is made again, up to three times within a
-            second; a generation only while nothing of it has come. It is unless said.
-        retry_busy: Whether a generation that the server had no room for is asked for again, as often as it takes and
-            as late as the server says, within its timeout. It is not unless said.
-    """
-
-    token: str | None
-    max_message_bytes: int
-    keepalive_seconds: float
-    wait_for_ready: bool
-    retry_unavailable: bool
-    retry_busy: bool
+    token: Annotated[
+        str | None,
+        Option(
+            "The bearer token to present. It is sent only with TLS, over the loopback interface or over a Unix socket."
+        ),
+    ]
+    max_message_bytes: Annotated[int, Option("The largest message to send or accept, in bytes. Default: 64 MiB.")]
+    keepalive_seconds: Annotated[
+        float,
+        Option(
+            "Seconds between pings of a connection that has calls but no traffic. Default: 330. A server closes a "
+            "connection that is pinged more often than every 300 seconds, unless it is configured to allow that."
+        ),
+    ]
+    wait_for_ready: Annotated[
+        bool,
+        Option(
+            "Wait, within the call's timeout, for a server that cannot be reached. "
+            "Default: False, which raises UnavailableError instead."
+        ),
+    ]
+    retry_unavailable: Annotated[
+        bool,
+        Option(
+            "Retry a call that finds the server unavailable, up to three times within a second; "
+            "a generation only until its first message arrives. Default: True."
+        ),
+    ]
+    retry_busy: Annotated[
+        bool,
+        Option(
+            "Retry a generation that a busy server refuses, when the server says and as often as it takes, "
+            "within the call's timeout. Default: False."
+        ),
+    ]
 
 
 class ChatMessage(TypedDict):
     """One message of a conversation.
 
     Attributes:
-        role: Who speaks, as the model's chat template calls it: "system", "user" or "assistant" for most.
-        content: What is said.
+        role: Who speaks, by the name that the model's chat template uses: usually "system", "user" or "assistant".
+        content: The text.
     """
 
     role: str
@@ -63,66 +98,63 @@ class ChatMessage(TypedDict):
 
 
 class GenerateOptions(TypedDict, total=False):
-    """How to generate. What is not given, or None, is as the server or the model has it; generation.proto says more.
+    """How to generate. An option that is missing or None takes the server's or the model's default.
 
-    Attributes:
-        max_tokens: The most tokens to generate.
-        min_tokens: Tokens that are made before anything but max_tokens may end the generation.
-        temperature: 0 takes the likeliest token, above 0 draws.
-        top_k: Draw from the k likeliest tokens only; 0: from all.
-        top_p: Draw from the smallest set of tokens whose probabilities sum to this or more.
-        min_p: Leave out tokens less likely than this times the likeliest.
-        typical_p: Locally typical sampling.
-        seed: The seed of this request's random numbers, different each time unless said.
-        repetition_penalty: Above 1, what the prompt or the output has becomes less likely.
-        frequency_penalty: Is subtracted from a token's logit for each time that it was generated.
-        presence_penalty: Is subtracted from a token's logit once it was generated.
-        logit_bias: Is added to the logits of token ids.
-        stop: A text, or several, that ends the generation.
-        include_stop_in_output: Whether the text ends with the stop text rather than before it.
-        stop_token_ids: Token ids that end the generation, besides the model's own.
-        ignore_eos: Whether the model's end-of-sequence tokens end nothing.
-        n: How many generations to sample independently.
-        num_beams: Search with this many beams instead of sampling.
-        length_penalty: Beams' scores are divided by the number of their tokens to this power.
-        early_stopping: When the search ends, as in transformers.
-        num_return_sequences: How many of the best beams are returned.
-        stream_best: Whether the best beam so far is streamed.
-        logprobs: Log probabilities of the tokens that are made, and of this many alternatives.
-        prompt_logprobs: The same for the prompt's tokens.
-        echo: Whether the prompt's tokens and text come first.
-        priority: Requests of higher priority are begun first.
-        request_id: The request's name, for abort().
-        forced_bos_token_id: The first token that an encoder-decoder model makes, such as the language to translate to.
-        timeout: The most seconds that all of it may take.
+    Valid ranges and defaults are documented in protos/fiddler/v1/generation.proto.
     """
 
-    max_tokens: int | None
-    min_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    min_p: float | None
-    typical_p: float | None
-    seed: int | None
-    repetition_penalty: float | None
-    frequency_penalty: float | None
-    presence_penalty: float | None
-    logit_bias: Mapping[int, float] | None
-    stop: str | Sequence[str] | None
-    include_stop_in_output: bool | None
-    stop_token_ids: Sequence[int] | None
-    ignore_eos: bool | None
-    n: int | None
-    num_beams: int | None
-    length_penalty: float | None
-    early_stopping: bool | Literal["never"] | None
-    num_return_sequences: int | None
-    stream_best: bool | None
-    logprobs: int | None
-    prompt_logprobs: int | None
-    echo: bool | None
-    priority: int | None
-    request_id: str | None
-    forced_bos_token_id: int | None
-    timeout: float | None
+    max_tokens: Annotated[int | None, Option("The most tokens to generate.")]
+    min_tokens: Annotated[
+        int | None, Option("Generate at least this many tokens, unless max_tokens ends the generation first.")
+    ]
+    temperature: Annotated[float | None, Option("0 always takes the likeliest token; above 0 draws one.")]
+    top_k: Annotated[int | None, Option("Draw only from the k likeliest tokens; 0 draws from all.")]
+    top_p: Annotated[
+        float | None, Option("Draw only from the smallest set of tokens whose probabilities sum to this or more.")
+    ]
+    min_p: Annotated[
+        float | None, Option("Leave out tokens less likely than this fraction of the likeliest token's probability.")
+    ]
+    typical_p: Annotated[
+        float | None, Option("Locally typical sampling: draw only from the most typical tokens of this probability.")
+    ]
+    seed: Annotated[int | None, Option("The seed of the request's random numbers. Default: different each time.")]
+    repetition_penalty: Annotated[
+        float | None, Option("Above 1 makes tokens of the prompt and of the output less likely.")
+    ]
+    frequency_penalty: Annotated[
+        float | None, Option("Subtract this from a token's logit for each time that it was generated.")
+    ]
+    presence_penalty: Annotated[float | None, Option("Subtract this from a token's logit once it was generated.")]
+    logit_bias: Annotated[Mapping[int, float] | None, Option("Add a bias to the logit of a token id.")]
+    stop: Annotated[str | Sequence[str] | None, Option("End the generation before this text.")]
+    include_stop_in_output: Annotated[bool | None, Option("End the output after the stop text, not before it.")]
+    stop_token_ids: Annotated[
+        Sequence[int] | None,
+        Option("End the generation at this token id, as at the model's own end-of-sequence tokens."),
+    ]
+    ignore_eos: Annotated[bool | None, Option("Do not end the generation at the model's end-of-sequence tokens.")]
+    n: Annotated[int | None, Option("How many generations to sample independently.")]
+    num_beams: Annotated[int | None, Option("Search with this many beams instead of sampling.")]
+    length_penalty: Annotated[
+        float | None,
+        Option("Divide a beam's score by the number of its tokens to this power; above 0 favours longer beams."),
+    ]
+    early_stopping: Annotated[
+        bool | Literal["never"] | None,
+        Option("When to end the beam search, as in transformers: true, false or never.", field="beam_search.stop"),
+    ]
+    num_return_sequences: Annotated[int | None, Option("How many of the best beams to return.")]
+    stream_best: Annotated[bool | None, Option("Stream the best beam so far.")]
+    logprobs: Annotated[
+        int | None, Option("Return the log probability of each generated token and of this many alternatives.")
+    ]
+    prompt_logprobs: Annotated[int | None, Option("Return the same for the tokens of the prompt.")]
+    echo: Annotated[bool | None, Option("Return the prompt before its continuation.")]
+    priority: Annotated[int | None, Option("Requests of higher priority start first.")]
+    request_id: Annotated[str | None, Option("A name for the request, by which it can be aborted.")]
+    forced_bos_token_id: Annotated[
+        int | None,
+        Option("The first token that an encoder-decoder model generates, such as the language to translate to."),
+    ]
+    timeout: Annotated[float | None, Option("The most seconds that the call may take.")]

@@ -1,32 +1,21 @@
-"""Requests from plain arguments. What protobuf refuses is named here; what values mean, the server judges."""
+"""Builds protobuf requests from plain arguments.
+
+Only values that do not fit their protobuf field are refused here, by the field's path. The server judges all others.
+"""
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from client._options import ChatMessage
+from client._options import ChatMessage, GenerateOptions, options_of
 from client._statuses import invalid
 from fiddler.v1 import generation_pb2
 
-_SAMPLING = (
-    *("temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "logit_bias"),
-    *("repetition_penalty", "frequency_penalty", "presence_penalty"),
-)
-_BEAMS = ("num_beams", "length_penalty", "num_return_sequences", "stream_best")
-_TOP = (
-    *("max_tokens", "min_tokens", "stop", "include_stop_in_output", "stop_token_ids", "ignore_eos", "n"),
-    *("logprobs", "prompt_logprobs", "echo", "priority", "request_id", "forced_bos_token_id"),
-)
-FIELDS: dict[str, str] = {
-    **{name: name for name in _TOP},
-    **{name: f"sampling.{name}" for name in _SAMPLING},
-    **{name: f"beam_search.{name}" for name in _BEAMS},
-    "early_stopping": "beam_search.stop",
-}
-"""The field of the request that each option is, by its path."""
+CALL_OPTIONS = {"timeout"}
+"""The generation options that gRPC takes; all others are fields of the request."""
 
 _BEAM_STOPS = {
     False: generation_pb2.BEAM_STOP_HEURISTIC,
@@ -44,24 +33,54 @@ _EXPECTED = {
 }
 
 
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
+
+
+def _paths(descriptor: Any, prefix: str = "") -> Iterator[str]:
+    """The paths of all values in a message except its prompt: those of the message itself, then of inner ones."""
+    inner_messages = []
+    for field in descriptor.fields:
+        if field.containing_oneof is not None and field.containing_oneof.name == "prompt":
+            continue
+        if field.message_type is None or _is_map(field):
+            yield prefix + field.name
+        else:
+            inner_messages.append(field)
+    for field in inner_messages:
+        yield from _paths(field.message_type, f"{prefix}{field.name}.")
+
+
+def _fields_by_option() -> dict[str, str]:
+    path_by_name: dict[str, str] = {}
+    for path in _paths(generation_pb2.GenerateRequest.DESCRIPTOR):
+        path_by_name.setdefault(path.rpartition(".")[2], path)
+    options = options_of(GenerateOptions).items()
+    return {name: option.field or path_by_name[name] for name, (_, option) in options if name not in CALL_OPTIONS}
+
+
+FIELDS = _fields_by_option()
+"""The path of the request's field that each option sets: the field of its name, unless the option states another."""
+
+
 def build_request(prompt: str | Sequence[int], options: Mapping[str, object]) -> generation_pb2.GenerateRequest:
     """Builds a request to continue a prompt.
 
     Args:
         prompt: Text or token ids.
-        options: Those of GenerateOptions. What is None stays unset: the model's own values apply.
+        options: Those of GenerateOptions. An option that is None stays unset, so that the server's default applies.
 
     Raises:
         InvalidRequestError: A value does not fit its field.
-        TypeError: There is no such option.
+        TypeError: An option is unknown.
     """
     request = generation_pb2.GenerateRequest()
-    if isinstance(prompt, bytes | bytearray):  # a sequence of integers to Python, and surely not what was meant
+    if isinstance(prompt, bytes | bytearray):  # would pass as a sequence of integers
         raise invalid("prompt", "must be text or a sequence of token ids, got bytes")
     if isinstance(prompt, str):
         _set(request, "text", prompt)
     else:
-        request.token_ids.SetInParent()  # an empty list is still a prompt of ids, which the server can then refuse
+        request.token_ids.SetInParent()  # sends an empty list too, for the server to refuse
         _set(request, "token_ids.ids", prompt)
     _set_options(request, options)
     return request
@@ -114,7 +133,7 @@ def build_abort_request(request_id: str) -> generation_pb2.AbortRequest:
     """Builds a request to end a generation.
 
     Raises:
-        InvalidRequestError: The name is no text.
+        InvalidRequestError: The request id is not text.
     """
     request = generation_pb2.AbortRequest()
     _set(request, "request_id", request_id)
@@ -122,7 +141,7 @@ def build_abort_request(request_id: str) -> generation_pb2.AbortRequest:
 
 
 def num_generations(request: generation_pb2.GenerateRequest) -> int:
-    """How many generations the answer to a request completes."""
+    """How many generations the server returns for a request."""
     if request.HasField("beam_search"):
         return max(request.beam_search.num_return_sequences, 1)
     return max(request.n, 1)
@@ -130,21 +149,22 @@ def num_generations(request: generation_pb2.GenerateRequest) -> int:
 
 def _set_options(request: generation_pb2.GenerateRequest, options: Mapping[str, object]) -> None:
     for name, value in options.items():
-        if name == "timeout":  # which is said to gRPC
+        if name in CALL_OPTIONS:
             continue
         if name not in FIELDS:
-            raise TypeError(f"{name!r} is no option of a generation")
+            raise TypeError(f"{name!r} is not an option of a generation; GenerateOptions lists them")
         if value is not None:
-            _set(request, FIELDS[name], _in_protos_terms(name, value))
+            _set(request, FIELDS[name], _protobuf_value(name, value))
 
 
-def _in_protos_terms(name: str, value: object) -> object:
+def _protobuf_value(name: str, value: object) -> object:
+    """The value of an option as its field takes it."""
     if name == "stop" and isinstance(value, str):
         return [value]
     if name == "early_stopping":
-        # by type too, since 1 == True and a string of another kind is a key that is not there
+        # The type is checked too, since 1 == True would be found.
         if not isinstance(value, bool | str) or value not in _BEAM_STOPS:
-            raise invalid("beam_search.stop", f"must be False, True or 'never', got {reprlib.repr(value)}")
+            raise invalid(FIELDS[name], f"must be False, True or 'never', got {reprlib.repr(value)}")
         return _BEAM_STOPS[value]
     return value
 
@@ -159,14 +179,14 @@ def _set_chat(chat: generation_pb2.Chat, messages: Sequence[ChatMessage]) -> Non
             raise invalid(f"chat.messages[{position}]", problem)
         added = chat.messages.add()
         for name in ("role", "content"):
-            _set(added, name, message[name], f"chat.messages[{position}].{name}")
+            _set(added, name, message[name], reported_as=f"chat.messages[{position}].{name}")
 
 
-def _set(message: Message, path: str, value: object, field_name: str | None = None) -> None:
-    """Sets the field of that path.
+def _set(message: Message, path: str, value: object, *, reported_as: str | None = None) -> None:
+    """Sets the field at a path within a message.
 
     Raises:
-        InvalidRequestError: The value does not fit the field, which is called field_name where its path is not enough.
+        InvalidRequestError: The value does not fit the field. The error names reported_as, or else the path.
     """
     *parents, name = path.split(".")
     for parent in parents:
@@ -176,7 +196,7 @@ def _set(message: Message, path: str, value: object, field_name: str | None = No
         _setter(message, field)(value)
     except (TypeError, ValueError, AttributeError) as error:
         problem = f"must be {_expected(field)}, got {reprlib.repr(value)}"
-        raise invalid(field_name or path, problem) from error
+        raise invalid(reported_as or path, problem) from error
 
 
 def _setter(message: Message, field: Any) -> Callable[[Any], object]:
@@ -185,10 +205,6 @@ def _setter(message: Message, field: Any) -> Callable[[Any], object]:
     if field.is_repeated:
         return lambda values: getattr(message, field.name).extend(values)
     return lambda value: setattr(message, field.name, value)
-
-
-def _is_map(field: Any) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
 def _expected(field: Any) -> str:

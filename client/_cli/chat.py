@@ -15,7 +15,7 @@ _PROMPT = "> "
 class Conversation:
     """What was said so far, and how the next answer comes about."""
 
-    def __init__(self, client: Client, system: str | None, options: GenerateOptions, as_json: bool) -> None:
+    def __init__(self, client: Client, *, system: str | None, options: GenerateOptions, as_json: bool) -> None:
         self._client = client
         self._opening: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
         self._options = options
@@ -43,7 +43,7 @@ class Conversation:
                 self._messages += [question, {"role": "assistant", "content": answer}]
 
 
-def chat(client: Client, opening: str | None, system: str | None, options: GenerateOptions, as_json: bool) -> None:
+def chat(client: Client, *, opening: str | None, system: str | None, options: GenerateOptions, as_json: bool) -> None:
     """Talks until the input ends. A person at a terminal can go on after an error; a script gets it.
 
     Args:
@@ -63,7 +63,7 @@ def chat(client: Client, opening: str | None, system: str | None, options: Gener
         raise invalid("--chat", f"{model.name} has no chat template; without --chat it continues a text")
     if is_person:
         _tell(f"{model.name}: {_HELP}")
-    conversation = Conversation(client, system, options, as_json)
+    conversation = Conversation(client, system=system, options=options, as_json=as_json)
     line = opening
     while True:
         if line is None and (line := _read_line(is_person)) is None:

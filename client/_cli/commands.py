@@ -1,4 +1,4 @@
-"""What the command line does, from its options as they were given."""
+"""Executes the command line: generates, chats, aborts or prints information."""
 
 import dataclasses
 import json
@@ -6,83 +6,68 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from client._cli.chat import chat
+from client._cli.flags import given
 from client._cli.output import output_that_may_end
 from client._cli.printing import print_generation, read_prompt
-from client._options import ConnectionOptions, GenerateOptions
+from client._options import ConnectionOptions, GenerateOptions, TlsOptions
 from client._statuses import invalid
 from client.client import Client
 
 TOKEN_VARIABLE = "FIDDLER_TOKEN"
-_EARLY_STOPPING = {"true": True, "false": False}
 
 
-def run(options: Mapping[str, Any]) -> bool:
-    """Does what the options ask for.
+def execute(arguments: Mapping[str, Any]) -> bool:
+    """Does what the command line asks for.
 
     Args:
-        options: By name: those of GenerateOptions and ConnectionOptions, and of the command line's own.
+        arguments: The parsed arguments of client/_cli/app.py, by name.
 
     Returns:
-        Whether there is nothing to complain of.
+        Whether it succeeded. If not, the reason has been printed.
 
     Raises:
-        ClientError: It failed.
+        ClientError: A call failed.
         OSError: The output cannot be written.
     """
-    prompt = options["prompt"]
-    generation_options = _generation_options(options)
-    if options["chat"]:
-        _check_chat(generation_options)
-    with Client(options["target"], **_connection_options(options)) as client, output_that_may_end():
-        if options["info"]:
-            _print_info(client, options["timeout"])
-        elif options["abort"] is not None:
-            return _abort(client, options["abort"], options["timeout"])
-        elif options["chat"]:
+    prompt, as_json, timeout = arguments["prompt"], arguments["as_json"], arguments["timeout"]
+    options = cast(GenerateOptions, given(GenerateOptions, arguments))
+    if arguments["chat"]:
+        _check_chat_options(options)
+    with Client(arguments["target"], **_connection_options(arguments)) as client, output_that_may_end():
+        if arguments["info"]:
+            _print_info(client, timeout)
+        elif arguments["abort"] is not None:
+            return _abort(client, arguments["abort"], timeout)
+        elif arguments["chat"]:
             opening = None if prompt is None else read_prompt(prompt)
-            chat(client, opening, options["system"], generation_options, options["json"])
+            chat(client, opening=opening, system=arguments["system"], options=options, as_json=as_json)
         else:
-            with client.generate(read_prompt(prompt), **generation_options) as generation:
-                print_generation(generation, as_json=options["json"])
+            with client.generate(read_prompt(prompt), **options) as generation:
+                print_generation(generation, as_json=as_json)
     return True
 
 
-def _generation_options(options: Mapping[str, Any]) -> GenerateOptions:
-    given: dict[str, Any] = {name: options[name] for name in GenerateOptions.__annotations__}
-    # what was not asked for is not said: the server's and the model's own values apply; 0 was asked for
-    given = {name: value for name, value in given.items() if value is not None and value is not False and value != []}
-    if "early_stopping" in given:
-        given["early_stopping"] = _EARLY_STOPPING.get(given["early_stopping"], given["early_stopping"])
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(map(_parse_bias, given["logit_bias"]))
-    return given  # type: ignore[return-value]
+def _connection_options(arguments: Mapping[str, Any]) -> ConnectionOptions:
+    options = cast(ConnectionOptions, given(TlsOptions, arguments))
+    options["retry_busy"] = arguments["retry_busy"]
+    options["token"] = _read_token(arguments["token_file"])
+    return options
 
 
-def _connection_options(options: Mapping[str, Any]) -> ConnectionOptions:
-    given = {name: options[name] for name in ConnectionOptions.__annotations__ if name in options}
-    return {**given, "token": _read_token(options["token_file"])}  # type: ignore[typeddict-item]
-
-
-def _check_chat(options: GenerateOptions) -> None:
-    several = {"-n": options.get("n"), "--num-return-sequences": options.get("num_return_sequences")}
-    wrong = [flag for flag, number in several.items() if number not in (None, 1)]
-    if wrong or options.get("echo"):
-        raise invalid((wrong or ["--echo"])[0], "is not for --chat, which prints one answer at a time and no more")
-
-
-def _parse_bias(text: str) -> tuple[int, float]:
-    token_id, _, bias = text.partition("=")
-    try:
-        return int(token_id), float(bias)
-    except ValueError:
-        raise invalid("--logit-bias", f"must be ID=BIAS, e.g. 17=-100, got {text!r}") from None
+def _check_chat_options(options: GenerateOptions) -> None:
+    counts = {"-n": options.get("n"), "--num-return-sequences": options.get("num_return_sequences")}
+    refused = [flag for flag, count in counts.items() if count not in (None, 1)]
+    if options.get("echo"):
+        refused.append("--echo")
+    if refused:
+        raise invalid(refused[0], "cannot be combined with --chat, which prints a single answer at a time")
 
 
 def _read_token(path: Path | None) -> str | None:
-    """The token in the file, or in the environment where there is no file. It is no option, which others could see."""
+    """The token in the file, or without a file in the environment. A flag would show the token to other users."""
     if path is None:
         return os.environ.get(TOKEN_VARIABLE) or None
     try:
@@ -90,10 +75,10 @@ def _read_token(path: Path | None) -> str | None:
     except OSError as error:
         raise invalid("--token-file", f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise invalid("--token-file", f"{path} is no text") from None
+        raise invalid("--token-file", f"{path} is not a text file") from None
     token = next((line for line in lines if line and not line.startswith("#")), None)
     if token is None:
-        raise invalid("--token-file", f"{path} holds no token")
+        raise invalid("--token-file", f"{path} contains no token")
     return token
 
 

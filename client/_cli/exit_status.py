@@ -1,4 +1,4 @@
-"""Exit statuses of the command lines, and which error ends in which."""
+"""The exit statuses of the command lines for the client's errors. 0, 1, 2 and 130 are in fiddler/command_line.py."""
 
 from client._errors import (
     BusyError,
@@ -8,8 +8,9 @@ from client._errors import (
     UnauthenticatedError,
     UnavailableError,
 )
+from fiddler.command_line import FAILED, USAGE
 
-DONE, FAILED, USAGE, UNAVAILABLE, BUSY, DEADLINE, UNAUTHENTICATED, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+UNAVAILABLE, BUSY, DEADLINE, UNAUTHENTICATED = 3, 4, 5, 6
 
 _BY_ERROR: dict[type[ClientError], int] = {
     InvalidRequestError: USAGE,
@@ -21,5 +22,5 @@ _BY_ERROR: dict[type[ClientError], int] = {
 
 
 def exit_status(error: ClientError) -> int:
-    """The status that a command which failed with this error exits with."""
+    """The exit status of a command that failed with this error."""
     return _BY_ERROR.get(type(error), FAILED)

@@ -1,16 +1,18 @@
 """`python -m client.top`: expert routing, speed and health of a running pair, live, from its metrics."""
 
-import argparse
 import dataclasses
 import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.live import Live
 
-from client._cli.exit_status import DONE, FAILED, INTERRUPTED, exit_status
+from client._cli.exit_status import exit_status
 from client._cli.output import output_that_may_end
 from client._errors import ClientError
 from client.top.keys import keys
@@ -19,128 +21,136 @@ from client.top.monitor import Monitor
 from client.top.scrape import Endpoint
 from client.top.snapshot import Snapshot
 from client.top.view import View
+from fiddler.command_line import DONE, FAILED, UsageError, fail, run
 
+_MODULE = "client.top"
 _EPILOG = (
-    "Keys: q quits, m shows another choice of maps. Exit status: 0 done; 1 what answers is not the service's /metrics, "
-    "or the output failed; 2 wrong usage; 3 nothing serves there; 5 no answer in time; 130 interrupted. A service that "
-    "does not answer ends only --once, which prints what the other one says."
+    "Keys: q quits, m shows the next choice of maps. Exit status: 0 done; 1 an endpoint does not serve the service's "
+    "metrics, or the output cannot be written; 2 wrong usage; 3 an endpoint cannot be reached; 5 an endpoint does not "
+    "answer in time; 130 interrupted. Only --once ends when a service does not answer, after printing the other one's "
+    "figures."
 )
 _NONE = "none"
 _WINDOW_SECONDS = 10.0
-_MOST_TIMEOUT_SECONDS = 5.0
-_KEY_SECONDS = 0.5  # as often, a window of another size is noticed
+_MAX_TIMEOUT_SECONDS = 5.0
+_REDRAW_SECONDS = 0.5  # how soon a resized terminal is redrawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """How samples are taken and shown."""
+
+    interval_seconds: float
+    half_life_seconds: float
+    maps: Choice
+    as_json: bool
+
+
+def _seconds(value: float | None) -> float | None:
+    if value is not None and not 0.1 <= value <= 86400:  # refuses nan too
+        raise typer.BadParameter(f"must be from 0.1 to 86400, got {value:g}")
+    return value
+
+
+_ADDRESS = f"URL of its /metrics, or HOST:PORT; {_NONE} leaves it out."
+
+
+def top(
+    gpu: Annotated[str, typer.Option(metavar="URL", help=f"The GPU service: {_ADDRESS}")] = "127.0.0.1:9100",
+    cpu: Annotated[str, typer.Option(metavar="URL", help=f"The CPU expert service: {_ADDRESS}")] = "127.0.0.1:9101",
+    interval: Annotated[float, typer.Option(callback=_seconds, help="Seconds between two samples.")] = 2.0,
+    window: Annotated[
+        float | None,
+        typer.Option(
+            callback=_seconds,
+            help="Seconds that rates and shares cover. "
+            f"Default: {_WINDOW_SECONDS:g}, or one interval with --once or --json.",
+        ),
+    ] = None,
+    half_life: Annotated[
+        float, typer.Option(callback=_seconds, help="Seconds after which a selection counts half in the decayed map.")
+    ] = 60.0,
+    maps: Annotated[Choice, typer.Option(help="Which maps to show.")] = "auto",
+    once: Annotated[bool, typer.Option("--once", help="Print one sample and exit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each sample as a line of JSON.")] = False,
+) -> int:
+    """Shows expert routing, speed and health of a running pair, live, from its metrics."""
+    if gpu == cpu == _NONE:
+        raise UsageError("--gpu and --cpu: one of them must be a service")
+    try:
+        gpu_service = _endpoint("--gpu", "gpu_service", gpu)
+        cpu_expert_service = _endpoint("--cpu", "cpu_expert_service", cpu)
+    except ClientError as error:
+        return fail(_MODULE, error.message, exit_status(error))
+    settings = _Settings(interval_seconds=interval, half_life_seconds=half_life, maps=maps, as_json=as_json)
+    monitor = Monitor(
+        gpu_service,
+        cpu_expert_service,
+        interval_seconds=interval,
+        window_seconds=window or (interval if once or as_json else _WINDOW_SECONDS),
+        half_life_seconds=half_life,
+        timeout_seconds=min(_MAX_TIMEOUT_SECONDS, max(1.0, interval)),
+    )
+    with monitor, output_that_may_end():
+        return _once(monitor, settings) if once else _watch(monitor, settings)
+    return DONE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.gpu == options.cpu == _NONE:
-        parser.error("--gpu and --cpu: one of them must be a service")
     try:
-        gpu_service = _endpoint("--gpu", "gpu_service", options.gpu)
-        cpu_expert_service = _endpoint("--cpu", "cpu_expert_service", options.cpu)
-    except ClientError as error:
-        return _fail(error.message, exit_status(error))
-    every_interval = options.once or options.json
-    window_seconds = options.window or (options.interval if every_interval else _WINDOW_SECONDS)
-    monitor = Monitor(
-        gpu_service,
-        cpu_expert_service,
-        interval_seconds=options.interval,
-        window_seconds=window_seconds,
-        half_life_seconds=options.half_life,
-        timeout_seconds=min(_MOST_TIMEOUT_SECONDS, max(1.0, options.interval)),
-    )
-    try:
-        with monitor, output_that_may_end():
-            return _once(monitor, options) if options.once else _watch(monitor, options)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+        return run(top, arguments, module=_MODULE, epilog=_EPILOG)
     except OSError as error:
-        return _fail(f"cannot write the output: {error.strerror}", FAILED)
-    return DONE
-
-
-def _once(monitor: Monitor, options: argparse.Namespace) -> int:
-    """Prints one sample, with rates over one interval."""
-    monitor.sample()
-    if len(monitor.errors) < monitor.num_services:
-        time.sleep(options.interval)
-        snapshot = monitor.sample()
-        if len(monitor.errors) < monitor.num_services:
-            _print(snapshot, options)
-    if not monitor.errors:
-        return DONE
-    return _fail("; ".join(error.message for error in monitor.errors), exit_status(monitor.errors[0]))
-
-
-def _watch(monitor: Monitor, options: argparse.Namespace) -> int:
-    """Shows one sample after the other until it is stopped."""
-    console = Console()
-    if options.json or not console.is_terminal or console.is_dumb_terminal:
-        while True:
-            due = time.monotonic() + options.interval
-            _print(monitor.sample(), options)
-            time.sleep(max(0.0, due - time.monotonic()))
-    choice: Choice = options.maps
-    with keys() as key_within, Live(console=console, screen=True, auto_refresh=False) as live:
-        while True:
-            due = time.monotonic() + options.interval
-            snapshot = monitor.sample()
-            while True:
-                live.update(View(snapshot, choice, options.half_life, live=True), refresh=True)
-                left = due - time.monotonic()
-                if left <= 0:
-                    break
-                key = key_within(min(left, _KEY_SECONDS))
-                if key == "q":
-                    return DONE
-                if key == "m":
-                    choice = CHOICES[(CHOICES.index(choice) + 1) % len(CHOICES)]
-
-
-def _print(snapshot: Snapshot, options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps(dataclasses.asdict(snapshot)), flush=True)
-    else:
-        Console().print(View(snapshot, options.maps, options.half_life))
+        return fail(_MODULE, f"cannot write the output: {error.strerror}", FAILED)
 
 
 def _endpoint(option: str, service: str, address: str) -> Endpoint | None:
     return None if address == _NONE else Endpoint(option, service, address)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m client.top", description=__doc__, epilog=_EPILOG)
-    address = f"URL of its /metrics, or HOST:PORT; {_NONE} leaves it out"
-    parser.add_argument("--gpu", default="127.0.0.1:9100", metavar="URL", help=f"the GPU service: {address}")
-    parser.add_argument("--cpu", default="127.0.0.1:9101", metavar="URL", help=f"the CPU expert service: {address}")
-    parser.add_argument("--interval", type=_seconds, default=2.0, help="seconds between two readings (default: 2)")
-    parser.add_argument(
-        "--window",
-        type=_seconds,
-        help=f"seconds that rates and shares are of (default: {_WINDOW_SECONDS:g}; one interval with --once or --json)",
-    )
-    parser.add_argument(
-        "--half-life", type=_seconds, default=60.0, help="seconds after which a selection counts half (default: 60)"
-    )
-    parser.add_argument("--maps", choices=CHOICES, default="auto", help="which maps are shown (default: auto)")
-    parser.add_argument("--once", action="store_true", help="print one sample and end")
-    parser.add_argument("--json", action="store_true", help="print each sample as a line of JSON")
-    return parser
+def _once(monitor: Monitor, settings: _Settings) -> int:
+    """Prints one sample, with rates over one interval."""
+    monitor.sample()
+    if len(monitor.errors) < monitor.num_services:
+        time.sleep(settings.interval_seconds)
+        snapshot = monitor.sample()
+        if len(monitor.errors) < monitor.num_services:
+            _print(snapshot, settings)
+    if not monitor.errors:
+        return DONE
+    return fail(_MODULE, "; ".join(error.message for error in monitor.errors), exit_status(monitor.errors[0]))
 
 
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"must be from 0.1 to 86400, got {text}")
-    return seconds
+def _watch(monitor: Monitor, settings: _Settings) -> int:
+    """Shows sample after sample until it is stopped."""
+    console = Console()
+    if settings.as_json or not console.is_terminal or console.is_dumb_terminal:
+        while True:
+            due = time.monotonic() + settings.interval_seconds
+            _print(monitor.sample(), settings)
+            time.sleep(max(0.0, due - time.monotonic()))
+    choice = settings.maps
+    with keys() as key_within, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            due = time.monotonic() + settings.interval_seconds
+            snapshot = monitor.sample()
+            while True:
+                live.update(View(snapshot, choice, settings.half_life_seconds, live=True), refresh=True)
+                left = due - time.monotonic()
+                if left <= 0:
+                    break
+                key = key_within(min(left, _REDRAW_SECONDS))
+                if key == "q":
+                    return DONE
+                if key == "m":
+                    choice = CHOICES[(CHOICES.index(choice) + 1) % len(CHOICES)]
 
 
-def _fail(message: str, status: int) -> int:
-    print("client.top:", " ".join(message.split()), file=sys.stderr)
-    return status
+def _print(snapshot: Snapshot, settings: _Settings) -> None:
+    if settings.as_json:
+        print(json.dumps(dataclasses.asdict(snapshot)), flush=True)
+    else:
+        Console().print(View(snapshot, settings.maps, settings.half_life_seconds))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""The arguments of `python -m client`, and what it exits with."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Unpack
+
+import typer
+
+from client._cli.exit_status import exit_status
+from client._cli.flags import with_flags
+from client._errors import ClientError
+from client._options import GenerateOptions, TlsOptions
+from fiddler.command_line import DONE, FAILED, UsageError, fail, run
+
+_MODULE = "client"
+_EPILOG = (
+    "Exit status: 0 done, or the reader of the output has closed it; 1 the server failed, or the output cannot be "
+    "written; 2 wrong usage or request; 3 no server answers; 4 the server is busy; 5 the timeout has passed; "
+    "6 the server asks for a token, or for another one; 130 interrupted."
+)
+
+
+class _Options(GenerateOptions, TlsOptions, total=False):
+    """The options of the library that are flags here by their own names."""
+
+
+@with_flags(_Options)
+def generate(
+    context: typer.Context,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
+    ] = None,
+    target: Annotated[str, typer.Option(help="Where the server listens: HOST:PORT or unix:PATH.")] = "127.0.0.1:50051",
+    chat: Annotated[bool, typer.Option("--chat", help="Chat with the model. PROMPT, if given, is said first.")] = False,
+    system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,
+    info: Annotated[
+        bool, typer.Option("--info", help="Print information about the server and its model as JSON instead.")
+    ] = False,
+    abort: Annotated[
+        str | None, typer.Option(metavar="REQUEST_ID", help="End the request of that name instead.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each message received as a line of JSON.")] = False,
+    retry_busy: Annotated[
+        bool, typer.Option("--retry", help="Retry when the server says, as long as it is busy.")
+    ] = False,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File whose first line is the token to present. Without it, FIDDLER_TOKEN holds the token."),
+    ] = None,
+    **options: Unpack[_Options],
+) -> int:
+    """Sends a prompt to the GPU service and prints the generated text as it arrives."""
+    if prompt is None and not (chat or info or abort is not None):
+        raise UsageError("Missing argument 'PROMPT'")
+    from client._cli.commands import execute  # gRPC takes longer to import than --help may take
+
+    try:
+        return DONE if execute(context.params) else FAILED
+    except ClientError as error:
+        return fail(_MODULE, error.message, exit_status(error))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    try:
+        return run(generate, arguments, module=_MODULE, epilog=_EPILOG)
+    except OSError as error:
+        return fail(_MODULE, f"cannot write the output: {error.strerror}", FAILED)
