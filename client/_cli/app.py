@@ -1,5 +1,6 @@
 """The arguments of `python -m client`, and what it exits with."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Unpack
@@ -66,3 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(generate, arguments, module=_MODULE, epilog=_EPILOG)
     except OSError as error:
         return fail(_MODULE, f"cannot write the output: {error.strerror}", FAILED)
+    finally:
+        # Deleting a gRPC call takes a lock. Delete it here, while gRPC's threads run: when Python exits, one of them
+        # may be stopped with the lock taken, and the deletion would wait forever.
+        gc.collect()

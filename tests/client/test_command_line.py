@@ -1,5 +1,6 @@
 """`python -m client`, as a process."""
 
+import gc
 import json
 import os
 import pty
@@ -312,6 +313,17 @@ def test_each_error_is_one_line_and_has_its_exit_status(
     output = capfd.readouterr()
     assert output.out == "first\n"  # so that the error starts a line of its own
     assert output.err == f"client: {' '.join(status.message.split())}\n"
+
+
+def test_no_call_is_left_to_be_deleted_when_python_exits(server: FakeServer) -> None:
+    # there it could wait forever for a lock that a stopped thread of gRPC holds
+    server.service.script = fail_with(rpc.StatusError(grpc.StatusCode.INTERNAL, "it broke"), chunk("first", 1))
+    gc.disable()
+    try:
+        assert main(["a prompt", "--target", server.target]) == 1
+        assert [each for each in gc.get_objects() if type(each).__name__ == "_MultiThreadedRendezvous"] == []
+    finally:
+        gc.enable()
 
 
 def test_nobody_listening_is_3(tmp_path: Path) -> None:
