@@ -17,7 +17,7 @@ from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
 from gpu_service import collectors
 from gpu_service.api.auth import Access
-from gpu_service.api.expert_health import Availability
+from gpu_service.api.expert_health import ExpertHealth
 from gpu_service.api.generations import Generations
 from gpu_service.api.malformed import MalformedMessageInterceptor
 from gpu_service.api.service import GenerationServicer
@@ -65,13 +65,13 @@ class Server:
         self._device = device_of(settings.device)
         set_threads(settings.threads)
         self._health = health.aio.HealthServicer()
-        self._availability = Availability(self._health)
+        self._expert_health = ExpertHealth(self._health)
         self._experts = ExpertClient(
             settings.experts,
             self._dtype,
             settings.expert_timeout_seconds,
             settings.max_message_bytes,
-            self._availability.changed,
+            self._expert_health.changed,
         )
         self._generations = Generations()
         self._servicer = GenerationServicer(self._generations)
@@ -115,7 +115,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         await self._set_serving(False)
-        await self._availability.tell(self._experts.error)
+        await self._expert_health.report(self._experts.error)
         set_build_info("gpu_service", model_type=self._checkpoint.model_type, device=str(self._device))
         serve(settings.metrics_host, settings.metrics_port)
         self._listener = listen.bind(server, settings.listen, self._access.credentials)
@@ -145,7 +145,7 @@ class Server:
         )
         engine = Engine(model, scheduler, self._step_failed)
         collectors.publish(
-            collectors.EngineCollector(engine, settings.max_waiting, self._availability.degraded_seconds),
+            collectors.EngineCollector(engine, settings.max_waiting, self._expert_health.degraded_seconds),
             collectors.RoutingCollector(model.dispatcher, self._checkpoint, settings.metrics_by_expert),
             collectors.CostCollector(model.dispatcher, self._checkpoint),
         )

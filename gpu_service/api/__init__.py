@@ -1,1 +1,1 @@
-"""Turns calls into requests and events into messages. `generations.py` is its core and knows no transport."""
+"""Turns calls into requests and events into messages; `generations.py` is the core and knows no transport."""

@@ -1,6 +1,6 @@
 """Who may call the GPU service, and over what: TLS, mutual TLS and bearer tokens.
 
-A token is never logged, and only its digest is kept. What a caller's request may ask for is in limits.py.
+A token is never logged, and only its digest is kept. settings.RequestLimits bounds what a request may ask for.
 """
 
 import hashlib
@@ -20,23 +20,23 @@ from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
 
 TOKENS_VARIABLE = "FIDDLER_GPU_TOKENS"
-_TOKEN = re.compile(r"[\x21-\x7e]+")  # what a metadata value holds and a line or a list cannot break
-_OPEN_METHODS = "/grpc.health.v1.Health/"  # probes have no secrets; reflection describes the service and is covered
+_TOKEN = re.compile(r"[\x21-\x7e]+")  # fits into a metadata value, a line and a comma-separated list
+_OPEN_METHODS = "/grpc.health.v1.Health/"  # probes have no token; reflection requires one
 _log = structlog.get_logger(__name__)
 
 
 class Tokens:
-    """The tokens that callers may present: of a file, one in each line, and of the environment, between commas."""
+    """The tokens that are accepted: one per line of a file, and a comma-separated list in the environment."""
 
     def __init__(self, path: Path | None, listed: str | None) -> None:
         """Reads them.
 
         Args:
-            path: The file. Blank lines and lines that begin with # say nothing.
+            path: The file. Blank lines and lines that begin with # are skipped.
             listed: Tokens, separated by commas.
 
         Raises:
-            FlagError: One of the two is there and holds none, or cannot be read, or something in it is no token.
+            FlagError: The file or the list holds no token, holds something that is no token, or cannot be read.
         """
         self._path = path
         self._listed = [] if listed is None else _tokens_in_list(listed)
@@ -46,16 +46,16 @@ class Tokens:
         return len(self._digests)
 
     def reload(self) -> None:
-        """Reads the file anew; where it is wrong, the tokens stay as they were and the log says why."""
+        """Reads the file again. If it is wrong, the present tokens stay valid, and the log says why."""
         try:
             self._digests = self._read()
         except FlagError as error:
-            _log.error("the tokens stay as they were", error=str(error))
+            _log.error("reloading tokens failed; the present ones stay valid", error=str(error))
         else:
-            _log.info("tokens read", count=len(self._digests))
+            _log.info("tokens reloaded", count=len(self._digests))
 
     def __contains__(self, token: str) -> bool:
-        """Whether a caller's token is one of them. It takes as long whichever it is, and whatever it is like."""
+        """Whether a caller's token is accepted. The time that this takes does not depend on the token."""
         presented = _digest(token)
         found = False
         for digest in self._digests:
@@ -69,12 +69,12 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How the service is guarded.
+    """What a caller needs.
 
     Attributes:
-        tokens: What callers must present; empty where nothing is asked of them.
-        credentials: The server's side of TLS; None where there is none.
-        is_mutual: Whether callers must have a certificate.
+        tokens: One of these; none if empty.
+        credentials: The server's side of TLS; None without TLS.
+        is_mutual: Whether callers need a certificate.
     """
 
     tokens: Tokens
@@ -86,31 +86,31 @@ class Access:
         """Reads the files that the settings name.
 
         Raises:
-            FlagError, TlsFileError: One is missing or wrong, or they do not make sense together.
+            FlagError, TlsFileError: A file is missing or wrong, or the flags contradict each other.
         """
         tokens = Tokens(settings.tokens_file, os.environ.get(TOKENS_VARIABLE))
         return cls(tokens, _credentials(settings), settings.tls_client_ca is not None)
 
     @property
     def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
-        """What the server runs before any call."""
+        """What the server runs before each call."""
         return [TokenInterceptor(self.tokens)] if self.tokens else []
 
     def warnings(self, address: str) -> list[str]:
-        """What whoever runs the service at that address should know, a sentence each."""
+        """Risks of serving at that address, a sentence each."""
         if rpc.is_local(address):
             return []
         warnings = []
         if self.credentials is None:
             what = "prompts, answers and tokens" if self.tokens else "prompts and answers"
-            warnings.append(f"{what} cross the network unencrypted: --tls-cert and --tls-key encrypt them")
+            warnings.append(f"{what} cross the network unencrypted; --tls-cert and --tls-key encrypt them")
         if not self.tokens and not self.is_mutual:
-            warnings.append("whoever reaches the address may use it: --tokens-file or --tls-client-ca asks who calls")
+            warnings.append("anyone who reaches the address may call: --tokens-file or --tls-client-ca restricts it")
         return warnings
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
-    """Answers UNAUTHENTICATED to every call without a valid token, health checks excepted."""
+    """Answers UNAUTHENTICATED to every call without a valid token, except for health checks."""
 
     def __init__(self, tokens: Tokens) -> None:
         self._tokens = tokens
@@ -120,7 +120,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Lets a call through, or puts a refusal in its handler's place. The call's message is not even parsed."""
+        """Lets a call through, or replaces its handler with a refusal. A refused call's message is not parsed."""
         method = handler_call_details.method
         if method.startswith(_OPEN_METHODS):
             return await continuation(handler_call_details)
@@ -134,7 +134,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _refusal(method: str, problem: str) -> "grpc.RpcMethodHandler[Any, Any]":
-    # RFC 6750: only a token that was there can be invalid
+    # RFC 6750: without a token there is no error to report
     challenge = 'Bearer error="invalid_token"' if "not valid" in problem else "Bearer"
     message = f"the call is refused: {problem}; send `authorization: Bearer TOKEN` in its metadata"
 
@@ -142,7 +142,7 @@ def _refusal(method: str, problem: str) -> "grpc.RpcMethodHandler[Any, Any]":
         _log.info("call refused", method=method, peer=context.peer(), why=problem)
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, message, (("www-authenticate", challenge),))
 
-    # of a kind that reads no message, whatever the method's own is: only a status is sent
+    # this kind of handler reads no message, whatever kind the method is; only a status is sent
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
@@ -155,7 +155,7 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
     if key is None:
         raise FlagError("--tls-key: must be given with --tls-cert")
     if settings.listen.startswith("unix:"):
-        raise FlagError("--tls-cert: a Unix socket has no TLS; its file's permissions say who may connect")
+        raise FlagError("--tls-cert: a Unix socket has no TLS; the permissions of its file decide who may connect")
     chain, secret = tls.read_identity(("--tls-cert", certificate), ("--tls-key", key))
     trusted = None if authorities is None else tls.read_authorities("--tls-client-ca", authorities)
     return grpc.ssl_server_credentials([(secret, chain)], trusted, require_client_auth=trusted is not None)
@@ -167,10 +167,10 @@ def _tokens_in_file(path: Path) -> list[str]:
     except OSError as error:
         raise FlagError(f"--tokens-file: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise FlagError(f"--tokens-file: {path} is no text") from None
+        raise FlagError(f"--tokens-file: {path} is not UTF-8 text") from None
     numbered = ((number, line.strip()) for number, line in enumerate(lines, 1))
-    said = {f"line {number}": line for number, line in numbered if line and not line.startswith("#")}
-    return _checked(f"--tokens-file: {path}", said)
+    tokens = {f"line {number}": line for number, line in numbered if line and not line.startswith("#")}
+    return _checked(f"--tokens-file: {path}", tokens)
 
 
 def _tokens_in_list(listed: str) -> list[str]:
@@ -179,15 +179,15 @@ def _tokens_in_list(listed: str) -> list[str]:
 
 
 def _checked(source: str, tokens: dict[str, str]) -> list[str]:
-    """The tokens, by their place in the source. An error shows none of them."""
-    if not tokens:  # what was meant to hold some must not, when it is empty, open the service to everybody
+    """The tokens of a source. An error never shows one."""
+    if not tokens:  # an empty file was meant to restrict the service, and must not open it to everyone
         raise FlagError(f"{source} holds no token")
     for place, token in tokens.items():
         if not _TOKEN.fullmatch(token):
-            raise FlagError(f"{source}: {place} is no token: visible ASCII characters without spaces")
+            raise FlagError(f"{source}: {place} is no token; a token is visible ASCII characters without spaces")
     return list(tokens.values())
 
 
 def _digest(token: str) -> bytes:
-    """All of one length, so that comparing them tells nothing of a token's own."""
+    """Of one length, so that a comparison's time does not reveal a token's length."""
     return hashlib.sha256(token.encode(errors="surrogateescape")).digest()

@@ -1,4 +1,4 @@
-"""The calls that generations are streamed to: how many there are, and the end of one that its reader has deserted."""
+"""The gRPC calls that generations are streamed to: counts them, and ends one whose caller has stopped reading."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Call:
-    """A call under way, as its handler's task made it known."""
+    """A call under way. Made in its handler's task."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -26,9 +26,9 @@ class Call:
         """Whether `desert` was called."""
 
     def desert(self) -> None:
-        """Has the call end with RESOURCE_EXHAUSTED where its handler cannot end it, since it waits for its reader.
+        """Ends the call with RESOURCE_EXHAUSTED if its handler cannot, because it waits for the caller to read.
 
-        May be called from any thread. A reader that is only slow gets what is left, and the status from the handler.
+        For any thread. A caller that is only slow receives the remaining messages, and the status from the handler.
         """
         self.is_deserted = True
         self._loop.call_soon_threadsafe(self._desert)
@@ -41,8 +41,8 @@ class Call:
         await asyncio.wait({self._handler}, timeout=_PATIENCE_SECONDS)
         if self._handler.done():
             return
-        # The status goes behind what was not read, which may be never: it is left to gRPC, which needs no handler for
-        # that. Cancelling the handler alone would leave a reader that comes back to wait for ever.
+        # gRPC sends the status after the unread messages, which may be never, and needs no handler to do so. Cancelling
+        # the handler without a status would leave a caller that reads again waiting for ever.
         status = rpc.StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many messages were not read")
         with contextlib.suppress(TimeoutError, grpc.aio.AbortError, grpc.aio.UsageError):
             await asyncio.wait_for(status.abort_async(self._context), _STATUS_SECONDS)
@@ -58,15 +58,15 @@ class Calls:
         self._none_left.set()
 
     def add(self, context: Context) -> Call:
-        """Counts a call until it is over. To be called by its handler."""
+        """Counts a call until it is over. Its handler calls this."""
         self._num_calls += 1
         self._none_left.clear()
-        # its type stub asks for a class that is not there
+        # its type stub requires a class that does not exist
         context.add_done_callback(lambda _: self._over())  # type: ignore[arg-type]
         return Call(context)
 
     async def wait_until_none(self) -> None:
-        """Returns when no call is under way."""
+        """Returns once no call is under way."""
         await self._none_left.wait()
 
     def _over(self) -> None:

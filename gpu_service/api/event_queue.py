@@ -1,4 +1,4 @@
-"""Carries one request's events from the engine's thread to the event loop that serves its call."""
+"""Passes one request's events from the engine's thread to the event loop that serves its call."""
 
 import asyncio
 import threading
@@ -10,14 +10,14 @@ from gpu_service.errors import SlowReaderError
 
 
 class EventQueue:
-    """A bounded queue with one writer, in any thread, and one reader, in the loop that made it."""
+    """A bounded queue with one writer, in any thread, and one reader, in the event loop that made it."""
 
     def __init__(self, max_events: int, on_overflow: Callable[[], None]) -> None:
         """An empty queue.
 
         Args:
-            max_events: How many may wait to be read, besides those that end a generation.
-            on_overflow: Called once, from the writer's thread, when one more comes.
+            max_events: How many may wait to be read, without those that end a generation.
+            on_overflow: Called once, from the writer's thread, when another event comes.
         """
         self._max_events = max_events
         self._on_overflow = on_overflow
@@ -28,9 +28,9 @@ class EventQueue:
         self._overflowed = False
 
     def put(self, event: Event) -> None:
-        """Appends an event and never blocks. One too many ends the queue with a SlowReaderError.
+        """Appends an event without blocking. An event too many ends the queue with a SlowReaderError.
 
-        A Best takes the place of one that waits, so that a beam search whose reader is slow holds few of them.
+        A Best replaces one that still waits, so that a slow reader of a beam search does not overflow the queue.
         """
         if self._overflowed:
             return
@@ -46,10 +46,10 @@ class EventQueue:
         self._loop.call_soon_threadsafe(self._ready.set)
 
     async def get(self) -> list[Event]:
-        """Waits for events and returns all that are there, in order."""
+        """Waits for an event, and returns all that wait, in order."""
         while not self._events:
             self._ready.clear()
-            if not self._events:  # one may have come before the clear
+            if not self._events:  # an event may have come before the clear
                 await self._ready.wait()
         with self._lock:
             events = list(self._events)

@@ -1,7 +1,7 @@
-"""Tells health, metrics and the log whether the CPU expert service is in use. It decides nothing.
+"""Reports to health checks, metrics and the log whether the CPU expert service is in use.
 
-The GPU service serves either way, since it computes without the experts what it computed with them, only slower. So
-this is a service of its own in health: fiddler.v1.ExpertService, as asked of the GPU service.
+The GPU service serves with or without it: it computes the same tokens, only slower. So the GPU service's health has an
+entry of its own for the CPU expert service, fiddler.v1.ExpertService.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ SERVICE = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
 _log = structlog.get_logger("gpu_service")
 
 
-class Availability:
-    """What is known of the CPU expert service. Made in the event loop that serves health."""
+class ExpertHealth:
+    """Whether the CPU expert service is in use. Made in the event loop that serves health checks."""
 
     def __init__(self, servicer: health.aio.HealthServicer) -> None:
-        """Tells nothing yet.
+        """Reports nothing yet.
 
         Args:
             servicer: Answers health checks.
@@ -35,11 +35,11 @@ class Availability:
         self._degraded_seconds = 0.0
 
     def changed(self, error: ExpertServiceError | None) -> None:
-        """The service is in use from now on, or is not because of the error. For any thread, and returns at once."""
-        asyncio.run_coroutine_threadsafe(self.tell(error), self._loop)
+        """Reports that the service is in use, or the error why it is not. For any thread; does not wait."""
+        asyncio.run_coroutine_threadsafe(self.report(error), self._loop)
 
-    async def tell(self, error: ExpertServiceError | None) -> None:
-        """As `changed`, for the event loop's own thread: told when it returns."""
+    async def report(self, error: ExpertServiceError | None) -> None:
+        """As `changed`, in the event loop's thread: reported on return."""
         if error is None:
             self._found()
         else:
@@ -49,7 +49,7 @@ class Availability:
         await self._servicer.set(SERVICE, status)
 
     def degraded_seconds(self) -> float:
-        """For how long the service was lost, all times together and the present one included. For any thread."""
+        """How long the service has been lost in total, up to now. For any thread."""
         lost_at = self._lost_at
         return self._degraded_seconds + (0.0 if lost_at is None else time.monotonic() - lost_at)
 
@@ -59,7 +59,7 @@ class Availability:
             self._lost_at, self._degraded_seconds = None, self._degraded_seconds + seconds
             metrics.EXPERT_SERVICE_RECONNECTS.inc()
             metrics.DEGRADED.set(0)
-            _log.info("the CPU expert service is back", degraded_seconds=round(seconds, 3))
+            _log.info("CPU expert service reconnected", degraded_seconds=round(seconds, 3))
         self._used_before = True
 
     def _not_in_use(self, error: ExpertServiceError) -> None:
@@ -67,6 +67,6 @@ class Availability:
             self._lost_at = time.monotonic()
             metrics.EXPERT_SERVICE_LOSSES.inc()
             metrics.DEGRADED.set(1)
-            _log.warning("the CPU expert service is lost; going on without it", reason=str(error))
+            _log.warning("CPU expert service lost; computing its experts here", reason=str(error))
         if isinstance(error, HandshakeError):
-            _log.error("another CPU expert service is there; it is not used", reason=str(error))
+            _log.error("CPU expert service rejected: it serves something else", reason=str(error))

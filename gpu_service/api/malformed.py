@@ -1,7 +1,7 @@
-"""Says what is wrong with a message that protobuf cannot parse, where gRPC would only say INTERNAL.
+"""Answers INVALID_ARGUMENT, naming the field, to a message that protobuf cannot parse. gRPC alone answers INTERNAL.
 
-The one thing in an otherwise sound message that protobuf refuses is text that is not UTF-8. It does not say where; so
-such a message is parsed again with its texts as bytes.
+In an otherwise valid message protobuf refuses only text that is not UTF-8, and does not report which. Such a message is
+parsed again with its texts as bytes.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -31,7 +31,7 @@ class MalformedMessageInterceptor(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Lets the handler see messages only."""
+        """Calls the handler only with messages that could be parsed."""
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
         if handler is None or not method.startswith(_PREFIX):
@@ -78,14 +78,14 @@ def _guarded(handler: Handler, descriptor: Descriptor) -> Handler:
 
 @cache
 def _twin(name: str) -> type[Message]:
-    """The message type of that name with bytes for every text, which look the same on the wire."""
+    """The message type of that name with bytes for every text: both are encoded alike."""
     pool = descriptor_pool.DescriptorPool()
     _add_twin(pool, generation_pb2.DESCRIPTOR, set())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
 def _add_twin(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, added: set[str]) -> None:
-    """Adds a file, and before it those that it needs."""
+    """Adds a file, after those that it imports."""
     added.add(file.name)
     for dependency in file.dependencies:
         if dependency.name not in added:

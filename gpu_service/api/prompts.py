@@ -1,4 +1,4 @@
-"""Prompts to token ids: of Generate and Tokenize alike. Says which field is wrong."""
+"""Turns the prompts of Generate and Tokenize into token ids, and back. An error names the field."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from gpu_service.text.tokenizer import ChatTemplateError, Tokenizer
 
 
 def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's token ids, of which there is at least one, and room for one more in the context.
+    """The prompt's token ids: at least one, and few enough for another in the context.
 
     Raises:
         RequestError: A field is wrong.
@@ -30,32 +30,32 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
         raise RequestError(
             field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
         )
-    # a text's too: a tokenizer may have tokens that the model has no embedding for
+    # of a text, too: a tokenizer may have tokens without an embedding in the model
     check_token_ids(prompt, field, model)
     return prompt
 
 
 def of_text(text: str, model: Model, tokenizer: Tokenizer, add_special_tokens: bool = True) -> list[int]:
-    """The token ids of a text, which may be more than the context holds, but not by far.
+    """The token ids of a text, which may exceed the context, but not by far.
 
     Raises:
-        RequestError: A field is wrong `text`.
+        RequestError: `text` is too long.
     """
     _check_length(len(text), "text", model, tokenizer)
     return tokenizer.encode(text, add_special_tokens)
 
 
 def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> list[int]:
-    """The token ids of messages and of what makes the model answer, by its chat template.
+    """The token ids of a chat, as the model's chat template writes it, with the beginning of an answer.
 
     Raises:
-        RequestError: A field is wrong: `chat` or one in it.
+        RequestError: `chat` or a field in it is wrong.
     """
     if not tokenizer.has_chat_template:
         raise RequestError("chat", "the model has no chat template; send text or token_ids instead")
     if not chat.messages:
         raise RequestError("chat.messages", "must not be empty")
-    # each makes a token at least, and characters are counted before the template sees them
+    # each message makes at least one token; checked before the template runs, as is the number of characters
     if len(chat.messages) > model.max_context:
         raise RequestError(
             "chat.messages", f"{len(chat.messages)} are more than the context of {model.max_context} tokens holds"
@@ -69,7 +69,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
         text = tokenizer.render([(message.role, message.content) for message in chat.messages])
     except ChatTemplateError as error:
         raise RequestError("chat.messages", f"the model's chat template refuses them: {error}") from None
-    # what the template writes holds the special tokens, such as the one that begins a text
+    # the template itself writes the special tokens, such as the one that begins a text
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -112,10 +112,10 @@ def detokenize(
 
 
 def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
-    """Makes sure that all are of the model's vocabulary.
+    """Checks that all ids are in the model's vocabulary.
 
     Raises:
-        RequestError: A field is wrong and the position in it.
+        RequestError: An id is not; the field ends with its position.
     """
     for position, token_id in enumerate(ids):
         if token_id >= model.vocab_size:
@@ -125,7 +125,7 @@ def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
 
 
 def _check_length(num_characters: int, field: str, model: Model, tokenizer: Tokenizer) -> None:
-    """Refuses what is too long by far without encoding it, which would take long."""
+    """Refuses a far too long text without encoding it, which would take long."""
     if num_characters > model.max_context * tokenizer.longest_token:
         raise RequestError(
             field, f"{num_characters} characters are more than the context of {model.max_context} tokens holds"

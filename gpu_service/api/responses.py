@@ -1,4 +1,4 @@
-"""Turns one request's events into the messages of its call. It waits for nothing and computes nothing."""
+"""Turns one request's events into the messages of its call. It does not wait."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from gpu_service.sampling.outputs import FinishReason
 from gpu_service.text.detokenizer import TextStream
 from gpu_service.text.tokenizer import Tokenizer
 
-_PROMPT_TOKENS_PER_MESSAGE = 256  # few enough for one message to keep no other call waiting
+_PROMPT_TOKENS_PER_MESSAGE = 256  # few, so that building a message keeps no other call waiting
 _FINISH_REASONS = {
     FinishReason.EOS: generation_pb2.FINISH_REASON_EOS,
     FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
@@ -27,32 +27,32 @@ class Responses:
     """One call's messages so far."""
 
     def __init__(self, request: Request, echo: bool, tokenizer: Tokenizer) -> None:
-        """Begins.
+        """Expects the request's events.
 
         Args:
-            request: Whose events will come.
-            echo: Whether the prompt comes first, once for each generation.
+            request: The request.
+            echo: Whether each generation begins with the prompt.
             tokenizer: Decodes.
         """
         self._request = request
         self._tokenizer = tokenizer
         self._echo = echo
         self.num_unfinished = request.n if request.beam is None else request.beam.num_return_sequences
-        """Generations whose end was not sent yet."""
+        """Generations whose end has not been sent."""
         self.finish_reasons = Counter[FinishReason]()
-        """Of the others."""
+        """Of the generations that have ended."""
         self.num_tokens = 0
-        """Made in all of them together; of beams, once they have ended."""
+        """Generated in all of them together; those of beams are added when they end."""
         prompt = request.prompt if echo else ()
         self._texts = [TextStream(tokenizer, request.stop, prompt) for _ in range(self.num_unfinished)]
 
     def begin(self) -> Iterator[GenerateResponse]:
-        """Yields what can be said before anything is computed."""
-        if self._request.prompt_logprobs is None:  # which would come before it
+        """Yields the messages that need no computation: echoes."""
+        if self._request.prompt_logprobs is None:  # they come before the echoes
             yield from self._echoes()
 
     def of(self, events: Iterable[Event]) -> Iterator[GenerateResponse]:
-        """Yields messages for events that came together; tokens of one generation share a message.
+        """Yields the messages for events that came together. Tokens of one generation share a message.
 
         Raises:
             CallError: The request failed.

@@ -1,4 +1,4 @@
-"""Turns a message's sampling parameters into those that are sampled with, or says which field is wrong."""
+"""Checks a message's sampling parameters and turns them into the sampler's. An error names the field."""
 
 from collections.abc import Mapping
 
@@ -9,16 +9,16 @@ from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.sampling.rules import MAX_SEED, RULES, check_values, show
 
 NOT_DRAWING: dict[str, float] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-"""What takes the likeliest token, whatever a generation_config says."""
+"""Take the likeliest token, whatever the generation_config says."""
 
 
 def sampling_of(message: generation_pb2.SamplingParameters, model: Model, draws: bool = True) -> SamplingParameters:
-    """Checks the parameters and fills in what is unset.
+    """Checks the parameters and fills in those that are unset.
 
     Args:
         message: The parameters.
         model: Its vocabulary and generation_config.
-        draws: False where a search is asked for, which nothing is drawn in.
+        draws: False for a beam search, which draws nothing.
 
     Raises:
         RequestError: A field is wrong.
@@ -35,7 +35,7 @@ def sampling_of(message: generation_pb2.SamplingParameters, model: Model, draws:
 
 
 def check_seed(seed: int | None, n: int) -> None:
-    """Makes sure that the last of n generations has a seed, too.
+    """Checks that the last of n generations has a seed, too.
 
     Raises:
         RequestError: A field is wrong.

@@ -1,4 +1,4 @@
-"""Everything that answers requests, once it is there, and what it says of itself. It handles no call."""
+"""The model that is served, with everything that answering a request needs, and its description."""
 
 import time
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from gpu_service.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedModel:
-    """A model that is ready to answer requests, with everything that a request needs."""
+    """A model that is ready to answer requests."""
 
     checkpoint: Checkpoint
     model: Model
@@ -31,22 +31,22 @@ class ServedModel:
     max_waiting: int
     max_message_bytes: int
     ready_at: float
-    """time.monotonic()"""
+    """On the clock of time.monotonic()."""
     is_degraded: Callable[[], bool] = lambda: False
-    """Whether the CPU expert service is lost, so that its experts are computed here."""
+    """Whether the CPU expert service is lost, so that its experts are computed in this process."""
 
     def check_room(self) -> None:
-        """Refuses a request at once, before its prompt is looked at, where the queue is known to be full.
+        """Refuses a request before its prompt is encoded if the queue is known to be full.
 
         Raises:
             QueueFullError: Too many requests wait.
         """
-        # with a queue of 0 it is the engine that knows whether a request would have to wait
+        # with a queue of length 0 only the engine knows whether a request would have to wait
         if 0 < self.max_waiting <= self.engine.num_waiting:
             raise QueueFullError(f"{self.engine.num_waiting} requests wait already")
 
     def describe_model(self) -> generation_pb2.GetModelInfoResponse:
-        """Tells about the model."""
+        """The answer to GetModelInfo."""
         checkpoint, model = self.checkpoint, self.model
         return generation_pb2.GetModelInfoResponse(
             name=checkpoint.directory.resolve().name,
@@ -67,7 +67,7 @@ class ServedModel:
         )
 
     def describe_server(self) -> generation_pb2.GetServerInfoResponse:
-        """Tells about the server and what it is doing."""
+        """The answer to GetServerInfo: the server and its present load."""
         engine = self.engine
         return generation_pb2.GetServerInfoResponse(
             version=__version__,
@@ -89,7 +89,7 @@ class ServedModel:
         )
 
     def _describe_limits(self) -> generation_pb2.RequestLimits:
-        """What a request can really have: no more rows than slots, and no more tokens than the context leaves."""
+        """The limits that a request really has: also the number of slots, and the room in the context."""
         limits, context = self.limits, self.model.max_context - 1
         return generation_pb2.RequestLimits(
             max_tokens=context if limits.max_tokens is None else min(limits.max_tokens, context),

@@ -1,4 +1,4 @@
-"""Turns a GenerateRequest into what the engine runs, or says which field is wrong."""
+"""Checks a GenerateRequest and turns it into the engine's request. An error names the field."""
 
 import re
 import reprlib
@@ -22,8 +22,8 @@ from gpu_service.text.stop_strings import StopStrings
 from gpu_service.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 256
-_MAX_LENGTH_PENALTY = 5  # a context's length to a higher power leaves float32
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")  # what a metadata value holds
+_MAX_LENGTH_PENALTY = 5  # the length of a context to a higher power overflows float32
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")  # fits into a metadata value
 _EARLY_STOPPING: dict[generation_pb2.BeamStop.ValueType, bool | Literal["never"]] = {
     generation_pb2.BEAM_STOP_HEURISTIC: False,
     generation_pb2.BEAM_STOP_EARLY: True,
@@ -39,14 +39,14 @@ def parse_request(
     limits: RequestLimits,
     emit: Callable[[Event], None],
 ) -> Request:
-    """Checks a request and fills in what it leaves unset.
+    """Checks a request and fills in the fields that are unset.
 
     Args:
         message: The request.
         model: Its limits and defaults.
-        tokenizer: Encodes the prompt where it is text or a chat.
-        limits: What it may ask for.
-        emit: Where the request's events go.
+        tokenizer: Encodes a prompt that is text or a chat.
+        limits: The most that it may ask for.
+        emit: Takes the request's events, from the engine's thread.
 
     Raises:
         RequestError: A field is wrong.
@@ -62,7 +62,7 @@ def parse_request(
     eos_ids = frozenset[int]() if message.ignore_eos else model.eos_ids
     _check_stop(message, limits)
     request_id = _request_id(message)
-    prompt = prompts.of_request(message, model, tokenizer)  # last, since it may take long
+    prompt = prompts.of_request(message, model, tokenizer)  # after the other checks, since it may take long
     max_tokens = _max_tokens(message, len(prompt), model, limits)
     min_tokens = _min_tokens(message, max_tokens, stop_ids | eos_ids, model)
     stop = StopStrings(message.stop, tokenizer, message.include_stop_in_output, min_tokens) if message.stop else None
@@ -109,7 +109,7 @@ def _number_of_generations(
     n = message.n if message.HasField("n") else 1
     _check_range("n", n, 1, limits.max_n)
     if n > 1 and sampling.temperature == 0:
-        raise RequestError("n", f"must be 1 where the temperature is 0, since all would be alike, got {n}")
+        raise RequestError("n", f"must be 1 if the temperature is 0, since all generations would be alike, got {n}")
     check_seed(sampling.seed, n)
     return n
 
@@ -128,12 +128,12 @@ def _alternatives(
 
 
 def _check_continues(message: generation_pb2.GenerateRequest, model: Model) -> None:
-    """Refuses what takes the prompt for the beginning of the output where it is the input of an encoder."""
+    """Refuses fields that need an output that continues the prompt, if the prompt is the input of an encoder."""
     if model.start_token_id is None:
         return
     for field, is_set in (("echo", message.echo), ("prompt_logprobs", message.HasField("prompt_logprobs"))):
         if is_set:
-            problem = "must be unset with an encoder-decoder model: its output does not go on from the prompt"
+            problem = "must be unset with an encoder-decoder model, whose output does not continue the prompt"
             raise RequestError(field, problem)
 
 
@@ -192,7 +192,7 @@ def _min_tokens(message: generation_pb2.GenerateRequest, max_tokens: int, end_id
         problem = f"must be 0 to {max_tokens}, the most tokens to generate, got {message.min_tokens}"
         raise RequestError("min_tokens", problem)
     if message.min_tokens and len(end_ids) == model.vocab_size:
-        raise RequestError("min_tokens", "must be 0 where every token of the vocabulary ends the generation")
+        raise RequestError("min_tokens", "must be 0 if every token of the vocabulary ends the generation")
     return message.min_tokens
 
 
@@ -204,10 +204,10 @@ def _request_id(message: generation_pb2.GenerateRequest) -> str:
 
 
 def check_request_id(request_id: str) -> None:
-    """Makes sure that a request may be called so.
+    """Checks that a request may have this id.
 
     Raises:
-        RequestError: A field is wrong.
+        RequestError: It may not.
     """
     if not _REQUEST_ID.fullmatch(request_id):
         problem = f"must be 1 to 128 printable ASCII characters without spaces, got {reprlib.repr(request_id)}"
@@ -215,5 +215,5 @@ def check_request_id(request_id: str) -> None:
 
 
 def _check_range(field: str, value: float, least: float, most: float) -> None:
-    if not least <= value <= most:  # nor is NaN
+    if not least <= value <= most:  # NaN fails, too
         raise RequestError(field, f"must be {least} to {most}, got {show(value)}")

@@ -71,7 +71,7 @@ class Losses:
         self.stack.compose("stop", "cpu-expert-service")
         wait("it is lost", lambda: ask_health(self.stack.target, _EXPERT_SERVICE) == "NOT_SERVING")
         self._phases.check_tokens()
-        line = "the CPU expert service is lost; going on without it"
+        line = "CPU expert service lost; computing its experts here"
         wait("the log says so", lambda: line in self.stack.logs("gpu-service"))
         wait("Prometheus knows", lambda: self.prometheus.total("fiddler_degraded") == 1)
         wait("the alert is on its way", lambda: "FiddlerDegraded" in self._alerts())

@@ -69,7 +69,7 @@ def test_experts_of_another_checkpoint_never_answer(tiny: Path, tmp_path: Path) 
                 pair.stop("cpu_expert_service", signal.SIGKILL)
                 impostor.start("cpu_expert_service")
                 impostor.wait_until_serving(pair.experts)
-                _wait_for(lambda: "another CPU expert service is there" in _log(path))
+                _wait_for(lambda: "CPU expert service rejected" in _log(path))
                 remotely = metric(pair, "fiddler_expert_selections_total", route="remote")
                 assert tokens_of(client, [3, 4], 60) == tokens
                 assert metric(pair, "fiddler_expert_selections_total", route="remote") == remotely
@@ -77,7 +77,7 @@ def test_experts_of_another_checkpoint_never_answer(tiny: Path, tmp_path: Path) 
                 assert pair.is_serving(pair.target)
         finally:
             impostor.close()
-    (line,) = (line for line in _log(path).splitlines() if "another CPU expert service is there" in line)
+    (line,) = (line for line in _log(path).splitlines() if "CPU expert service rejected" in line)
     assert json.loads(line)["level"] == "error"
     fingerprints = [Checkpoint.open(model).fingerprint for model in (tiny, other)]
     assert (

@@ -44,7 +44,7 @@ def test_the_tokens_of_file_and_environment_are_taken_and_no_other(tmp_path: Pat
         (b"# nothing but this\n\n", "{path} holds no token"),
         (b"good\n# a comment\nnot good\n", "{path}: line 3 is no token"),
         ("schl\u00fcssel".encode(), "{path}: line 1 is no token"),
-        (b"\xff\xfe", "{path} is no text"),
+        (b"\xff\xfe", "{path} is not UTF-8 text"),
     ],
 )
 def test_a_wrong_file_is_refused_without_showing_it(content: bytes | None, problem: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from grpc_health.v1 import health, health_pb2
 from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
-from gpu_service.api.expert_health import SERVICE, Availability
+from gpu_service.api.expert_health import SERVICE, ExpertHealth
 from gpu_service.cpu_experts.client import ExpertServiceError, HandshakeError
 
 GONE = ExpertServiceError("UNAVAILABLE: it is gone")
@@ -29,11 +29,11 @@ def _metrics() -> dict[str, float]:
 
 async def test_health_and_metrics_follow_the_service() -> None:
     servicer = health.aio.HealthServicer()
-    told = Availability(servicer)
+    reported = ExpertHealth(servicer)
     before = _metrics()
     rows = []
     for error in (GONE, None, GONE, ANOTHER, None):
-        await told.tell(error)
+        await reported.report(error)
         now = _metrics()
         losses, reconnects = (
             now[name] - before[name] for name in ("expert_service_losses_total", "expert_service_reconnects_total")
@@ -49,10 +49,10 @@ async def test_health_and_metrics_follow_the_service() -> None:
 
 
 async def test_the_log_has_a_line_for_each_change() -> None:
-    told = Availability(health.aio.HealthServicer())
+    reported = ExpertHealth(health.aio.HealthServicer())
     with capture_logs() as lines:
         for error in (None, GONE, ANOTHER, None):
-            await told.tell(error)
+            await reported.report(error)
     assert [(line["log_level"], line.get("reason")) for line in lines] == [
         ("warning", str(GONE)),
         ("error", str(ANOTHER)),
@@ -63,24 +63,24 @@ async def test_the_log_has_a_line_for_each_change() -> None:
 async def test_seconds_without_the_service_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("gpu_service.api.expert_health.time", SimpleNamespace(monotonic=lambda: now))
-    told = Availability(health.aio.HealthServicer())
-    await told.tell(None)
+    reported = ExpertHealth(health.aio.HealthServicer())
+    await reported.report(None)
     seen = []
     for seconds, error in ((10, GONE), (3, ANOTHER), (4, None), (50, GONE), (2, None), (5, None)):
         now += seconds
-        await told.tell(error)
-        seen.append(told.degraded_seconds())
+        await reported.report(error)
+        seen.append(reported.degraded_seconds())
     assert seen == [0, 3, 7, 7, 9, 9]
-    await told.tell(GONE)
+    await reported.report(GONE)
     now += 1.5
-    assert told.degraded_seconds() == 10.5, "the present one counts while it lasts"
+    assert reported.degraded_seconds() == 10.5, "the present one counts while it lasts"
 
 
 async def test_any_thread_may_tell() -> None:
     servicer = health.aio.HealthServicer()
-    told = Availability(servicer)
-    await told.tell(None)
-    thread = threading.Thread(target=told.changed, args=(GONE,))
+    reported = ExpertHealth(servicer)
+    await reported.report(None)
+    thread = threading.Thread(target=reported.changed, args=(GONE,))
     thread.start()
     thread.join()
     async with asyncio.timeout(20):

@@ -135,7 +135,7 @@ _SAMPLING = [
         ({"text": "x", "stop": ["b" * 10_000_000]}, "stop[0]", "at most 8 bytes, got 10000000"),
         ({"text": "x", "n": 0}, "n", "must be 1 to 4, got 0"),
         ({"text": "x", "n": 5}, "n", "must be 1 to 4, got 5"),
-        ({"text": "x", "n": 2}, "n", "must be 1 where the temperature is 0"),
+        ({"text": "x", "n": 2}, "n", "must be 1 if the temperature is 0"),
         ({"text": "x", "logprobs": -1}, "logprobs", "must be 0 to 5, got -1"),
         ({"text": "x", "prompt_logprobs": 6}, "prompt_logprobs", "must be 0 to 5, got 6"),
         ({"text": "x", "request_id": ""}, "request_id", "1 to 128 printable ASCII characters"),
