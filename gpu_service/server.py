@@ -33,7 +33,7 @@ from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
 from gpu_service.startup import model as model_start
 from gpu_service.startup.background import in_thread
-from gpu_service.startup.chunks import Chunks
+from gpu_service.startup.chunks import prefill_chunks
 from gpu_service.startup.device_memory import device_of
 from gpu_service.startup.experts import prepare
 from gpu_service.text.tokenizer import Tokenizer
@@ -42,7 +42,6 @@ _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_
 _POLL_SECONDS = 0.2
 _CONNECT_SECONDS = 2.0
 _REMIND_SECONDS = 5.0
-_LOGITS_BYTES = 64 * 2**20  # of a prompt's log probabilities at one time
 _LAST_STEP_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0
 _log = structlog.get_logger("gpu_service")
@@ -129,20 +128,14 @@ class Server:
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         settings = self._settings
         budget = await in_thread(lambda: model_start.warm_up(settings, model))
-        chunks = Chunks.resolve(experts, settings, copies_experts=model.device.type == "cuda")
+        chunks = prefill_chunks(
+            experts, settings, copies_experts=model.device.type == "cuda", vocab_size=model.vocab_size
+        )
         model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
         orchestration = await self._prepare(model, experts, chunks.alone)
         model.dispatcher.use(orchestration)
         model.dispatcher.clear_counts()  # of what was computed to measure
-        logprobs_chunk = max(1, _LOGITS_BYTES // (4 * model.vocab_size))
-        scheduler = Scheduler(
-            model.cache,
-            budget,
-            max_waiting=settings.max_waiting,
-            prefill_chunk=chunks.beside_others,
-            logprobs_chunk=logprobs_chunk,
-            alone_chunk=chunks.alone,
-        )
+        scheduler = Scheduler(model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks)
         engine = Engine(model, scheduler, self._step_failed)
         collectors.publish(
             collectors.EngineCollector(engine, settings.max_waiting, self._expert_health.degraded_seconds),

@@ -1,5 +1,6 @@
 """An engine in this process whose steps are timed by part: experts, the rest of the model, and everything else."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.engine.generation import Answer, Batch
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.engine.stepper import Stepper
@@ -88,8 +90,7 @@ class Probe:
             self._model.cache,
             self._budget,
             max_waiting=MAX_SLOTS,
-            prefill_chunk=prefill_chunk,
-            alone_chunk=alone_chunk,
+            chunks=dataclasses.replace(PrefillChunks.uniform(prefill_chunk), alone=alone_chunk or prefill_chunk),
         )
         self._stepper = Stepper(self._model, self._scheduler, ids=RequestIds(), on_failure=self._raise)
 

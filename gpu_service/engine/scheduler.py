@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.kv_rows import KvRows, RowStorage
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
 from gpu_service.errors import NeverFitsError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
@@ -26,9 +27,7 @@ class Scheduler:
         budget: KvBudget,
         *,
         max_waiting: int,
-        prefill_chunk: int,
-        logprobs_chunk: int | None = None,
-        alone_chunk: int | None = None,
+        chunks: PrefillChunks,
     ) -> None:
         """Starts without requests.
 
@@ -36,17 +35,13 @@ class Scheduler:
             storage: Stores keys and values.
             budget: How many keys and values the storage may hold.
             max_waiting: The most requests that wait.
-            prefill_chunk: The most prompt tokens computed between two decode steps.
-            logprobs_chunk: The same if the logits of all tokens are needed; None: no fewer.
-            alone_chunk: The same while there is no other request; None or less than prefill_chunk: no more.
+            chunks: The most prompt tokens of a step.
         """
         self.budget = budget
         self._rows = KvRows(storage, budget)
         self._max_waiting = max_waiting
         # what a storage cannot divide cannot be continued either, so that a prompt must be one chunk
-        self._prefill_chunk = prefill_chunk if storage.is_divisible else budget.max_length
-        self._alone_chunk = max(self._prefill_chunk, alone_chunk or 0)
-        self._logprobs_chunk = min(self._prefill_chunk, logprobs_chunk or prefill_chunk)
+        self._chunks = chunks.for_storage(storage.is_divisible, budget.max_length)
         self._divides_prompts = storage.is_divisible
         self._waiting: list[Answer] = []
         self._admitted: dict[Answer, None] = {}
@@ -82,11 +77,11 @@ class Scheduler:
             NeverFitsError: It exceeds the budget, or what can be computed at once.
         """
         self.budget.check(request)
-        is_too_long = len(request.prompt) > self._logprobs_chunk and not self._divides_prompts
+        is_too_long = len(request.prompt) > self._chunks.logprobs and not self._divides_prompts
         if is_too_long and request.prompt_logprobs is not None:
             raise NeverFitsError(
                 "prompt_logprobs",
-                f"this model computes a prompt at once, and the logits of at most {self._logprobs_chunk} tokens are "
+                f"this model computes a prompt at once, and the logits of at most {self._chunks.logprobs} tokens are "
                 f"held at one time; the prompt has {len(request.prompt)}",
             )
 
@@ -137,7 +132,7 @@ class Scheduler:
         generation.is_finished = True
         unfinished_prompt = answer in self._prompts
         # the logits of an unfinished prompt were never checked, so that its row may be non-finite, too
-        stop = generation.num_computed + self._alone_chunk if non_finite or unfinished_prompt else 0
+        stop = generation.num_computed + self._chunks.alone if non_finite or unfinished_prompt else 0
         self._rows.release(generation, clear_stop=stop)
         if answer.is_finished:
             self._admitted.pop(answer)
@@ -179,7 +174,7 @@ class Scheduler:
             self._rows.begin(generation, may_share=not wants_all)
             answer.cached_prompt_tokens = generation.num_computed
         start = generation.num_computed
-        end = min(start + (self._logprobs_chunk if wants_all else self._current_chunk()), len(prompt))
+        end = min(start + (self._chunks.logprobs if wants_all else self._current_chunk()), len(prompt))
         is_last = end == len(prompt)
         return Batch(
             generations=(generation,),
@@ -193,7 +188,7 @@ class Scheduler:
 
     def _current_chunk(self) -> int:
         is_alone = len(self._admitted) == 1 and not self._waiting
-        return self._alone_chunk if is_alone else self._prefill_chunk
+        return self._chunks.alone if is_alone else self._chunks.with_others
 
     def _next_prompt(self) -> Answer:
         """Alternates between the oldest prompt and the one with the least left.

@@ -17,6 +17,7 @@ from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.engine import Engine
 from gpu_service.engine.events import Event, Failed, Finished
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import FlagError, PromptsError
@@ -107,7 +108,7 @@ def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Cal
     length = model.max_context
     budget = KvBudget(num_tokens=max_slots * length, token_bytes=1, max_rows=max_slots, max_length=length)
     model.cache.set_capacity(budget.num_tokens)
-    scheduler = Scheduler(model.cache, budget, max_waiting=len(requests), prefill_chunk=_PREFILL_CHUNK)
+    scheduler = Scheduler(model.cache, budget, max_waiting=len(requests), chunks=PrefillChunks.uniform(_PREFILL_CHUNK))
     engine = Engine(model, scheduler, lambda error: None)
     num_tokens = 0
     engine.start()

@@ -1,56 +1,58 @@
-"""How much one message to the CPU expert service may hold, and so one step. It sends none."""
-
-from dataclasses import dataclass
+"""How many rows one message to the CPU expert service may hold, and so how many tokens one step may compute."""
 
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
 
 _MESSAGE_OVERHEAD_BYTES = 1024
+_LOGITS_BYTES = 64 * 2**20
+"""Of a step that computes the logits of all its tokens, in float32."""
 CHUNK_ALONE = 4096
-"""Where experts are copied to a device and nothing else is said."""
+"""--prefill-chunk-alone auto, if experts are copied to a GPU."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunks:
-    """The most tokens of a prompt that one step computes."""
+def prefill_chunks(
+    experts: experts_pb2.DescribeResponse, settings: Settings, *, copies_experts: bool, vocab_size: int
+) -> PrefillChunks:
+    """The chunks that the settings ask for, as far as a message holds them.
 
-    beside_others: int
-    alone: int
-    """While there is no other request; no less than beside others."""
+    Args:
+        experts: What the CPU expert service reports about itself.
+        settings: The user's.
+        copies_experts: Whether experts may be copied to the device for a step. A copy takes as long for few tokens as
+            for many, so larger chunks need fewer copies. If the CPU alone computes, a chunk of the usual size has
+            enough rows for its experts, and a larger one only makes other requests wait.
+        vocab_size: The model's.
 
-    @classmethod
-    def resolve(cls, experts: experts_pb2.DescribeResponse, settings: Settings, copies_experts: bool) -> "Chunks":
-        """What was asked for, as far as a message holds it.
-
-        Args:
-            experts: What the CPU expert service said of itself.
-            settings: What the user asks for.
-            copies_experts: Whether experts may be copied to the device for a step. That takes as long for few tokens
-                as for many, so that a prompt in few chunks is copied for few times. Where the CPU alone computes, a
-                chunk of the usual size has rows enough for its experts, and larger ones only make others wait.
-
-        Raises:
-            FlagError: See `max_rows`.
-        """
-        most = max_rows(experts, settings)
-        chunk, alone = settings.prefill_chunk, settings.prefill_chunk_alone
-        if alone == "auto":
-            alone = CHUNK_ALONE if copies_experts else chunk
-        return cls(min(chunk, most), min(max(chunk, alone), most))
+    Raises:
+        FlagError: See `max_rows`.
+    """
+    most = max_rows(experts, settings)
+    chunk, alone = settings.prefill_chunk, settings.prefill_chunk_alone
+    if alone == "auto":
+        alone = CHUNK_ALONE if copies_experts else chunk
+    return PrefillChunks(
+        with_others=min(chunk, most),
+        alone=min(max(chunk, alone), most),
+        logprobs=max(1, _LOGITS_BYTES // (4 * vocab_size)),
+    )
 
 
 def max_rows(experts: experts_pb2.DescribeResponse, settings: Settings) -> int:
-    """The most rows that one message to the expert service may hold.
+    """The most rows that one message to the CPU expert service may hold.
 
     Raises:
-        FlagError: A decode step, one row for each slot, may not fit.
+        FlagError: A decode step, which has one row for each slot, may not fit.
     """
     limit = min(settings.max_message_bytes, experts.limits.max_message_bytes)
     row_bytes = max(layer.hidden_size for layer in experts.layers) * tensors.DTYPES[experts.dtype].itemsize
-    row_bytes += experts.limits.max_experts_per_row * 8  # an id and a weight for each
+    row_bytes += experts.limits.max_experts_per_row * 8  # an id and a weight each
     rows = min(experts.limits.max_rows, (limit - _MESSAGE_OVERHEAD_BYTES) // row_bytes)
     if rows < settings.max_slots:
-        raise FlagError(f"--max-slots: {settings.max_slots} rows at once, and a message holds {max(rows, 0)}")
+        raise FlagError(
+            f"--max-slots: a decode step has up to {settings.max_slots} rows, and a message holds {max(rows, 0)}; "
+            "fewer slots or a larger --max-message-bytes of both services fit"
+        )
     return rows

@@ -9,6 +9,7 @@ import torch
 from gpu_service.engine.events import Event, Failed, Finished, Token
 from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.model_runner.forward_input import Logits
 from tests.support.requests import request_of
@@ -50,7 +51,7 @@ class CountingModel:
 
     def scheduler(self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8) -> Scheduler:
         budget = KvBudget(num_tokens=10**9, token_bytes=1, max_rows=max_slots, max_length=10**9 // max_slots)
-        return Scheduler(self.cache, budget, max_waiting=max_waiting, prefill_chunk=chunk)
+        return Scheduler(self.cache, budget, max_waiting=max_waiting, chunks=PrefillChunks.uniform(chunk))
 
     def forward(
         self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits

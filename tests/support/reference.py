@@ -13,6 +13,7 @@ from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.engine.events import Event, Failed, Finished
 from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
@@ -75,7 +76,9 @@ class RecordingEngine:
             num_tokens=num_tokens or max_slots * length, token_bytes=1, max_rows=max_slots, max_length=length
         )
         self.model.cache.set_capacity(self.budget.num_tokens)
-        self.scheduler = Scheduler(self.model.cache, self.budget, max_waiting=64, prefill_chunk=prefill_chunk)
+        self.scheduler = Scheduler(
+            self.model.cache, self.budget, max_waiting=64, chunks=PrefillChunks.uniform(prefill_chunk)
+        )
         self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
         self.events: dict[Request, list[Event]] = {}
         self.answers: dict[Request, Answer] = {}

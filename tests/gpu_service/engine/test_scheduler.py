@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gpu_service.engine import kv_rows
 from gpu_service.engine.generation import Answer, Batch
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import NeverFitsError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
@@ -36,9 +37,7 @@ class _Run:
             self.cache,
             budget,
             max_waiting=max_waiting,
-            prefill_chunk=chunk,
-            logprobs_chunk=3,
-            alone_chunk=alone_chunk,
+            chunks=PrefillChunks(with_others=chunk, alone=alone_chunk or chunk, logprobs=3),
         )
 
     def add(self, *answers: Answer) -> None:

@@ -14,6 +14,7 @@ from cpu_expert_service.runner import Result, Runner
 from fiddler.checkpoint import Checkpoint
 from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.model_runner.model import Model
@@ -78,7 +79,7 @@ class Engine:
         length = self.model.max_context
         budget = KvBudget(num_tokens=MAX_SLOTS * length, token_bytes=1, max_rows=MAX_SLOTS, max_length=length)
         self.model.cache.set_capacity(budget.num_tokens)
-        self.scheduler = Scheduler(self.model.cache, budget, max_waiting=64, prefill_chunk=32)
+        self.scheduler = Scheduler(self.model.cache, budget, max_waiting=64, chunks=PrefillChunks.uniform(32))
         self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
