@@ -1,1 +1,1 @@
-"""A simulator of MoE inference with experts on both sides: the real planner and placement, in virtual time."""
+"""A simulator of MoE inference with experts on GPU and CPU: the real planner and placement, in virtual time."""

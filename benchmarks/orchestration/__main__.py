@@ -1,11 +1,12 @@
-"""`python -m benchmarks.orchestration`: the planner and the placement policies in virtual time, beside others.
+"""`python -m benchmarks.orchestration`: the planner, the placement policies and other servers in virtual time.
 
-plan.optimality            the worst of many random layers: the best of all plans over the planner's, by the cost model
-plan.microseconds.e128     of one plan with 128 active experts, in real time
+plan.optimality            seconds of the best of all plans over those of the planner's, by the cost model: the worst of
+                           many random layers
+plan.microseconds.e128     microseconds of planning 128 active experts, in real time
 orchestration.MACHINE.MODEL.WORKLOAD.STRATEGY     tokens per second, simulated
-orchestration.validation.MACHINE.STRATEGY         the same for the lengths of Fiddler's paper, beside its figure
+orchestration.validation.MACHINE.STRATEGY         the same for the lengths of Fiddler's paper, with its figure
 
-docs/orchestration.md says what is simulated and what is not. Only the microseconds differ from run to run.
+docs/orchestration.md describes what is simulated and what is not. Only the microseconds differ from run to run.
 """
 
 import sys
@@ -68,7 +69,7 @@ def _cells(quick: bool, seed: int) -> Iterator[report.Cell]:
             print(f"orchestration: {model.name}, {workload.name}", file=sys.stderr, flush=True)
             requests = workload.requests(trace)
             if len(requests) < 2:
-                continue  # the recorded trace is too short for it
+                continue  # the recorded trace is too short for this workload
             for machine in systems.values():
                 yield _cell(System(machine, model), workload, requests, popularity(trace))
 

@@ -1,4 +1,4 @@
-"""What the routers ask for in one forward, counted once for all strategies and machines."""
+"""The selections of one forward, counted once for all strategies and machines."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +18,7 @@ class Routed:
     counts: list[int]
     """Rows by expert."""
     active: list[int]
-    """Experts that have rows."""
+    """Experts with rows."""
 
     @property
     def rows(self) -> int:
@@ -26,7 +26,7 @@ class Routed:
         return len(self.ids)
 
     def ids_of(self, experts: tuple[int, ...]) -> npt.NDArray[np.int32]:
-        """The rows that want one of these experts: what a message to the CPU holds, other experts being -1."""
+        """The ids in a message to the CPU: the rows that chose one of these experts, with other experts set to -1."""
         is_one = np.zeros(len(self.counts), dtype=bool)
         is_one[list(experts)] = True
         wanted = is_one[self.ids]
@@ -36,7 +36,7 @@ class Routed:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One forward: rows that are computed together."""
+    """One forward: the rows that are computed together."""
 
     ids: Ids
     """[layers, rows, k]"""
@@ -50,11 +50,11 @@ class Batch:
 
     @cached_property
     def layers(self) -> list[Routed]:
-        """By MoE layer."""
+        """The MoE layers in order."""
         return [self._routed(ids) for ids in self.ids]
 
     def split(self, rows: int) -> list["Batch"]:
-        """The same in forwards of at most that many rows."""
+        """Splits the batch into forwards of at most `rows` rows."""
         if rows not in self._parts:
             begins = range(0, self.rows, rows)
             self._parts[rows] = [Batch(self.ids[:, begin : begin + rows], self.num_experts) for begin in begins]

@@ -1,10 +1,9 @@
-"""The time that no strategy here gets below: the unavoidable work of each step on the busiest of its resources.
+"""A lower bound of every strategy's time: the unavoidable work of each step on its busiest resource.
 
-GPU and CPU share all of a step's experts, and CPU and link those that do not lie on the GPU, to the last byte so that
-both end together; the bound is the longer of the two. Which experts lie on the GPU is chosen in hindsight: those that
-save each request most. Nothing is launched, waited for or sent by message, and the link is busy even while attention
-runs. What is not assumed is that residents move: a policy that follows the requests closely could do better than the
-best that stay.
+GPU and CPU share all of a step's experts, and CPU and link share those that are not resident on the GPU, divided so
+that both end at the same time; the bound is the longer of the two. The resident experts are chosen in hindsight: those
+that save each request most. Launches, waits and messages take no time, and the link is busy even while attention runs.
+Residents are assumed to stay: a policy that swaps them with the requests could beat the best set that stays.
 """
 
 from collections import defaultdict
@@ -12,18 +11,18 @@ from collections.abc import Sequence
 
 from benchmarks.orchestration.batches import Batch
 from benchmarks.orchestration.costs import System
-from benchmarks.orchestration.strategies.server import Key
 from benchmarks.orchestration.workloads import Request
+from gpu_service.gpu_experts.keys import ExpertKey
 
 Sides = tuple[float, float]
-"""Seconds of one expert on the GPU, its weights being there, and on the CPU."""
+"""Seconds of one expert on the GPU if it is resident, and on the CPU."""
 
 
 def seconds(system: System, requests: Sequence[Request], is_prompt: bool) -> float:
-    """Of all that is counted in these requests: the prompts, or the decode steps."""
+    """The bound for the prompts of these requests, or for their decode steps."""
     total = 0.0
     for request in requests:
-        # anew for each request, for nothing
+        # replaced for each request, at no cost
         steps = [request.prompt] if is_prompt else request.steps
         residents = _most_worth(system, steps)
         for number, batch in enumerate(steps, 1):
@@ -32,10 +31,10 @@ def seconds(system: System, requests: Sequence[Request], is_prompt: bool) -> flo
     return total
 
 
-def _most_worth(system: System, steps: Sequence[Batch]) -> set[Key]:
-    """The experts that would take longest elsewhere."""
+def _most_worth(system: System, steps: Sequence[Batch]) -> set[ExpertKey]:
+    """The experts that would take longest if they were not resident."""
     cpu, transfer = system.costs.cpu, system.transfer_seconds
-    worth: dict[Key, float] = defaultdict(float)
+    worth: dict[ExpertKey, float] = defaultdict(float)
     for batch in steps:
         for layer, routed in enumerate(batch.layers):
             for expert in routed.active:
@@ -43,7 +42,7 @@ def _most_worth(system: System, steps: Sequence[Batch]) -> set[Key]:
     return set(sorted(worth, key=lambda key: -worth[key])[: system.expert_slots])
 
 
-def _step(system: System, batch: Batch, context: int, on_gpu: set[Key], sequences: int) -> float:
+def _step(system: System, batch: Batch, context: int, on_gpu: set[ExpertKey], sequences: int) -> float:
     model, costs, rows = system.model, system.costs, batch.rows
     dense = model.layers * system.attention_seconds(rows, context, launch_seconds=0.0)
     dense += system.ends_seconds(rows, sequences)
@@ -59,12 +58,12 @@ def _step(system: System, batch: Batch, context: int, on_gpu: set[Key], sequence
 
 
 def divide(head_start: float, residents: Sequence[Sides], missing: Sequence[Sides], transfer: float) -> float:
-    """What no division of experts between CPU and GPU is below, even where each may be divided itself.
+    """A lower bound of all divisions of experts between CPU and GPU, even if single experts can be divided.
 
     Args:
-        head_start: Seconds for which copies can be made before the experts' time begins.
-        residents: Experts whose weights lie on the GPU.
-        missing: Experts that are copied first, where the GPU computes them.
+        head_start: Seconds of copying before the experts' time begins.
+        residents: Experts that are resident on the GPU.
+        missing: Experts that must be copied before the GPU computes them.
         transfer: Seconds of one copy.
     """
     cpu = sorted((cpu for _, cpu in missing), reverse=True)
@@ -72,7 +71,7 @@ def divide(head_start: float, residents: Sequence[Sides], missing: Sequence[Side
 
 
 def _both_sides(experts: Sequence[Sides]) -> float:
-    """Were all weights on the GPU: what is quickest on the CPU for what it takes on the GPU is computed there."""
+    """The bound if all weights were on the GPU: the CPU takes those that it computes fastest relative to the GPU."""
     on_gpu, on_cpu = sum(gpu for gpu, _ in experts), 0.0
     for gpu, cpu in sorted(experts, key=lambda one: one[1] / one[0]):
         share = min(1.0, (on_gpu - on_cpu) / (gpu + cpu))
@@ -84,7 +83,7 @@ def _both_sides(experts: Sequence[Sides]) -> float:
 
 
 def _cpu_and_link(head_start: float, cpu: Sequence[float], transfer: float) -> float:
-    """Did computing on the GPU take no time: those that take longest on the CPU are copied."""
+    """The bound if computing on the GPU took no time: the experts that take longest on the CPU are copied."""
     on_cpu, copying = sum(cpu), -head_start
     for seconds in cpu:
         share = max(0.0, min(1.0, (on_cpu - copying) / (seconds + transfer)))

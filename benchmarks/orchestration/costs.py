@@ -1,7 +1,7 @@
 """Seconds of each piece of work on a machine, by roofline: the larger of bytes over bandwidth and operations over rate.
 
-It is what a calibration of the service would find on an idle machine. What overlapping work takes from each other is
-not here but in link.py.
+These are the costs that a calibration of the service would find on an idle machine. link.py has the slowdown of work
+that overlaps.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from gpu_service.planning.latency_model import Costs
 MAX_ROWS = 4096
 
 _MEMORY_SHARE = 0.95
-"""Of the GPU's memory that is used at all, as in Fiddler's released code."""
+"""Share of the GPU's memory that is used, as in Fiddler's released code."""
 _WORKSPACE_BYTES = 1e9
 """Activations, logits, libraries; assumed."""
 _CACHE_TOKENS = 8192
 """Keys and values: 16 beams of 512 tokens, or two prompts of 4096."""
 _MOST_BEAMS = 16
-"""A step of more rows is a prompt, whose rows share one cache."""
+"""A step with more rows is a prompt, whose rows share one cache."""
 _ATTENTION_LAUNCHES = 30
 """Eager operations of one layer without its experts: norms, projections, rotation, cache, attention, router."""
 _EXPERT_LAUNCHES = 8
@@ -36,7 +36,7 @@ class System:
 
     @cached_property
     def expert_slots(self) -> int:
-        """Experts that fit on the GPU beside everything else."""
+        """Experts that fit on the GPU alongside everything else."""
         total = self.model.moe_layers * self.model.experts
         if self.model.resident_share:
             return int(total * self.model.resident_share)
@@ -46,17 +46,17 @@ class System:
 
     @cached_property
     def transfer_seconds(self) -> float:
-        """One expert from pinned memory."""
+        """Copying one expert from pinned memory."""
         return self.model.expert_bytes / self.machine.pcie_bytes_per_second
 
     @cached_property
     def row_seconds(self) -> float:
-        """What each row more in a message takes: to the host, through the socket, and back."""
+        """Each additional row in a message: to the host, through the socket, and back."""
         both_ways = 2 * self.model.row_bytes
         return both_ways / self.machine.hop_bytes_per_second + both_ways / self.machine.pcie_bytes_per_second
 
     def gpu_seconds(self, parameters: float, rows: int, launches: int = 0) -> float:
-        """A product of `rows` rows with weights in the GPU's memory, in as many eager operations."""
+        """A product of `rows` rows with weights in the GPU's memory, in `launches` eager operations."""
         if not rows:
             return 0.0
         read = parameters * BYTES_PER_VALUE / self.machine.gpu_bytes_per_second
@@ -64,7 +64,7 @@ class System:
         return max(read, compute, launches * self.machine.launch_seconds)
 
     def cpu_seconds(self, rows: int, bandwidth_share: float = 1.0, flops_share: float = 1.0) -> float:
-        """One expert on the CPU; the shares are of what this repository's kernel achieves."""
+        """One expert on the CPU. The shares are relative to this repository's kernel."""
         if not rows:
             return 0.0
         read = self.model.expert_bytes / (self.machine.cpu_bytes_per_second * bandwidth_share)
@@ -78,32 +78,32 @@ class System:
         """One layer without its experts.
 
         Args:
-            rows: Tokens that are computed.
-            context: Cached tokens that the last of them looks at, itself included.
-            launch_seconds: Host time of one operation; None: eager PyTorch's.
+            rows: Tokens to compute.
+            context: Tokens that the last of them attends to, itself included.
+            launch_seconds: Host time of one operation. None: eager PyTorch's.
         """
         launch = self.machine.launch_seconds if launch_seconds is None else launch_seconds
         products = self.gpu_seconds(self.model.layer_parameters, rows)
         sequences = 1 if rows > _MOST_BEAMS else rows
         cache = sequences * context * self.model.kv_values * BYTES_PER_VALUE / self.machine.gpu_bytes_per_second
-        looked_at = rows * context if sequences == rows else rows * (context - rows / 2)
-        scores = 4 * looked_at * self.model.attention_width / self.machine.gpu_bf16_flops
+        attended = rows * context if sequences == rows else rows * (context - rows / 2)
+        scores = 4 * attended * self.model.attention_width / self.machine.gpu_bf16_flops
         return max(products + max(cache, scores), _ATTENTION_LAUNCHES * launch)
 
     def ends_seconds(self, rows: int, sequences: int) -> float:
-        """The layers without experts beside their attention, and the head, once for each step."""
+        """Once for each step: the head, and the layers without experts except for their attention."""
         dense = self.gpu_seconds(self.model.dense_mlp_parameters, rows)
         return dense + self.gpu_seconds(self.model.head_parameters, sequences)
 
     def shared_seconds(self, rows: int) -> float:
-        """The experts of one layer that every token passes."""
+        """The shared experts of one layer."""
         if not self.model.shared_parameters:
             return 0.0
         return self.gpu_seconds(self.model.shared_parameters, rows, _EXPERT_LAUNCHES)
 
     @cached_property
     def costs(self) -> Costs:
-        """What the planner reads, as a calibration would find it."""
+        """The planner's costs, as a calibration would find them."""
         return Costs(
             cpu=[self.cpu_seconds(rows) for rows in range(MAX_ROWS + 1)],
             gpu=[self.expert_gpu_seconds(rows) for rows in range(MAX_ROWS + 1)],

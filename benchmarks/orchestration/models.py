@@ -1,6 +1,6 @@
-"""Models that the simulator serves: models/NAME.json, sizes counted from the published configurations.
+"""The simulated models: models/NAME.json, with sizes from the published configurations.
 
-Everything is bfloat16, with every strategy: what a strategy would gain by quantising is not its way to orchestrate.
+All strategies use bfloat16, since the gain from quantisation is not one of orchestration.
 """
 
 import json
@@ -13,13 +13,13 @@ BYTES_PER_VALUE = 2
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """How many values a model has, and where."""
+    """The sizes of a model."""
 
     name: str
     title: str
     source: str
     routing: str
-    """Which trace it is driven by: see workloads.py."""
+    """Selects its trace: see workloads.py."""
     layers: int
     moe_layers: int
     experts: int
@@ -32,15 +32,15 @@ class Model:
     attention_width: int
     """Heads x dimension of one head, of scores and values on average."""
     dense_mlp_parameters: int
-    """Of all layers that are no MoE layers."""
+    """Of all layers without experts."""
     shared_parameters: int
-    """Experts of one MoE layer that every token passes."""
+    """Of the shared experts of one MoE layer."""
     head_parameters: int
     embedding_parameters: int
     kv_values: int
     """Cached for one token in one layer."""
     resident_share: float = 0.0
-    """Share of the experts that fit, where the profile says so; 0: what the machine's memory allows."""
+    """Share of the experts that fit, if the profile sets it; 0: as many as the machine's memory allows."""
 
     @property
     def expert_bytes(self) -> int:
@@ -49,7 +49,7 @@ class Model:
 
     @property
     def layer_parameters(self) -> int:
-        """What the GPU always holds of a layer: attention and router."""
+        """The part of a layer that is always resident on the GPU: attention and router."""
         return self.attention_parameters + self.hidden_size * self.experts
 
     @property
@@ -77,7 +77,7 @@ def load(name: str) -> Model:
 
 
 def names() -> list[str]:
-    """All profiles, Fiddler's first."""
+    """Names of all profiles, those of docs/orchestration.md's plot first."""
     found = {path.stem for path in _PROFILES.glob("*.json")}
     known = [name for name in ("mixtral_8x7b", "qwen3_30b_a3b", "deepseek_v2_lite") if name in found]
     return known + sorted(found.difference(known))

@@ -1,6 +1,6 @@
-"""How near the planner's plans come to the best there are: random layers, and every possible plan of each.
+"""Compares the planner's plans with the best possible ones, on random layers.
 
-It knows what a plan costs and nothing of how one is found; `brute_force` tries all 2^n of them.
+It knows what a plan costs, and not how the planner finds one: `brute_force` tries all 2^n plans.
 """
 
 import math
@@ -14,14 +14,14 @@ from gpu_service.planning import planner
 from gpu_service.planning.latency_model import Costs
 
 MAX_EXPERTS = 12
-"""The most experts that are not resident in a random case: 4096 plans."""
+"""The most non-resident experts in a random case: 4096 plans."""
 
 _MAX_ROWS = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the planner is asked: see `planner.plan`."""
+    """The planner's input: see `planner.plan`."""
 
     counts: Sequence[int]
     resident: frozenset[int]
@@ -29,12 +29,12 @@ class Case:
     pending: Mapping[int, float] = field(default_factory=dict)
 
     def plan(self) -> planner.Plan:
-        """The planner's answer."""
+        """The planner's plan."""
         return planner.plan(self.counts, self.resident, self.costs, self.pending)
 
 
 def seconds(case: Case, streamed: Sequence[int], remote: Sequence[int]) -> tuple[float, float]:
-    """What a plan costs on the CPU's side and on the GPU's, written down from the cost model's definition."""
+    """Seconds of a plan on the CPU's side and on the GPU's, written from the definition of the cost model."""
     costs, counts = case.costs, case.counts
     row = _row_seconds(costs)
     cpu = costs.round_trip + sum(costs.cpu[counts[e]] + row * counts[e] for e in remote) if remote else 0.0
@@ -57,22 +57,22 @@ def brute_force(case: Case) -> float:
         remote = np.concatenate([remote + costs.cpu[count] + _row_seconds(costs) * count, remote])
         copies = np.concatenate([copies, copies + costs.transfer * case.pending.get(expert, 1.0)])
         compute = np.concatenate([compute, compute + costs.gpu[count]])
-    # the last plan is the one that sends no message
+    # the last plan sends no message
     remote[:-1] += costs.round_trip
     return float(np.maximum(remote, np.maximum(copies, compute)).min())
 
 
 def ratio(case: Case) -> float:
-    """Seconds of the best plan over those of ours: 1 where ours is as good."""
+    """Seconds of the best plan over those of the planner's: 1 if that is as good."""
     plan = case.plan()
     ours, best = max(seconds(case, plan.streamed, plan.remote)), brute_force(case)
     return 1.0 if ours == best else best / ours
 
 
 def random_case(rng: random.Random, max_experts: int = MAX_EXPERTS) -> Case:
-    """A layer of up to `max_experts` experts, of all sorts that make planning hard or odd.
+    """A layer of up to `max_experts` experts, of every kind that makes planning hard or unusual.
 
-    The sides are scaled against each other, since a plan is easy where one of them is much the cheapest.
+    The sides are scaled to similar costs, since planning is easy if one side is much cheaper.
     """
     counts = _counts(rng, rng.randint(1, max_experts))
     share = rng.choice([0.0, 0.0, 0.2, 0.5, 1.0])
@@ -92,7 +92,7 @@ def random_case(rng: random.Random, max_experts: int = MAX_EXPERTS) -> Case:
 
 
 def _row_seconds(costs: Costs) -> float:
-    """For each row of each remote expert: half of a row's experts are taken to share its way."""
+    """Seconds for each row of each remote expert: half of a row's experts are assumed to share its transfer."""
     return costs.row / max(1.0, costs.experts_per_row / 2)
 
 
@@ -109,7 +109,7 @@ def _counts(rng: random.Random, num_experts: int) -> list[int]:
 
 
 def _curve(rng: random.Random) -> list[float]:
-    """Seconds by rows: flat while weights are read and then a line, only a line, or any steps upwards."""
+    """Seconds by rows: flat while reading weights dominates and then a line, only a line, or any ascending steps."""
     style = rng.choice(["roofline", "roofline", "line", "steps"])
     if style == "steps":
         steps = {rng.randrange(1, _MAX_ROWS): rng.random() for _ in range(20)} | {1: rng.random()}

@@ -1,4 +1,4 @@
-"""How good the planner's plans are, and how long it takes for them: the only real time here."""
+"""The quality of the planner's plans, and the time of planning: the only real time here."""
 
 import random
 import time
@@ -14,19 +14,19 @@ _MODEL = "qwen3_30b_a3b"
 
 
 def worst_ratio(num_cases: int, seed: int) -> float:
-    """Of many random layers, the least of the best plan's seconds over the planner's."""
+    """The smallest ratio, over random layers, of the best plan's seconds to those of the planner's."""
     rng = random.Random(seed)
     return min(optimality.ratio(optimality.random_case(rng)) for _ in range(num_cases))
 
 
 def microseconds(num_layers: int, seed: int) -> list[float]:
-    """Of one plan for each of as many layers of 128 active experts, the best of a few repetitions."""
+    """Microseconds of planning each of `num_layers` layers of 128 active experts, the best of a few repetitions."""
     rng = random.Random(seed)
     return [_seconds(*layer) * 1e6 for layer in _layers(rng, num_layers)]
 
 
 def _layers(rng: random.Random, num_layers: int) -> Iterator[tuple[Sequence[int], set[int], Costs]]:
-    """Few rows and many, nothing resident or some, on every machine in turn."""
+    """Layers with few and many rows, with and without resident experts, on every machine in turn."""
     model = models.load(_MODEL)
     costs = [System(machines.load(name), model).costs for name in machines.names()]
     for number in range(num_layers):

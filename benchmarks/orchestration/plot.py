@@ -1,6 +1,6 @@
 """`python -m benchmarks.orchestration.plot`: docs/orchestration.svg and the tables of docs/orchestration.md.
 
-Both are made from benchmarks/results/orchestration.jsonl. A table stands between two comments that name it.
+Both are made from benchmarks/results/orchestration.jsonl. Each table is between two comments; the first names it.
 """
 
 from collections.abc import Sequence
@@ -36,11 +36,15 @@ def main() -> None:
 
 
 def fill(text: str, parts: dict[str, str]) -> str:
-    """The document with what is between `<!-- NAME -->` and `<!-- end -->` replaced."""
+    """Replaces the text between `<!-- NAME -->` and `<!-- end -->` for each part.
+
+    Raises:
+        ValueError: The document does not have a name exactly once.
+    """
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->\n", "<!-- end -->"
         if text.count(begin) != 1:
-            raise ValueError(f"docs/orchestration.md: <!-- {name} --> must be there once")
+            raise ValueError(f"docs/orchestration.md must have <!-- {name} --> exactly once")
         before, rest = text.split(begin)
         text = f"{before}{begin}{part}\n{end}{rest.split(end, 1)[1]}"
     return text

@@ -1,4 +1,4 @@
-"""Prints what was simulated: a result line for each cell, and tables for people on standard error."""
+"""Prints the simulation's results: a line for each strategy of a cell, and tables to read on standard error."""
 
 import sys
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ _MEGABYTE = 1e6
 
 @dataclass(frozen=True)
 class Cell:
-    """One workload of a model on a machine: all strategies."""
+    """One workload of a model on a machine, with the results of all strategies."""
 
     system: System
     workload: Workload
@@ -36,7 +36,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As in the results' names."""
+        """The beginning of the results' names."""
         return f"orchestration.{self.system.machine.name}.{self.system.model.name}.{self.workload.name}"
 
     @property
@@ -46,16 +46,16 @@ class Cell:
 
     @property
     def best_rival(self) -> Result:
-        """The fastest that is not a variant of ours."""
+        """The fastest strategy that is not a variant of ours."""
         return max((one for one in self.results if not one.strategy.startswith(Ours.name)), key=lambda one: one.rate)
 
     def share_of_bound(self, result: Result) -> float:
-        """1 where nothing could be faster."""
+        """1 if nothing could be faster."""
         return self.bound_seconds / result.seconds
 
     @property
     def behind(self) -> str:
-        """Why ours is slower than the fastest rival; empty where it is not."""
+        """Why ours is slower than the fastest rival; empty if it is not."""
         ours, rival = self.ours, self.best_rival
         if ours.rate >= rival.rate:
             return ""
@@ -69,13 +69,13 @@ class Cell:
 
 
 def waits_for(result: Result) -> str:
-    """What most of the time goes to."""
+    """What the strategy waits for most, with its share of the time."""
     what = max(result.spent, key=lambda key: result.spent[key])
     return f"{_WAITS[what]} {result.spent[what] / result.seconds:.0%}"
 
 
 def write(out: Judge, cell: Cell) -> None:
-    """One line for each strategy."""
+    """Writes one line for each strategy."""
     for result in cell.results:
         more: dict[str, Field] = {
             "first_token_seconds": _rounded(result.first_token_seconds),
@@ -90,7 +90,7 @@ def write(out: Judge, cell: Cell) -> None:
 
 
 def show(cells: Sequence[Cell]) -> None:
-    """A table for each model on each machine, and the cells in which ours is behind."""
+    """Prints a table for each model on each machine, and the cells in which ours is behind."""
     console = Console(file=sys.stderr, width=140)
     systems = list(dict.fromkeys((cell.system.machine.name, cell.system.model.name) for cell in cells))
     for machine, model in systems:

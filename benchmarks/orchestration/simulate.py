@@ -1,4 +1,4 @@
-"""Runs one strategy through one workload and sums up what it took."""
+"""Runs one strategy through one workload and sums up its time."""
 
 import statistics
 from collections import defaultdict
@@ -13,7 +13,7 @@ from gpu_service.placement.popularity import Popularity
 
 @dataclass(frozen=True)
 class Result:
-    """What a strategy took for a workload, the warm-up left out."""
+    """A strategy's result for a workload, without the warm-up."""
 
     strategy: str
     tokens_per_second: list[float]
@@ -21,13 +21,13 @@ class Result:
     first_token_seconds: float
     """Median of the prompts."""
     hit_rate: float
-    """Of the experts that were wanted, those that lay on the GPU."""
+    """Share of the chosen experts that were resident on the GPU."""
     pcie_bytes_per_token: float
     """Weights, in both directions."""
     tokens: int
-    """Of all requests, as counted in the rates."""
+    """Of all requests, as in the rates."""
     seconds: float
-    """What the rates are made of: the prompts where nothing but prompts is computed, otherwise the decode steps."""
+    """The seconds in the rates: those of the prompts if only prompts are computed, otherwise of the decode steps."""
     spent: dict[str, float]
     """The same seconds by what was waited for."""
 
@@ -40,7 +40,7 @@ class Result:
 def run(
     kind: type[Server], system: System, popularity: Popularity, workload: Workload, requests: Sequence[Request]
 ) -> Result:
-    """Serves all requests, one after the other."""
+    """Serves all requests in turn."""
     server = kind(system, popularity)
     warm_up, *counted = requests
     _serve(server, warm_up, workload.is_prompt)
@@ -63,8 +63,8 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One request: its prompt's seconds, and of what is counted everything else."""
+class _Served:
+    """One request: the seconds of its prompt, and the account of what is in the rates."""
 
     first_token_seconds: float
     seconds: float
@@ -75,7 +75,7 @@ class _Part:
     spent: dict[str, float]
 
 
-def _serve(server: Server, request: Request, is_prompt: bool) -> _Part:
+def _serve(server: Server, request: Request, is_prompt: bool) -> _Served:
     began = server.now
     before = _account(server)
     server.prompt(request.prompt)
@@ -88,7 +88,7 @@ def _serve(server: Server, request: Request, is_prompt: bool) -> _Part:
             tokens += batch.rows
     spent, (hits, calls, moved) = _account(server)
     earlier, (hits_before, calls_before, moved_before) = before
-    return _Part(
+    return _Served(
         first_token_seconds,
         server.now - began,
         tokens,

@@ -36,7 +36,7 @@ _VALIDATION = "orchestration.validation."
 
 
 def read(path: Path) -> tuple[Cells, dict[str, Result]]:
-    """The simulated cells, and every other result by its name."""
+    """Reads the simulated cells, and all other results by name."""
     cells: Cells = defaultdict(dict)
     others = {}
     for line in path.read_text().splitlines():
@@ -51,7 +51,7 @@ def read(path: Path) -> tuple[Cells, dict[str, Result]]:
 
 
 def tables(cells: Cells, others: dict[str, Result]) -> dict[str, str]:
-    """By name, as the document's markers have them."""
+    """The tables by the names of the document's markers."""
     return {
         "plans": _plans(others),
         "rates": _by_workload(cells, lambda cell: _number(cell[OURS]["value"])),

@@ -1,7 +1,8 @@
-"""The simulator held against the figures that Fiddler's authors publish of their two machines.
+"""Compares the simulator with the figures that Fiddler's authors publish for their two machines.
 
-Published: the README of efeslab/fiddler of February 2024 (the speed-ups in its text, the rates read off its bar chart),
-means over prompts and outputs of several lengths, with the prompt's time in the rate (their benchmarks/latency.py).
+Published in the README of efeslab/fiddler of February 2024: speed-ups in the text, and rates read off the bar chart.
+They are means over prompts and outputs of several lengths; the rates include the prompt's time (their
+benchmarks/latency.py).
 """
 
 import statistics
@@ -30,19 +31,19 @@ MACHINES = tuple(_RATES)
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published figure and the simulator's."""
+    """A published figure and the simulator's."""
 
     strategy: str
     simulated: float
-    """Tokens per second, the mean over all lengths."""
+    """Mean tokens per second over all lengths."""
     decode_only: float
     """The same without the prompts' time."""
     published: float | None
-    """None: the strategy is none of the paper's."""
+    """None: the paper does not have the strategy."""
 
 
 def compare(system: System, trace: Trace) -> Iterator[Comparison]:
-    """All strategies of the paper on one of its machines, and Fiddler's algorithm with this repository's kernels."""
+    """Compares the paper's strategies, and Fiddler's algorithm with this repository's kernels, on one machine."""
     fiddler = _RATES[system.machine.name]
     for kind in _STRATEGIES:
         timings = list(_timings(kind(system, popularity(trace)), trace))
@@ -62,7 +63,7 @@ def compare(system: System, trace: Trace) -> Iterator[Comparison]:
 
 
 def _timings(server: Server, trace: Trace) -> Iterator[tuple[float, float]]:
-    """For each length of prompt, its seconds and those of a token after it."""
+    """Seconds of a prompt of each length, and of a token after it."""
     request = workloads(quick=True)[0].requests(trace)[0]
     for tokens in _PROMPTS:
         began = server.now
@@ -70,5 +71,5 @@ def _timings(server: Server, trace: Trace) -> Iterator[tuple[float, float]]:
         prompt_seconds, began = server.now - began, server.now
         for number, batch in enumerate(request.steps, 1):
             server.decode(batch, context=tokens + number)
-        # a longer output takes as long for each token: the cache that grows is nothing beside the experts
+        # a token takes as long in longer outputs: the growing cache is negligible compared with the experts
         yield prompt_seconds, (server.now - began) / len(request.steps)

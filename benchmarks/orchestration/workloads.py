@@ -1,7 +1,7 @@
-"""What the simulated server is asked: prompts and tokens whose experts come from a trace.
+"""The requests to the simulated server: prompts and tokens whose experts come from a trace.
 
-Every workload begins with a request that is not counted, so that a cache is warm. The popularity that strategies start
-with is counted on other generations of the trace's first topic.
+Every workload begins with a request that warms caches up and is not counted. The popularity that strategies start with
+is counted on other generations of the trace's first topic.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +21,14 @@ STEPS = 32
 """Decode steps of a generation."""
 _TOPICS = ("first", "second")
 _PROFILED = 2
-"""Generations of the first topic that popularity is counted on; no request uses them."""
+"""Generations of the first topic that popularity is counted on. No request uses them."""
 _GENERATIONS = _PROFILED + 16
 """Of each topic, for sixteen beams and two prompts of 4096 rows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A prompt, and steps that each compute one token for all rows."""
+    """A prompt, and decode steps that each compute one token for all rows."""
 
     prompt: Batch
     steps: tuple[Batch, ...]
@@ -36,22 +36,22 @@ class Request:
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests by name; the first of them is the warm-up."""
+    """A named list of requests. The first is the warm-up."""
 
     name: str
     title: str
     requests: Callable[[Trace], list[Request]]
     with_policies: bool = False
-    """Whether the placement policies are compared on it."""
+    """Whether the placement policies are compared with it."""
 
     @property
     def is_prompt(self) -> bool:
-        """Whether nothing but prompts is computed."""
+        """Whether only prompts are computed."""
         return self.name.startswith("prefill")
 
 
 def workloads(quick: bool) -> list[Workload]:
-    """All of them, or three that take little time."""
+    """All workloads, or three that take little time."""
     prompts = [512] if quick else [512, 1024, 2048, 4096]
     beams = [4] if quick else [4, 8, 16]
     return [
@@ -63,7 +63,7 @@ def workloads(quick: bool) -> list[Workload]:
 
 
 def popularity(trace: Trace) -> Popularity:
-    """Counted on the generations of the first topic that no request uses."""
+    """The popularity, counted on the generations of the first topic that no request uses."""
     profiled = [part for one in _of(trace, 0)[:_PROFILED] for part in (one.prompt, one.output)]
     ids = np.concatenate(profiled, axis=1)
     counts = tuple(
@@ -75,11 +75,11 @@ def popularity(trace: Trace) -> Popularity:
 
 @cache
 def trace_of(model: Model, seed: int) -> Trace:
-    """The trace that drives a model: the recorded one, or one drawn for its shape."""
+    """A model's trace: the recorded one, or one drawn for its shape."""
     if model.routing == "recorded":
         return Trace.load(RECORDED)
-    habits = {"mixtral": synthetic.MIXTRAL, "fine_grained": synthetic.FINE_GRAINED}[model.routing]
-    routing = replace(habits, num_layers=model.moe_layers, num_experts=model.experts, top_k=model.top_k)
+    distributions = {"mixtral": synthetic.MIXTRAL, "fine_grained": synthetic.FINE_GRAINED}[model.routing]
+    routing = replace(distributions, num_layers=model.moe_layers, num_experts=model.experts, top_k=model.top_k)
     return synthetic.generate(routing, _TOPICS, _GENERATIONS, PROMPT_TOKENS, STEPS, seed)
 
 
@@ -88,7 +88,7 @@ def _decode(trace: Trace, topics: tuple[str, ...], each: int) -> list[Request]:
 
 
 _SHIFT = Workload(
-    "decode_shift", "the same, the topic shifts", lambda trace: _decode(trace, _TOPICS, each=3), with_policies=True
+    "decode_shift", "decode, the topic shifts", lambda trace: _decode(trace, _TOPICS, each=3), with_policies=True
 )
 
 
@@ -111,7 +111,7 @@ def _prefill(rows: int) -> Workload:
 
 
 def _generations(trace: Trace, topic: int, rows: int) -> Iterator[Request]:
-    """Prompts with decode steps of as many rows: the beams of a prompt are other generations of its topic."""
+    """Prompts with decode steps of `rows` rows. The beams of a prompt are other generations of its topic."""
     usable = _of(trace, topic)[_PROFILED:]
     for begin in range(len(usable)):
         group = [usable[(begin + beam) % len(usable)] for beam in range(rows)]

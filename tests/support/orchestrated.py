@@ -1,4 +1,4 @@
-"""A machine of round figures, a small model, and what its routers ask for."""
+"""A machine of round figures, a small model, and its routers' selections."""
 
 from dataclasses import replace
 
@@ -54,7 +54,7 @@ POPULARITY = Popularity(100, tuple(tuple(float(EXPERTS - expert) for expert in r
 
 
 def system(resident_share: float = 0.5, machine: Machine = MACHINE) -> System:
-    """The small model with so many of its experts on the GPU."""
+    """The small model with a share of its experts on the GPU."""
     return System(machine, replace(MODEL, resident_share=resident_share))
 
 
@@ -64,7 +64,7 @@ def batch(*rows: tuple[int, ...]) -> Batch:
 
 
 def random_batch(random: np.random.Generator, rows: int) -> Batch:
-    """Any experts, those of a row being different."""
+    """Random experts, distinct in each row."""
     keys = random.random((LAYERS, rows, EXPERTS))
     return Batch(np.argsort(keys, axis=-1)[..., :TOP_K].astype(np.int16), EXPERTS)
 

@@ -1,4 +1,4 @@
-"""Prometheus' rules and their own tests, as they are on disk."""
+"""Prometheus' rules and their promtool tests, read from the files."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ def _rules(name: str) -> list[Any]:
 
 ALERTS: dict[str, Any] = {rule["alert"]: rule for rule in _rules("alerts.yml")}
 RECORDS: dict[str, str] = {rule["record"]: rule["expr"] for rule in _rules("recording.yml")}
-"""By name; of those that differ in a label only, the last one's query, which names the same metrics."""
+"""Queries by name. Of records that differ only in a label, the last one's, which uses the same metrics."""
 
 
 def promtool_tests() -> list[Any]:
-    """Every test of the files that promtool runs."""
+    """All tests in the files that promtool runs."""
     files = sorted((FOLDER / "tests").glob("*.yml"))
     return [test for file in files for test in yaml.safe_load(file.read_text())["tests"]]

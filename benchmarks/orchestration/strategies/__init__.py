@@ -1,1 +1,1 @@
-"""Ways to serve a model whose experts do not fit on the GPU: each file says where its behaviour is published."""
+"""Strategies for serving a model whose experts do not fit on the GPU. Each file names its published source."""

@@ -1,5 +1,7 @@
 """Fiddler's published algorithm (arXiv 2402.07033, algorithm 1; github.com/efeslab/fiddler, src/fiddler/mixtral.py)."""
 
+from typing_extensions import override
+
 from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.strategies.server import Server, most_popular
@@ -7,12 +9,12 @@ from gpu_service.placement.popularity import Popularity
 
 
 class Fiddler(Server):
-    """The algorithm, with this repository's kernels and pinned copies, so that only the orchestration differs.
+    """The algorithm with this repository's kernels and pinned copies, so that only the orchestration differs.
 
-    The most popular experts lie on the GPU for good. Of the others each goes where it is cheaper by itself, to the CPU
-    or over the link: the released code tries all splits for the least sum of costs, which is the same. Then everything
-    runs one after the other: the GPU's experts, each copied and computed before the next, and then the CPU's, each
-    fetched and sent back by itself. There is no second process and no hop. One slot is kept free for copies.
+    The most popular experts are always resident on the GPU. Each of the others is computed where it is cheaper by
+    itself, on the CPU or after a copy: the released code tries all splits for the least sum of costs, with the same
+    result. Everything runs in sequence: the GPU's experts, each copied and computed before the next, then the CPU's,
+    each with its own transfers. There is no second process and no hop. One slot is kept free for copies.
     """
 
     name = "fiddler"
@@ -23,8 +25,8 @@ class Fiddler(Server):
         self._cpu = system.costs.cpu
         self._gpu = system.costs.gpu
 
+    @override
     def experts(self, layer: int, routed: Routed) -> None:
-        """See Server."""
         machine, model = self.system.machine, self.system.model
         self.wait("gpu", self.system.shared_seconds(routed.rows))
         self.wait("host", machine.sync_seconds)
@@ -42,7 +44,7 @@ class Fiddler(Server):
                 self.wait("cpu", self._cpu[rows])
 
     def stream_seconds(self) -> float:
-        """One expert's copy."""
+        """Seconds of one expert's copy."""
         return self.system.transfer_seconds
 
     def stream(self) -> None:
@@ -51,10 +53,10 @@ class Fiddler(Server):
 
 
 class FiddlerAsReleased(Fiddler):
-    """The same with the two costs that the released code holds as constants, which are what its authors measured.
+    """The same with the two costs that the released code has as constants, measured by its authors.
 
-    7 ms for each row on the CPU, in PyTorch's bfloat16, and 70 ms for an expert that is not on the GPU: its weights are
-    copied from pageable memory. It is used for the comparison with the paper only.
+    They are 7 ms for each row on the CPU, in PyTorch's bfloat16, and 70 ms for an expert that is not on the GPU and is
+    copied from pageable memory. Only the comparison with the paper uses this strategy.
     """
 
     name = "fiddler_as_released"
@@ -65,11 +67,11 @@ class FiddlerAsReleased(Fiddler):
         super().__init__(system, popularity)
         self._cpu = [rows * self._CPU_ROW_SECONDS for rows in range(len(self._cpu))]
 
+    @override
     def stream_seconds(self) -> float:
-        """See Fiddler."""
         return self._GPU_SECONDS
 
+    @override
     def stream(self) -> None:
-        """See Fiddler."""
         self.link.occupy(self.now + self._GPU_SECONDS, self.system.model.expert_bytes)
         self.wait("copies", self._GPU_SECONDS)

@@ -2,6 +2,8 @@
 
 from collections import OrderedDict
 
+from typing_extensions import override
+
 from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.strategies.server import Server
@@ -11,13 +13,13 @@ _BUFFERS = 4
 
 
 class MixtralOffloading(Server):
-    """A cache of the least recently used experts in each layer; what is missing is always copied to the GPU.
+    """An LRU cache of experts for each layer; a missing expert is always copied to the GPU.
 
-    Every layer holds as many experts, and four buffers are kept for copies. A miss swaps: the missing expert comes in
-    from pinned memory and the evicted one is written back, both on the stream that also computes, so that nothing
-    overlaps. The published form quantises the experts to 2 or 3 bits; here they are bfloat16, as in the comparison by
-    Fiddler's authors (their benchmarks/eval-baseline.py: `quantized = False`). The paper's guess of the next layer's
-    experts is not in its released code.
+    Every layer caches the same number of experts, and four buffers are kept for copies. A miss swaps: the missing
+    expert is copied in from pinned memory and the evicted one is written back, both on the stream that also computes,
+    so nothing overlaps. The published version quantises the experts to 2 or 3 bits; here they are bfloat16, as in the
+    comparison by Fiddler's authors (their benchmarks/eval-baseline.py: `quantized = False`). The paper's prediction of
+    the next layer's experts is not in its released code.
     """
 
     name = "mixtral_offloading"
@@ -28,8 +30,8 @@ class MixtralOffloading(Server):
         self._slots = max(1, (system.expert_slots - _BUFFERS) // model.moe_layers)
         self._cached = [OrderedDict.fromkeys(range(min(self._slots, model.experts))) for _ in range(model.moe_layers)]
 
+    @override
     def experts(self, layer: int, routed: Routed) -> None:
-        """See Server."""
         cached, gpu = self._cached[layer], self.system.costs.gpu
         self.wait("gpu", self.system.shared_seconds(routed.rows))
         self.wait("host", self.system.machine.sync_seconds)

@@ -1,12 +1,15 @@
-"""This repository's server: its planner and placement policies as they are, and the order of events of dispatch.py."""
+"""This repository's server: its own planner and placement policies, and the dispatcher's order of events."""
 
 from dataclasses import dataclass
 from functools import partial
 
+from typing_extensions import override
+
 from benchmarks.orchestration.batches import Routed
 from benchmarks.orchestration.costs import MAX_ROWS, System
 from benchmarks.orchestration.link import overlap
-from benchmarks.orchestration.strategies.server import Key, Server
+from benchmarks.orchestration.strategies.server import Server
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import chunk_bytes
 from gpu_service.placement import policies
 from gpu_service.placement.popularity import Popularity
@@ -19,9 +22,9 @@ from gpu_service.startup.chunks import CHUNK_ALONE
 _STREAMING_SLOTS = 2
 _SWAPS_PER_STEP = 1
 _CACHED_STAGING_BYTES = 16 * 2**20
-"""Two staging buffers of together no more than this stay in the last cache, of which every machine here has more."""
+"""Two staging buffers of no more than this in all stay in the last-level cache, which is larger on every machine."""
 _PLANNING_SECONDS = 50e-6 / 128
-"""For each active expert: the bound that the planner is held to."""
+"""For each active expert: the planner's target."""
 
 
 @dataclass(slots=True)
@@ -29,29 +32,29 @@ class _Remote:
     """The CPU's side of one layer."""
 
     one_way_seconds: float
-    """Of one message."""
+    """One way of one message."""
     cpu_seconds: float
-    """Of all messages alone, without anything else that reads the memory."""
+    """Of all messages if nothing else reads the memory."""
     memory_share: float
-    """Of the bandwidth that the CPU draws while it computes."""
+    """Share of the memory's bandwidth that the CPU uses while it computes."""
     num_messages: int
 
     def seconds(self, cpu_seconds: float) -> float:
-        """Until the last answer, with so many seconds of computing: a pipeline of there, computing, back."""
+        """Seconds until the last answer if computing takes `cpu_seconds`: a pipeline of request, computing, answer."""
         computing = cpu_seconds / self.num_messages
         return 2 * self.one_way_seconds + computing + (self.num_messages - 1) * max(self.one_way_seconds, computing)
 
 
 class Ours(Server):
-    """Plans each layer for the least of max(CPU's side, GPU's side) and runs both at once.
+    """Plans each layer for the least max(CPU's side, GPU's side) and runs both sides at once.
 
-    The request to the CPU goes out first; resident experts and the model's shared ones run meanwhile, then the streamed
-    ones as they land. Nobody else is served, so that prompts are cut as the default has it for one that is alone. The
-    policy swaps at most one expert for each step in the background. The planner starts with the costs that a
-    calibration finds on the idle machine, and the latency model corrects them by what each message and copy took. What
-    they do not know is simulated: a copy goes through a staging buffer and draws memory bandwidth from the CPU's
-    experts, the GPU waits for each copy in turn, and experts share the rows of a message. Prefetching is left out:
-    traces do not hold what a router would have guessed.
+    The request to the CPU is sent first; resident and shared experts run meanwhile, then the streamed ones as they
+    land. No other request is served, so a prompt has the default chunk size of one that is alone. The policy swaps at
+    most one expert for each step in the background. The planner starts with the costs that a calibration finds on the
+    idle machine, and the latency model corrects them by the actual time of each message and copy. Effects that these
+    costs do not contain are simulated: a copy goes through a staging buffer and takes memory bandwidth from the CPU's
+    experts, the GPU waits for each copy in turn, and experts share the rows of a message. Prefetching is left out,
+    since traces do not contain a router's guesses.
     """
 
     name = "ours"
@@ -61,7 +64,7 @@ class Ours(Server):
     def __init__(self, system: System, popularity: Popularity) -> None:
         super().__init__(system, popularity)
         machine, model = system.machine, system.model
-        # for each byte: read into the staging buffer, and where that is too large for the cache, written and read again
+        # for each byte: one read into the staging buffer, and if that exceeds the cache, a write and another read
         traffic = 1 if 2 * chunk_bytes(model.expert_bytes) <= _CACHED_STAGING_BYTES else 3
         self.link.bytes_per_second = min(machine.pcie_bytes_per_second, machine.cpu_bytes_per_second / traffic)
         self._copy_share = traffic * self.link.bytes_per_second / machine.cpu_bytes_per_second
@@ -71,15 +74,15 @@ class Ours(Server):
         capacity = system.expert_slots - (0 if everything_fits else min(_STREAMING_SLOTS, system.expert_slots))
         inputs = policies.Inputs(num_experts, capacity, popularity, lambda: self._latency.costs(0))
         self._placement = policies.build(self.policy, inputs)
-        self._taken: set[Key] = set(self._placement.initial())
-        """What holds a slot."""
+        self._taken: set[ExpertKey] = set(self._placement.initial())
+        """Experts that hold a slot."""
         self._ready: list[set[int]] = [set() for _ in num_experts]
-        """By layer, what can be computed with."""
+        """By layer, the experts whose weights have landed."""
         for layer, expert in self._taken:
             self._ready[layer].add(expert)
 
+    @override
     def experts(self, layer: int, routed: Routed) -> None:
-        """See Server."""
         machine = self.system.machine
         self.wait("host", machine.sync_seconds + _PLANNING_SECONDS * len(routed.active))
         self.link.advance(self.now)
@@ -92,8 +95,8 @@ class Ours(Server):
         self._run(routed, plan, remote, self._copies(layer, plan))
         self.wait("host", machine.launch_seconds)
 
+    @override
     def end_step(self) -> None:
-        """See Server."""
         self.link.advance(self.now)
         room = _SWAPS_PER_STEP - self.link.num_background
         for swap in self._placement.swaps(self._taken, room) if room > 0 else ():
@@ -104,7 +107,7 @@ class Ours(Server):
             self.link.in_background(swap.load, self.system.model.expert_bytes, partial(self._ready[layer].add, expert))
 
     def _copies(self, layer: int, plan: Plan) -> list[float]:
-        """Bytes to copy of each streamed expert; those that stay take their slots."""
+        """Bytes to copy for each streamed expert. Those that stay take slots."""
         copies: list[float] = []
         for expert in plan.streamed:
             key = (layer, expert)
@@ -119,14 +122,14 @@ class Ours(Server):
                 self._ready[layer].add(expert)
         return copies
 
-    def _drop(self, key: Key) -> None:
+    def _drop(self, key: ExpertKey) -> None:
         self._taken.discard(key)
         self._ready[key[0]].discard(key[1])
 
     def _run(self, routed: Routed, plan: Plan, remote: _Remote, copies: list[float]) -> None:
-        """Moves the clock to the end of the slower side and says what it was waiting for."""
+        """Moves the clock to the end of the slower side, and accounts for what it waited for."""
         began = self.link.demand_begins(self.now) if copies else self.now
-        # copies that were not asked for draw from the memory as well
+        # background copies use memory bandwidth, too
         copying = sum(copies) / self.link.bytes_per_second or self.link.background_seconds
         memory = overlap(remote.cpu_seconds, remote.memory_share, copying, self._copy_share if copying else 0.0)
         cpu_end = self.now
@@ -153,7 +156,7 @@ class Ours(Server):
             self.wait("gpu", gpu_end - self.now)
 
     def _remote(self, routed: Routed, plan: Plan, costs: Costs) -> _Remote:
-        """What the CPU's side takes in truth, for the messages that the planner wants."""
+        """The actual cost of the CPU's side, for the planner's number of messages."""
         if not plan.remote:
             return _Remote(0.0, 0.0, 0.0, 1)
         rows = num_messages = 1
@@ -162,7 +165,7 @@ class Ours(Server):
             rows, num_messages = len(ids), planner.chunks(ids, costs)
         cpu, expert_bytes = self.system.costs.cpu, self.system.model.expert_bytes
         counts = [routed.counts[expert] for expert in plan.remote]
-        # every message reads the weights of its experts anew
+        # every message reads the weights of its experts again
         seconds = num_messages * sum(cpu[-(-count // num_messages)] for count in counts)
         read = num_messages * len(counts) * expert_bytes / self.system.machine.cpu_bytes_per_second
         one_way = (self.system.machine.round_trip_seconds + rows / num_messages * self.system.row_seconds) / 2
@@ -170,7 +173,7 @@ class Ours(Server):
 
 
 def _calibrate(system: System, transfer_seconds: float) -> LatencyModel:
-    """What the service's calibration finds on the idle machine."""
+    """The result of the service's calibration on the idle machine."""
     rows = [2**power for power in range(MAX_ROWS.bit_length())]
     hop = [(count, system.machine.round_trip_seconds + count * system.row_seconds) for count in (1, MAX_ROWS)]
     measurements = Measurements(
@@ -185,28 +188,28 @@ def _calibrate(system: System, transfer_seconds: float) -> LatencyModel:
 
 
 class OursBesideOthers(Ours):
-    """The same with prompts cut as they are while others decode or wait; their steps in between are not counted."""
+    """The same with the chunk size of prompts alongside other requests, whose steps in between are not counted."""
 
     name = "ours_beside_others"
     prompt_chunk = Settings.model_fields["prefill_chunk"].default
 
 
 class OursPopularity(Ours):
-    """The same with the popularity file's experts for good."""
+    """The same with the most popular experts always resident."""
 
     name = "ours_popularity"
     policy = "popularity"
 
 
 class OursLru(Ours):
-    """The same with streamed experts staying."""
+    """The same with an LRU cache: streamed experts stay."""
 
     name = "ours_lru"
     policy = "lru"
 
 
 class OursLayers(Ours):
-    """The same with the first layers whole."""
+    """The same with all experts of the first layers resident."""
 
     name = "ours_layers"
     policy = "layers"

@@ -1,4 +1,4 @@
-"""What all strategies share: a forward in virtual time, layer by layer, and an account of where the time went."""
+"""Shared by all strategies: a forward in virtual time, layer by layer, and an account of its time."""
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -6,37 +6,36 @@ from collections import defaultdict
 from benchmarks.orchestration.batches import Batch, Routed
 from benchmarks.orchestration.costs import System
 from benchmarks.orchestration.link import Link
+from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.placement.popularity import Popularity
-
-Key = tuple[int, int]
 
 
 class Server(ABC):
-    """One model on one machine under one strategy. `now` is its clock."""
+    """One model on one machine with one strategy. `now` is its clock, in seconds."""
 
     name: str
     prompt_chunk: int | None = None
-    """Rows of a prompt that one forward takes; None: all."""
+    """The most rows of a prompt in one forward; None: all."""
 
     def __init__(self, system: System, popularity: Popularity) -> None:
         """Starts with its experts placed.
 
         Args:
             system: The model and the machine.
-            popularity: Counted on other prompts; a strategy need not look at it.
+            popularity: Counted on other prompts; a strategy may ignore it.
         """
         self.system = system
         self.popularity = popularity
         self.link = Link(system.machine.pcie_bytes_per_second)
         self.now = 0.0
         self.spent: defaultdict[str, float] = defaultdict(float)
-        """Seconds by what was waited for: attention, host, hop, cpu, copies, gpu."""
+        """Seconds by what the server waited for: attention, host, hop, cpu, copies, gpu."""
         self.calls = 0
-        """Experts that were wanted, counted once for each layer and step."""
+        """Chosen experts, counted once for each layer and step."""
         self.hits = 0
-        """Those of them that lay on the GPU."""
+        """Chosen experts that were resident on the GPU."""
         self.written_bytes = 0.0
-        """Copied from the GPU to the host, hidden rows aside."""
+        """Bytes copied from the GPU to the host, without hidden rows."""
 
     def prompt(self, prompt: Batch) -> None:
         """Computes a prompt."""
@@ -46,7 +45,7 @@ class Server(ABC):
             self._forward(batch, context, sequences=1 if context == prompt.rows else 0)
 
     def decode(self, batch: Batch, context: int) -> None:
-        """Computes one token for each row, which looks at so many."""
+        """Computes one token for each row, which attends to `context` tokens."""
         self._forward(batch, context, sequences=batch.rows)
 
     def _forward(self, batch: Batch, context: int, sequences: int) -> None:
@@ -63,17 +62,17 @@ class Server(ABC):
         self.end_step()
 
     def begin_step(self) -> None:  # noqa: B027  most strategies need none
-        """Comes before a forward."""
+        """Called before a forward."""
 
     def end_step(self) -> None:  # noqa: B027
-        """Comes after a forward."""
+        """Called after a forward."""
 
     def attention_seconds(self, rows: int, context: int) -> float:
-        """All of a layer but its experts."""
+        """Seconds of a layer without its experts."""
         return self.system.attention_seconds(rows, context)
 
     def attend(self, seconds: float) -> None:
-        """Computes all of a layer but its experts."""
+        """Computes a layer without its experts."""
         self.wait("attention", seconds)
 
     @abstractmethod
@@ -81,19 +80,19 @@ class Server(ABC):
         """Computes the experts of one layer and moves the clock."""
 
     def wait(self, what: str, seconds: float) -> None:
-        """Moves the clock."""
+        """Moves the clock, and adds the seconds to the account."""
         self.spent[what] += seconds
         self.now += seconds
 
     def copy_and_wait(self, num_bytes: float) -> None:
-        """Copies to the GPU and does nothing else meanwhile."""
+        """Copies to the GPU while nothing else runs."""
         seconds = num_bytes / self.link.bytes_per_second
         self.link.occupy(self.now + seconds, num_bytes)
         self.wait("copies", seconds)
 
 
-def most_popular(popularity: Popularity, slots: int) -> set[Key]:
-    """The experts that were counted most often; ties in order."""
+def most_popular(popularity: Popularity, slots: int) -> set[ExpertKey]:
+    """The `slots` experts with the highest counts; ties in order of layer and expert."""
     counts = [
         (-count, (layer, expert)) for layer, row in enumerate(popularity.counts) for expert, count in enumerate(row)
     ]

@@ -1,4 +1,4 @@
-"""Traces: the file, what is rebuilt from it, and whether the drawn ones are like what they stand for."""
+"""Traces: the file, the steps made from it, and the drawn traces compared with measurements."""
 
 import gzip
 import json
@@ -18,7 +18,7 @@ Shares = npt.NDArray[np.float64]
 
 
 def _ids(*tokens: tuple[int, ...]) -> Ids:
-    """Of two layers, the second of which chooses the next experts: [layers, tokens, k]."""
+    """[layers, tokens, k] of two layers; the second chooses each expert's successor."""
     first = np.array(tokens, dtype=np.int16)
     return np.stack([first, (first + 1) % 4])
 
@@ -168,7 +168,7 @@ def test_a_token_chooses_different_experts(routing: synthetic.Routing) -> None:
 
 
 def _shares(trace: Trace, topic: str) -> Shares:
-    """[layers, experts]: of all calls of a layer."""
+    """[layers, experts], shares of a layer's calls."""
     ids = np.concatenate([one.output for one in trace.generations if one.topic == topic], axis=1)
     counts = [np.bincount(layer.reshape(-1), minlength=n) for layer, n in zip(ids, trace.num_experts, strict=True)]
     shares: Shares = np.stack(counts) / ids[0].size
