@@ -23,10 +23,10 @@ from client._infos import ModelInfo, RequestLimits, ServerInfo, Tokens
 from client._messages import (
     Alternative,
     BestBeam,
-    Chunk,
     Complete,
     Event,
     FinishReason,
+    GenerationChunk,
     PromptLogprobs,
     TokenLogprobs,
 )
@@ -54,6 +54,7 @@ __all__ = [
     "GenerateOptions",
     "Generation",
     "GenerationCancelledError",
+    "GenerationChunk",
     "InvalidRequestError",
     "ModelInfo",
     "PromptLogprobs",
@@ -65,6 +66,9 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
 ]
+
+Chunk = GenerationChunk
+"""The earlier name of GenerationChunk, which existing programs may use."""
 
 # Importing gRPC takes longer than all else that `python -m client --help` does, so it comes when it is first used.
 _LAZY = {

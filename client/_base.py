@@ -16,7 +16,7 @@ from client._connection import (
     token_metadata,
 )
 from client._errors import ClientError, GenerationCancelledError, UnavailableError
-from client._messages import Chunk, Complete, Event, complete_from
+from client._messages import Complete, Event, GenerationChunk, complete_from
 from client._options import TlsOptions
 from client._request import num_generations
 from client._retries import Retries
@@ -127,6 +127,6 @@ def texts_of(events: Iterable[Event], num_generations: int) -> list[str]:
     """The texts of a request's generations, by index, from their chunks, or from their ends where they are beams."""
     parts: list[list[str]] = [[] for _ in range(num_generations)]
     for event in events:
-        if isinstance(event, Chunk | Complete) and event.index < num_generations:
+        if isinstance(event, GenerationChunk | Complete) and event.index < num_generations:
             parts[event.index].append(event.text)
     return ["".join(part) for part in parts]

@@ -62,7 +62,7 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class GenerationChunk:
     """Tokens, as they are made.
 
     Attributes:
@@ -137,7 +137,7 @@ class Complete:
     text: str = ""
 
 
-Event = Chunk | Complete | PromptLogprobs | BestBeam
+Event = GenerationChunk | Complete | PromptLogprobs | BestBeam
 """What a generation brings."""
 
 
@@ -146,7 +146,9 @@ def event_from(response: generation_pb2.GenerateResponse) -> Event | None:
     match response.WhichOneof("event"):
         case "chunk":
             chunk = response.chunk
-            return Chunk(chunk.index, tuple(chunk.token_ids), chunk.text, tuple(map(_logprobs, chunk.logprobs)))
+            return GenerationChunk(
+                chunk.index, tuple(chunk.token_ids), chunk.text, tuple(map(_logprobs, chunk.logprobs))
+            )
         case "complete":
             return complete_from(response.complete)
         case "prompt":

@@ -166,9 +166,9 @@ class AsyncClient(BaseClient):
 class AsyncGeneration(BaseGeneration):
     """The messages of one request, as they come.
 
-    Iterating yields what GenerateOptions asked for: PromptLogprobs, then Chunk after Chunk, or BestBeam, and a Complete
-    for each generation; it raises a ClientError where the request fails. Leaving its `async with` block before the end,
-    or cancelling the task that reads it, cancels it on the server.
+    Iterating yields what GenerateOptions asked for: PromptLogprobs, then GenerationChunk events or, of a beam search,
+    BestBeam events, and a Complete for each generation. It raises a ClientError if the request fails. Leaving the
+    `async with` block before the end, or cancelling the task that reads, cancels the request on the server.
     """
 
     def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries, start: "Callable[[], _Call]") -> None:

@@ -183,9 +183,9 @@ class _Call(Protocol):
 class Generation(BaseGeneration):
     """The messages of one request, as they come.
 
-    Iterating yields what GenerateOptions asked for: PromptLogprobs, then Chunk after Chunk, or BestBeam, and a Complete
-    for each generation; it raises a ClientError where the request fails. Leaving its `with` block before the end
-    cancels it on the server.
+    Iterating yields what GenerateOptions asked for: PromptLogprobs, then GenerationChunk events or, of a beam search,
+    BestBeam events, and a Complete for each generation. It raises a ClientError if the request fails. Leaving the
+    `with` block before the end cancels the request on the server.
     """
 
     def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries, start: Callable[[], _Call]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import Chunk, Client, Complete, GenerateOptions
+from client import Client, Complete, GenerateOptions, GenerationChunk
 from fiddler.command_line import DONE, FAILED, fail, run
 from pair import Pair, PairError
 
@@ -55,7 +55,7 @@ def _stream(client: Client, prompt: str, options: GenerateOptions) -> None:
     for event in client.generate(prompt, **options):
         if isinstance(event, Complete):
             _print_summary(event, (first_token or time.monotonic()) - sent)
-        elif isinstance(event, Chunk):
+        elif isinstance(event, GenerationChunk):
             first_token = first_token or time.monotonic()
             print(event.text, end="", flush=True)
 

@@ -23,7 +23,7 @@ from benchmarks.end_to_end.reference import Reference, Timing
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge, Target
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from pair import Pair
 from tests.support import checkpoints
 from tests.support.large_checkpoint import write_mixtral
@@ -99,7 +99,7 @@ def _generate(client: Client, prompt: list[int], num_tokens: int) -> Timing:
     arrivals: list[float] = []
     with client.generate(prompt, max_tokens=num_tokens, temperature=0) as generation:
         for event in generation:
-            if isinstance(event, Chunk):
+            if isinstance(event, GenerationChunk):
                 arrivals += [time.perf_counter()] * len(event.token_ids)
     if len(arrivals) == 1:
         return arrivals[0] - began, 0

@@ -25,7 +25,7 @@ import typer
 
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.targets import Judge, Target
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from client.top.scrape import Endpoint
 from fiddler import process
 from pair import Pair
@@ -117,7 +117,7 @@ def _step_seconds(client: Client, number: int, num_tokens: int) -> float:
         prompt, max_tokens=num_tokens, ignore_eos=True, temperature=1.0, seed=number + 1
     ) as generation:
         for event in generation:
-            if isinstance(event, Chunk):
+            if isinstance(event, GenerationChunk):
                 arrivals += [time.perf_counter()] * len(event.token_ids)
     return (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1)
 

@@ -11,7 +11,7 @@ from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge
 from benchmarks.serving.probe import MAX_SLOTS
 from benchmarks.serving.workload import Model, prompts
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from pair import Pair
 
 LOADS = (1, 2, 4, 8, 16)
@@ -58,7 +58,7 @@ def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
         stream = Stream(time.perf_counter())
         with client.generate(prompt, max_tokens=model.tokens, temperature=0, ignore_eos=True) as generation:
             for event in generation:
-                if isinstance(event, Chunk):
+                if isinstance(event, GenerationChunk):
                     stream.arrivals += [time.perf_counter()] * len(event.token_ids)
         return stream
 

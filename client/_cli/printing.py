@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from client._cli.progress import Progress
 from client._errors import GenerationCancelledError
-from client._messages import Chunk, Complete, event_from
+from client._messages import Complete, GenerationChunk, event_from
 from client._statuses import invalid
 from client.client import Generation
 
@@ -93,7 +93,7 @@ def _print_text(generation: Generation, hear: Callable[[str], object]) -> None:
         progress.start()
         for event in generation:
             progress.see(event)
-            if isinstance(event, Chunk | Complete) and event.text:
+            if isinstance(event, GenerationChunk | Complete) and event.text:
                 progress.make_room()
                 unfinished_line = True
                 print(event.text, end="", flush=True)
@@ -111,7 +111,7 @@ def _print_json(generation: Generation, hear: Callable[[str], object]) -> None:
     for response in generation.responses():
         fields = MessageToDict(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(fields), flush=True)
-        if isinstance(event := event_from(response), Chunk | Complete):
+        if isinstance(event := event_from(response), GenerationChunk | Complete):
             hear(event.text)
 
 
@@ -125,7 +125,7 @@ def _print_several(generation: Generation) -> None:
         progress.start()
         for event in generation:
             progress.see(event)
-            if isinstance(event, Chunk | Complete):
+            if isinstance(event, GenerationChunk | Complete):
                 texts[event.index] = texts.get(event.index, "") + event.text
             while num_printed in generation.completes:
                 progress.make_room()

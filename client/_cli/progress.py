@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from client._messages import BestBeam, Chunk, Complete, Event
+from client._messages import BestBeam, Complete, Event, GenerationChunk
 
 _MIN_UPDATE_SECONDS = 0.1
 _ERASE_LINE = "\r\x1b[K"
@@ -31,7 +31,7 @@ class Progress:
     def see(self, event: Event) -> None:
         """Counts what an event brings."""
         now = time.monotonic()
-        if isinstance(event, Chunk):
+        if isinstance(event, GenerationChunk):
             self._first_at = self._first_at or now
             self._num_tokens += len(event.token_ids)
         elif isinstance(event, BestBeam):

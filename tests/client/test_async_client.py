@@ -10,11 +10,11 @@ import pytest
 from client import (
     AsyncClient,
     BusyError,
-    Chunk,
     ClientError,
     Complete,
     DeadlineError,
     GenerationCancelledError,
+    GenerationChunk,
     InvalidRequestError,
     ServerError,
     UnavailableError,
@@ -39,7 +39,7 @@ async def test_a_generation_is_chunks_and_then_one_complete(server: FakeServer, 
     async with client.generate("a prompt", max_tokens=5) as generation:
         events = [event async for event in generation]
     *chunks, end = events
-    assert chunks == [Chunk(0, (token_id,), text) for token_id, text in enumerate(PIECES)]
+    assert chunks == [GenerationChunk(0, (token_id,), text) for token_id, text in enumerate(PIECES)]
     assert isinstance(end, Complete)
     assert generation.complete == end
     assert server.service.requests[0].text == "a prompt"
@@ -111,7 +111,7 @@ async def test_each_status_has_its_error(
 ) -> None:
     server.service.script = fail_with(rpc.StatusError(code, "so it is"), chunk("first", 1))
     generation = client.generate("a prompt")
-    assert await anext(generation) == Chunk(0, (1,), "first")
+    assert await anext(generation) == GenerationChunk(0, (1,), "first")
     with pytest.raises(ClientError, match="so it is") as raised:
         await anext(generation)
     assert type(raised.value) is kind

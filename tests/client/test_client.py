@@ -9,13 +9,13 @@ import pytest
 
 from client import (
     BusyError,
-    Chunk,
     Client,
     ClientError,
     Complete,
     DeadlineError,
     FinishReason,
     GenerationCancelledError,
+    GenerationChunk,
     InvalidRequestError,
     ServerError,
     UnavailableError,
@@ -41,7 +41,7 @@ def test_a_generation_is_chunks_and_then_one_complete(server: FakeServer) -> Non
     with Client(server.target) as client, client.generate("a prompt") as generation:
         assert generation.complete is None
         events = list(generation)
-    chunks = [Chunk(index=0, token_ids=(token_id,), text=text) for token_id, text in enumerate(PIECES)]
+    chunks = [GenerationChunk(index=0, token_ids=(token_id,), text=text) for token_id, text in enumerate(PIECES)]
     end = Complete(
         index=0,
         finish_reason=FinishReason.LENGTH,
@@ -67,7 +67,7 @@ def test_text_reads_to_the_end(server: FakeServer) -> None:
 def test_chunks_arrive_while_the_server_still_works(server: FakeServer) -> None:
     server.service.script = hang_after(chunk("first", 1))
     with Client(server.target) as client, client.generate("a prompt") as generation:
-        assert next(generation) == Chunk(index=0, token_ids=(1,), text="first")
+        assert next(generation) == GenerationChunk(index=0, token_ids=(1,), text="first")
 
 
 def test_what_is_not_given_stays_unset(server: FakeServer) -> None:
@@ -170,7 +170,7 @@ def test_the_field_that_the_server_refuses_is_named(server: FakeServer) -> None:
 def test_each_status_has_its_error(server: FakeServer, code: grpc.StatusCode, kind: type[ClientError]) -> None:
     server.service.script = fail_with(rpc.StatusError(code, "so it is"), chunk("first", 1))
     with Client(server.target) as client, client.generate("a prompt") as generation:
-        assert next(generation) == Chunk(0, (1,), "first")
+        assert next(generation) == GenerationChunk(0, (1,), "first")
         with pytest.raises(ClientError, match="so it is") as raised:
             next(generation)
         assert type(raised.value) is kind

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
+import client as client_package
 from client import (
     Alternative,
     AsyncClient,
     BestBeam,
-    Chunk,
     Client,
     Complete,
     GenerateOptions,
+    GenerationChunk,
     InvalidRequestError,
     PromptLogprobs,
     ServerError,
@@ -222,12 +223,16 @@ def test_every_event_has_what_its_message_has(server: FakeServer) -> None:
     assert events[:3] == [
         PromptLogprobs((TokenLogprobs(1, None, top), TokenLogprobs(2, -0.25, top))),
         BestBeam((4,), "the", -2.5),
-        Chunk(0, (4,), "t", (TokenLogprobs(4, -0.75, top),)),
+        GenerationChunk(0, (4,), "t", (TokenLogprobs(4, -0.75, top),)),
     ]
     last = events[3]
     assert isinstance(last, Complete)
     assert (last.score, last.stop, last.token_ids, last.text) == (-1.5, "", (4, 5), "the end")
     assert last.cached_prompt_tokens == 2
+
+
+def test_a_chunk_can_be_imported_by_its_earlier_name() -> None:
+    assert client_package.Chunk is GenerationChunk
 
 
 def test_what_is_not_there_is_none(server: FakeServer) -> None:

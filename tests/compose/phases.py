@@ -7,7 +7,7 @@ import time
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from observability.generate.unplotted import UNPLOTTED
 from tests.compose import panels
 from tests.compose.dashboards import metrics_of, panel_queries
@@ -131,7 +131,7 @@ class Phases:
     @staticmethod
     def _tokens(client: Client) -> list[int]:
         events = client.generate(_PROMPT, max_tokens=_NUM_TOKENS, temperature=0, ignore_eos=True)
-        return [token for event in events if isinstance(event, Chunk) for token in event.token_ids]
+        return [token for event in events if isinstance(event, GenerationChunk) for token in event.token_ids]
 
     def check_tokens(self) -> None:
         """Raises ComposeError where the text is another one than at first."""

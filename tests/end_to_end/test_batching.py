@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from client import Chunk, Client, InvalidRequestError
+from client import Client, GenerationChunk, InvalidRequestError
 from gpu_service.engine.events import Event, Failed, Prompt
 from gpu_service.engine.request import Request
 from gpu_service.errors import NonFiniteError
@@ -169,4 +169,4 @@ def test_a_service_of_little_memory_lets_requests_wait_and_refuses_what_can_neve
 
 def _token_ids(client: Client, prompt: list[int], max_tokens: int) -> list[int]:
     with client.generate(prompt, max_tokens=max_tokens, temperature=0) as generation:
-        return [token for event in generation if isinstance(event, Chunk) for token in event.token_ids]
+        return [token for event in generation if isinstance(event, GenerationChunk) for token in event.token_ids]

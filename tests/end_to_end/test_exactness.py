@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client import Chunk, Client, Complete
+from client import Client, Complete, GenerationChunk
 from pair import Pair
 from tests.support import checkpoints, reference
 from tests.support.pairs import start, write_tiny
@@ -50,7 +50,7 @@ def _tokens(client: Client, prompt: list[int]) -> list[int]:
     for message in client.generate(prompt, max_tokens=NUM_TOKENS, temperature=0):
         if isinstance(message, Complete):
             assert message.completion_tokens == len(tokens)
-        elif isinstance(message, Chunk):
+        elif isinstance(message, GenerationChunk):
             tokens.extend(message.token_ids)
     return tokens
 

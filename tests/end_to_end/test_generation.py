@@ -9,7 +9,7 @@ import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import AsyncClient, Chunk, Client, Complete, FinishReason, InvalidRequestError
+from client import AsyncClient, Client, Complete, FinishReason, GenerationChunk, InvalidRequestError
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from gpu_service.text.tokenizer import Tokenizer
 from pair import Pair
@@ -31,7 +31,7 @@ def _read(generation: Any) -> tuple[list[int], str, Complete]:
     complete = None
     for message in generation:
         assert complete is None, "nothing follows the end"
-        if isinstance(message, Chunk):
+        if isinstance(message, GenerationChunk):
             tokens += message.token_ids
             text += message.text
         else:
@@ -92,7 +92,7 @@ async def test_the_asynchronous_client_reads_the_same(pair: Pair, client: Client
     text = ""
     async with AsyncClient(pair.target) as asynchronous:
         async for message in asynchronous.generate(PROMPT, max_tokens=10, temperature=0):
-            if isinstance(message, Chunk):
+            if isinstance(message, GenerationChunk):
                 tokens += message.token_ids
                 text += message.text
     assert (tokens, text) == expected
@@ -134,7 +134,7 @@ def test_a_wrong_request_disturbs_no_other(client: Client) -> None:
     expected = _read(client.generate(PROMPT, max_tokens=40, temperature=0))[0]
     generation = client.generate(PROMPT, max_tokens=40, temperature=0)
     first = next(iter(generation))
-    assert isinstance(first, Chunk)
+    assert isinstance(first, GenerationChunk)
     for _ in range(3):
         with pytest.raises(InvalidRequestError):
             _read(client.generate([9999]))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from pair import Pair
 from tests.support.losses import EXPERTS, Generations, in_use, lose_at_random, metric, tokens_of, wait_until
 from tests.support.pairs import start
@@ -40,7 +40,7 @@ def test_a_generation_goes_on_when_the_experts_are_killed_and_uses_them_when_the
     here = _computed(pair, "streamed")
     tokens: list[int] = []
     for message in client.generate(PROMPT, max_tokens=LONG, temperature=0):
-        if isinstance(message, Chunk):
+        if isinstance(message, GenerationChunk):
             if not tokens:
                 pair.stop(EXPERTS, signal.SIGKILL)
             tokens += message.token_ids
@@ -68,7 +68,7 @@ def test_a_generation_goes_on_when_the_experts_stand_still(pair: Pair, client: C
     tokens: list[int] = []
     try:
         for message in client.generate(PROMPT, max_tokens=LONG, temperature=0):
-            if isinstance(message, Chunk):
+            if isinstance(message, GenerationChunk):
                 if not tokens:
                     pair.processes[EXPERTS].send_signal(signal.SIGSTOP)
                 tokens += message.token_ids

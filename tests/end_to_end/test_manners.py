@@ -15,13 +15,13 @@ import pytest
 
 from client import (
     BusyError,
-    Chunk,
     Client,
     ClientError,
     Complete,
     DeadlineError,
     GenerateOptions,
     Generation,
+    GenerationChunk,
     InvalidRequestError,
     RequestLimits,
     UnavailableError,
@@ -233,7 +233,7 @@ def test_what_is_under_way_is_finished_before_the_service_ends(stopping: Pair) -
     with Client(stopping.target, retry_unavailable=False) as client, ThreadPoolExecutor(12) as threads:
         generations = [client.generate(PROMPT, max_tokens=100, temperature=0) for _ in range(12)]
         for generation in generations[:8]:
-            assert isinstance(next(generation), Chunk)
+            assert isinstance(next(generation), GenerationChunk)
         stopping.processes["gpu_service"].send_signal(signal.SIGTERM)
         _wait_for(lambda: ask_health(stopping.target) == "NOT_SERVING")
         with pytest.raises(UnavailableError, match="the service is stopping"):

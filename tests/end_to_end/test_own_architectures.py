@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from fiddler.checkpoint import Checkpoint
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.model_runner.forward_input import Logits
@@ -75,7 +75,7 @@ def _assert_equal(plain: PlainModel, prompts: Sequence[Sequence[int]], continuat
 
 def _tokens(client: Client, prompt: list[int]) -> list[int]:
     messages = client.generate(prompt, max_tokens=NUM_TOKENS, temperature=0)
-    return [token for message in messages if isinstance(message, Chunk) for token in message.token_ids]
+    return [token for message in messages if isinstance(message, GenerationChunk) for token in message.token_ids]
 
 
 def _greedy(directory: Path, prompt: Sequence[int], dtype: torch.dtype = torch.float32) -> Continuation:

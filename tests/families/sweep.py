@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from client import Chunk, Client
+from client import Client, GenerationChunk
 from fiddler.checkpoint import Checkpoint
 from gpu_service.models.families import SWEPT
 from gpu_service.models.registry import architecture_of
@@ -103,7 +103,7 @@ def _generate(client: Client, prompt: Sequence[int], num_tokens: int = NUM_TOKEN
     chunks = [
         message
         for message in client.generate(list(prompt), max_tokens=num_tokens, temperature=0, logprobs=0)
-        if isinstance(message, Chunk)
+        if isinstance(message, GenerationChunk)
     ]
     tokens = [token for chunk in chunks for token in chunk.token_ids]
     return tokens, [entry.logprob or 0.0 for chunk in chunks for entry in chunk.logprobs]

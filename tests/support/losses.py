@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from client import Chunk, Client, ClientError, DeadlineError
+from client import Client, ClientError, DeadlineError, GenerationChunk
 from client.health import ask_health
 from fiddler.v1 import experts_pb2
 from pair import Pair
@@ -26,7 +26,7 @@ _PATIENCE_SECONDS = 60.0
 def tokens_of(client: Client, prompt: Sequence[int], num_tokens: int) -> list[int]:
     """The greedy continuation of a prompt."""
     messages = client.generate(prompt, max_tokens=num_tokens, temperature=0, timeout=_PATIENCE_SECONDS)
-    return [token for message in messages if isinstance(message, Chunk) for token in message.token_ids]
+    return [token for message in messages if isinstance(message, GenerationChunk) for token in message.token_ids]
 
 
 def metric(pair: Pair, name: str, **labels: str) -> float:
@@ -150,7 +150,7 @@ class Generations:
             for message in client.generate(
                 self.prompts[index], max_tokens=len(expected), temperature=0, timeout=_PATIENCE_SECONDS
             ):
-                if isinstance(message, Chunk):
+                if isinstance(message, GenerationChunk):
                     tokens += message.token_ids
                     self._arrivals[index].append(time.monotonic())
         except DeadlineError:
