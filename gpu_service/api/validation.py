@@ -65,7 +65,9 @@ def parse_request(
     prompt = prompts.of_request(message, model, tokenizer)  # after the other checks, since it may take long
     max_tokens = _max_tokens(message, len(prompt), model, limits)
     min_tokens = _min_tokens(message, max_tokens, stop_ids | eos_ids, model)
-    stop = StopStrings(message.stop, tokenizer, message.include_stop_in_output, min_tokens) if message.stop else None
+    stop = None
+    if message.stop:
+        stop = StopStrings(message.stop, tokenizer, include=message.include_stop_in_output, min_tokens=min_tokens)
     return Request(
         prompt=prompt,
         sampling=sampling,

@@ -24,7 +24,7 @@ class RowStorage(Protocol):
         """Whether the beginning of a row's contents can be used without the rest."""
         ...
 
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+    def copy(self, source: int, target: int, *, start: int, stop: int) -> None:
         """Copies positions start to stop - 1 of one row over another's."""
         ...
 
@@ -87,7 +87,7 @@ class KvRows:
         self._close_holes()
         prompt = generation.request.prompt
         shared, source = self._longest_shared(prompt) if may_share and self._storage.is_divisible else (0, -1)
-        row = self._free_row(besides=source)
+        row = self._free_row(other_than=source)
         if (
             shared
             and self._holders[source] is None
@@ -96,7 +96,7 @@ class KvRows:
             row = source  # continuing in place loses little of what is left there
         assert row is not None, "an admitted request has rows"
         if shared and row != source:
-            self._storage.copy(source, row, 0, shared)
+            self._storage.copy(source, row, start=0, stop=shared)
         self._put(generation, row)
         generation.num_computed = shared
 
@@ -110,7 +110,7 @@ class KvRows:
                 free = self._free_row(after=first.row + len(generations))
                 assert free is not None, "an admitted request has rows"
                 self._move_to(occupant, free)
-            self._storage.copy(first.row, row, 0, first.num_computed)
+            self._storage.copy(first.row, row, start=0, stop=first.num_computed)
             self._put(generation, row)
             generation.num_computed = first.num_computed
         self._end += len(generations)
@@ -118,7 +118,7 @@ class KvRows:
     def fork(self, source: Generation, target: Generation, start: int) -> None:
         """Makes a row a copy of another, from the position on at which they differ."""
         if start < source.num_computed:
-            self._storage.copy(source.row, target.row, start, source.num_computed)
+            self._storage.copy(source.row, target.row, start=start, stop=source.num_computed)
 
     def release(self, generation: Generation, *, clear_stop: int = 0) -> None:
         """Takes a generation's row away, if it has one.
@@ -151,7 +151,7 @@ class KvRows:
         left, left_at = self._left[row], self._left_at[row]
         self._holders[origin] = None
         if occupant is None and len(left) < MIN_SHARED_TOKENS and self._storage.is_divisible:
-            self._storage.copy(origin, row, 0, generation.num_computed)
+            self._storage.copy(origin, row, start=0, stop=generation.num_computed)
         else:
             num_held = len(left) if occupant is None else occupant.num_computed
             self._storage.swap(origin, row, max(generation.num_computed, num_held))
@@ -171,10 +171,10 @@ class KvRows:
             if self._holders[hole] is None and last is not None:
                 self._move_to(last, hole)
 
-    def _free_row(self, after: int = 0, besides: int = -1) -> int | None:
+    def _free_row(self, after: int = 0, other_than: int = -1) -> int | None:
         """A free row beyond those that decode: the first in which nothing is left, or the one released first."""
         rows = range(max(self._end, after), len(self._holders))
-        free = [row for row in rows if self._holders[row] is None and row != besides]
+        free = [row for row in rows if self._holders[row] is None and row != other_than]
         return min(free, key=lambda row: self._left_at[row], default=None)
 
     def _longest_shared(self, prompt: Sequence[int]) -> tuple[int, int]:

@@ -1,1 +1,1 @@
-"""Characters: tokenizer, stop strings, detokenizer."""
+"""Text: tokenizer, stop strings, detokenizer."""

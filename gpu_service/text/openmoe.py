@@ -1,8 +1,8 @@
 """OpenMoE's tokenizer: umT5's vocabulary, and a padding token that begins every text, as it was trained.
 
-The checkpoints hold it as a sentencepiece model, spiece.model, and with it code for what transformers does not do: to
-put the padding token first and no token last. Here a tokenizer.json is read where there is one, such as umT5's own on
-the hub, and spiece.model otherwise, for which no sentencepiece library is needed. It does not tokenize by itself.
+The checkpoints contain a sentencepiece model, spiece.model, and code that puts the padding token first and no token
+last, which transformers does not do. This module reads a tokenizer.json if there is one, such as umT5's own on the hub,
+and otherwise spiece.model, without the sentencepiece library. The tokenizers library does the tokenizing.
 """
 
 from pathlib import Path
@@ -20,17 +20,17 @@ _SPACE = "▁"
 
 
 def load(directory: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint.
+    """Loads the tokenizer of a checkpoint.
 
     Raises:
-        ValueError: There is none, or it is none of OpenMoE's.
+        ValueError: There is none, or it is not OpenMoE's.
     """
     if (directory / "tokenizer.json").is_file():
         tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     elif (directory / "spiece.model").is_file():
         tokenizer = _from_sentencepiece(directory / "spiece.model")
     else:
-        raise ValueError("neither tokenizer.json nor spiece.model is there; both come with google/umt5-small, too")
+        raise ValueError("it has neither tokenizer.json nor spiece.model; copy either from google/umt5-small")
     pad = tokenizer.token_to_id(_PAD)
     if pad is None or tokenizer.token_to_id(_END) is None:
         raise ValueError(f"it has no token {_PAD} or no token {_END}, which begin and end OpenMoE's texts")
@@ -57,10 +57,10 @@ def _from_sentencepiece(path: Path) -> Tokenizer:
     try:
         model.ParseFromString(path.read_bytes())
     except DecodeError:
-        raise ValueError(f"{path.name} is no sentencepiece model") from None
+        raise ValueError(f"{path.name} is not a sentencepiece model") from None
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     if trainer.model_type != _UNIGRAM or not model.pieces:
-        raise ValueError(f"{path.name} is no unigram model, as umT5's is")
+        raise ValueError(f"{path.name} is not a unigram model like umT5's")
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
     tokenizer = Tokenizer(Unigram(pieces, unk_id=trainer.unk_id, byte_fallback=trainer.byte_fallback))
     steps: list[Any] = []
@@ -79,5 +79,5 @@ def _from_sentencepiece(path: Path) -> Tokenizer:
 
 
 def _added(piece: Any) -> AddedToken:
-    """A piece that is matched in a text as it stands."""
+    """A piece that is matched literally in a text."""
     return AddedToken(piece.piece, normalized=False, special=piece.type == _CONTROL)

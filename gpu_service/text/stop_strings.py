@@ -1,8 +1,8 @@
-"""Finds stop texts in tokens as they are made, wherever tokens begin and end. What is sent is text_stream.py's.
+"""Finds stop texts in tokens as they are generated, across the borders of tokens. detokenizer.py cuts the text.
 
-A generation ends with the token that completes a stop text: the token at which transformers' StopStringCriteria, shown
-what was generated, ends it. Of stop texts that one token completes, the one that ends first counts, and of those that
-end together the longest; so which one it is does not depend on where tokens begin and end.
+A generation ends with the token that completes a stop text, the token at which transformers' StopStringCriteria ends
+it. If one token completes several stop texts, the one that ends first counts, and of those that end together the
+longest. So the result does not depend on the borders of tokens.
 """
 
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from gpu_service.text.tokenizer import Tokenizer
 
 
 class Pattern:
-    """A text that is looked for in another one, which comes piece by piece (Knuth, Morris and Pratt)."""
+    """A text to find in another text that comes piece by piece (Knuth, Morris and Pratt's algorithm)."""
 
     def __init__(self, text: str | bytes) -> None:
         self.text = text
-        # for each length, that of the longest proper prefix that what was matched ends with
+        # for each matched length, the length of the longest proper prefix that the match ends with
         self._fallback = [0, 0]
         for symbol in text[1:]:
             self._fallback.append(self._step(self._fallback[-1], symbol))
 
     def advance(self, matched: int, symbol: object) -> int:
-        """How much of the text matches, now that one more character or byte has come; len(text): all of it."""
+        """The length that matches after one more character or byte; len(text) if all of it does."""
         return self._step(self._fallback[matched] if matched == len(self.text) else matched, symbol)
 
     def _step(self, matched: int, symbol: object) -> int:
@@ -33,42 +33,42 @@ class Pattern:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Where the end of a generation's text is cut off."""
+    """How a generation's text ends, for cutting it off."""
 
     stop: str
-    """The stop text, without what special tokens are called."""
+    """The stop text, without the names of special tokens."""
     rest: str
-    """What its last token brought after it."""
+    """The text of its last token after the stop text."""
 
 
 class StopStrings:
     """The stop texts of one request."""
 
-    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer, include: bool, min_tokens: int = 0) -> None:
+    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer, *, include: bool, min_tokens: int = 0) -> None:
         """Prepares the search.
 
         Args:
-            strings: None of them empty.
+            strings: The stop texts, none of them empty.
             tokenizer: Spells the tokens.
-            include: Whether the text ends with the stop text, and not before it.
-            min_tokens: How many tokens are made before one may complete a stop text.
+            include: Whether the text is cut after the stop text rather than before it.
+            min_tokens: The number of tokens before which no stop text counts.
         """
         self.strings = tuple(dict.fromkeys(strings))
         self.include = include
         self.min_tokens = min_tokens
         self._tokenizer = tokenizer
-        # the longest first: of those that end together it counts
+        # the longest first, since of those that end together the longest counts
         longest_first = sorted(self.strings, key=lambda text: -len(text.encode()))
         self.patterns = [(text, Pattern(text.encode())) for text in longest_first]
         self.text_patterns = [Pattern(text) for text in self.strings]
-        """The same as texts of characters; all of a request's generations are watched with them."""
+        """The same as texts of characters. All generations of the request share them."""
 
     def matcher(self) -> "StopMatcher":
-        """Watches one generation."""
+        """A matcher for one generation."""
         return StopMatcher(self, self._tokenizer)
 
     def locate(self, token_ids: Sequence[int], stop: str) -> Found:
-        """Where a stop text is that the last of these tokens completed."""
+        """Locates the stop text that the last of these tokens completed."""
         target = stop.encode()
         before, visible = self._end_of(token_ids[:-1], len(target) - 1)
         last = self._tokenizer.token_bytes(token_ids[-1]) or b""
@@ -84,7 +84,7 @@ class StopStrings:
         return Found(stop=seen(begin, end), rest=seen(end, len(text)))
 
     def _end_of(self, token_ids: Sequence[int], num_bytes: int) -> tuple[bytes, list[bool]]:
-        """The last bytes of tokens, at least so many, and of each whether it is text rather than a token's name."""
+        """At least the last `num_bytes` bytes of tokens, and for each whether it is text rather than a token's name."""
         text, visible = b"", list[bool]()
         for token_id in reversed(token_ids):
             if len(text) >= num_bytes or (spelt := self._tokenizer.token_bytes(token_id)) is None:
@@ -95,7 +95,7 @@ class StopStrings:
 
 
 class StopMatcher:
-    """Watches the tokens of one generation."""
+    """Finds stop texts in the tokens of one generation."""
 
     def __init__(self, stop: StopStrings, tokenizer: Tokenizer) -> None:
         self._stop = stop
@@ -104,11 +104,11 @@ class StopMatcher:
         self._num_tokens = 0
 
     def add(self, token_id: int) -> str | None:
-        """Returns the stop text that this token completes."""
+        """Returns the stop text that this token completes, if any."""
         self._num_tokens += 1
         found: str | None = None
         text = self._tokenizer.token_bytes(token_id)
-        if text is None:  # the tokenizer does not know it, and nothing goes across it
+        if text is None:  # the tokenizer does not know the token, so no stop text spans it
             self._matched = [0] * len(self._matched)
             return None
         for byte in text:

@@ -1,4 +1,4 @@
-"""Text to tokens and back, as the checkpoint's tokenizer has it. Streaming a text is in text_stream.py."""
+"""Converts text to tokens and back with the checkpoint's tokenizer. detokenizer.py does so while tokens come."""
 
 import json
 import re
@@ -18,33 +18,33 @@ from gpu_service.models.registry import CONFIGURATIONS
 from gpu_service.text import openmoe
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
-"""What T5's tokenizers call the tokens that stand for spans of text: special ones, and part of what the model says."""
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how sentencepiece spells a byte of a character it has no token for
+"""The names of T5's tokens for spans of text: special tokens that are part of the model's answer all the same."""
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how sentencepiece spells a byte of a character that has no token
 _PREFIX = "abcdef"
-"""What a token is decoded after, since a leading space is dropped at the beginning of a text."""
+"""Tokens are decoded after this text, since a leading space is dropped at the beginning of a text."""
 
 
 class ChatTemplateError(Exception):
-    """The chat template refused the messages. The text is the template's own."""
+    """The chat template refused the messages. The text is the template's."""
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer. Several threads may encode and decode."""
+    """A checkpoint's tokenizer. Any thread may encode and decode."""
 
     def __init__(self, directory: Path) -> None:
         """Reads the tokenizer's files.
 
         Raises:
-            ModelError: The directory holds no tokenizer that transformers knows.
+            ModelError: transformers cannot read the tokenizer.
         """
         try:
             self._tokenizer = _load(directory)
-        except Exception as error:  # it raises of all kinds at files that are wrong
-            said = " ".join(str(error).split())  # some of it goes over many lines
-            raise ModelError(f"{directory}: no tokenizer that can be read: {said}") from error
+        except Exception as error:  # bad files raise many kinds of exceptions
+            text = " ".join(str(error).split())  # some span many lines
+            raise ModelError(f"{directory}: cannot read the tokenizer: {text}") from error
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
-        """Characters of the longest token: a text of n times as many has at least n tokens."""
+        """Characters of the longest token: a text of n times as many characters has at least n tokens."""
         sentinels = {id for token, id in self._tokenizer.get_vocab().items() if _SENTINEL.fullmatch(token)}
         self._special_ids = frozenset(self._tokenizer.all_special_ids) - sentinels
         self._has_special_text = not sentinels.isdisjoint(self._tokenizer.all_special_ids)
@@ -65,7 +65,10 @@ class Tokenizer:
             return self._encode(text, add_special_tokens)
 
     def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The text of messages, each a role and what it says, by the chat template; the model's answer comes next.
+        """The prompt that the chat template makes of messages; the model's answer comes next.
+
+        Args:
+            messages: (role, content).
 
         Raises:
             ChatTemplateError: The template refuses them.
@@ -73,7 +76,7 @@ class Tokenizer:
         conversation = [{"role": role, "content": content} for role, content in messages]
         try:
             text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is a program, and not one of ours
+        except Exception as error:  # a template is the checkpoint's own program and may raise anything
             raise ChatTemplateError(str(error)) from error
         assert isinstance(text, str)
         return text
@@ -88,19 +91,19 @@ class Tokenizer:
         return text
 
     def is_special(self, token_id: int) -> bool:
-        """Whether a token is no text."""
+        """Whether a token is not part of the text."""
         return token_id in self._special_ids
 
     def ends_in_byte(self, token_ids: Sequence[int]) -> bool:
-        """Whether the last token that is text is one byte of a character, which may go on in the next token."""
+        """Whether the last token of text is one byte of a character, which the next token may continue."""
         last = next((token_id for token_id in reversed(token_ids) if token_id not in self._special_ids), None)
         token = None if last is None else self._tokenizer.convert_ids_to_tokens(last)
         return isinstance(token, str) and _BYTE_TOKEN.fullmatch(token) is not None
 
     def token_bytes(self, token_id: int) -> bytes | None:
-        """What a token adds to a text that goes on: UTF-8, or part of a character. None: there is no such token.
+        """What a token adds within a text: UTF-8, or part of a character. None: there is no such token.
 
-        It is how transformers' StopStringCriteria spells tokens: special ones by their names.
+        Tokens are spelt as transformers' StopStringCriteria spells them: special ones by their names.
         """
         if token_id not in self._bytes:
             token = self._tokenizer.convert_ids_to_tokens(token_id)
@@ -108,7 +111,7 @@ class Tokenizer:
         return self._bytes[token_id]
 
     def token_text(self, token_id: int) -> str:
-        """The text of a token, alone, as it would be within a text; what is no whole character is replaced."""
+        """The text of a single token as it would be within a text. Parts of characters become U+FFFD."""
         return (self.token_bytes(token_id) or b"").decode(errors="replace")
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -129,7 +132,7 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
     model_type = model_type_of(read_json(path, ConfigError)) if path.is_file() else None
     if model_type == "openmoe":
         return openmoe.load(directory)
-    # of a model that transformers does not know, the tokenizer's own files say all
+    # transformers does not know the model type; the tokenizer's own files are enough
     more = {"config": PreTrainedConfig()} if model_type in CONFIGURATIONS else {}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, **more
@@ -138,11 +141,11 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
 
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
-"""How byte-level vocabularies spell bytes."""
+"""The byte that each character of a byte-level vocabulary spells."""
 
 
 def _spelling(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """How the vocabulary spells a part of a character: "ByteFallback", "ByteLevel", or None where it has no way to."""
+    """How the vocabulary spells parts of characters: "ByteFallback", "ByteLevel", or None if it cannot."""
     decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
     if decoder is None:
         return None
@@ -154,7 +157,7 @@ def _spelling(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _types(state: Any) -> set[str]:
-    """The types of a decoder and of all that it consists of."""
+    """The types of a decoder and of all its parts."""
     if isinstance(state, list):
         return {name for part in state for name in _types(part)}
     if isinstance(state, dict):

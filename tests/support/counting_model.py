@@ -25,7 +25,7 @@ class NoCache:
     def __init__(self) -> None:
         self.cleared: list[int] = []
 
-    def copy(self, *_: int) -> None: ...
+    def copy(self, *_: int, **__: int) -> None: ...
 
     def swap(self, *_: int) -> None: ...
 
@@ -36,7 +36,13 @@ class NoCache:
 
 
 class CountingModel:
-    """It fails where it is told to, and computes what is not a number after one token."""
+    """Counts up from the last token. Tests make it fail.
+
+    Attributes:
+        error: Raised by the next steps.
+        nan_after: The token after which logits are NaN.
+        non_finite_after: The token after which a row's experts are reported as non-finite.
+    """
 
     device = torch.device("cpu")
     dtype = torch.float32
@@ -46,7 +52,7 @@ class CountingModel:
         self._non_finite: set[int] = set()
         self.error: Exception | None = None
         self.nan_after = -1
-        self.poison_after = -1
+        self.non_finite_after = -1
         self.steps = 0
 
     def scheduler(self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8) -> Scheduler:
@@ -59,7 +65,7 @@ class CountingModel:
         self.steps += 1
         if self.error:
             raise self.error
-        self._non_finite = set((token_ids == self.poison_after).any(1).nonzero()[:, 0].tolist())
+        self._non_finite = set((token_ids == self.non_finite_after).any(1).nonzero()[:, 0].tolist())
         kept = {Logits.NONE: token_ids[:, :0], Logits.LAST: token_ids[:, -1:], Logits.ALL: token_ids}[wants].flatten()
         logits = torch.nn.functional.one_hot((kept + 1) % VOCAB, VOCAB).float() * 9
         # a little for the one after, so that beams have something to choose

@@ -211,7 +211,7 @@ def test_nothing_follows_a_failure_not_even_of_the_requests_other_generations(st
 
 @pytest.mark.parametrize("kind", ["sampled", "generations", "beams"])
 @pytest.mark.parametrize("in_prompt", [True, False])
-@pytest.mark.parametrize("how", ["nan_after", "poison_after"])
+@pytest.mark.parametrize("how", ["nan_after", "non_finite_after"])
 def test_what_is_not_a_number_fails_its_request_alone_and_is_wiped_away(kind: str, in_prompt: bool, how: str) -> None:
     steps = _Steps()
     kinds: dict[str, dict[str, Any]] = {

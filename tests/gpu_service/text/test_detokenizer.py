@@ -8,7 +8,7 @@ from gpu_service.text.tokenizer import Tokenizer
 
 
 def _groups(token_ids: list[int], sizes: list[int]) -> list[list[int]]:
-    """Groups of these sizes and then of one."""
+    """Splits tokens into groups of these sizes, and the rest into groups of one."""
     groups, position, sizes = [], 0, list(sizes)
     while position < len(token_ids):
         size = sizes.pop() if sizes else 1
@@ -52,7 +52,7 @@ def test_special_tokens_are_no_text(tokenizer: Tokenizer) -> None:
 
 
 def _generate(tokenizer: Tokenizer, text: str, stop: StopStrings, sizes: list[int]) -> tuple[str, str | None, str]:
-    """What is streamed of a model that says the text; which stop text ended it; and what it had decoded to by then."""
+    """What is streamed if a model generates the text, which stop text ends it, and what its tokens decode to."""
     matcher, made, found = stop.matcher(), list[int](), None
     for token_id in tokenizer.encode(text, add_special_tokens=False):
         made.append(token_id)
@@ -71,7 +71,7 @@ _STOPS = st.lists(st.text(alphabet="abté🙂", min_size=1, max_size=4), min_siz
 def test_the_text_ends_at_the_stop_text_however_tokens_come(
     tokenizer: Tokenizer, text: str, strings: list[str], include: bool, sizes: list[int]
 ) -> None:
-    streamed, found, decoded = _generate(tokenizer, text, StopStrings(strings, tokenizer, include), sizes)
+    streamed, found, decoded = _generate(tokenizer, text, StopStrings(strings, tokenizer, include=include), sizes)
     ends = {decoded.find(string) + len(string): string for string in sorted(strings, key=len) if string in decoded}
     if not ends:
         assert (streamed, found) == (decoded, None)
@@ -139,7 +139,7 @@ def test_a_stop_text_that_a_token_holds_twice_ends_the_text_before_the_first(tok
 
 
 def test_a_stop_text_that_only_the_tokens_spell_takes_nothing_off(tokenizer: Tokenizer) -> None:
-    """As with a space that begins a token and, at the very beginning, not the text."""
+    """Such as the space that begins a token and is dropped at the very beginning of a text."""
     first = tokenizer.encode("the", add_special_tokens=False)[0]
     text = tokenizer.token_text(first)[:2]
     stop = StopStrings([text], tokenizer, include=False)

@@ -1,4 +1,4 @@
-"""OpenMoE's tokenizer from the files that its checkpoints come with, and DeepSeek-MoE's."""
+"""OpenMoE's tokenizer from its checkpoints' files, and DeepSeek-MoE's."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer as Rust
 
+from gpu_service.errors import ModelError
 from gpu_service.text.tokenizer import Tokenizer
 from tests.support import published
 
@@ -31,7 +32,7 @@ def test_a_text_begins_with_the_padding_token_and_has_no_end(openmoe: Path) -> N
 
 def test_the_likeliest_pieces_are_chosen(openmoe: Path) -> None:
     tokenizer = Tokenizer(openmoe)
-    # one piece of -2 rather than two of -2 each; a word that is no piece is spelt
+    # one piece of score -2 beats two of -2 each; a word without a piece is spelt out
     assert _pieces(tokenizer, "the experts") == ["<pad>", "the", "experts"]
     assert _pieces(tokenizer, "the ex")[2:] == ["", "e", "x"]
 
@@ -61,10 +62,10 @@ def test_a_tokenizer_json_comes_first_and_gets_the_padding_token_too(openmoe: Pa
 def test_what_is_missing_or_wrong_is_named(openmoe: Path, tmp_path: Path) -> None:
     directory = shutil.copytree(openmoe, tmp_path / "without")
     (directory / "spiece.model").write_bytes(b"\xff\xff nothing")
-    with pytest.raises(ValueError, match=r"spiece\.model is no sentencepiece model"):
+    with pytest.raises(ModelError, match=r"spiece\.model is not a sentencepiece model"):
         Tokenizer(directory)
     (directory / "spiece.model").unlink()
-    with pytest.raises(ValueError, match=r"neither tokenizer\.json nor spiece\.model"):
+    with pytest.raises(ModelError, match=r"neither tokenizer\.json nor spiece\.model"):
         Tokenizer(directory)
 
 

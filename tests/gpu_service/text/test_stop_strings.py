@@ -16,7 +16,7 @@ def theirs(tokenizer_directory: Path) -> object:
 
 
 def _end(strings: list[str], tokenizer: Tokenizer, token_ids: list[int]) -> int | None:
-    """Which of the tokens ends the generation."""
+    """The position of the token that ends the generation."""
     matcher = StopStrings(strings, tokenizer, include=False).matcher()
     return next((position for position, token_id in enumerate(token_ids) if matcher.add(token_id)), None)
 
@@ -25,7 +25,7 @@ def _end(strings: list[str], tokenizer: Tokenizer, token_ids: list[int]) -> int 
 def test_a_generation_ends_where_transformers_ends_it(
     tokenizer: Tokenizer, theirs: object, data: st.DataObject, token_ids: list[int]
 ) -> None:
-    """The stop texts are cut out of what any tokens spell, special ones too, or drawn from it."""
+    """Stop texts are parts of what random tokens spell, special ones included, or random strings of its characters."""
     spelt = b"".join(tokenizer.token_bytes(token_id) or b"" for token_id in token_ids).decode(errors="ignore")
     cut = st.tuples(st.integers(0, len(spelt)), st.integers(1, 5)).map(lambda each: spelt[each[0] :][: each[1]])
     drawn = st.text(alphabet=sorted(set(spelt)) or "a", min_size=1, max_size=4)

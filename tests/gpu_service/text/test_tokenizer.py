@@ -24,7 +24,7 @@ def _with_template(directory: Path, template: str) -> Tokenizer:
 
 @given(text=st.text(alphabet="abté 🙂", max_size=30))
 def test_the_bytes_of_a_texts_tokens_join_to_the_text(tokenizer: Tokenizer, text: str) -> None:
-    """But for the space that sentencepiece puts before a text."""
+    """Except for the space that sentencepiece puts before a text."""
     spelt = [tokenizer.token_bytes(token_id) for token_id in tokenizer.encode(text, add_special_tokens=False)]
     assert b"".join(each or b"" for each in spelt).decode() in (text, f" {text}")
 
