@@ -1,4 +1,4 @@
-"""Computes experts on the device of the dense part, from weights that lie there or are on their way."""
+"""Computes experts on the device of the dense part, from weights that are resident there or are being copied."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +12,7 @@ from gpu_service.gpu_experts.streaming import ExpertCopy
 
 
 class DeviceExperts:
-    """The experts that one batch computes on the device, layer by layer."""
+    """Computes a batch's resident and streamed experts, layer by layer."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self._device = device
@@ -29,15 +29,15 @@ class DeviceExperts:
         streamed: Sequence[tuple[int, ExpertCopy]],
         total: torch.Tensor,
     ) -> None:
-        """Adds routing weight x expert(row) of the given experts to the rows of `total`.
+        """Adds routing weight x expert(row), for the given experts, to the rows of `total`.
 
         Args:
             layer: Index into the checkpoint's MoE layers.
             hidden: [rows, hidden] on the device.
             expert_ids: [rows, k]; ids that are neither resident nor streamed are left out.
             routing_weights: [rows, k].
-            resident: Weights by expert id; computed first.
-            streamed: Expert ids and their copies, in the order in which they land.
+            resident: Weights by expert id; they are computed first.
+            streamed: Expert ids and their copies, in the order in which the copies land. All are released.
             total: [rows, hidden] float32 on the device.
         """
         wanted = [*resident, *(expert for expert, _ in streamed)]
@@ -46,7 +46,7 @@ class DeviceExperts:
             expert: slice(assignments.starts[position], assignments.starts[position + 1])
             for position, expert in enumerate(assignments.experts)
         }
-        # once for all experts: each transfer costs more than a small expert's product
+        # transferred once for all experts: a transfer costs more than a small expert's product
         rows, weights = assignments.rows.to(self._device), assignments.weights.to(self._device)
 
         def add(expert: int, matrices: ExpertWeights) -> None:

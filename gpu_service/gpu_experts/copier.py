@@ -1,7 +1,7 @@
-"""Copies experts to the device in the background: one thread, chunk by chunk, at every chunk the most urgent copy.
+"""Copies experts to the device in the background: one thread, chunk by chunk, each time from the most urgent copy.
 
-It knows tensors and where they go. Which expert is copied when, and into which slot, is expert_slots.py's; how a chunk
-gets there is copy_lanes.py's.
+The copier knows source and target tensors. expert_slots.py decides which expert is copied when, and into which slot;
+lanes.py transports a chunk.
 """
 
 import threading
@@ -21,28 +21,29 @@ SourceAndTarget: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 class CopyCancelledError(RuntimeError):
-    """The copy was given up before it was done."""
+    """The copy was cancelled before it was complete."""
 
 
 class Urgency(IntEnum):
-    """Why something is copied; the least comes first."""
+    """Why an expert is copied. The lowest value is copied first."""
 
     DEMAND = 0
     """The engine waits for it."""
     PREFETCH = 1
-    """The next layer may want it."""
+    """The next layer may use it."""
     SWAP = 2
-    """It will be of use some day."""
+    """It is to be resident from some later step on."""
 
 
 class Job:
-    """One expert's copy. The engine's thread makes it and reads it; the copier's thread carries it out."""
+    """One expert's copy. The engine's thread creates and reads it; the copier's thread carries it out."""
 
     def __init__(
         self,
         source: ExpertWeights,
         target: ExpertWeights,
         urgency: Urgency,
+        *,
         fence: Mark = None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -52,16 +53,16 @@ class Job:
             source: Tensors in the CPU's memory, of any strides.
             target: Tensors on the device, of the same shapes and dtypes.
             urgency: Why it is copied.
-            fence: The point until which the target is still read.
-            check: Called before each chunk; raises where the source must not be read.
+            fence: The point of the engine's stream until which the target is still read.
+            check: Called before each chunk; raises if the source must not be read.
         """
         self.urgency = urgency
         self.total_bytes = source.nbytes
         self.done_bytes = 0
         self.busy_seconds = 0.0
-        """What the copier's thread spent on it, others' chunks in between left out."""
+        """What the copier's thread spent on this copy, without other copies' chunks in between."""
         self.mark: Mark = None
-        """The point at which all of it has landed. Valid once it has ended without an error."""
+        """The point at which all bytes have landed. Valid once the copy has ended without an error."""
         self.error: Exception | None = None
         self._source = source
         self._target = target
@@ -72,27 +73,27 @@ class Job:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will be copied: all is on its way to the device, or it failed or was cancelled."""
+        """Whether nothing more will be copied: all bytes are sent, or the copy failed or was cancelled."""
         return self._ended.is_set()
 
     @property
     def fraction_left(self) -> float:
-        """The part of its bytes that is still to be copied."""
+        """The fraction of its bytes that is still to be copied."""
         return 1 - self.done_bytes / self.total_bytes
 
     def wait(self) -> None:
-        """Waits for its end.
+        """Waits until the copy has ended.
 
         Raises:
             CopyCancelledError: It was cancelled.
-            Exception: Whatever went wrong when it was copied.
+            Exception: What the copying raised.
         """
         self._ended.wait()
         if self.error is not None:
             raise self.error
 
     def copy_chunk(self, lane: Lane) -> bool:
-        """Copies what comes next. Returns whether that was all. For the copier's thread, as `end` is."""
+        """Copies the next chunk. Returns whether it was the last. Only for the copier's thread, as is `end`."""
         if self._chunks is None:
             lane.begin(self._fence)
             self._chunks = _chunks(self._source, self._target, lane.chunk_bytes)
@@ -106,18 +107,18 @@ class Job:
         return True
 
     def end(self, error: Exception | None) -> None:
-        """Lets go of who waits."""
+        """Marks the copy as ended and wakes the threads that wait for it."""
         self.error = error
         self._ended.set()
 
 
 class Copier:
-    """Carries out jobs, one chunk at a time. Everything but the lane's copying is safe to call from any thread."""
+    """Carries out jobs, one chunk at a time. Its methods may be called from any thread."""
 
     def __init__(self, lane: Lane) -> None:
         """Starts the thread."""
         self.copied_bytes = dict.fromkeys(Urgency, 0)
-        """Since the start, by how urgent it was when it was copied."""
+        """Bytes copied since the start, by their urgency at that time."""
         self._lane = lane
         self._queues: dict[Urgency, deque[Job]] = {urgency: deque() for urgency in Urgency}
         self._changed = threading.Condition()
@@ -127,7 +128,11 @@ class Copier:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Takes a job, behind those that are as urgent."""
+        """Queues a job behind those of the same urgency.
+
+        Raises:
+            CopyCancelledError: The copier is closed.
+        """
         with self._changed:
             if self._closed:
                 raise CopyCancelledError("the copier is closed")
@@ -135,7 +140,7 @@ class Copier:
             self._changed.notify_all()
 
     def set_urgency(self, job: Job, urgency: Urgency) -> None:
-        """Moves a job behind those of another urgency; nothing where it has ended."""
+        """Moves a job behind those of another urgency. Does nothing if it has ended."""
         with self._changed:
             if job.urgency != urgency and job in self._queues[job.urgency]:
                 self._queues[job.urgency].remove(job)
@@ -143,19 +148,19 @@ class Copier:
             job.urgency = urgency
 
     def cancel(self, job: Job) -> None:
-        """Gives up a job; nothing where it has ended. The chunk in hand is still copied, before any other job's."""
+        """Cancels a job. Does nothing if it has ended. A chunk that is being copied is still completed."""
         with self._changed:
             if job in self._queues[job.urgency]:
                 self._queues[job.urgency].remove(job)
                 job.end(CopyCancelledError("the copy was cancelled"))
 
     def quiesce(self) -> None:
-        """Waits until no chunk of a job that has ended is in hand: a cancelled one's target is written no more."""
+        """Waits until no chunk of an ended job is being copied, so that a cancelled job's target is written no more."""
         with self._changed:
             self._changed.wait_for(lambda: self._current is None or not self._current.has_ended)
 
     def close(self) -> None:
-        """Cancels all jobs, and ends the thread after the chunk in hand."""
+        """Cancels all jobs, and ends the thread after the current chunk."""
         with self._changed:
             self._closed = True
             for queue in self._queues.values():
@@ -171,7 +176,10 @@ class Copier:
             pass
 
     def _copy_next(self) -> bool:
-        """Copies one chunk, of whatever is most urgent. A function, since a job held while idle would hold memory."""
+        """Copies one chunk of the most urgent job. Returns False when closed.
+
+        A function of its own, so that no local variable keeps an ended job's memory while the thread is idle.
+        """
         job = self._next()
         if job is None:
             return False
@@ -182,11 +190,11 @@ class Copier:
         except Exception as raised:
             error = raised
         job.busy_seconds += time.perf_counter() - began
-        self._put_down(job, job.done_bytes - done_before, is_all, error)
+        self._put_down(job, num_bytes=job.done_bytes - done_before, is_all=is_all, error=error)
         return True
 
     def _next(self) -> Job | None:
-        """Waits for the most urgent job and takes its next chunk in hand; None when closed."""
+        """Waits for the most urgent job and makes it the current one; None when closed."""
         with self._changed:
             while True:
                 if self._closed:
@@ -197,25 +205,26 @@ class Copier:
                         return self._current
                 self._changed.wait()
 
-    def _put_down(self, job: Job, num_bytes: int, is_all: bool, error: Exception | None) -> None:
+    def _put_down(self, job: Job, *, num_bytes: int, is_all: bool, error: Exception | None) -> None:
+        """Ends the current chunk, and the job if that was all of it."""
         with self._changed:
             self._current = None
             self.copied_bytes[job.urgency] += num_bytes
-            if is_all and not job.has_ended:  # by being cancelled meanwhile
+            if is_all and not job.has_ended:  # it has ended if it was cancelled meanwhile
                 self._queues[job.urgency].remove(job)
                 job.end(error)
             self._changed.notify_all()
 
 
 def _chunks(source: ExpertWeights, target: ExpertWeights, chunk_bytes: int) -> Iterator[SourceAndTarget]:
-    """Pieces of at most `chunk_bytes`, in the order in which the source lies in memory."""
+    """Yields pieces of at most `chunk_bytes`, in the order of the source's memory."""
     targets = dict(target.tensors())
     for name, tensor in source.tensors():
         yield from _pieces(*_rows(tensor, targets[name]), chunk_bytes // tensor.itemsize)
 
 
 def _rows(source: torch.Tensor, target: torch.Tensor) -> SourceAndTarget:
-    """Both as [rows, columns] such that neighbours in a row are neighbours in the source, or nearly."""
+    """Returns both as [rows, columns], turned so that a row of the source is contiguous in memory, or nearly."""
     if source.dim() == 1:
         return source[None], target[None]
     return (source.T, target.T) if source.stride(0) < source.stride(1) else (source, target)
@@ -233,7 +242,7 @@ def _pieces(source: torch.Tensor, target: torch.Tensor, max_elements: int) -> It
 
 
 def _even_parts(length: int, longest: int) -> Iterator[slice]:
-    """Slices of at most `longest`, as few and as even as can be."""
+    """Yields slices of at most `longest`, as few and as even as possible."""
     count = -(-length // longest)
     for part in range(count):
         yield slice(length * part // count, length * (part + 1) // count)

@@ -1,7 +1,7 @@
-"""The experts that lie on the device or are on their way there, and why: to stay, for one batch, or ahead of one.
+"""The experts that are on the device or being copied there: to stay, for the current batch, or ahead of a batch.
 
-What should be resident is placement.py's to decide, what is streamed planner.py's. Everything here is for the engine's
-thread, and nothing becomes resident or ceases to be except in a call: the thread that copies changes no table.
+placement decides what is resident, the planner what is streamed. Everything here is for the engine's thread, and
+residency changes only within a call: the thread that copies changes no table.
 """
 
 import math
@@ -25,11 +25,12 @@ Progress = Callable[[int, int], None]
 """(bytes done, bytes in all)"""
 
 _SHRINK_PARTS = 8
+"""When memory runs out, one slot of so many is given up."""
 _log = structlog.get_logger("gpu_service")
 
 
 class ExpertSlots:
-    """Weights of experts on the device, in resident slots and a few streaming slots."""
+    """The weights of experts on the device, in resident slots and a few streaming slots."""
 
     slot_bytes = staticmethod(slot_bytes)
 
@@ -38,17 +39,19 @@ class ExpertSlots:
         checkpoint: Checkpoint,
         device: torch.device,
         capacity: int,
+        *,
         num_streaming: int = 2,
         lane: Lane | None = None,
     ) -> None:
-        """Takes the memory of all slots, which are empty, and starts the thread that copies.
+        """Allocates all slots, which are empty, and starts the thread that copies.
 
         Args:
             checkpoint: The experts. They are read from its memory map.
             device: Where the slots are.
-            capacity: Resident slots.
-            num_streaming: Streaming slots: how many experts may be under way or in use for a batch, or ahead of one.
-            lane: How bytes get to the device; None for the one that fits it.
+            capacity: The number of resident slots.
+            num_streaming: The number of streaming slots: how many experts may be copied or in use for a batch, or be
+                copied ahead of one, at the same time.
+            lane: Transports bytes to the device; None: the lane for this device.
 
         Raises:
             torch.OutOfMemoryError: The slots do not fit.
@@ -58,47 +61,52 @@ class ExpertSlots:
         self._stored = StoredExperts(checkpoint)
         self._lane = lane or build_lane(device, num_bytes)
         self._copier = Copier(self._lane)
-        self._table = SlotTable(self._stored, self._lane, self._copier, slots[:capacity], slots[capacity:])
+        self._table = SlotTable(
+            self._stored, self._lane, self._copier, resident=slots[:capacity], streaming=slots[capacity:]
+        )
         self._copies = ExpertCopies(self._table, self._copier, self._lane)
 
     @property
     def capacity(self) -> int:
-        """Resident slots, empty ones included."""
+        """The number of resident slots, including empty ones."""
         return len(self._table.kept) + len(self._table.empty)
 
     @property
     def num_empty(self) -> int:
-        """Resident slots that hold nothing and are given nothing."""
+        """The number of resident slots that hold no expert and are not being copied to."""
         return len(self._table.empty)
 
     @property
     def copied_bytes(self) -> dict[str, int]:
-        """Bytes copied since the start, by why: demand, prefetch or swap. For any thread."""
+        """Bytes copied since the start, by reason: demand, prefetch or swap. For any thread."""
         return {urgency.name.lower(): count for urgency, count in self._copier.copied_bytes.items()}
 
     def resident(self, layer: int) -> Set[int]:
-        """The layer's experts that are on the device to stay. A live view, as `resident_keys` is."""
+        """Returns the layer's resident experts: a live view, as `resident_keys` is."""
         return self._table.ready[layer]
 
     def resident_keys(self) -> Collection[ExpertKey]:
-        """All experts that have a resident slot, those under way included; the latest to be copied comes last."""
+        """Returns all experts that have a resident slot, including those being copied; the latest comes last."""
         return self._table.kept.keys()
 
     def pending(self, layer: int) -> Mapping[int, float]:
-        """The layer's experts whose copy is under way, or done ahead of time, and the fraction of it still to do."""
+        """Returns the layer's experts that are being copied, or were copied ahead, and the fraction still to copy."""
         return self._table.pending(layer)
 
     def weights(self, key: ExpertKey) -> ExpertWeights:
-        """The weights of an expert in `resident`.
+        """Returns the weights of a resident expert.
 
-        What reads them must be enqueued before its slot is given to another, by `stream`, `swap` or `shrink`.
+        What reads them must be enqueued before `stream`, `swap` or `shrink` gives its slot to another expert.
+
+        Raises:
+            KeyError: The expert is not resident.
         """
         if key[1] not in self._table.ready[key[0]]:
             raise KeyError(f"expert {key} is not resident")
         return self._table.kept[key].weights
 
     def poll(self) -> None:
-        """Makes resident what has landed to stay, and gives up what failed. For between layers or batches."""
+        """Makes experts resident whose copies have landed, and gives up failed copies. Call it between layers."""
         for key, job in list(self._table.landing.items()):
             if not job.has_ended:
                 continue
@@ -108,15 +116,15 @@ class ExpertSlots:
                 self._table.land(key)
 
     def load(self, keys: Iterable[ExpertKey], progress: Progress | None = None) -> None:
-        """Fills empty slots and waits until all of it is resident. For the start.
+        """Fills empty slots and waits until all of the experts are resident. For the start.
 
         Args:
             keys: Experts that are not on the device.
             progress: Called after every expert.
 
         Raises:
-            ValueError: There are more than empty slots, or one is on the device.
-            Exception: Whatever went wrong when one was copied.
+            ValueError: There are more experts than empty slots, or one is on the device already.
+            Exception: What the copying raised.
         """
         keys = list(keys)
         for key in keys:
@@ -129,48 +137,49 @@ class ExpertSlots:
                 progress(done, done_bytes[-1])
 
     def stream(self, key: ExpertKey, into: ExpertKey | None = None) -> ExpertCopy:
-        """Copies an expert that the batch at hand needs, before all that is less urgent.
+        """Copies an expert that the current batch needs, ahead of everything less urgent.
 
-        Those that are `pending` should come first. Where there are more than free slots, the others begin when those
-        before them are released: they must be waited for in the order of these calls.
+        Stream the `pending` ones first. If there are more experts than free slots, the later copies start when earlier
+        ones are released: wait for them in the order of these calls.
 
         Args:
-            key: The expert. If it is on its way already, that copy is hurried; if it is resident, there is none.
-            into: A resident expert that is evicted at once and whose slot this one keeps; None: it does not stay.
+            key: The expert. A copy of it that is under way becomes urgent; a resident expert is not copied.
+            into: A resident expert that is evicted at once, and whose slot the new one keeps; None: it does not stay.
 
         Raises:
-            ValueError: It is streamed already, or `into` is not resident or is itself streamed.
+            ValueError: The expert is streamed already, or `into` is not resident or is itself streamed.
         """
         return self._copies.stream(key, into)
 
     def prefetch(self, key: ExpertKey) -> ExpertCopy | None:
-        """Copies an expert that a later layer may need, once nothing is demanded.
+        """Copies an expert that a later layer may need, as soon as no demanded copy is left.
 
-        A demand that finds no free slot takes the oldest prefetch's.
+        A demand that finds no free slot takes the slot of the oldest prefetch.
 
         Returns:
-            The copy, which `stream` returns again; None where no slot is free or the expert is on the device already.
+            The copy, which a later `stream` returns again; None if no slot is free, or the expert is on the device
+            or on its way.
         """
         return self._copies.prefetch(key)
 
     def cancel_prefetch(self, key: ExpertKey) -> None:
-        """Gives up a prefetch; nothing where it was streamed or given up meanwhile."""
+        """Gives up a prefetch. Does nothing if the expert was streamed, or its copy given up, in the meantime."""
         self._copies.cancel_prefetch(key)
 
     def release_all(self) -> None:
-        """Releases what a batch streamed and, since it failed, did not release."""
+        """Releases the copies that a failed batch did not release."""
         self._copies.release_all()
 
     def swap(self, evict: ExpertKey | None, load: ExpertKey) -> bool:
         """Copies an expert in the background; `poll` makes it resident once it has landed.
 
         Args:
-            evict: A resident expert, evicted at once; None where a slot is empty.
-            load: The expert.
+            evict: A resident expert, evicted at once; None: an empty slot is used.
+            load: The expert to copy.
 
         Returns:
-            Whether it was begun: not where `load` has a resident slot or is streamed, `evict` is not resident or is
-            streamed, or no slot is empty.
+            Whether the copy was started. It is not if `load` has a resident slot or is streamed, if `evict` is not
+            resident or is streamed, or if no slot is empty.
         """
         table, copies = self._table, self._copies
         if load in table.kept or copies.is_demanded(load):
@@ -185,11 +194,11 @@ class ExpertSlots:
         """Gives memory of resident slots back to the device, which ran out of it.
 
         Args:
-            count: How many slots; None for an eighth of all.
-            least_valuable: Experts to give up once no slot is empty; after them those that were copied last.
+            count: The number of slots; None: an eighth of all.
+            least_valuable: Experts to give up after the empty slots, and before those that were copied last.
 
         Returns:
-            Whether there was any slot to give up: one whose expert is not streamed just now.
+            Whether there was any slot to give up; one whose expert the batch streams is kept.
         """
         table = self._table
         count = -(-self.capacity // _SHRINK_PARTS) if count is None else count
@@ -207,22 +216,22 @@ class ExpertSlots:
         return given_up > 0
 
     def time_transfer(self) -> float:
-        """Seconds of one expert's copy, measured; infinite without a streaming slot. For when nothing is copied."""
+        """Measures the seconds of one copy, while nothing else is copied; infinite without a streaming slot."""
         if not self._table.free:
             return math.inf
-        return time_transfer(self._table.free[-1], self._stored, self._copier, self._lane)
+        return time_transfer(self._table.free[-1], self._stored, copier=self._copier, lane=self._lane)
 
     def close(self) -> None:
-        """Ends the thread. What is under way is given up; weights on the device stay for as long as they are used."""
+        """Ends the thread and cancels its copies. Weights on the device stay for as long as they are referenced."""
         self._copier.close()
         self._lane.close()
         self._stored.close()
 
     def _give_up(self, key: ExpertKey, error: Exception) -> None:
-        """A copy failed. One that is demanded is left alone: whoever waits for it is told."""
+        """Gives up a failed copy, unless it is demanded: then its error is raised to the thread that waits for it."""
         if self._copies.is_demanded(key):
             return
-        _log.warning("an expert could not be copied to the device", layer=key[0], expert=key[1], reason=str(error))
+        _log.warning("copying an expert failed", layer=key[0], expert=key[1], reason=str(error))
         if key in self._table.kept:
             self._table.evict(key)
         else:

@@ -1,6 +1,6 @@
-"""The ways that bytes take from the checkpoint's memory map to a slot: a Lane for CUDA and one for the CPU.
+"""How bytes get from the checkpoint's memory map to a slot: one Lane for CUDA and one for the CPU.
 
-A lane copies what it is told in the order that it is told. What is copied when is copier.py's.
+A lane copies chunks in the order of the calls. copier.py decides what is copied when.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -10,53 +10,57 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import override
 
 from fiddler import cgroup
 
 Mark = torch.cuda.Event | None
-"""A point in a stream's work; None on the CPU, where work is done when a call returns."""
+"""A point in the work of a CUDA stream; None on the CPU, where work is done when a call returns."""
 
-_MAX_CHUNK_BYTES = 8 * 2**20  # two staging buffers stay in a last-level cache: memory is then read once and not twice
+_MAX_CHUNK_BYTES = 8 * 2**20
+"""Two staging buffers of this size stay in a last-level cache, so that memory is read once and not twice."""
 _MIN_CHUNK_BYTES = 2**20
-_CHUNKS_PER_EXPERT = 4  # so that within one expert, too, a chunk is read while the one before it is sent
+_CHUNKS_PER_EXPERT = 4
+"""At least so many, so that even within one expert a chunk is read while the one before it is sent."""
 _MAX_THREADS = 4
-_BIT_PATTERNS = {1: torch.int8, 2: torch.int16, 4: torch.int32}  # numpy has no bfloat16; a copy needs none
+_BIT_PATTERNS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+"""By bytes, the dtype that stands for any other: numpy has no bfloat16, and copies bits."""
 
 
 def chunk_bytes(slot_bytes: int) -> int:
-    """How much is copied at a time, a multiple of 256."""
+    """Returns how many bytes of a slot are copied at a time: a multiple of 256."""
     wanted = min(max(-(-slot_bytes // _CHUNKS_PER_EXPERT), _MIN_CHUNK_BYTES), _MAX_CHUNK_BYTES, slot_bytes)
     return -(-wanted // 256) * 256
 
 
 class Lane(Protocol):
-    """Who may call what: the copier's thread `begin`, `copy` and `end`; the engine's thread everything else."""
+    """Transports chunks. The copier's thread calls `begin`, `copy` and `end`; the engine's thread everything else."""
 
     chunk_bytes: int
-    """The most that one call of `copy` may bring."""
+    """The most bytes of one call of `copy`."""
 
     def fence(self) -> Mark:
-        """The point up to which the engine has given work to its stream: what it reads until there is still needed."""
+        """Returns the point up to which the engine has given work to its stream, which may still read old weights."""
         ...
 
     def begin(self, fence: Mark) -> None:
-        """Lets the copies that follow wait for a fence."""
+        """Makes the copies that follow wait for a fence."""
         ...
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copies one chunk; both are of one shape [rows, columns] and dtype, and may be strided."""
+        """Copies one chunk. Both tensors have one shape [rows, columns] and one dtype, and may be strided."""
         ...
 
     def end(self) -> Mark:
-        """The point at which all copies until now have landed."""
+        """Returns the point at which all copies so far have landed."""
         ...
 
     def has_landed(self, mark: Mark) -> bool:
-        """Whether what `end` marked is there. Does not wait."""
+        """Whether the copies before a mark of `end` have landed. Does not wait."""
         ...
 
     def join(self, mark: Mark) -> None:
-        """Lets the work that the engine gives its stream from now on come after the mark. Does not wait on CUDA."""
+        """Orders the work that the engine gives its stream from now on after the mark. Does not wait on CUDA."""
         ...
 
     def synchronize(self) -> None:
@@ -64,130 +68,141 @@ class Lane(Protocol):
         ...
 
     def give_back(self) -> None:
-        """Returns the memory of slots that are gone to the device."""
+        """Gives the memory of deleted slots back to the device."""
         ...
 
     def close(self) -> None:
-        """Ends its threads. Nothing is copied any more."""
+        """Ends its threads. Nothing may be copied afterwards."""
         ...
 
 
-class HostLane:
-    """To slots in the CPU's memory: each chunk at once, by the copier's own thread."""
+class HostLane(Lane):
+    """Copies to slots in the CPU's memory: each chunk immediately, in the copier's thread."""
 
     def __init__(self, chunk_bytes: int) -> None:
         self.chunk_bytes = chunk_bytes
 
+    @override
     def fence(self) -> Mark:
-        """See Lane. The engine computes in its own thread: what it has begun is done."""
-        return None
+        return None  # the engine computes in its own thread: what it has started is done
 
+    @override
     def begin(self, fence: Mark) -> None:
-        """See Lane."""
+        pass
 
+    @override
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """See Lane."""
         np.copyto(_bits(target), _bits(source))
 
+    @override
     def end(self) -> Mark:
-        """See Lane."""
         return None
 
+    @override
     def has_landed(self, mark: Mark) -> bool:
-        """See Lane."""
         return True
 
+    @override
     def join(self, mark: Mark) -> None:
-        """See Lane."""
+        pass
 
+    @override
     def synchronize(self) -> None:
-        """See Lane."""
+        pass
 
+    @override
     def give_back(self) -> None:
-        """See Lane."""
+        pass
 
+    @override
     def close(self) -> None:
-        """See Lane."""
+        pass
 
 
-class CudaLane:
-    """To a GPU: a chunk is read into one of two pinned buffers while the other is sent, on a stream of its own."""
+class CudaLane(Lane):
+    """Copies to a GPU: reads a chunk into one of two pinned buffers while the other is sent, on its own stream."""
 
     def __init__(self, device: torch.device, chunk_bytes: int, num_threads: int | None = None) -> None:
-        """Takes two pinned buffers of `chunk_bytes`; so many threads read into them, None for a fair share of CPUs."""
+        """Allocates two pinned buffers.
+
+        Args:
+            device: A CUDA device.
+            chunk_bytes: Bytes of each buffer.
+            num_threads: How many threads read into them; None: a fair share of the CPUs.
+        """
         self.chunk_bytes = chunk_bytes
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._staging = [_pinned(chunk_bytes) for _ in range(2)]
-        # blocking: a wait that spins takes a CPU from the experts
+        # blocking: a wait that spins would take a CPU from the experts
         self._sent = [torch.cuda.Event(blocking=True) for _ in range(2)]  # type: ignore[no-untyped-call]
         self._turn = 0
         self._unturned: torch.Tensor | None = None
         self._reader = _Reader(num_threads or _fair_threads())
 
+    @override
     def fence(self) -> Mark:
-        """See Lane."""
         mark: Mark = torch.cuda.current_stream(self._device).record_event()
         return mark
 
+    @override
     def begin(self, fence: Mark) -> None:
-        """See Lane."""
         if fence is not None:
             self._stream.wait_event(fence)
 
+    @override
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """See Lane. Waits only where the buffer of two chunks ago is not sent yet."""
         staging, sent = self._staging[self._turn], self._sent[self._turn]
         self._turn = 1 - self._turn
-        sent.synchronize()
+        sent.synchronize()  # waits only if the chunk before the last one is still being sent
         staged = _shaped(staging, source)
         self._reader.copy(_bits(source), _bits(staged))
         with torch.cuda.stream(self._stream):
             if target.is_contiguous():
                 target.copy_(staged, non_blocking=True)
-            else:  # a transposed layout is sent as it is stored, and turned by the device, whose memory is faster
+            else:  # a transposed layout is sent as it is stored and transposed on the device, whose memory is faster
                 self._on_device(staged).copy_(staged, non_blocking=True)
                 target.copy_(self._on_device(staged), non_blocking=True)
             sent.record(self._stream)
 
+    @override
     def end(self) -> Mark:
-        """See Lane."""
         mark: Mark = self._stream.record_event()
         return mark
 
+    @override
     def has_landed(self, mark: Mark) -> bool:
-        """See Lane."""
         return mark is None or bool(mark.query())  # type: ignore[no-untyped-call]
 
+    @override
     def join(self, mark: Mark) -> None:
-        """See Lane."""
         if mark is not None:
             torch.cuda.current_stream(self._device).wait_event(mark)
 
+    @override
     def synchronize(self) -> None:
-        """See Lane."""
         torch.cuda.synchronize(self._device)
 
+    @override
     def give_back(self) -> None:
-        """See Lane."""
         torch.cuda.empty_cache()
 
+    @override
     def close(self) -> None:
-        """See Lane."""
         self._reader.close()
 
     def _on_device(self, staged: torch.Tensor) -> torch.Tensor:
-        """Memory on the device for one chunk as it is stored; used by the lane's stream alone, chunk after chunk."""
+        """Returns memory on the device for one chunk as it is stored; only the lane's stream uses it."""
         if self._unturned is None:
             self._unturned = torch.empty(self.chunk_bytes, dtype=torch.uint8, device=self._device)
         return _shaped(self._unturned, staged)
 
 
 class _Reader:
-    """Copies within the CPU's memory with several threads: one alone is slower than a fast link to the device.
+    """Copies within the CPU's memory with several threads: one thread is slower than a fast link to the device.
 
-    Not PyTorch's own copy, which would bring up a team of OpenMP threads for its caller; between chunks they spin, on
-    the CPUs that compute experts.
+    PyTorch's own copy would start a team of OpenMP threads for its caller, which spin between chunks on the CPUs that
+    compute experts.
     """
 
     def __init__(self, num_threads: int) -> None:
@@ -212,7 +227,7 @@ class _Reader:
 
 
 def build_lane(device: torch.device, slot_bytes: int) -> Lane:
-    """The lane to a device, for slots of so many bytes."""
+    """Returns the lane to a device, for slots of so many bytes."""
     if device.type == "cpu":
         return HostLane(chunk_bytes(slot_bytes))
     return CudaLane(device, chunk_bytes(slot_bytes))
@@ -227,7 +242,7 @@ def _pinned(num_bytes: int) -> torch.Tensor:
 
 
 def _shaped(memory: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """The first bytes of a buffer, as a contiguous tensor of another's shape and dtype."""
+    """Returns the first bytes of a buffer as a contiguous tensor of another tensor's shape and dtype."""
     return memory[: like.nbytes].view(like.dtype).view(like.shape)
 
 

@@ -1,6 +1,6 @@
-"""How much of the device's memory resident experts may take: what the user asks for, against what there is.
+"""How much of the device's memory resident experts may take: what the user asks for, compared with what is free.
 
-Arithmetic alone: the caller measures the memory and takes it. torch is not imported here.
+Only arithmetic: the caller measures the memory and allocates it.
 """
 
 import math
@@ -10,49 +10,49 @@ from dataclasses import dataclass
 from gpu_service.errors import FlagError
 
 RESERVE_BYTES = 512 * 2**20
-"""Left alone by every budget: what libraries take late, and what the allocator loses between blocks."""
+"""Left free by every budget: for what libraries allocate late, and what the allocator loses between blocks."""
 _FLAG = "--gpu-expert-memory"
 _GIB = 2**30
 _NUMBER = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(%?)", re.ASCII)
 
-# of PyTorch's allocator on CUDA: what is larger than _LARGE gets memory of its own in multiples of _GRANULE; what is
-# smaller shares blocks of _SHARED; what is smaller than _SMALL shares small ones, in multiples of _QUANTUM
+# PyTorch's allocator on CUDA: a tensor of at least _LARGE gets memory of its own, in multiples of _GRANULE; a smaller
+# one shares blocks of _SHARED; one of at most _SMALL shares small blocks, in multiples of _QUANTUM
 _SMALL_BYTES, _QUANTUM_BYTES = 2**20, 512
 _LARGE_BYTES, _GRANULE_BYTES, _SHARED_BYTES = 10 * 2**20, 2 * 2**20, 20 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the user asks for. Of `gib` and `percent` at most one is set; neither: as much as there is room for."""
+    """What the user asks for. At most one of `gib` and `percent` is set; neither: as much as there is room for."""
 
     gib: float | None = None
     percent: float | None = None
-    """Of the device's memory, whatever else lies in it."""
+    """Of the device's total memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceMemory:
-    """What there is, in bytes, once the dense weights and the keys and values are in place."""
+    """The device's memory in bytes, once the dense weights and the KV cache are in place."""
 
     total_bytes: int
     free_bytes: int
     workspace_bytes: int
-    """What a step takes while it runs, measured."""
+    """What a step allocates while it runs, measured."""
     is_host: bool = False
-    """Whether it is the CPU's, where the experts are at hand without slots: `auto` takes none of it."""
+    """Whether this is the CPU's memory, from which experts are computed without slots: `auto` takes none of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlotNeeds:
-    """What slots are made of."""
+    """The sizes that slots need."""
 
     slot_bytes: int
     num_streaming: int
-    """Streaming slots, which are beside the budget."""
+    """The number of streaming slots, which the budget does not include."""
 
     @property
     def allocated_bytes(self) -> int:
-        """What one slot takes once the allocator has rounded it up."""
+        """The bytes of one slot as the allocator rounds them up."""
         return _allocated(self.slot_bytes)
 
 
@@ -60,7 +60,7 @@ def parse_budget(text: str) -> Budget:
     """Reads `auto`, a number of GiB such as `8` or `8.5`, or a share of the device's memory such as `30%`.
 
     Raises:
-        ValueError: It is none of these, or a share of more than all.
+        ValueError: It is none of these, or a share above 100%.
     """
     if text == "auto":
         return Budget()
@@ -71,15 +71,15 @@ def parse_budget(text: str) -> Budget:
     if not match[2]:
         return Budget(gib=number)
     if number > 100:
-        raise ValueError(f"{text!r} is more than all of the device's memory")
+        raise ValueError(f"{text!r} is more than the device's memory")
     return Budget(percent=number)
 
 
 def budget_bytes(budget: Budget, memory: DeviceMemory, needs: SlotNeeds) -> int:
-    """The bytes that resident slots may take.
+    """Returns the bytes that resident slots may take.
 
     Raises:
-        FlagError: It is more than there is room for, or not 0 and less than one expert.
+        FlagError: The budget is more than there is room for, or above 0 and less than one expert.
     """
     room = room_bytes(memory, needs)
     if budget.gib is None and budget.percent is None:
@@ -92,23 +92,22 @@ def budget_bytes(budget: Budget, memory: DeviceMemory, needs: SlotNeeds) -> int:
     if wanted > memory.total_bytes:
         raise FlagError(f"{_FLAG} {asked}: the device has {_gib(memory.total_bytes)}")
     if wanted > room:
-        raise FlagError(
-            f"{_FLAG} {asked}: {_gib(wanted)} are asked for, and {_gib(room)} of the device's "
-            f"{_gib(memory.total_bytes)} are left for resident experts"
-        )
+        left = f"{_gib(room)} of the device's {_gib(memory.total_bytes)} are left for resident experts"
+        raise FlagError(f"{_FLAG} {asked}: asks for {_gib(wanted)}, and {left}; ask for less, or for auto")
     if 0 < wanted < needs.allocated_bytes:
-        raise FlagError(f"{_FLAG} {asked}: one expert takes {_gib(needs.allocated_bytes)}; 0 keeps none on the device")
+        least = _gib(needs.allocated_bytes)
+        raise FlagError(f"{_FLAG} {asked}: one expert takes {least}; ask for more, or for 0 to keep none resident")
     return wanted
 
 
 def room_bytes(memory: DeviceMemory, needs: SlotNeeds) -> int:
-    """What is free less what a step takes, the streaming slots and the reserve; not below 0."""
+    """Returns what is free after a step's workspace, the streaming slots and the reserve; at least 0."""
     taken = memory.workspace_bytes + needs.num_streaming * needs.allocated_bytes + RESERVE_BYTES
     return max(0, memory.free_bytes - taken)
 
 
 def slots_for(budget_bytes: int, needs: SlotNeeds, num_experts: int) -> int:
-    """How many resident slots a budget is good for; not more than there are experts."""
+    """Returns how many resident slots fit a budget; at most one for each expert."""
     return min(num_experts, budget_bytes // needs.allocated_bytes)
 
 

@@ -1,7 +1,7 @@
-"""Which expert is in which slot, and what is on its way there. Why an expert is copied is expert_slots.py's.
+"""Slots, memory of one expert each, and the table of which expert is in which slot or on its way there.
 
-All slots are alike. One is either resident, and keeps what is copied to it until that is evicted, or a streaming slot,
-and holds an expert for one batch. For the engine's thread.
+All slots are alike. A resident slot keeps its expert until that is evicted; a streaming slot holds one for one batch.
+expert_slots.py decides which expert is copied, and why. For the engine's thread.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,15 @@ from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import Lane, Mark
 from gpu_service.gpu_experts.stored import StoredExperts
 
-_ALIGNMENT_BYTES = 256  # what CUDA's own allocations have, and more than any kernel of a matrix product asks for
+_ALIGNMENT_BYTES = 256
+"""The alignment of CUDA's own allocations, and more than any kernel of a matrix product needs."""
+_LEAST_FRACTION = 1e-6
+"""What is reported to be left of a copy that is complete but not in use yet: using it costs next to nothing."""
+_NOTHING: Mapping[int, float] = MappingProxyType({})
 
 
 def slot_bytes(checkpoint: Checkpoint) -> int:
-    """Bytes of a slot that holds any of the checkpoint's experts, in the dtype they are stored in."""
+    """Returns the bytes of a slot that can hold any expert of the checkpoint, in the dtype in which it is stored."""
     return max(
         sum(_padded(view.num_bytes) for view in expert.views.values())
         for layer in checkpoint.layers
@@ -32,16 +36,16 @@ def slot_bytes(checkpoint: Checkpoint) -> int:
 
 
 class Slot:
-    """Memory for one expert. It may be written again and again."""
+    """Memory for one expert, which is written many times."""
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
         self.num_bytes = num_bytes
         self.fence: Mark = None
-        """The point until which what it held before is still read."""
+        """The point of the engine's stream until which the previous expert is still read."""
         self._memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
     def place(self, expert: ExpertWeights) -> ExpertWeights:
-        """Where the expert's tensors lie once copied here: contiguous views of their shapes and dtypes."""
+        """Returns where the expert's tensors are copied to: contiguous views of their shapes and dtypes."""
         offset = 0
         views: dict[str, torch.Tensor] = {}
         for name, tensor in expert.tensors():
@@ -54,61 +58,65 @@ def _padded(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
-_LEAST_FRACTION = 1e-6  # of a copy that is done but not taken up: to use it costs next to nothing
-_NOTHING: Mapping[int, float] = MappingProxyType({})
-
-
 class Holding(NamedTuple):
-    """A slot, and the weights that it holds or is being given."""
+    """A slot, and the weights that it holds or that are being copied to it."""
 
     slot: Slot
     weights: ExpertWeights
 
 
 class SlotTable:
-    """Slots and their experts. Weights may be read once `land` has been told that they are there."""
+    """Slots and their experts. An expert's weights may be read after `land`."""
 
     def __init__(
-        self, stored: StoredExperts, lane: Lane, copier: Copier, resident: list[Slot], streaming: list[Slot]
+        self, stored: StoredExperts, lane: Lane, copier: Copier, *, resident: list[Slot], streaming: list[Slot]
     ) -> None:
-        """All slots are empty."""
+        """Starts with empty slots.
+
+        Args:
+            stored: The experts.
+            lane: Gives the marks between copies and computations.
+            copier: Carries out the copies.
+            resident: Slots whose experts stay.
+            streaming: Slots whose experts stay for one batch.
+        """
         self.empty = resident
-        """Resident slots that hold nothing."""
+        """Empty resident slots."""
         self.free = streaming
-        """Streaming slots that hold nothing."""
+        """Empty streaming slots."""
         self.kept: dict[ExpertKey, Holding] = {}
-        """In resident slots; the latest to be given one comes last."""
+        """Experts in resident slots, the latest last."""
         self.passing: dict[ExpertKey, Holding] = {}
-        """In streaming slots."""
+        """Experts in streaming slots."""
         self.landing: dict[ExpertKey, Job] = {}
-        """The copies of those of both that are not known to have landed."""
+        """Copies that are not known to have landed, to slots of either kind."""
         self.ready: tuple[set[int], ...] = tuple(set() for _ in stored.num_experts)
-        """By layer, the experts in resident slots that have landed."""
+        """By layer, the experts in resident slots whose copy has landed."""
         self._stored = stored
         self._lane = lane
         self._copier = copier
 
     def pending(self, layer: int) -> Mapping[int, float]:
-        """The layer's experts that are landing, and what fraction of their copy is still to do."""
+        """Returns the layer's experts that are landing, and the fraction of each copy that is still to do."""
         if not self.landing:
             return _NOTHING
         return {key[1]: max(_LEAST_FRACTION, job.fraction_left) for key, job in self.landing.items() if key[0] == layer}
 
     def hold(self, key: ExpertKey, evict: ExpertKey | None, urgency: Urgency) -> None:
-        """Has an expert copied to the resident slot of another, or to an empty one."""
+        """Starts a copy to the resident slot of the evicted expert, or to an empty one."""
         self._copy(self.kept, self._make_room(evict), key, urgency)
 
     def pass_through(self, key: ExpertKey, urgency: Urgency) -> None:
-        """Has an expert copied to a free streaming slot."""
+        """Starts a copy to a free streaming slot."""
         self._copy(self.passing, self.free.pop(), key, urgency)
 
     def keep(self, key: ExpertKey, evict: ExpertKey | None) -> None:
-        """Makes the slot of a passing expert a resident one; that of the other, or an empty one, becomes free."""
+        """Makes a passing expert's slot resident. The evicted expert's slot, or an empty one, will stream."""
         self.free.append(self._make_room(evict))
         self.kept[key] = self.passing.pop(key)
 
     def land(self, key: ExpertKey) -> None:
-        """Takes note that an expert's copy has landed."""
+        """Notes that an expert's copy has landed."""
         del self.landing[key]
         if key in self.kept:
             self.ready[key[0]].add(key[1])
@@ -125,7 +133,7 @@ class SlotTable:
         return self.empty.pop() if evict is None else self._vacate(self.kept, evict)
 
     def _vacate(self, where: dict[ExpertKey, Holding], key: ExpertKey) -> Slot:
-        """Takes an expert out of its slot, which is written anew only after what reads it now."""
+        """Takes an expert out of its slot. The fence delays the next copy to it until all present reads are done."""
         slot = where.pop(key).slot
         if key in self.landing:
             self._copier.cancel(self.landing.pop(key))
@@ -137,5 +145,6 @@ class SlotTable:
         source = self._stored[key]
         target = slot.place(source)
         where[key] = Holding(slot, target)
-        self.landing[key] = Job(source, target, urgency, slot.fence, partial(self._stored.check, key))
+        check = partial(self._stored.check, key)
+        self.landing[key] = Job(source, target, urgency, fence=slot.fence, check=check)
         self._copier.submit(self.landing[key])

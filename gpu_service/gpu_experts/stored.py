@@ -1,4 +1,4 @@
-"""The experts where they are stored: views of the checkpoint's files, and whether the files are still whole."""
+"""The experts as they are stored: views of the checkpoint's files, and a check that the files are still whole."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,7 @@ from gpu_service.gpu_experts.keys import ExpertKey
 
 
 class StoredExperts:
-    """Every expert of a checkpoint. May be read from any thread; `close` comes last."""
+    """Every expert of a checkpoint. May be read from any thread until `close`."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -20,7 +20,7 @@ class StoredExperts:
 
     @property
     def num_experts(self) -> list[int]:
-        """By layer."""
+        """Experts of each layer."""
         return [len(layer.experts) for layer in self._layers]
 
     def __getitem__(self, key: ExpertKey) -> ExpertWeights:
@@ -28,23 +28,23 @@ class StoredExperts:
         return self._layers[layer].experts[expert]
 
     def check(self, key: ExpertKey) -> None:
-        """Makes sure that the expert can be read: past the end of a mapped file, reading kills the process.
+        """Checks that the expert can be read: a read past the end of a mapped file kills the process.
 
-        A file that is cut short between this and the reading still does.
+        A file that is cut short between the check and the read still kills it.
 
         Raises:
-            FileFormatError: A file has become shorter than it was.
+            FileFormatError: A file has become too short.
         """
         for view in self._views(key):
             _, end = view.span_bytes
             size = os.fstat(self._files[view.file]).st_size
             if size < end:
                 raise FileFormatError(
-                    f"{view.file} has been cut short to {size} bytes; the tensor {view.name!r} goes up to {end}."
+                    f"{view.file} has been cut short to {size} bytes; the tensor {view.name!r} ends at {end}."
                 )
 
     def close(self) -> None:
-        """Lets go of the files."""
+        """Closes the files."""
         for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()

@@ -1,6 +1,6 @@
-"""Copies of experts for one batch, or ahead of one: who waits for which, and who gets a streaming slot.
+"""Copies of experts for one batch, or ahead of one: which are demanded, and which of them get a streaming slot.
 
-For the engine's thread. What stays on the device for long is expert_slots.py's.
+For the engine's thread. expert_slots.py holds what stays on the device beyond a batch.
 """
 
 from collections import deque
@@ -15,43 +15,43 @@ from gpu_service.gpu_experts.slots import SlotTable
 class ExpertCopy:
     """An expert's weights on their way to the device for one batch.
 
-    `release` must follow, also where `wait` was not called or raised.
+    Call `release` in any case, even if `wait` was not called or raised an error.
     """
 
     def __init__(self, copies: "ExpertCopies", key: ExpertKey) -> None:
-        """Made by ExpertCopies."""
+        """ExpertCopies creates it."""
         self.key = key
         self.demanded = False
-        """Whether the batch at hand needs it; otherwise it is a prefetch."""
+        """Whether the current batch needs it; otherwise it is a prefetch."""
         self.seconds: float | None = None
-        """What the copying took, once waited for; None where the weights were there already."""
+        """How long the copying took, after `wait`; None if the weights had landed before."""
         self._copies = copies
 
     def wait(self) -> ExpertWeights:
-        """Weights on the device, which whatever is enqueued from now on may read, until `release`.
+        """Returns weights on the device, for what is enqueued from now on until `release`.
 
         On CUDA it waits until the copy is enqueued, not until it has landed. A prefetch becomes a demand.
 
         Raises:
-            RuntimeError: It was released, or copies that were demanded before it were not.
-            Exception: Whatever went wrong when it was copied.
+            RuntimeError: The copy was released, or copies that were demanded before it were not.
+            Exception: What the copying raised.
         """
         return self._copies.wait(self)
 
     def release(self) -> None:
-        """Says that what reads the weights is enqueued. Cancels a copy that is under way and was not to stay."""
+        """Releases the weights: all that reads them is enqueued. Cancels an unfinished copy that was not to stay."""
         self._copies.release(self)
 
 
 class ExpertCopies:
-    """The copies that are not released. Of one expert there is at most one."""
+    """The copies that are not released, at most one of each expert. ExpertSlots describes the operations."""
 
     def __init__(self, table: SlotTable, copier: Copier, lane: Lane) -> None:
         self._table = table
         self._copier = copier
         self._lane = lane
         self._copies: dict[ExpertKey, ExpertCopy] = {}  # the oldest first
-        self._waiting: deque[ExpertKey] = deque()  # demanded, and no slot is free; then nothing is prefetched
+        self._waiting: deque[ExpertKey] = deque()  # demanded while no slot is free; nothing is prefetched then
 
     def is_demanded(self, key: ExpertKey) -> bool:
         """Whether a batch needs a copy of this expert, or computes with it."""
@@ -63,7 +63,7 @@ class ExpertCopies:
         return key in self._table.kept and not self.is_demanded(key)
 
     def stream(self, key: ExpertKey, into: ExpertKey | None) -> ExpertCopy:
-        """See ExpertSlots.stream."""
+        """Demands a copy for the current batch."""
         table = self._table
         if self.is_demanded(key):
             raise ValueError(f"expert {key} is streamed already")
@@ -80,7 +80,7 @@ class ExpertCopies:
         return copy
 
     def prefetch(self, key: ExpertKey) -> ExpertCopy | None:
-        """See ExpertSlots.prefetch."""
+        """Starts a copy ahead of a batch, if a streaming slot is free."""
         if not self._table.free or key in self._copies or key in self._table.kept:
             return None
         copy = self._copies[key] = ExpertCopy(self, key)
@@ -88,12 +88,15 @@ class ExpertCopies:
         return copy
 
     def cancel_prefetch(self, key: ExpertKey) -> None:
-        """See ExpertSlots.cancel_prefetch."""
+        """Releases a copy that is not demanded."""
         if key in self._copies and not self.is_demanded(key):
             self._copies[key].release()
 
     def keep_prefetched(self, key: ExpertKey, evict: ExpertKey | None) -> bool:
-        """Gives an expert the resident slot of another, or an empty one, if it is being prefetched; else False."""
+        """Makes a prefetched expert's slot resident, in place of the evicted expert's or an empty one.
+
+        Returns whether the expert was being prefetched.
+        """
         if key not in self._copies or self.is_demanded(key):
             return False
         del self._copies[key]
@@ -101,12 +104,12 @@ class ExpertCopies:
         return True
 
     def release_all(self) -> None:
-        """See ExpertSlots.release_all."""
+        """Releases all demanded copies."""
         for key in [key for key in self._copies if self.is_demanded(key)]:
             self._copies[key].release()
 
     def wait(self, copy: ExpertCopy) -> ExpertWeights:
-        """See ExpertCopy.wait."""
+        """Carries out ExpertCopy.wait."""
         key, table = copy.key, self._table
         if self._copies.get(key) is not copy:
             raise RuntimeError(f"the copy of expert {key} was released, or was a prefetch and had to make room")
@@ -120,7 +123,7 @@ class ExpertCopies:
         return holding.weights
 
     def join(self, key: ExpertKey) -> float:
-        """Waits for an expert that is landing. Returns what its copying took, in seconds."""
+        """Waits for an expert that is landing. Returns the seconds that its copying took."""
         job = self._table.landing[key]
         job.wait()
         self._lane.join(job.mark)
@@ -128,7 +131,7 @@ class ExpertCopies:
         return job.busy_seconds
 
     def release(self, copy: ExpertCopy) -> None:
-        """See ExpertCopy.release."""
+        """Carries out ExpertCopy.release."""
         key, table = copy.key, self._table
         if self._copies.get(key) is not copy:
             return
@@ -141,11 +144,11 @@ class ExpertCopies:
             self._waiting.remove(key)
         elif key in table.landing and table.landing[key].error is not None:
             table.evict(key)
-        elif key in table.landing:  # it was not waited for, but is to stay; ExpertSlots.poll sees to it
+        elif key in table.landing:  # it was not waited for, but is to stay: ExpertSlots.poll makes it resident
             self._copier.set_urgency(table.landing[key], Urgency.SWAP)
 
     def _begin(self, key: ExpertKey, into: ExpertKey | None) -> None:
-        """Starts a demanded copy, or lets it wait for a slot."""
+        """Starts a demanded copy, or queues it for a slot."""
         if into is not None:
             self._table.hold(key, into, Urgency.DEMAND)
             return

@@ -95,7 +95,7 @@ def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_ro
         free_bytes=memory.free_bytes,
         workspace_bytes=memory.workspace_bytes,
     )
-    return ExpertSlots(checkpoint, model.device, capacity, NUM_STREAMING)
+    return ExpertSlots(checkpoint, model.device, capacity, num_streaming=NUM_STREAMING)
 
 
 def _fill(slots: ExpertSlots, policy: Placement) -> None:

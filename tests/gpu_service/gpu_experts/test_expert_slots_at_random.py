@@ -145,7 +145,7 @@ class Caller:
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_on_the_cpu(checkpoint: Checkpoint, seed: int) -> None:
-    slots = ExpertSlots(checkpoint, torch.device("cpu"), CAPACITY, NUM_STREAMING, lane=HostLane(700))
+    slots = ExpertSlots(checkpoint, torch.device("cpu"), CAPACITY, num_streaming=NUM_STREAMING, lane=HostLane(700))
     stored = slots._stored
 
     def read(key: ExpertKey, weights: ExpertWeights) -> None:
@@ -161,7 +161,7 @@ def test_on_the_cpu(checkpoint: Checkpoint, seed: int) -> None:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_on_a_device_that_works_later(checkpoint: Checkpoint, seed: int) -> None:
     lane = TwoStreamsLane(2048)
-    slots = ExpertSlots(checkpoint, torch.device("cpu"), CAPACITY, NUM_STREAMING, lane=lane)
+    slots = ExpertSlots(checkpoint, torch.device("cpu"), CAPACITY, num_streaming=NUM_STREAMING, lane=lane)
     stored = slots._stored
     choice = random.Random(seed)
     num_read = 0
