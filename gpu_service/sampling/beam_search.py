@@ -220,7 +220,7 @@ class BeamSearch:
         return Hypothesis(token_ids, float(scores[index]), candidates.reasons[index])
 
     def _ends(self, candidates: _Candidates) -> bool:
-        """Whether the search is over, now that num_made tokens are made."""
+        """Whether the search has ended after `_num_made` tokens."""
         finished = self._finished
         if self._parameters.early_stopping is True and bool(finished.is_there.all()):
             return True

@@ -1,4 +1,4 @@
-"""A model for tests of the engine: its likeliest next token is the last one plus one, around the vocabulary."""
+"""A model for tests of the engine: its likeliest next token is the last token plus one, modulo the vocabulary."""
 
 import queue
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ VOCAB = 100
 
 
 class NoCache:
-    """A RowStorage that holds nothing, and remembers which rows were cleared."""
+    """A RowStorage that stores nothing and remembers which rows were cleared."""
 
     is_divisible = True
 
@@ -68,7 +68,7 @@ class CountingModel:
         self._non_finite = set((token_ids == self.non_finite_after).any(1).nonzero()[:, 0].tolist())
         kept = {Logits.NONE: token_ids[:, :0], Logits.LAST: token_ids[:, -1:], Logits.ALL: token_ids}[wants].flatten()
         logits = torch.nn.functional.one_hot((kept + 1) % VOCAB, VOCAB).float() * 9
-        # a little for the one after, so that beams have something to choose
+        # a little for the token after that, so that beams have a choice
         logits += torch.nn.functional.one_hot((kept + 2) % VOCAB, VOCAB).float() * 7
         logits[kept == self.nan_after] = torch.nan
         return logits
@@ -79,7 +79,7 @@ class CountingModel:
 
 
 class Reader:
-    """One request, its answer for tests without an engine, and the events that it was given."""
+    """One request, its answer for tests without an engine, and its events."""
 
     def __init__(self, prompt: Sequence[int], max_tokens: int = 5, eos: int = -1, **more: Any) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
@@ -87,11 +87,11 @@ class Reader:
         self.answer = Answer(self.request)
 
     def all(self) -> list[Event]:
-        """What came so far."""
+        """The events so far."""
         return [self.events.get() for _ in range(self.events.qsize())]
 
     def read(self) -> tuple[list[int], Finished | Failed]:
-        """The tokens of a request of one generation, and its end, once it is there."""
+        """Waits for the end of a request of one generation and returns its tokens and its last event."""
         tokens: list[int] = []
         while True:
             event = self.events.get(timeout=20)

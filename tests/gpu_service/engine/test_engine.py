@@ -204,7 +204,7 @@ def test_an_idle_engine_computes_nothing(engine: Engine, model: CountingModel) -
     reader = Reader([4], max_tokens=3)
     engine.submit(reader.request)
     reader.read()
-    engine.cancel(reader.request)  # wakes it once more
+    engine.cancel(reader.request)  # wakes the thread once more
     assert model.steps == 3
 
 

@@ -251,7 +251,7 @@ def test_a_spoiled_row_is_made_zeros(is_decoding: bool) -> None:
     assert any(NAN in row for row in run.cache.cells)
     run.scheduler.remove(answer, non_finite=True)
     assert not any(NAN in row for row in run.cache.cells)
-    run.step()  # the other one's row is as it was
+    run.step()  # checks that the other request's row is unchanged
 
 
 @pytest.mark.parametrize("alone_chunk", [None, 10])

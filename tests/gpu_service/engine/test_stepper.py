@@ -15,7 +15,7 @@ from tests.support.counting_model import VOCAB, CountingModel, Reader
 
 
 class _Steps:
-    """A stepper on a model that counts."""
+    """A stepper with a CountingModel."""
 
     def __init__(self, max_slots: int = 8, chunk: int = 8) -> None:
         self.model = CountingModel()
@@ -108,7 +108,7 @@ def test_generations_of_one_request_share_its_prompt_and_end_one_by_one(steps: _
         steps.run(single)
         alone.append(single.read()[0])
     assert [_tokens(events, index) for index in range(3)] == alone
-    assert len({len(tokens) for tokens in alone}) > 1  # else they would not have ended one by one
+    assert len({len(tokens) for tokens in alone}) > 1  # so that they end one by one
     for end in _ends(events):
         assert end.completion_tokens == len(alone[end.index])
         after = events[events.index(end) + 1 :]

@@ -20,7 +20,7 @@ PADDING = 1000
 
 
 class _Table:
-    """Logits by the last two tokens and the length of a text."""
+    """Logits that depend on the last two tokens and the length of a text."""
 
     def __init__(self, vocab_size: int, seed: int, coarse: bool) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -35,7 +35,7 @@ class _Table:
 
 
 class _TableModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """A table as transformers' generate takes it."""
+    """A table as a model for transformers' generate."""
 
     config_class = PretrainedConfig
     main_input_name = "input_ids"
@@ -45,7 +45,7 @@ class _TableModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-
         config.vocab_size = table.vocab_size
         super().__init__(config)
         self.table = table
-        self.anchor = torch.nn.Parameter(torch.zeros(1))  # says on which device the model is
+        self.anchor = torch.nn.Parameter(torch.zeros(1))  # tells generate the model's device
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:
         return CausalLMOutput(logits=self.table(input_ids.tolist())[:, None])
@@ -55,7 +55,7 @@ class _TableModel(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-
 
 
 class _Cache:
-    """What the rows of a cache hold: tokens by position, copied as a search says."""
+    """The contents of a cache's rows, tokens by position, copied as a search asks."""
 
     def __init__(self, num_rows: int) -> None:
         self.rows = [list(PROMPT) for _ in range(num_rows)]
@@ -63,7 +63,7 @@ class _Cache:
         self.num_copied = 0
 
     def run(self, search: BeamSearch, table: _Table) -> None:
-        """Searches to the end, and looks at each step that every row holds its beam."""
+        """Searches to the end and checks at each step that every row holds its beam."""
         numbers = list(range(len(self.rows)))[::-1]  # the request's rows need not be in order, nor the first
         while not search.is_done:
             texts = [[*PROMPT, *output] for output in self.outputs]
@@ -87,7 +87,7 @@ class _Cache:
 
 
 def _follow(outputs: list[list[int]], step: BeamStep) -> None:
-    """Makes of each row's tokens what a step says."""
+    """Applies a step to each row's tokens."""
     for fork in step.forks:
         outputs[fork.target][:] = outputs[fork.source]
     for output, token_id in zip(outputs, step.token_ids, strict=bool(step.token_ids)):

@@ -191,7 +191,7 @@ _OTHER_VALUES: dict[str, Any] = {
     "logit_bias": ((7, 5.0),),
     "forced_bos_token_id": 9,
 }
-"""By option: a value that changes what `_DRAWN` draws. A new option needs one, too."""
+"""For each option, a value that changes the tokens that `_DRAWN` draws. A new option needs one, too."""
 _DRAWN = SamplingParameters(temperature=1.0, seed=5)
 
 
