@@ -1,1 +1,1 @@
-"""Makes Grafana's dashboards and docs/metrics.md from Python: what is committed is what this writes."""
+"""Generates Grafana's dashboards and docs/metrics.md. The committed files are what this writes."""

@@ -5,7 +5,7 @@ from tools.command_line import run
 
 
 def main() -> None:
-    """Writes what differs, and says which."""
+    """Writes the files that differ, and prints their paths."""
     for path, text in files().items():
         if not path.exists() or path.read_text() != text:
             path.write_text(text)

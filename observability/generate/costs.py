@@ -1,4 +1,4 @@
-"""The dashboard *Where the time goes*: each part of a layer, predicted and actual. Services are costs_services.py's."""
+"""The dashboard *Where the time goes*: each part of a layer, predicted and actual. costs_services.py has the rest."""
 
 from observability.generate.costs_services import CPU, HOP, NORMAL
 from observability.generate.expressions import HERE, LAYERS, matrix, mean, total_rate
@@ -17,8 +17,8 @@ def _predicted_and_actual(part: str) -> list[Query]:
 _WHOLE = (
     Panel(
         "The engine's time",
-        "What a second of the engine is spent on: experts, or the rest of the model (attention, routers, head). What "
-        "is left is sampling, or nothing to do.",
+        "Shares of the engine's time: experts, and the rest of the model (attention, routers, head). The remainder is "
+        "sampling and idle time.",
         "timeseries",
         [
             Query(_EXPERTS, "experts"),
@@ -30,7 +30,7 @@ _WHOLE = (
     ),
     Panel(
         "One step",
-        "Mean seconds of a batch: a part of one prompt (prefill), or the next token of all who decode.",
+        "Mean seconds of a batch: a part of one prompt (prefill), or the next token of all requests that decode.",
         "timeseries",
         [Query(mean("fiddler_step_seconds", HERE, "phase"), "{{phase}}")],
         "s",
@@ -38,8 +38,8 @@ _WHOLE = (
     ),
     Panel(
         "Both sides at once",
-        "Share of the layers' time in which the device and the CPU expert service worked at the same time. 0 where all "
-        "experts are on one side.",
+        "Share of the layers' time in which the device and the CPU expert service worked at the same time. It is 0 if "
+        "all experts are on one side.",
         "timeseries",
         [Query(f"{total_rate('fiddler_layer_overlap_seconds_total', LAYERS)} / {_LAYER}", "overlap")],
         "percentunit",
@@ -51,9 +51,9 @@ _WHOLE = (
 _PARTS = (
     Panel(
         "Parts of the layers",
-        "Mean seconds per batch, of the chosen layers together. cpu: experts in the CPU expert service. hop: the way "
-        "there and back. gpu: experts on the device, waiting for copies included. transfer: copies that a batch waited "
-        "for. Parts overlap.",
+        "Mean seconds per batch, of the chosen layers together. cpu: experts in the CPU expert service. hop: transport "
+        "of messages, both ways. gpu: experts on the device, including waits for copies. transfer: copies that a batch "
+        "waited for. Parts overlap.",
         "timeseries",
         [Query(f"{total_rate(_ACTUAL, LAYERS, 'part')} / ignoring (part) group_left {_STEPS}", "{{part}}")],
         "s",
@@ -76,7 +76,7 @@ _PARTS = (
     ),
     Panel(
         "Each layer",
-        "Mean seconds per batch from a layer's router having chosen until its experts' sum was there.",
+        "Mean seconds per batch from the router's choice in a layer until the sum of its experts was computed.",
         "timeseries",
         [
             Query(
@@ -89,7 +89,7 @@ _PARTS = (
     ),
     Panel(
         "Actual over predicted",
-        "By part: what it took over what the costs had said. Plans are as good as this is near 1.",
+        "By part: the actual time over the time that the costs predicted. Near 1, plans are based on correct costs.",
         "timeseries",
         [Query(f"{total_rate(_ACTUAL, LAYERS, 'part')} / {total_rate(_PREDICTED, LAYERS, 'part')}", "{{part}}")],
         "short",
@@ -98,7 +98,7 @@ _PARTS = (
     ),
     Panel(
         "CPU side: predicted and actual",
-        "Share of the time in which the CPU expert service computed, as predicted and as it said.",
+        "Share of the time in which the CPU expert service computed, as predicted and as it reported.",
         "timeseries",
         _predicted_and_actual("cpu"),
         "percentunit",
@@ -106,8 +106,8 @@ _PARTS = (
     ),
     Panel(
         "GPU side: predicted and actual",
-        "Share of the time in which the device computed experts, waiting for copies included, as predicted and as it "
-        "was. 0 where it computes none.",
+        "Share of the time in which the device computed experts, including waits for copies, predicted and actual. It "
+        "is 0 if the device computes none.",
         "timeseries",
         _predicted_and_actual("gpu"),
         "percentunit",
@@ -118,7 +118,7 @@ _PARTS = (
 DASHBOARD = Dashboard(
     "fiddler-costs",
     "Where the time goes",
-    "What each layer takes on either side and between them, what was expected, and whether this speed is normal.",
+    "The time of each layer on either side and between them, the prediction, and whether this speed is normal.",
     (INSTANCE, EXPERT_INSTANCE, LAYER),
     (
         Row("Is this speed normal?", NORMAL),

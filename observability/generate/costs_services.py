@@ -1,4 +1,4 @@
-"""Panels of *Where the time goes*: bandwidth against what is possible, the hop, the CPU expert service."""
+"""Panels of *Where the time goes*: bandwidth and its limit, the hop, the CPU expert service."""
 
 from observability.generate.expressions import HERE, THERE, dashed, matrix, mean, percentiles, total_rate
 from observability.generate.model import Panel, Query
@@ -9,10 +9,10 @@ _TRANSFER_SECONDS = total_rate("fiddler_layer_actual_seconds_total", f'{HERE}, p
 NORMAL = (
     Panel(
         "Bandwidth achieved",
-        "Bytes of weights per second that the CPU expert service reads, over what the same kernel read at start-up, "
-        "alone on the machine. Of messages with few rows, for which reading weights is what takes the time. Far below "
-        "1: others use its cores or memory; or experts are as small as those of models/demo, so that all else takes "
-        "longer.",
+        "Bytes of weights per second that the CPU expert service reads, over the rate of the same kernel at the start, "
+        "when it ran alone. Only messages with few rows count, whose time is that of reading weights. Far below 1, "
+        "other programs use its cores or memory, or experts are as small as those of models/demo and everything else "
+        "takes longer.",
         "gauge",
         [Query(f"avg(instance:fiddler_expert_weight_read:ratio5m{{{THERE}}})", "achieved")],
         "percentunit",
@@ -24,8 +24,9 @@ NORMAL = (
     ),
     Panel(
         "Read bandwidth",
-        "Achieved: by messages with few rows. Alone: by the kernel at start-up. Limit: by the same threads reading the "
-        "same weights and computing nothing. Above the limit where experts are so small that they stay in caches.",
+        "Achieved: by messages with few rows. Alone: by the kernel at the start. Limit: by the same threads if they "
+        "read the same weights and compute nothing. The rate is above the limit if experts are small enough to stay in "
+        "caches.",
         "timeseries",
         [
             Query(f"avg(instance:fiddler_expert_weight_read:bytes_per_second5m{{{THERE}}})", "achieved"),
@@ -40,7 +41,7 @@ NORMAL = (
     ),
     Panel(
         "Tokens generated",
-        "Per second, of all requests together.",
+        "Tokens per second, of all requests together.",
         "timeseries",
         [Query(f"sum by (instance) (instance:fiddler_generation_tokens:rate1m{{{HERE}}})", "{{instance}}")],
         "cps",
@@ -50,8 +51,8 @@ NORMAL = (
     ),
     Panel(
         "Costs against start-up",
-        "What measured costs are multiplied with by now, since real messages and copies took longer or shorter. Far "
-        "from 1: the machine is not what it was when they were measured.",
+        "The factor that corrects the measured costs by the time that messages and copies actually take. Far from 1, "
+        "the machine is not as it was when the costs were measured.",
         "stat",
         [Query(f"avg by (of) (fiddler_cost_correction_ratio{{{HERE}}})", "{{of}}")],
         "short",
@@ -64,7 +65,7 @@ NORMAL = (
 HOP = (
     Panel(
         "Round trip",
-        "Seconds from sending a layer's rows until the answer is joined, computing included.",
+        "Seconds from sending a layer's rows until the answer is received, including computing.",
         "timeseries",
         percentiles("fiddler_expert_call_seconds", HERE),
         "s",
@@ -73,7 +74,7 @@ HOP = (
     ),
     Panel(
         "Bytes between the services",
-        "Hidden rows, ids and weights sent, and partial sums received.",
+        "Bytes per second: hidden rows, ids and routing weights sent, and partial sums received.",
         "timeseries",
         [Query(total_rate("fiddler_expert_call_bytes_total", HERE, "direction"), "{{direction}}")],
         "Bps",
@@ -82,8 +83,8 @@ HOP = (
     ),
     Panel(
         "Copies to the device",
-        "Bytes per second while weights were copied that a batch waited for: the bandwidth of the link to the device. "
-        "0 where nothing is.",
+        "Bytes per second of the copies that a batch waited for, while they ran: the bandwidth of the link to the "
+        "device. It is 0 if nothing is copied.",
         "timeseries",
         [
             Query(
@@ -97,7 +98,7 @@ HOP = (
     ),
     Panel(
         "Costs",
-        "Seconds that plans are made with now: one expert with one row on either side, one copy, one message.",
+        "The seconds that plans are based on now: one expert with one row on either side, one copy, one message.",
         "bargauge",
         [Query(f"avg by (of) (fiddler_cost_seconds{{{HERE}}})", "{{of}}")],
         "s",
@@ -109,7 +110,7 @@ HOP = (
 CPU = (
     Panel(
         "The CPU expert service's time",
-        "Computing a message, or idle. Where it is never idle, it is what all wait for.",
+        "Share of the time in which it computes a message, or is idle. If it is never idle, it limits the speed.",
         "timeseries",
         [
             Query(f"avg(instance:fiddler_expert_busy:ratio_rate1m{{{THERE}}})", "computing"),
@@ -123,7 +124,7 @@ CPU = (
     ),
     Panel(
         "One message there",
-        "Mean seconds that a message waited for others, and that it took to compute.",
+        "Mean seconds that a message waits for others, and that it takes to compute.",
         "timeseries",
         [Query(mean(f"fiddler_expert_{stage}_seconds", THERE), stage) for stage in ("queue", "compute")],
         "s",
@@ -132,7 +133,7 @@ CPU = (
     ),
     Panel(
         "Rows in a message",
-        "One for each token of a batch that needs the CPU.",
+        "Each token of a batch that needs the CPU is one row.",
         "timeseries",
         percentiles("fiddler_expert_call_rows", THERE),
         "short",
@@ -141,8 +142,8 @@ CPU = (
     ),
     Panel(
         "One expert at start-up",
-        "Seconds that each kernel took, by how many rows the expert had (with more than one row, a part of an expert). "
-        "None where PyTorch is the only kernel.",
+        "Seconds of each kernel by the number of rows (with more than one row, for a part of an expert). The table is "
+        "empty if PyTorch is the only kernel.",
         "table",
         [Query(f"avg by (kernel, rows) (fiddler_expert_kernel_seconds{{{THERE}}})", instant=True)],
         "s",

@@ -1,4 +1,4 @@
-"""How each kind of panel looks where its own file says nothing. No colour is set that one of the themes would hide."""
+"""The default looks of each kind of panel. No colour is set that either theme would hide."""
 
 from observability.generate.model import Json, Kind
 
@@ -66,11 +66,11 @@ def options(kind: Kind) -> Json:
 
 def _heatmap() -> Json:
     return {
-        "calculate": False,  # every series is a row already
+        "calculate": False,  # every series is a row
         "cellGap": 1,
         "rowsFrame": {"layout": "auto"},
         "color": {"mode": "scheme", "scheme": "Turbo", "steps": 64, "reverse": False, "exponent": 0.5},
-        "filterValues": {"le": 1e-9},  # what is 0 shows the theme's own background
+        "filterValues": {"le": 1e-9},  # 0 shows the theme's background
         "legend": {"show": True},
         "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": True},
         "yAxis": {"axisPlacement": "left", "reverse": True},

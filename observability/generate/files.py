@@ -1,4 +1,4 @@
-"""Which files are made, and what is in each."""
+"""The generated files and their contents."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ DASHBOARDS = (routing.DASHBOARD, costs.DASHBOARD, service.DASHBOARD)
 
 
 def files() -> dict[Path, str]:
-    """By path, the text of every file that is made."""
+    """The text of every generated file by path."""
     made = {ROOT / "docs" / "metrics.md": metrics_page()}
     for dashboard in DASHBOARDS:
         path = ROOT / "observability" / "grafana" / "dashboards" / f"{dashboard.uid}.json"

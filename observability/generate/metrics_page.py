@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md from what both services declare."""
+"""Writes docs/metrics.md from both services' declarations."""
 
 from collections.abc import Iterable
 from types import ModuleType
@@ -13,44 +13,44 @@ _LABELS = {
     "expert": "the expert's number in its layer, from 0",
     "route": "`resident`, `streamed`, `remote`: where an expert was computed",
     "part": (
-        "`cpu`: experts in the CPU expert service, as that says. `hop`: the way there and back, of messages that were "
-        "waited for. `gpu`: resident and streamed experts on the device, waiting for copies included. `transfer`: the "
-        "copies of streamed ones"
+        "`cpu`: experts in the CPU expert service, as it reports. `hop`: the transport of messages that a batch waited "
+        "for, both ways. `gpu`: resident and streamed experts on the device, including waits for copies. `transfer`: "
+        "the copies of streamed experts"
     ),
     "of": "`cpu`, `gpu`: one expert with one row; `transfer`: one copy; `round_trip`: one message",
     "reason": (
-        "`demand`: a batch waited for it, and it stays where the placement policy says so; `prefetch`: ahead of its "
-        "layer; `swap`: the placement policy's, in the background"
+        "`demand`: a batch waited for it, and it stays resident if the placement policy keeps it; `prefetch`: ahead of "
+        "its layer; `swap`: by the placement policy, in the background"
     ),
-    "phase": "`prefill`: a part of one prompt; `decode`: the next token of all who decode",
+    "phase": "`prefill`: a part of one prompt; `decode`: the next token of all requests that decode",
     "finish_reason": "`eos`, `stop`, `length`, `cancelled`, `deadline`, `error`",
     "status": "a gRPC status code, such as `OK` or `UNAVAILABLE`",
     "code": "a gRPC status code, such as `OK` or `UNAVAILABLE`",
-    "outcome": "of a guess `right` or `wrong`; of a copy `used` or `wasted`",
+    "outcome": "`right` or `wrong` for a guess; `used` or `wasted` for a copy",
     "direction": "`sent`, `received`",
     "kernel": "a kernel's name, such as `avx512`",
-    "rows": "rows of the expert, one of those that are measured at start-up",
+    "rows": "rows of the expert in a measurement at the start",
 }
-"""What each label's values are. All are bounded."""
+"""The values of each label. All are bounded."""
 
 _HEAD = """\
 # Metrics
 
-The GPU service serves these on port 9100, the CPU expert service on 9101 (`--metrics-host`, `--metrics-port`), both at
-`/metrics` as Prometheus reads them. [observability](../observability) holds Prometheus' configuration, rules and
-alerts, and Grafana's dashboards. This page is made from the services' own declarations by `make observability`.
+The GPU service serves its metrics on port 9100, the CPU expert service on 9101 (`--metrics-host`, `--metrics-port`),
+both at `/metrics` in Prometheus' format. [observability](../observability) has Prometheus' configuration, rules and
+alerts, and Grafana's dashboards. `make observability` generates this page from the services' declarations.
 
-Names end with the unit, and with `_total` where a number only grows. Rates are Prometheus' to compute. What has never
-happened is 0, not missing. Numbers are counted where things happen and put into words when they are asked for:
-`python -m benchmarks.metrics` measures what that costs.
+Names end with the unit, and counters with `_total`. Prometheus computes rates. An event that has not happened yet is 0,
+not missing. Values are formatted when `/metrics` is read; `python -m benchmarks.metrics` measures the cost of counting.
 """
 _TAIL = """
-Both services also serve the Python client's own `process_*` and `python_*`: memory, CPU seconds, open files.
+Both services also serve the `process_*` and `python_*` metrics of Prometheus' Python client: memory, CPU seconds, open
+files.
 
-## Of each expert
+## Series for each expert
 
 `fiddler_expert_selections_by_expert_total` and `fiddler_expert_resident` have a series for each expert of each layer.
-They are served while layers x experts are at most 1024, which `--metrics-by-expert on` or `off` overrules. All others
+They are served if layers x experts is at most 1024; `--metrics-by-expert on` or `off` overrides that. All other metrics
 have at most a few series for each layer.
 """
 
@@ -67,7 +67,7 @@ def metrics_page() -> str:
 
 
 def _table(module: ModuleType) -> str:
-    rows = ["| metric | kind | labels | what it is |", "|---|---|---|---|"]
+    rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
     rows += [_row(metric) for metric in (*declared(module), _BUILD)]
     return "\n".join(rows) + "\n"
 
@@ -85,5 +85,5 @@ def _labels() -> str:
 
 
 def undescribed(metrics: Iterable[Declared]) -> set[str]:
-    """Labels whose values the page does not tell."""
+    """Labels whose values the page does not describe."""
     return {label for metric in metrics for label in metric.labels} - _LABELS.keys()

@@ -1,7 +1,4 @@
-"""Grafana's dashboards as far as they are used here, and how they are written as JSON (Grafana 11 and later).
-
-What the dashboards show is said in their own files.
-"""
+"""The parts of Grafana's dashboards that are used here (Grafana 11 and later). write.py writes them as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +8,7 @@ Json = dict[str, Any]
 Kind = Literal["timeseries", "stat", "heatmap", "table", "bargauge", "barchart", "gauge", "state-timeline"]
 
 DATASOURCE: Json = {"type": "prometheus", "uid": "fiddler-prometheus"}
-SCHEMA_VERSION = 39  # Grafana 11's, which later ones migrate
+SCHEMA_VERSION = 39  # of Grafana 11; later versions migrate it
 COLUMNS = 24  # of Grafana's grid
 
 
@@ -22,25 +19,25 @@ class Query:
     expression: str
     legend: str = ""
     instant: bool = False
-    """One value at the end of the time range, not one for each moment."""
+    """One value at the end of the time range instead of a series."""
     is_histogram: bool = False
-    """Whether its series are a histogram's buckets, of a heat map."""
+    """Whether its series are a histogram's buckets, for a heat map."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel, without its place."""
+    """One panel, without its position."""
 
     title: str
     description: str
     kind: Kind
     queries: Sequence[Query]
     unit: str
-    """Of Grafana's: s, percentunit, short, Bps, ..."""
+    """One of Grafana's units: s, percentunit, short, Bps, ..."""
     width: int = 8
     height: int = 8
     thresholds: Mapping[float, str] = field(default_factory=lambda: {0: "green"})
-    """From which value on which colour; the first is the base."""
+    """Colours by the value from which they apply; the first is the base."""
     stacked: bool = False
     y_unit: str = ""
     """Of a heat map's rows."""
@@ -48,12 +45,12 @@ class Panel:
     maximum: float | None = None
     options: Json = field(default_factory=dict)
     custom: Json = field(default_factory=dict)
-    """Of fieldConfig.defaults."""
+    """fieldConfig.defaults.custom, in addition to the defaults of the kind."""
     mappings: Sequence[Json] = ()
     overrides: Sequence[Json] = ()
     transformations: Sequence[Json] = ()
     repeat: str | None = None
-    """A variable, for each of whose values there is one such panel."""
+    """A variable; the panel is repeated for each of its values."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Variable:
-    """What a reader of a dashboard chooses from: the values of a label."""
+    """A choice at the top of a dashboard: the values of a label."""
 
     name: str
     label: str

@@ -1,4 +1,4 @@
-"""The dashboard *Expert routing*: what the experts do. Panels of single experts are routing_experts.py's."""
+"""The dashboard *Expert routing*: how experts are used. Panels of single experts are in routing_experts.py."""
 
 from observability.generate.expressions import HERE, LAYERS, on_the_right, total_rate
 from observability.generate.model import INSTANCE, LAYER, Dashboard, Panel, Query, Row
@@ -10,7 +10,7 @@ _UNEVEN = {1.0: "green", 3.0: "yellow", 6.0: "orange"}
 _NOW = (
     Panel(
         "Resident hits",
-        "Share of the chosen experts whose weights lay on the device. 0 with --device cpu, which has them all at hand.",
+        "Share of the chosen experts whose weights were resident on the device. By default 0 with --device cpu.",
         "stat",
         [Query(f"avg(instance:fiddler_resident_hits:ratio_rate1m{{{HERE}}})", "hits")],
         "percentunit",
@@ -20,7 +20,7 @@ _NOW = (
     ),
     Panel(
         "Selections",
-        "Experts chosen per second in all layers together; one token at top-2 counts 2 in each layer.",
+        "Experts chosen per second in all layers together. One token at top-2 counts 2 in each layer.",
         "stat",
         [Query(f"sum(instance_route:fiddler_expert_selections:rate1m{{{HERE}}})", "selections")],
         "cps",
@@ -29,8 +29,8 @@ _NOW = (
     ),
     Panel(
         "Largest imbalance",
-        "How often the most chosen expert of the most uneven layer was chosen, over the mean of its experts. 1 is "
-        "even. The more uneven, the more a few resident experts bring.",
+        "Selections of the most chosen expert in the most uneven layer, over the mean of the layer's experts. 1 is "
+        "even. The more uneven, the more a few resident experts gain.",
         "stat",
         [Query(f"max(fiddler_expert_imbalance_ratio{{{LAYERS}}})", "imbalance")],
         "short",
@@ -40,7 +40,7 @@ _NOW = (
     ),
     Panel(
         "Resident experts",
-        "Experts whose weights lie on the device to stay, of all layers.",
+        "Experts of all layers whose weights stay on the device.",
         "stat",
         [Query(f"sum(fiddler_resident_experts{{{HERE}}})", "resident")],
         "short",
@@ -49,7 +49,7 @@ _NOW = (
     ),
     Panel(
         "Slots",
-        "Experts whose weights the device has room for (--gpu-expert-memory).",
+        "Number of experts that fit on the device (--gpu-expert-memory).",
         "stat",
         [Query(f"sum(fiddler_expert_slots{{{HERE}}})", "slots")],
         "short",
@@ -58,7 +58,7 @@ _NOW = (
     ),
     Panel(
         "Swaps",
-        "Experts per minute that came to lie on the device in another's place.",
+        "Experts per minute that replaced another one on the device.",
         "stat",
         [Query(f"60 * {total_rate('fiddler_placement_swaps_total', HERE)}", "swaps")],
         "cpm",
@@ -70,7 +70,7 @@ _NOW = (
 _LAYER_BY_LAYER = (
     Panel(
         "Imbalance",
-        "By layer: how often the most chosen expert was chosen lately, over the mean of all. 1 is even.",
+        "By layer: recent selections of the most chosen expert over the mean of all experts. 1 is even.",
         "timeseries",
         [Query(f"max by (layer) (fiddler_expert_imbalance_ratio{{{LAYERS}}})", "layer {{layer}}")],
         "short",
@@ -79,7 +79,7 @@ _LAYER_BY_LAYER = (
     ),
     Panel(
         "Hits by layer",
-        "By layer, the share of the chosen experts whose weights lay on the device.",
+        "By layer: the share of the chosen experts whose weights were resident on the device.",
         "timeseries",
         [
             Query(
@@ -94,7 +94,7 @@ _LAYER_BY_LAYER = (
     ),
     Panel(
         "Resident experts by layer",
-        "How many experts of each layer lie on the device: what the placement policy gives to whom.",
+        "Number of experts of each layer that are resident on the device, as the placement policy divides the slots.",
         "timeseries",
         [Query(f"sum by (layer) (fiddler_resident_experts{{{LAYERS}}})", "layer {{layer}}")],
         "short",
@@ -105,9 +105,8 @@ _LAYER_BY_LAYER = (
 _MOVING = (
     Panel(
         "Swaps over time",
-        "Experts that came to lie on the device in another's place. Demand: a batch had them copied anyway, and they "
-        "stay. Swap: the placement policy had them copied in the background. Many where the load changes, few once it "
-        "is known.",
+        "Experts that replaced another one on the device. Demand: a batch needed their copy anyway, and they stay. "
+        "Swap: the placement policy copied them in the background. Many follow a change of the load, few come later.",
         "timeseries",
         [Query(total_rate("fiddler_placement_swaps_total", HERE, "reason"), "{{reason}}")],
         "cps",
@@ -115,8 +114,8 @@ _MOVING = (
     ),
     Panel(
         "Prefetched experts",
-        "Experts copied ahead of their layer, by whether it used them; experts that it was guessed to want, by whether "
-        "it did; and the share of the copies that was used.",
+        "Experts that were copied ahead of their layer, by whether the layer used them; guesses of a layer's experts, "
+        "by whether they were right; and the share of the copies that was used.",
         "timeseries",
         [
             Query(total_rate("fiddler_prefetched_experts_total", HERE, "outcome"), "{{outcome}}"),
@@ -129,8 +128,8 @@ _MOVING = (
     ),
     Panel(
         "Copied to the device",
-        "Bytes of weights per second, by why. Demand: a batch waited for them. Prefetch: ahead of their layer. Swap: "
-        "the placement policy's.",
+        "Bytes of weights per second by reason. Demand: a batch waited for them. Prefetch: ahead of their layer. Swap: "
+        "by the placement policy, in the background.",
         "timeseries",
         [Query(total_rate("fiddler_expert_copied_bytes_total", HERE, "reason"), "{{reason}}")],
         "Bps",
@@ -142,12 +141,12 @@ _MOVING = (
 DASHBOARD = Dashboard(
     "fiddler-routing",
     "Expert routing",
-    "Which experts tokens choose, where they are computed, and which of them lie on the device.",
+    "Which experts tokens choose, where they are computed, and which are resident on the device.",
     (INSTANCE, LAYER),
     (
         Row("Now", _NOW),
         Row("Experts", EXPERTS),
         Row("Layer by layer", _LAYER_BY_LAYER),
-        Row("What is brought to the device", _MOVING),
+        Row("Copies to the device", _MOVING),
     ),
 )

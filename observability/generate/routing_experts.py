@@ -1,4 +1,4 @@
-"""Panels of the dashboard *Expert routing* that tell of single experts, and by which route they are computed."""
+"""Panels of the dashboard *Expert routing* on single experts and their routes."""
 
 from observability.generate.expressions import HERE, LAYERS, matrix, padded, total_rate, value_names
 from observability.generate.model import Panel, Query
@@ -11,8 +11,8 @@ _ROUTES = f"sum by (route) (instance_route:fiddler_expert_selections:rate1m{{{HE
 EXPERTS = (
     Panel(
         "Layers x experts over time",
-        "Selections per second of each expert of the chosen layers, named layer.expert. A topic that changes shows as "
-        "rows that fade and others that light up. Empty where --metrics-by-expert is off, or auto with more than 1024 "
+        "Selections per second of each expert of the chosen layers, named layer.expert. When the topic changes, some "
+        "rows fade and others light up. The panel is empty if --metrics-by-expert is off, or auto with more than 1024 "
         "experts in all.",
         "heatmap",
         [
@@ -37,9 +37,9 @@ EXPERTS = (
     ),
     Panel(
         "Where experts are computed",
-        "Share of the experts that tokens chose, by route. Resident: from weights that lie on the device. Streamed: "
-        "from weights copied there for the batch, or computed in the GPU service while the other is lost. Remote: by "
-        "the CPU expert service. The more is resident, the faster.",
+        "Share of the chosen experts by route. Resident: computed with weights that are resident on the device. "
+        "Streamed: with weights that are copied there for the batch, or in the GPU service while the CPU expert "
+        "service is lost. Remote: by the CPU expert service. More resident experts are faster.",
         "timeseries",
         [Query(f"{_ROUTES} / ignoring (route) group_left sum ({_ROUTES})", "{{route}}")],
         "percentunit",
@@ -50,7 +50,7 @@ EXPERTS = (
     ),
     Panel(
         "Selections by layer and expert",
-        "Per second, over the time range: one row for each layer, one column for each expert.",
+        "Selections per second over the time range, with a row for each layer and a column for each expert.",
         "table",
         [Query(padded(_IN_RANGE), instant=True)],
         "cps",
@@ -61,7 +61,7 @@ EXPERTS = (
     ),
     Panel(
         "What is resident",
-        "Whether an expert's weights lie on the device to stay: one row for each layer, one column for each expert.",
+        "Whether an expert's weights stay on the device, with a row for each layer and a column for each expert.",
         "table",
         [Query(padded(f"max by (layer, expert) (fiddler_expert_resident{{{LAYERS}}})"), instant=True)],
         "short",

@@ -1,4 +1,4 @@
-"""The dashboard *Service*: requests and what became of them, latency, queue. Health and errors: service_health.py."""
+"""The dashboard *Service*: requests, latency, queue. Health, memory and errors are in service_health.py."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ def _percentiles(title: str, description: str, metric: str, thresholds: Mapping[
     which = f'{HERE}, quantile=~"0.5|0.9|0.99"'
     return Panel(
         title,
-        f"{description} Of the last five minutes: half, nine in ten, and 99 in 100 were at most this.",
+        f"{description} At most this for half, nine in ten, and 99 in 100 of the last five minutes.",
         "timeseries",
         [Query(f"max by (quantile) (instance:{metric}:quantile5m{{{which}}})", "p{{quantile}}")],
         "s",
@@ -23,8 +23,9 @@ def _percentiles(title: str, description: str, metric: str, thresholds: Mapping[
 _REQUESTS = (
     Panel(
         "Generations that ended",
-        "Per second, by why: the model ended (eos), a stop text (stop), max_tokens (length), the caller left or "
-        "aborted (cancelled), its time ran out (deadline), refused or failed (error).",
+        "Generations per second by the reason of their end: the model's end-of-sequence token (eos), a stop text "
+        "(stop), max_tokens (length), a caller that left or aborted (cancelled), the deadline, or a refusal or failure "
+        "(error).",
         "timeseries",
         [Query(total_rate("fiddler_requests_total", HERE, "finish_reason"), "{{finish_reason}}")],
         "reqps",
@@ -33,7 +34,7 @@ _REQUESTS = (
     ),
     Panel(
         "Tokens",
-        "Per second: generated, of prompts, and of prompts whose keys and values were there already.",
+        "Tokens per second: generated, of prompts, and of prompts whose keys and values were cached.",
         "timeseries",
         [
             Query(total_rate("fiddler_generation_tokens_total", HERE), "generated"),
@@ -45,7 +46,7 @@ _REQUESTS = (
     ),
     Panel(
         "Requests",
-        "Being computed, waiting, and how many may wait before more are refused.",
+        "Requests that run, requests that wait, and the number that may wait before more are refused.",
         "timeseries",
         [
             Query(f"sum(fiddler_requests_running{{{HERE}}})", "running"),
@@ -61,25 +62,25 @@ _REQUESTS = (
 _LATENCY = (
     _percentiles(
         "Time to first token",
-        "Seconds from a request's arrival to its first token, waiting included.",
+        "Seconds from a request's arrival to its first token, including its wait.",
         "fiddler_time_to_first_token_seconds",
         {0: "green", 5: "orange"},
     ),
     _percentiles(
         "Between two tokens",
-        "Seconds between two tokens of a generation. A reader follows at about 0.1.",
+        "Seconds between two tokens of a generation. People read at about 0.1.",
         "fiddler_inter_token_latency_seconds",
         {0: "green", 0.5: "orange"},
     ),
     _percentiles(
         "End to end",
-        "Seconds from a request's arrival to its last token, of those that were completed.",
+        "Seconds from a request's arrival to its last token, for completed requests.",
         "fiddler_request_end_to_end_seconds",
         {0: "green", 60: "orange"},
     ),
     Panel(
         "Stages of a request",
-        "Mean seconds: in the queue, until the first token, and from there to the last one.",
+        "Mean seconds in the queue, from there to the first token, and from the first to the last token.",
         "timeseries",
         [Query(mean(f"fiddler_request_{stage}_seconds", HERE), stage) for stage in ("queue", "prefill", "decode")],
         "s",
@@ -88,8 +89,8 @@ _LATENCY = (
     ),
     Panel(
         "Queue",
-        "Seconds that nine in ten requests of the last five minutes waited at most before they were computed, and how "
-        "full the queue is.",
+        "The longest wait in seconds of nine in ten requests of the last five minutes, and the share of the queue that "
+        "is full.",
         "timeseries",
         [
             Query(f'max(instance:fiddler_request_queue_seconds:quantile5m{{{HERE}, quantile="0.9"}})', "p0.9"),
@@ -102,8 +103,8 @@ _LATENCY = (
     ),
     Panel(
         "Seconds between tokens over time",
-        "How many tokens came after how many seconds: where latencies fall into two groups, one of them usually waits "
-        "for prompts of others.",
+        "Tokens by the seconds since the token before. If there are two groups of latencies, the slower one usually "
+        "waits for the prompts of other requests.",
         "heatmap",
         [Query(total_rate("fiddler_inter_token_latency_seconds_bucket", HERE, "le"), "{{le}}", is_histogram=True)],
         "cps",
@@ -114,7 +115,7 @@ _LATENCY = (
 DASHBOARD = Dashboard(
     "fiddler-service",
     "Service",
-    "Requests and what became of them, how long they took, what waits, what fails, what memory is used.",
+    "Requests and their ends, latencies, the queue, failures, and memory.",
     (INSTANCE, EXPERT_INSTANCE),
     (
         Row("Health", HEALTH),

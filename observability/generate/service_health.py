@@ -1,4 +1,4 @@
-"""Panels of the dashboard *Service*: whether both services are well, and what memory they use."""
+"""Panels of the dashboard *Service*: health, memory and errors of both services."""
 
 from observability.generate.expressions import BOTH, HERE, THERE, total_rate, value_names
 from observability.generate.model import Panel, Query
@@ -22,7 +22,7 @@ HEALTH = (
     ),
     Panel(
         "Degraded",
-        "Whether a GPU service that had its CPU expert service computes without it: the same tokens, slower.",
+        "Whether a GPU service has lost its CPU expert service and computes without it: the same tokens, slower.",
         "stat",
         [Query(f"max(fiddler_degraded{{{HERE}}})", "degraded")],
         "short",
@@ -34,8 +34,8 @@ HEALTH = (
     ),
     Panel(
         "Failed",
-        "Share of the generations that ended within five minutes and failed; not those that a client asked wrongly or "
-        "a full queue refused.",
+        "Share of failures among the generations that ended within five minutes. Invalid requests and refusals by a "
+        "full queue are not failures.",
         "stat",
         [Query(f"max(instance:fiddler_requests_failed:ratio_rate5m{{{HERE}}})", "failed")],
         "percentunit",
@@ -45,7 +45,7 @@ HEALTH = (
     ),
     Panel(
         "The CPU expert service in use",
-        "Over time: green while the GPU service uses its CPU expert service.",
+        "Green while the GPU service uses its CPU expert service.",
         "state-timeline",
         [Query(f"min by (instance) (fiddler_expert_service_up{{{HERE}}})", "{{instance}}")],
         "short",
@@ -57,7 +57,7 @@ HEALTH = (
     ),
     Panel(
         "Versions",
-        "Of both services, and what they compute with.",
+        "Versions of both services, with model type, device and kernel.",
         "table",
         [Query(f"fiddler_build_info{{{BOTH}}}", instant=True)],
         "short",
@@ -75,8 +75,8 @@ HEALTH = (
 MEMORY = (
     Panel(
         "Keys and values",
-        "Share of the memory for keys and values that running requests may come to need (--kv-memory), and of the rows "
-        "(--max-slots).",
+        "Share of the memory for keys and values (--kv-memory) and of the KV rows (--max-slots) that is reserved for "
+        "running requests.",
         "timeseries",
         [
             Query(f"sum(fiddler_kv_used_bytes{{{HERE}}}) / sum(fiddler_kv_capacity_bytes{{{HERE}}})", "bytes"),
@@ -90,8 +90,8 @@ MEMORY = (
     ),
     Panel(
         "Expert weights in memory",
-        "Share of the weights that lie in the CPU expert service's memory. The rest is read from disk when it is "
-        "needed, which is slow.",
+        "Share of the weights that are resident in the CPU expert service's memory. The rest is read from disk when it "
+        "is needed, which is slow.",
         "timeseries",
         [
             Query(f"min(instance:fiddler_expert_resident_bytes:ratio{{{THERE}}})", "in memory"),
@@ -104,8 +104,8 @@ MEMORY = (
     ),
     Panel(
         "Memory",
-        "Resident memory of both processes. The CPU expert service's holds the weights' pages, which the system may "
-        "take back.",
+        "Resident memory of both processes. The CPU expert service's includes the weights' pages, which the system can "
+        "reclaim.",
         "timeseries",
         [
             Query(f"sum by (job) (process_resident_memory_bytes{{{_JOBS}, {BOTH}}})", "{{job}}"),
@@ -117,7 +117,7 @@ MEMORY = (
     ),
     Panel(
         "CPUs in use",
-        "CPU seconds per second of both processes, and the threads that compute experts.",
+        "CPU seconds per second of both processes, and the number of threads that compute experts.",
         "timeseries",
         [
             Query(total_rate("process_cpu_seconds_total", f"{_JOBS}, {BOTH}", "job"), "{{job}}"),
@@ -132,7 +132,7 @@ MEMORY = (
 ERRORS = (
     Panel(
         "Errors by status",
-        "Generations that were refused or failed, per second, by gRPC status.",
+        "Generations per second that were refused or failed, by gRPC status.",
         "timeseries",
         [
             Query(total_rate("fiddler_requests_total", f'{HERE}, finish_reason="error"', "status"), "{{status}}"),
@@ -143,8 +143,8 @@ ERRORS = (
     ),
     Panel(
         "Failed calls to experts",
-        "Per second, by gRPC status, as the GPU service saw them; and messages that the CPU expert service answered "
-        "with a status.",
+        "Calls per second that failed in the GPU service, and messages that the CPU expert service answered with an "
+        "error, by gRPC status.",
         "timeseries",
         [
             Query(total_rate("fiddler_expert_call_failures_total", HERE, "code"), "{{code}}, as called"),
@@ -156,8 +156,8 @@ ERRORS = (
     ),
     Panel(
         "Losses of the CPU expert service",
-        "In the time range: how often it was lost and came back, for how many seconds it was gone, whose messages were "
-        "computed here instead, and rows whose answer was not finite.",
+        "In the time range: losses, returns, the seconds without it, the layers whose messages the GPU service "
+        "computed instead, and rows with non-finite answers.",
         "stat",
         [
             Query(f"sum(increase({metric}{{{HERE}}}[$__range]))", legend, instant=True)
@@ -166,7 +166,7 @@ ERRORS = (
                 "back": "fiddler_expert_service_reconnects_total",
                 "seconds": "fiddler_degraded_seconds_total",
                 "replanned": "fiddler_replanned_layers_total",
-                "spoiled rows": "fiddler_spoiled_rows_total",
+                "non-finite rows": "fiddler_spoiled_rows_total",
             }.items()
         ],
         "short",
@@ -176,7 +176,7 @@ ERRORS = (
     ),
     Panel(
         "Streams to the CPU expert service",
-        "Open streams, and messages answered per second.",
+        "Open streams, and answered messages per second.",
         "timeseries",
         [
             Query(f"sum(fiddler_expert_streams{{{THERE}}})", "streams"),

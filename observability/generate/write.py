@@ -1,4 +1,4 @@
-"""Writes a dashboard as Grafana reads it: places panels, numbers them, fills in what all have in common."""
+"""Writes a dashboard as Grafana's JSON: places and numbers the panels, and fills in what all of them share."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ _TABLES = ("table", "barchart")
 
 
 def dashboard_json(dashboard: Dashboard) -> Json:
-    """A dashboard's file."""
+    """The content of a dashboard's file."""
     return {
         "uid": dashboard.uid,
         "title": dashboard.title,
@@ -45,7 +45,7 @@ def _links() -> Json:
 
 
 def _losses() -> Json:
-    """Marks on every panel where the CPU expert service was lost."""
+    """Marks on every panel at the times when the CPU expert service was lost."""
     return {
         "name": "CPU expert service lost",
         "datasource": DATASOURCE,
@@ -97,7 +97,7 @@ def _place(dashboard: Dashboard) -> Iterator[Json]:
 
 def _panel(panel: Panel) -> Json:
     steps = [{"color": colour, "value": value} for value, colour in panel.thresholds.items()]
-    steps[0]["value"] = None  # Grafana's word for: from the lowest value on
+    steps[0]["value"] = None  # for Grafana: from the lowest value on
     defaults: Json = {
         "unit": panel.unit,
         "color": {"mode": "thresholds" if panel.kind in ("stat", "gauge", "bargauge") else "palette-classic"},
