@@ -1,4 +1,4 @@
-"""What the synchronous and the asynchronous client have in common: all that does not wait."""
+"""What the synchronous and the asynchronous client share: everything that does not wait."""
 
 from collections.abc import Iterable
 from typing import TypedDict, Unpack
@@ -15,12 +15,12 @@ from client._connection import (
     credentials,
     token_metadata,
 )
-from client._errors import ClientError, GenerationCancelledError, UnavailableError
+from client._errors import GenerationCancelledError, UnavailableError
 from client._messages import Complete, Event, GenerationChunk, complete_from
 from client._options import TlsOptions
 from client._request import num_generations
 from client._retries import Retries
-from client._statuses import cut_short, invalid
+from client._statuses import cut_short, error_from, invalid
 from fiddler.v1 import generation_pb2
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -28,7 +28,7 @@ REQUEST_ID_KEY = "fiddler-request-id"
 
 
 class CallOptions(TypedDict):
-    """What gRPC is told with each call."""
+    """The keyword arguments of a gRPC call."""
 
     timeout: float | None
     wait_for_ready: bool
@@ -36,7 +36,7 @@ class CallOptions(TypedDict):
 
 
 class BaseClient:
-    """Where to connect, and how. The options are those of ConnectionOptions."""
+    """Where and how to connect. The options are those of ConnectionOptions."""
 
     def __init__(
         self,
@@ -51,13 +51,16 @@ class BaseClient:
         **tls_options: Unpack[TlsOptions],
     ) -> None:
         if unknown := tls_options.keys() - TlsOptions.__annotations__:
-            raise TypeError(f"{min(unknown)!r} is no option of a connection")
+            raise TypeError(f"{min(unknown)!r} is not an option of a connection; ConnectionOptions lists them")
         self.target = checked_target(target)
         self._credentials = credentials(self.target, tls_options)
-        self._metadata = token_metadata(self.target, token, self._credentials is not None)
+        self._metadata = token_metadata(self.target, token, is_encrypted=self._credentials is not None)
         self._max_message_bytes = max_message_bytes
         self._options = channel_options(
-            self.target, max_message_bytes, keepalive_seconds, tls_options.get("tls_server_name")
+            self.target,
+            max_message_bytes=max_message_bytes,
+            keepalive_seconds=keepalive_seconds,
+            tls_server_name=tls_options.get("tls_server_name"),
         )
         self._wait_for_ready = wait_for_ready
         self._retry_unavailable = retry_unavailable
@@ -70,61 +73,76 @@ class BaseClient:
 
     def _check_size(self, request: Message) -> None:
         if request.ByteSize() > self._max_message_bytes:
-            raise invalid("prompt", f"makes {request.ByteSize()} bytes, over the limit of {self._max_message_bytes}")
+            problem = f"makes a message of {request.ByteSize()} bytes, over the limit of {self._max_message_bytes}"
+            raise invalid("prompt", problem)
 
     def _retries(self, timeout: float | None) -> Retries:
-        return Retries(checked_timeout(timeout), self._retry_unavailable, self._retry_busy)
+        return Retries(checked_timeout(timeout), retry_unavailable=self._retry_unavailable, retry_busy=self._retry_busy)
 
-    def _call_options(self, timeout: float | None) -> CallOptions:
+    def _call_options(self, retries: Retries) -> CallOptions:
         return {
-            "timeout": checked_timeout(timeout),
+            "timeout": retries.remaining_seconds(),
             "wait_for_ready": self._wait_for_ready,
             "metadata": self._metadata,
         }
 
 
 class BaseGeneration:
-    """What is known of a request's generations while their messages come in.
+    """The state of a request's generations while their messages arrive.
 
     Attributes:
-        num_generations: How many there are: the request's n, or the beams that it wants back.
-        completes: How each of them ended, by its index, as far as that has been read.
+        num_generations: How many generations the request has: its n, or its number of returned beams.
+        completes: How each generation ended, by index, as far as it has been read.
     """
 
     def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries) -> None:
         self.completes: dict[int, Complete] = {}
-        self._retries = retries
         self.num_generations = num_generations(request)
+        self._retries = retries
         self._request_id = request.request_id or None
-        self._begun = False
+        self._has_begun = False
 
     @property
     def complete(self) -> Complete | None:
-        """How the first of them, of index 0, ended, once that has been read."""
+        """How the generation of index 0 ended; None until that has been read."""
         return self.completes.get(0)
 
-    def _note(self, response: generation_pb2.GenerateResponse) -> None:
-        self._begun = True
+    def _received(self, response: generation_pb2.GenerateResponse | None) -> generation_pb2.GenerateResponse | None:
+        """Records a response and returns it; None is the end of the stream.
+
+        Raises:
+            ServerError: The stream ended before every generation was complete.
+        """
+        if response is None:
+            if len(self.completes) < self.num_generations:
+                raise cut_short()
+            return None
+        self._has_begun = True
         if response.HasField("complete"):
             self.completes[response.complete.index] = complete_from(response.complete)
+        return response
 
-    def _check_complete(self) -> None:
-        if len(self.completes) < self.num_generations:
-            raise cut_short()
+    def _seconds_to_retry(self, rpc_error: grpc.RpcError, *, is_cancelled: bool) -> float:
+        """How long to wait before the request is sent again.
 
-    def _judged(self, error: ClientError, is_cancelled: bool) -> ClientError:
-        """The error, or another one where it is a server's way to drop, as it stops, what has just come."""
-        if isinstance(error, GenerationCancelledError) and not (is_cancelled or self._begun):
-            return UnavailableError("the server dropped the call; it may be stopping", grpc.StatusCode.UNAVAILABLE)
-        return error
+        Args:
+            rpc_error: How the call failed.
+            is_cancelled: Whether the caller cancelled it.
 
-    def _delay_seconds(self, error: ClientError) -> float | None:
-        """How long to wait before asking again; None: the error stands."""
-        return None if self._begun else self._retries.delay_seconds(error)
+        Raises:
+            ClientError: The request is not sent again.
+        """
+        error = error_from(rpc_error)
+        if isinstance(error, GenerationCancelledError) and not (is_cancelled or self._has_begun):
+            # A server that is stopping drops new calls with this status.
+            error = UnavailableError("the server dropped the call; it may be stopping", grpc.StatusCode.UNAVAILABLE)
+        if self._has_begun:
+            raise error from rpc_error
+        return self._retries.delay_or_raise(error, rpc_error)
 
 
 def texts_of(events: Iterable[Event], num_generations: int) -> list[str]:
-    """The texts of a request's generations, by index, from their chunks, or from their ends where they are beams."""
+    """The texts of a request's generations, by index: from their chunks, or from their ends if they are beams."""
     parts: list[list[str]] = [[] for _ in range(num_generations)]
     for event in events:
         if isinstance(event, GenerationChunk | Complete) and event.index < num_generations:

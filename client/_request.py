@@ -63,7 +63,7 @@ FIELDS = _fields_by_option()
 """The path of the request's field that each option sets: the field of its name, unless the option states another."""
 
 
-def build_request(prompt: str | Sequence[int], options: Mapping[str, object]) -> generation_pb2.GenerateRequest:
+def generate_request(prompt: str | Sequence[int], options: Mapping[str, object]) -> generation_pb2.GenerateRequest:
     """Builds a request to continue a prompt.
 
     Args:
@@ -78,65 +78,19 @@ def build_request(prompt: str | Sequence[int], options: Mapping[str, object]) ->
     if isinstance(prompt, bytes | bytearray):  # would pass as a sequence of integers
         raise invalid("prompt", "must be text or a sequence of token ids, got bytes")
     if isinstance(prompt, str):
-        _set(request, "text", prompt)
+        set_field(request, "text", prompt)
     else:
         request.token_ids.SetInParent()  # sends an empty list too, for the server to refuse
-        _set(request, "token_ids.ids", prompt)
+        set_field(request, "token_ids.ids", prompt)
     _set_options(request, options)
     return request
 
 
-def build_chat_request(
-    messages: Sequence[ChatMessage], options: Mapping[str, object]
-) -> generation_pb2.GenerateRequest:
-    """Builds a request to answer messages. The options and errors are those of build_request."""
+def chat_request(messages: Sequence[ChatMessage], options: Mapping[str, object]) -> generation_pb2.GenerateRequest:
+    """Builds a request to answer messages. The options and errors are those of generate_request."""
     request = generation_pb2.GenerateRequest()
-    _set_chat(request.chat, messages)
+    set_chat(request.chat, messages)
     _set_options(request, options)
-    return request
-
-
-def build_tokenize_request(
-    prompt: str | Sequence[ChatMessage], add_special_tokens: bool | None
-) -> generation_pb2.TokenizeRequest:
-    """Builds a request for the tokens of a text or of messages.
-
-    Raises:
-        InvalidRequestError: A value does not fit its field.
-    """
-    request = generation_pb2.TokenizeRequest()
-    if isinstance(prompt, str):
-        _set(request, "text", prompt)
-    else:
-        _set_chat(request.chat, prompt)
-    if add_special_tokens is not None:
-        _set(request, "add_special_tokens", add_special_tokens)
-    return request
-
-
-def build_detokenize_request(
-    token_ids: Sequence[int], skip_special_tokens: bool | None
-) -> generation_pb2.DetokenizeRequest:
-    """Builds a request for the text of tokens.
-
-    Raises:
-        InvalidRequestError: A value does not fit its field.
-    """
-    request = generation_pb2.DetokenizeRequest()
-    _set(request, "token_ids", token_ids)
-    if skip_special_tokens is not None:
-        _set(request, "skip_special_tokens", skip_special_tokens)
-    return request
-
-
-def build_abort_request(request_id: str) -> generation_pb2.AbortRequest:
-    """Builds a request to end a generation.
-
-    Raises:
-        InvalidRequestError: The request id is not text.
-    """
-    request = generation_pb2.AbortRequest()
-    _set(request, "request_id", request_id)
     return request
 
 
@@ -147,29 +101,12 @@ def num_generations(request: generation_pb2.GenerateRequest) -> int:
     return max(request.n, 1)
 
 
-def _set_options(request: generation_pb2.GenerateRequest, options: Mapping[str, object]) -> None:
-    for name, value in options.items():
-        if name in CALL_OPTIONS:
-            continue
-        if name not in FIELDS:
-            raise TypeError(f"{name!r} is not an option of a generation; GenerateOptions lists them")
-        if value is not None:
-            _set(request, FIELDS[name], _protobuf_value(name, value))
+def set_chat(chat: generation_pb2.Chat, messages: Sequence[ChatMessage]) -> None:
+    """Fills a chat with messages.
 
-
-def _protobuf_value(name: str, value: object) -> object:
-    """The value of an option as its field takes it."""
-    if name == "stop" and isinstance(value, str):
-        return [value]
-    if name == "early_stopping":
-        # The type is checked too, since 1 == True would be found.
-        if not isinstance(value, bool | str) or value not in _BEAM_STOPS:
-            raise invalid(FIELDS[name], f"must be False, True or 'never', got {reprlib.repr(value)}")
-        return _BEAM_STOPS[value]
-    return value
-
-
-def _set_chat(chat: generation_pb2.Chat, messages: Sequence[ChatMessage]) -> None:
+    Raises:
+        InvalidRequestError: They are not a list of dicts of "role" and "content", both text.
+    """
     chat.SetInParent()
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise invalid("chat.messages", f"must be a list of messages, got {reprlib.repr(messages)}")
@@ -179,10 +116,10 @@ def _set_chat(chat: generation_pb2.Chat, messages: Sequence[ChatMessage]) -> Non
             raise invalid(f"chat.messages[{position}]", problem)
         added = chat.messages.add()
         for name in ("role", "content"):
-            _set(added, name, message[name], reported_as=f"chat.messages[{position}].{name}")
+            set_field(added, name, message[name], reported_as=f"chat.messages[{position}].{name}")
 
 
-def _set(message: Message, path: str, value: object, *, reported_as: str | None = None) -> None:
+def set_field(message: Message, path: str, value: object, *, reported_as: str | None = None) -> None:
     """Sets the field at a path within a message.
 
     Raises:
@@ -197,6 +134,28 @@ def _set(message: Message, path: str, value: object, *, reported_as: str | None 
     except (TypeError, ValueError, AttributeError) as error:
         problem = f"must be {_expected(field)}, got {reprlib.repr(value)}"
         raise invalid(reported_as or path, problem) from error
+
+
+def _set_options(request: generation_pb2.GenerateRequest, options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if name in CALL_OPTIONS:
+            continue
+        if name not in FIELDS:
+            raise TypeError(f"{name!r} is not an option of a generation; GenerateOptions lists them")
+        if value is not None:
+            set_field(request, FIELDS[name], _protobuf_value(name, value))
+
+
+def _protobuf_value(name: str, value: object) -> object:
+    """The value of an option as its field takes it."""
+    if name == "stop" and isinstance(value, str):
+        return [value]
+    if name == "early_stopping":
+        # The type is checked too, since 1 == True would be found.
+        if not isinstance(value, bool | str) or value not in _BEAM_STOPS:
+            raise invalid(FIELDS[name], f"must be False, True or 'never', got {reprlib.repr(value)}")
+        return _BEAM_STOPS[value]
+    return value
 
 
 def _setter(message: Message, field: Any) -> Callable[[Any], object]:

@@ -1,4 +1,4 @@
-"""The synchronous client. What it shares with its asynchronous twin is in _base.py."""
+"""The synchronous client. What it shares with the asynchronous one is in _base.py."""
 
 import threading
 import time
@@ -7,42 +7,36 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
-from google.protobuf.message import Message
 
+from client import _unary
 from client._base import DEFAULT_TARGET, REQUEST_ID_KEY, BaseClient, BaseGeneration, texts_of
-from client._infos import ModelInfo, ServerInfo, Tokens, model_info_from, server_info_from, tokens_from
+from client._infos import ModelInfo, ServerInfo, Tokens
 from client._messages import Event, event_from
 from client._options import ChatMessage, ConnectionOptions, GenerateOptions
-from client._request import (
-    build_abort_request,
-    build_chat_request,
-    build_detokenize_request,
-    build_request,
-    build_tokenize_request,
-)
+from client._request import chat_request, generate_request
 from client._retries import Retries
 from client._statuses import cancelled, error_from
+from client._unary import UnaryCall
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 
-_Question = TypeVar("_Question", bound=Message)
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 class Client(BaseClient):
     """A connection to a GPU service.
 
-    Threads may share it. Leaving its `with` block, or `close()`, ends its generations.
+    Threads may share it. Leaving its `with` block, or calling `close()`, ends its generations.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, **options: Unpack[ConnectionOptions]) -> None:
-        """Prepares a connection, which is made when it is first used.
+        """Prepares a connection. It is made by the first call.
 
         Args:
             target: Where the GPU service listens: HOST:PORT or unix:PATH.
             options: How to connect, see ConnectionOptions.
 
         Raises:
-            InvalidRequestError: The target is no address, or an option is wrong.
+            InvalidRequestError: The target is not an address, or an option is wrong.
         """
         super().__init__(target, **options)
         if self._credentials is None:
@@ -52,39 +46,39 @@ class Client(BaseClient):
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> "Generation":
-        """Continues a prompt. What goes wrong on the way is raised where the generation's messages are read.
+        """Continues a prompt. Errors of the server are raised when the generation is read.
 
         Args:
-            prompt: What to continue: text, or token ids that are taken as they are.
-            options: How, see GenerateOptions.
+            prompt: Text, or token ids, which are used as they are.
+            options: How to generate, see GenerateOptions.
 
         Raises:
-            InvalidRequestError: A value cannot even be sent.
+            InvalidRequestError: A value does not fit its field of the request.
         """
-        return self._generate(build_request(prompt, options), options)
+        return self._generate(generate_request(prompt, options), options)
 
     def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerateOptions]) -> "Generation":
-        """Answers the last message of a conversation, by the model's chat template. Otherwise as generate().
+        """Answers the last message of a conversation with the model's chat template. Otherwise as generate().
 
         Args:
             messages: The messages so far: [{"role": "user", "content": "Who are you?"}].
-            options: How, see GenerateOptions.
+            options: How to generate, see GenerateOptions.
 
         Raises:
-            InvalidRequestError: A value cannot even be sent.
+            InvalidRequestError: A value does not fit its field of the request.
         """
-        return self._generate(build_chat_request(messages, options), options)
+        return self._generate(chat_request(messages, options), options)
 
     def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
-        """Ends a generation, whoever reads it: that gets its end, with FinishReason.CANCELLED.
+        """Ends a generation of any client. That generation completes with FinishReason.CANCELLED.
 
         Returns:
-            Whether it was under way, and is no longer.
+            Whether the request was under way and has been ended.
 
         Raises:
             ClientError: The call failed.
         """
-        return self._ask(self._stub.Abort, build_abort_request(request_id), timeout).aborted
+        return self._call(_unary.abort(request_id), timeout)
 
     def tokenize(
         self,
@@ -93,13 +87,12 @@ class Client(BaseClient):
         add_special_tokens: bool | None = None,
         timeout: float | None = None,
     ) -> Tokens:
-        """Turns a text, or messages, into the tokens that generate() or chat() would compute on.
+        """Turns a text, or messages, into the tokens that generate() or chat() would compute.
 
         Raises:
             ClientError: The call failed.
         """
-        question = build_tokenize_request(prompt, add_special_tokens)
-        return tokens_from(self._ask(self._stub.Tokenize, question, timeout))
+        return self._call(_unary.tokenize(prompt, add_special_tokens=add_special_tokens), timeout)
 
     def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None
@@ -109,8 +102,7 @@ class Client(BaseClient):
         Raises:
             ClientError: The call failed.
         """
-        question = build_detokenize_request(token_ids, skip_special_tokens)
-        return self._ask(self._stub.Detokenize, question, timeout).text
+        return self._call(_unary.detokenize(token_ids, skip_special_tokens=skip_special_tokens), timeout)
 
     def model_info(self, *, timeout: float | None = None) -> ModelInfo:
         """Asks about the model that is served.
@@ -118,18 +110,18 @@ class Client(BaseClient):
         Raises:
             ClientError: The call failed.
         """
-        return model_info_from(self._ask(self._stub.GetModelInfo, generation_pb2.GetModelInfoRequest(), timeout))
+        return self._call(_unary.model_info(), timeout)
 
     def server_info(self, *, timeout: float | None = None) -> ServerInfo:
-        """Asks about the server and what it is doing.
+        """Asks about the server and its load.
 
         Raises:
             ClientError: The call failed.
         """
-        return server_info_from(self._ask(self._stub.GetServerInfo, generation_pb2.GetServerInfoRequest(), timeout))
+        return self._call(_unary.server_info(), timeout)
 
     def close(self) -> None:
-        """Closes the connection and ends what still runs on it."""
+        """Closes the connection and ends its calls."""
         self._closed = True
         self._channel.close()
 
@@ -146,32 +138,27 @@ class Client(BaseClient):
         self._check_size(request)
         retries = self._retries(options.get("timeout"))
 
-        def start() -> _Call:
+        def start() -> _Stream:
             if self._closed:
                 raise cancelled()
-            return self._stub.Generate(request, **self._call_options(retries.remaining_seconds()))
+            return self._stub.Generate(request, **self._call_options(retries))
 
         return Generation(request, retries, start)
 
-    def _ask(
-        self, method: "grpc.UnaryUnaryMultiCallable[_Question, _Answer]", question: _Question, timeout: float | None
-    ) -> _Answer:
-        self._check_size(question)
+    def _call(self, call: UnaryCall[_Result], timeout: float | None) -> _Result:
+        self._check_size(call.request)
         retries = self._retries(timeout)
         while True:
             self._check_open()
             try:
-                return method(question, **self._call_options(retries.remaining_seconds()))
+                return call.result(getattr(self._stub, call.method)(call.request, **self._call_options(retries)))
             except grpc.RpcError as rpc_error:
-                error = error_from(rpc_error)
-                delay_seconds = retries.delay_seconds(error)
-                if delay_seconds is None:
-                    raise error from rpc_error
+                delay_seconds = retries.delay_or_raise(error_from(rpc_error), rpc_error)
             time.sleep(delay_seconds)
 
 
-class _Call(Protocol):
-    """What gRPC returns for a stream of responses; it has no public name there."""
+class _Stream(Protocol):
+    """What gRPC returns for a stream of responses. It has no public type."""
 
     def __next__(self) -> generation_pb2.GenerateResponse: ...
 
@@ -181,18 +168,18 @@ class _Call(Protocol):
 
 
 class Generation(BaseGeneration):
-    """The messages of one request, as they come.
+    """The messages of one request, as they arrive.
 
     Iterating yields what GenerateOptions asked for: PromptLogprobs, then GenerationChunk events or, of a beam search,
     BestBeam events, and a Complete for each generation. It raises a ClientError if the request fails. Leaving the
     `with` block before the end cancels the request on the server.
     """
 
-    def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries, start: Callable[[], _Call]) -> None:
+    def __init__(self, request: generation_pb2.GenerateRequest, retries: Retries, start: Callable[[], _Stream]) -> None:
         super().__init__(request, retries)
         self._start = start
         self._cancelled = threading.Event()
-        self._call = start()
+        self._stream = start()
 
     def __iter__(self) -> Self:
         return self
@@ -204,28 +191,28 @@ class Generation(BaseGeneration):
         raise StopIteration
 
     def responses(self) -> Iterator[generation_pb2.GenerateResponse]:
-        """The messages as protobuf has them, for those who pass them on. Each message is read once, here or above."""
+        """The messages as protobuf, to pass them on. A message is read once: either here or by iterating."""
         while (response := self._receive()) is not None:
             yield response
 
     def text(self) -> str:
-        """Reads to the end and returns the text that was still to come: of the first generation, where several are."""
+        """Reads to the end and returns the text not read yet, of the first generation if there are several."""
         return self.texts()[0]
 
     def texts(self) -> list[str]:
-        """Reads to the end and returns the texts, still to come, of all generations, by index."""
+        """Reads to the end and returns the texts not read yet, of all generations by index."""
         return texts_of(self, self.num_generations)
 
     def request_id(self) -> str | None:
-        """The request's name, for abort(); waits until the server has taken the request. None where it did not."""
+        """The request's name, for abort(). Waits until the server accepts the request; None if it refuses it."""
         if self._request_id is None:
-            self._request_id = dict(self._call.initial_metadata()).get(REQUEST_ID_KEY)  # type: ignore[assignment]
+            self._request_id = dict(self._stream.initial_metadata()).get(REQUEST_ID_KEY)  # type: ignore[assignment]
         return self._request_id
 
     def cancel(self) -> None:
-        """Ends the request on the server. Whoever reads it, in any thread, gets a GenerationCancelledError."""
+        """Ends the request on the server. Reading it, in any thread, then raises a GenerationCancelledError."""
         self._cancelled.set()
-        self._call.cancel()
+        self._stream.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -238,23 +225,16 @@ class Generation(BaseGeneration):
     def _receive(self) -> generation_pb2.GenerateResponse | None:
         while True:
             try:
-                response = next(self._call, None)
+                response = next(self._stream, None)
                 break
             except grpc.RpcError as rpc_error:
-                error = self._judged(error_from(rpc_error), self._cancelled.is_set())
-                delay_seconds = self._delay_seconds(error)
-                if delay_seconds is None:
-                    raise error from rpc_error
+                delay_seconds = self._seconds_to_retry(rpc_error, is_cancelled=self._cancelled.is_set())
             self._restart(delay_seconds)
-        if response is None:
-            self._check_complete()
-        else:
-            self._note(response)
-        return response
+        return self._received(response)
 
     def _restart(self, delay_seconds: float) -> None:
         if self._cancelled.wait(delay_seconds):
             raise cancelled()
-        self._call = self._start()
-        if self._cancelled.is_set():  # between the wait and the new call, which nobody else knew yet
-            self._call.cancel()
+        self._stream = self._start()
+        if self._cancelled.is_set():  # cancel() ran after the wait and did not know the new stream
+            self._stream.cancel()
