@@ -81,10 +81,10 @@ def _stages(started: float, events: Events) -> dict[str, float]:
     cpu_opened = at("cpu_expert_service", "reading experts")
     cpu_serving = at("cpu_expert_service", "serving")
     gpu_opened = at("gpu_service", "waiting for the CPU expert service")
-    loaded = at("gpu_service", "loaded")
-    load_seconds = float(events["gpu_service", "loaded"]["seconds"])
-    warm = at("gpu_service", "warm")
-    warm_seconds = float(events["gpu_service", "warm"]["seconds"])
+    loaded = at("gpu_service", "model loaded")
+    load_seconds = float(events["gpu_service", "model loaded"]["seconds"])
+    warm = at("gpu_service", "warm-up done")
+    warm_seconds = float(events["gpu_service", "warm-up done"]["seconds"])
     gpu_serving = at("gpu_service", "serving")
     return {
         "pair.serving": max(cpu_serving, gpu_serving),

@@ -31,11 +31,11 @@ from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.orchestration import Orchestration
 from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
-from gpu_service.startup import model as model_start
 from gpu_service.startup.background import in_thread
 from gpu_service.startup.chunks import prefill_chunks
 from gpu_service.startup.device_memory import device_of
-from gpu_service.startup.experts import prepare
+from gpu_service.startup.experts import make_orchestration
+from gpu_service.startup.model import load_model, warm_up
 from gpu_service.text.tokenizer import Tokenizer
 
 _SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
@@ -127,13 +127,12 @@ class Server:
         """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         settings = self._settings
-        budget = await in_thread(lambda: model_start.warm_up(settings, model))
+        budget = await in_thread(partial(warm_up, settings, model))
         chunks = prefill_chunks(
             experts, settings, copies_experts=model.device.type == "cuda", vocab_size=model.vocab_size
         )
-        model.dispatcher.max_rows = max(chunks.alone, settings.max_slots)
-        orchestration = await self._prepare(model, experts, chunks.alone)
-        model.dispatcher.use(orchestration)
+        model.dispatcher.max_rows = max_rows = max(chunks.alone, settings.max_slots)
+        model.dispatcher.use(await self._make_orchestration(model, experts, max_rows))
         model.dispatcher.clear_counts()  # of what was computed to measure
         scheduler = Scheduler(model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks)
         engine = Engine(model, scheduler, self._step_failed)
@@ -161,16 +160,29 @@ class Server:
         raise await self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:
-        return model_start.load(self._settings, self._checkpoint, self._device, self._dtype, self._experts)
+        return load_model(
+            self._settings, self._checkpoint, device=self._device, dtype=self._dtype, experts=self._experts
+        )
 
-    async def _prepare(self, model: Model, experts: experts_pb2.DescribeResponse, largest_chunk: int) -> Orchestration:
-        """Makes what plans are made from; begins anew where the CPU expert service is lost on the way."""
+    async def _make_orchestration(
+        self, model: Model, experts: experts_pb2.DescribeResponse, max_rows: int
+    ) -> Orchestration:
+        """Starts again if the CPU expert service is lost meanwhile."""
         while True:
+            make = partial(
+                make_orchestration,
+                self._settings,
+                self._checkpoint,
+                model,
+                description=experts,
+                client=self._experts,
+                popularity=self._popularity,
+                max_rows=max_rows,
+            )
             try:
-                make = partial(prepare, self._settings, self._checkpoint, model, experts)
-                return await in_thread(partial(make, self._experts, self._popularity, largest_chunk))
+                return await in_thread(make)
             except ExpertServiceError as error:
-                _log.warning("costs could not be measured", reason=str(error))
+                _log.warning("measuring costs failed", reason=str(error))
                 experts = await self._await_experts()
 
     async def _await_experts(self) -> experts_pb2.DescribeResponse:

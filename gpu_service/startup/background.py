@@ -1,4 +1,4 @@
-"""Runs what takes long beside an event loop."""
+"""Runs a long function in a thread next to an event loop."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ _Result = TypeVar("_Result")
 
 
 async def in_thread(function: Callable[[], _Result]) -> _Result:
-    """Runs a function that takes long in a thread that the end of the process does not wait for."""
+    """Runs a long function in a thread that does not delay the end of the process."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[_Result] = loop.create_future()
 

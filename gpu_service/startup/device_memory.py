@@ -1,4 +1,4 @@
-"""Measures the memory of the device: what there is, what is free, and what a step takes while it runs."""
+"""Measures the memory of the device: in total, free, and at the peak of a step."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from gpu_service.model_runner.model import Model
 
 @dataclass(frozen=True, slots=True)
 class _Zeros:
-    """An answer of the right shape."""
+    """Zeros of the right shape."""
 
     output: torch.Tensor
     compute_seconds: float | None = None
@@ -27,7 +27,7 @@ class _Zeros:
 
 
 class _NoExperts:
-    """RemoteExperts that compute nothing, so that measuring a long prompt takes no longer than its dense part."""
+    """RemoteExperts that compute nothing, so that measuring a long prompt takes only as long as its dense part."""
 
     available = True
 
@@ -44,20 +44,23 @@ class _NoExperts:
 
 
 def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemory:
-    """The device's memory once the dense weights, and keys and values, are in place.
+    """The device's memory once the dense weights and the KV cache are allocated.
 
     Args:
-        model: Has computed a token, so that the memory of keys and values is taken.
+        model: Has computed a token, so that the KV cache is allocated.
         checkpoint: Its experts.
         max_tokens: The most tokens of a step.
     """
     if model.device.type == "cpu":
         memory = host_memory.measure()
-        # what a step takes on the CPU is small beside it
+        # a step on the CPU needs little memory in comparison
         return DeviceMemory(memory.total_bytes, memory.free_bytes, 0, is_host=True)
     workspace_bytes = _workspace_bytes(model, max_tokens)
     workspace_bytes += experts_workspace_bytes(
-        checkpoint.layers, model.num_experts_per_token, max_tokens, model.dtype.itemsize
+        checkpoint.layers,
+        experts_per_token=model.num_experts_per_token,
+        num_tokens=max_tokens,
+        value_bytes=model.dtype.itemsize,
     )
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
@@ -65,12 +68,18 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
 
 
 def experts_workspace_bytes(
-    layers: Sequence[CheckpointLayer], experts_per_token: int, num_tokens: int, value_bytes: int
+    layers: Sequence[CheckpointLayer], *, experts_per_token: int, num_tokens: int, value_bytes: int
 ) -> int:
-    """What computing the experts of so many tokens on the device takes beside their weights: see device_experts.py.
+    """Bytes that gpu_experts/compute.py needs, in addition to the weights, for the experts of one layer.
 
-    One expert is computed at a time, and is taken to have twice its even share of the rows. Where it has more, the
-    reserve holds them, and if that does not, slots are given up for them.
+    One expert is computed at a time. It is assumed to have at most twice its even share of the rows; more are held by
+    the reserve, and if that is too small, slots are evicted for them.
+
+    Args:
+        layers: The MoE layers; the largest counts.
+        experts_per_token: How many experts a token is routed to; 0 if unknown.
+        num_tokens: The tokens of a step.
+        value_bytes: Of one value of the hidden rows.
     """
     most = 0
     for layer in layers:
@@ -83,7 +92,7 @@ def experts_workspace_bytes(
 
 
 def _workspace_bytes(model: Model, max_tokens: int) -> int:
-    """What the largest step takes at its peak, experts aside: a whole chunk at the end of the longest context."""
+    """The peak of the largest step without experts: a whole chunk at the end of the longest context."""
     length = min(model.max_context, model.cache.max_length)
     tokens = min(max_tokens, length) if model.cache.is_divisible else length
     positions = torch.arange(length - tokens, length)[None]
@@ -96,17 +105,17 @@ def _workspace_bytes(model: Model, max_tokens: int) -> int:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device, where keys and values are held."""
+    """Free memory of a device, for the KV cache."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory.measure().free_bytes
 
 
 @contextmanager
 def out_of_memory_reported(device: torch.device, purpose: str) -> Iterator[None]:
-    """Turns PyTorch's error of a device whose memory is exhausted into the user's.
+    """Turns PyTorch's error for exhausted memory into a user's error.
 
     Args:
-        device: Whose memory is taken.
-        purpose: What for, such as "the model".
+        device: The device whose memory is used.
+        purpose: What the memory is for, such as "the model".
 
     Raises:
         FlagError: The device has too little memory.
@@ -114,20 +123,20 @@ def out_of_memory_reported(device: torch.device, purpose: str) -> Iterator[None]
     try:
         yield
     except RuntimeError as error:
-        # for the host's memory PyTorch raises no error of its own type
+        # for the host's memory PyTorch raises a plain RuntimeError
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise FlagError(f"--device: {device.type} has too little memory for {purpose}: {error}") from error
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA where there is one.
+    """The device of that name; "auto" is CUDA if there is a device, else the CPU.
 
     Raises:
-        FlagError: CUDA is asked for and not there.
+        FlagError: CUDA is requested, and there is no device.
     """
     if name == "cuda" and not torch.cuda.is_available():
-        raise FlagError("--device: cuda was asked for, and PyTorch finds no CUDA device")
+        raise FlagError("--device: PyTorch finds no CUDA device; cpu or auto computes without one")
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

@@ -1,7 +1,7 @@
-"""`python -m gpu_service --dry-run`: what would be served, from where, how fast at most; or why it cannot be.
+"""`python -m gpu_service --dry-run`: reports what would be served, where its weights would be, and how fast at most.
 
-It goes as far as a start goes without reading weights: headers, configurations, the tokenizer, the model's own code on
-no memory. What can only be known by computing (the memory of a step, the time between the services) it does not know.
+It goes as far as a start without reading weights: headers, configurations, the tokenizer, and the model's code on
+PyTorch's meta device. It does not know what only computing shows: the memory of a step, the time between the services.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,12 @@ _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """A checkpoint that can be served, and how."""
+class Candidate:
+    """A checkpoint that could be served."""
 
     checkpoint: Checkpoint
     experts_per_token: int
-    """0 where the configuration does not say."""
+    """0 if the configuration does not say."""
     dtype: torch.dtype
     device: torch.device
 
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the dense weights in what is computed in; experts' dtype stands for theirs."""
+        """Of the dense weights in the dtype of the computation. Their stored dtype is taken to be the experts'."""
         return self.checkpoint.dense_bytes * self.dtype.itemsize // self.checkpoint.expert_dtype.itemsize
 
     @property
@@ -66,19 +66,19 @@ def report(settings: Settings) -> list[str]:
     """The lines to print.
 
     Raises:
-        UserError: It cannot be served; the text says why.
+        UserError: The model cannot be served; the text says why.
     """
-    subject = examine(settings)
-    resident = num_resident(subject, settings)
-    lines = [*_weights(subject), *_memory(subject, resident), _speed(subject, resident)]
+    candidate = examine(settings)
+    resident = num_resident(candidate, settings)
+    lines = [*_weights(candidate), *_memory(candidate, resident), _speed(candidate, resident)]
     return [f"{name + ':':10} {text}" for name, text in lines]
 
 
-def examine(settings: Settings) -> Subject:
-    """Makes sure that a start would not fail before it reads weights.
+def examine(settings: Settings) -> Candidate:
+    """Checks all that a start checks before it reads weights.
 
     Raises:
-        UserError: It would.
+        UserError: A start would fail.
     """
     logging_of_transformers()
     checkpoint = Checkpoint.open(settings.model)
@@ -88,7 +88,7 @@ def examine(settings: Settings) -> Subject:
     find_replacements(checkpoint, config, architecture)
     check_generation_config(checkpoint.directory, read_generation_config(checkpoint.directory, config))
     Tokenizer(checkpoint.directory)
-    return Subject(
+    return Candidate(
         checkpoint=checkpoint,
         experts_per_token=architecture.num_experts_per_token(config),
         dtype=tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype),
@@ -96,44 +96,49 @@ def examine(settings: Settings) -> Subject:
     )
 
 
-def num_resident(subject: Subject, settings: Settings) -> int:
-    """How many experts would lie on the device at the least: keys and values are taken to fill their share.
+def num_resident(candidate: Candidate, settings: Settings) -> int:
+    """How many experts would be resident on the device at least, if the KV cache fills its share.
 
     Raises:
         FlagError: --gpu-expert-memory asks for more than there is, or the dense weights do not fit.
     """
     if settings.placement == "none":
         return 0
-    memory = _memory_left(subject, settings)
-    needs = SlotNeeds(ExpertSlots.slot_bytes(subject.checkpoint), NUM_STREAMING)
-    return slots_for(budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs), needs, subject.num_experts)
+    memory = _memory_left(candidate, settings)
+    needs = SlotNeeds(ExpertSlots.slot_bytes(candidate.checkpoint), NUM_STREAMING)
+    return slots_for(
+        budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs), needs, candidate.num_experts
+    )
 
 
-def _memory_left(subject: Subject, settings: Settings) -> DeviceMemory:
-    """Of the device, once the dense weights and the keys and values are in place."""
-    if subject.device.type == "cpu":
+def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
+    """The device's memory once the dense weights and the KV cache are allocated."""
+    if candidate.device.type == "cpu":
         host = host_memory.measure()
-        return DeviceMemory(host.total_bytes, max(0, host.free_bytes - subject.dense_bytes), 0, is_host=True)
-    free, total = torch.cuda.mem_get_info(subject.device)
-    if subject.dense_bytes > free:
-        raise FlagError(f"--device: the dense weights take {_size(subject.dense_bytes)}, and {_size(free)} are free")
-    free -= subject.dense_bytes
+        return DeviceMemory(host.total_bytes, max(0, host.free_bytes - candidate.dense_bytes), 0, is_host=True)
+    free, total = torch.cuda.mem_get_info(candidate.device)
+    if candidate.dense_bytes > free:
+        raise FlagError(f"--device: the dense weights take {_size(candidate.dense_bytes)}, and {_size(free)} are free")
+    free -= candidate.dense_bytes
     kept = AUTO_SHARE * free if settings.kv_memory == "auto" else float(settings.kv_memory) * GIB
     num_tokens = max(settings.prefill_chunk, settings.max_slots)
     workspace_bytes = experts_workspace_bytes(
-        subject.checkpoint.layers, subject.experts_per_token, num_tokens, subject.dtype.itemsize
+        candidate.checkpoint.layers,
+        experts_per_token=candidate.experts_per_token,
+        num_tokens=num_tokens,
+        value_bytes=candidate.dtype.itemsize,
     )
     return DeviceMemory(total, max(0, free - int(kept)), workspace_bytes)
 
 
-def _weights(subject: Subject) -> list[tuple[str, str]]:
-    checkpoint = subject.checkpoint
+def _weights(candidate: Candidate) -> list[tuple[str, str]]:
+    checkpoint = candidate.checkpoint
     layers = checkpoint.layers
     family = VERIFIED.get(checkpoint.model_type)
     how = f"verified against {METHODS[family.test].short}" if family else "not verified"
     counts = sorted({layer.num_experts for layer in layers})
     sizes = sorted({expert_bytes(layer) for layer in layers})
-    wanted = f", {subject.experts_per_token} of them for each token" if subject.experts_per_token else ""
+    wanted = f", {candidate.experts_per_token} of them for each token" if candidate.experts_per_token else ""
     stored = str(checkpoint.expert_dtype).removeprefix("torch.")
     return [
         ("model", str(checkpoint.directory)),
@@ -144,49 +149,49 @@ def _weights(subject: Subject) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _memory(subject: Subject, resident: int) -> list[tuple[str, str]]:
+def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
     host = host_memory.measure()
-    expert_bytes = subject.checkpoint.expert_bytes
-    memory = f"{_size(expert_bytes)} of experts beside {_size(host.free_bytes)} that are free"
+    expert_bytes = candidate.checkpoint.expert_bytes
+    memory = f"{_size(expert_bytes)} of experts, and {_size(host.free_bytes)} are free"
     if expert_bytes > host.free_bytes:
-        memory += ": too little, so that experts would be read from the disk again and again"
-    if subject.device.type == "cpu":
-        return [("device", "the CPU, which computes experts where they lie"), ("memory", memory)]
-    free, total = torch.cuda.mem_get_info(subject.device)
-    name = torch.cuda.get_device_name(subject.device)
-    share = f"at least {resident} of {subject.num_experts} experts" if resident else "no expert"
+        memory += ": too little, so experts would be read from the disk again and again"
+    if candidate.device.type == "cpu":
+        return [("device", "the CPU, which computes experts from memory"), ("memory", memory)]
+    free, total = torch.cuda.mem_get_info(candidate.device)
+    name = torch.cuda.get_device_name(candidate.device)
+    share = f"at least {resident} of {candidate.num_experts} experts" if resident else "no expert"
     return [
-        ("device", f"{subject.device} ({name}), {_size(free)} of {_size(total)} free"),
-        ("resident", f"{share}, and {_size(subject.dense_bytes)} of dense weights"),
+        ("device", f"{candidate.device} ({name}), {_size(free)} of {_size(total)} free"),
+        ("resident", f"{share}, and {_size(candidate.dense_bytes)} of dense weights"),
         ("memory", memory),
     ]
 
 
-def _speed(subject: Subject, resident: int) -> tuple[str, str]:
-    """What reading weights allows: nothing that decodes one token at a time can be faster than that."""
-    if not subject.experts_per_token:
-        return "decode", "not known, since the configuration does not say how many experts a token is routed to"
+def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:
+    """The limit that reading the weights sets: decoding one token at a time cannot be faster."""
+    if not candidate.experts_per_token:
+        return "decode", "unknown, since the configuration does not say how many experts a token is routed to"
     host = read_bandwidth.host_bytes_per_second()
-    wanted = subject.expert_bytes_per_token
-    if subject.device.type == "cpu":
-        num_bytes = wanted + subject.dense_bytes
+    wanted = candidate.expert_bytes_per_token
+    if candidate.device.type == "cpu":
+        num_bytes = wanted + candidate.dense_bytes
         return "decode", _rate(num_bytes / host, f"{_size(num_bytes)} of weights read at {host / 1e9:.3g} GB/s")
-    device = read_bandwidth.device_bytes_per_second(subject.device)
-    remote = wanted * (1 - resident / subject.num_experts)
-    # both sides read at the same time, but for the dense weights
-    seconds = subject.dense_bytes / device + max((wanted - remote) / device, remote / host)
+    device = read_bandwidth.device_bytes_per_second(candidate.device)
+    remote = wanted * (1 - resident / candidate.num_experts)
+    # both sides read at the same time, except for the dense weights
+    seconds = candidate.dense_bytes / device + max((wanted - remote) / device, remote / host)
     return "decode", _rate(
         seconds,
         f"{_size(int(remote))} of experts read from memory at {host / 1e9:.3g} GB/s, and "
-        f"{_size(int(wanted - remote) + subject.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if all experts "
-        "are chosen alike",
+        f"{_size(int(wanted - remote) + candidate.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if all "
+        "experts are chosen equally often",
     )
 
 
 def _rate(seconds: float, why: str) -> str:
     rate = 1 / seconds
     text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    return f"at most {text} tokens/s for one sequence: for each token {why}; bandwidth was measured just now"
+    return f"at most {text} tokens/s for one sequence: for each token {why}; the bandwidth was just measured"
 
 
 def _span(values: list[int], text: Callable[[int], str]) -> str:

@@ -1,4 +1,4 @@
-"""Makes what plans are made from at start-up: slots within the memory's budget, measured costs, a filled placement."""
+"""Makes the orchestration at the start: slots within the memory budget, measured costs, the first resident experts."""
 
 import time
 
@@ -23,39 +23,45 @@ from gpu_service.settings import Settings
 from gpu_service.startup import device_memory
 
 NUM_STREAMING = 2
-"""Streaming slots."""
+"""Streaming slots of the device."""
 _log = structlog.get_logger("gpu_service")
 
 
-def prepare(
+def make_orchestration(
     settings: Settings,
     checkpoint: Checkpoint,
     model: Model,
+    *,
     description: experts_pb2.DescribeResponse,
     client: ExpertClient,
     popularity: Popularity | None,
-    largest_chunk: int,
+    max_rows: int,
 ) -> Orchestration:
-    """Measures, takes the device's memory, and loads the experts that are to lie there.
+    """Allocates the slots, measures the costs, and loads the experts that the placement policy wants first.
 
     Args:
-        settings: What the user asks for.
+        settings: The user's.
         checkpoint: The experts.
-        model: Has computed a token.
-        description: What the CPU expert service said of itself.
+        model: Has computed a token, so that the memory of the dense weights and the KV cache is allocated.
+        description: What the CPU expert service reports about itself.
         client: Connected to that service.
-        popularity: What the user's file says.
-        largest_chunk: The most tokens of a prompt that are computed at once, ever.
+        popularity: The content of the popularity file, if there is one.
+        max_rows: The most rows of a batch.
 
     Raises:
         ExpertServiceError: The CPU expert service was lost meanwhile.
         UserError: A flag asks for what is not there, or a file is wrong.
     """
-    max_rows = max(largest_chunk, settings.max_slots)
-    slots = _take_slots(settings, checkpoint, model, max_rows)
+    slots = _allocate_slots(settings, checkpoint, model, max_rows)
     try:
         target = CalibrationTarget(
-            checkpoint, client, description, model.device, slots, max_rows, model.num_experts_per_token
+            checkpoint=checkpoint,
+            client=client,
+            description=description,
+            device=model.device,
+            slots=slots,
+            max_rows=max_rows,
+            experts_per_token=model.num_experts_per_token,
         )
         latency = costs.obtain(target, settings.costs, settings.recalibrate)
         if slots is None:
@@ -66,7 +72,7 @@ def prepare(
         _fill(slots, policy)
     except BaseException:
         if slots is not None:
-            slots.close()  # its thread, and the device's memory
+            slots.close()  # ends its thread and frees the device's memory
         raise
     prefetches = settings.prefetch == "on" or (settings.prefetch == "auto" and model.device.type == "cuda")
     return Orchestrated(
@@ -78,8 +84,8 @@ def prepare(
     )
 
 
-def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:
-    """None where the device is the CPU and no slots are asked for: it has the experts at hand without."""
+def _allocate_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:
+    """The slots; None if the device is the CPU and the flags ask for none, since it computes experts without slots."""
     needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), NUM_STREAMING)
     memory = device_memory.measure(model, checkpoint, max_rows)
     num_bytes = budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs)
@@ -88,7 +94,7 @@ def _take_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_ro
     if memory.is_host and num_bytes == 0:
         return None
     _log.info(
-        "memory for experts",
+        "expert slots allocated",
         resident=capacity,
         of=num_experts,
         bytes=capacity * needs.allocated_bytes,

@@ -1,4 +1,4 @@
-"""Loads what is served and computes the first tokens with it. It waits for nobody: server.py does."""
+"""Loads the model and its tokenizer, and computes the first tokens. server.py waits for the CPU expert service."""
 
 import time
 
@@ -24,19 +24,26 @@ from gpu_service.text.tokenizer import Tokenizer
 _log = structlog.get_logger("gpu_service")
 
 
-def load(
-    settings: Settings, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, experts: ExpertClient
+def load_model(
+    settings: Settings, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype, experts: ExpertClient
 ) -> tuple[Model, Tokenizer]:
-    """The dense part of a model, whose experts `experts` has computed, and its tokenizer.
+    """Loads the dense part of a model, and its tokenizer.
+
+    Args:
+        settings: The user's.
+        checkpoint: The weights.
+        device: Where all but the experts is computed.
+        dtype: What it is computed in.
+        experts: Computes the experts; it need not be connected yet.
 
     Raises:
-        ModelError: It cannot be served.
+        ModelError: The model cannot be served.
         FlagError: The device has too little memory.
     """
     started = time.monotonic()
     logging_of_transformers()
     tokenizer = Tokenizer(checkpoint.directory)
-    # on the CPU the experts are at hand; a GPU has them brought when the service is lost
+    # if the CPU expert service is lost, a CPU computes its experts in this process, and a GPU streams them
     try:
         in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
         dispatcher = Dispatcher(checkpoint, device, experts, in_process=in_process)
@@ -54,13 +61,16 @@ def load(
     check_generation_config(checkpoint.directory, model.generation_config)
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
-        _log.warning("settings that are not honoured", file=str(file), settings=ignored)
-    _log.info("loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
+        _log.warning("generation settings ignored", file=str(file), settings=ignored)
+    _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
     return model, tokenizer
 
 
 def warm_up(settings: Settings, model: Model) -> KvBudget:
-    """Two tokens through both services: memory is taken, kernels are chosen, and a pair that cannot work fails.
+    """Computes two tokens: this allocates memory, chooses kernels, and fails if the two services cannot work together.
+
+    Returns:
+        The memory that the KV cache may use.
 
     Raises:
         FlagError: --kv-memory does not hold two tokens, or the device has too little memory for it.
@@ -83,5 +93,5 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
         )
         cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()
-    _log.info("warm", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)
+    _log.info("warm-up done", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)
     return budget

@@ -1,6 +1,6 @@
-"""How fast weights can be read where they lie: by the CPU's cores from memory, by the device from its own.
+"""Measures how fast weights can be read: by the CPU's cores from memory, and by a GPU from its own.
 
-A probe of a second, for an estimate. The CPU expert service measures its own reading for its metrics.
+It takes a second, for an estimate. The CPU expert service measures its own reading for its metrics.
 """
 
 import time
@@ -9,19 +9,19 @@ from collections.abc import Callable
 import torch
 
 _HOST_BYTES = 512 * 2**20
-"""More than processors cache."""
+"""More than the caches of a processor."""
 _DEVICE_BYTES = 2**30
 _ROUNDS = 7
 
 
 def host_bytes_per_second() -> float:
-    """Of PyTorch's threads together."""
+    """Of all of PyTorch's threads together."""
     values = torch.ones(_HOST_BYTES // 4)
     return _HOST_BYTES / _shortest(lambda: values.sum())
 
 
 def device_bytes_per_second(device: torch.device) -> float:
-    """Of a GPU."""
+    """Of a GPU's memory."""
     values = torch.ones(_DEVICE_BYTES // 4, device=device)
 
     def read() -> None:
@@ -32,7 +32,7 @@ def device_bytes_per_second(device: torch.device) -> float:
 
 
 def _shortest(work: Callable[[], object]) -> float:
-    """Seconds; others on the machine can only make it longer."""
+    """The shortest of several runs, in seconds: other processes can only lengthen a run."""
     work()
     seconds = []
     for _ in range(_ROUNDS):

@@ -27,7 +27,7 @@ from gpu_service.startup import model
 def fail(*arguments, **named):
     raise ValueError("planted")
 
-model.load = fail
+model.load_model = fail
 sys.exit(service.main())
 """
 """The service, with a fault in what a start calls in a thread."""

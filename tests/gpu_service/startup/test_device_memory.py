@@ -13,6 +13,11 @@ def layers(tmp_path_factory: pytest.TempPathFactory) -> Sequence[CheckpointLayer
     return Checkpoint.open(write_tiny(tmp_path_factory.mktemp("mixtral"), "mixtral")).layers
 
 
+def _workspace(layers: Sequence[CheckpointLayer], experts_per_token: int, num_tokens: int) -> int:
+    """In bfloat16."""
+    return experts_workspace_bytes(layers, experts_per_token=experts_per_token, num_tokens=num_tokens, value_bytes=2)
+
+
 def test_experts_take_more_for_a_larger_chunk_and_no_more_than_all_of_its_rows(
     layers: Sequence[CheckpointLayer],
 ) -> None:
@@ -25,11 +30,11 @@ def test_experts_take_more_for_a_larger_chunk_and_no_more_than_all_of_its_rows(
     share = 2 * 2 / layer.num_experts
     assert share <= 1
     for tokens in (512, 4096):
-        assert experts_workspace_bytes(layers, 2, tokens, 2) == expected(int(tokens * share), tokens)
-    assert experts_workspace_bytes(layers, layer.num_experts, 512, 2) == expected(512, 512)
+        assert _workspace(layers, 2, tokens) == expected(int(tokens * share), tokens)
+    assert _workspace(layers, layer.num_experts, 512) == expected(512, 512)
 
 
 def test_the_largest_layer_counts(layers: Sequence[CheckpointLayer]) -> None:
     first = replace(layers[0], intermediate_size=10 * layers[0].intermediate_size)
-    assert experts_workspace_bytes([*layers[1:], first], 2, 512, 2) == experts_workspace_bytes([first], 2, 512, 2)
-    assert experts_workspace_bytes([first], 2, 512, 2) > experts_workspace_bytes(layers, 2, 512, 2)
+    assert _workspace([*layers[1:], first], 2, 512) == _workspace([first], 2, 512)
+    assert _workspace([first], 2, 512) > _workspace(layers, 2, 512)

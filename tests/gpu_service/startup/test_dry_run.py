@@ -67,7 +67,7 @@ def test_in_float32_the_dense_weights_are_twice_as_large() -> None:
 
 def test_experts_that_memory_does_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "measure", lambda: host_memory.HostMemory(2**23, 2**22))
-    assert "9 MiB of experts beside 4 MiB that are free: too little" in _report(DEMO, "--device", "cpu")["memory"]
+    assert "9 MiB of experts, and 4 MiB are free: too little" in _report(DEMO, "--device", "cpu")["memory"]
 
 
 @pytest.fixture
@@ -130,16 +130,16 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a configuration of another size": (
         lambda directory: edit_config(directory, vocab_size=2**30),
-        r"model: config\.json describes a mixtral of \d+ weights beside its experts, far more than the \d+ bytes .*",
+        r"model: config\.json describes a mixtral of \d+ weights without its experts, far more than the \d+ bytes .*",
     ),
     "a count that disagrees": (
         lambda directory: edit_config(directory, num_local_experts=5),
         r"model\.safetensors holds the tensor '\S+', but \S+config\.json says there are 5 experts\.",
     ),
-    "mixed names": (mix_names, r"model\.safetensors holds the tensor '\S+', but decoder layer 1 has other experts .*"),
+    "mixed names": (mix_names, r"model\.safetensors holds the tensor '\S+', but decoder layer 1 already has other experts, .*"),
     "FP8": (
         lambda directory: edit_config(directory, quantization_config={"quant_method": "fp8"}),
-        r"config\.json says in quantization_config that weights are FP8, a format that is not read yet: .*",
+        r"config\.json says in quantization_config that weights are FP8, which is not supported yet: .*",
     ),
     "packed INT4": (pack, r"model\.safetensors holds the tensor '\S+_packed', as packed INT4 weights do, .*"),
     "no tokenizer": (lambda directory: (directory / "tokenizer.json").unlink(), r".*tokenizer.*"),
