@@ -136,7 +136,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda directory: edit_config(directory, num_local_experts=5),
         r"model\.safetensors holds the tensor '\S+', but \S+config\.json says there are 5 experts\.",
     ),
-    "mixed names": (mix_names, r"model\.safetensors holds the tensor '\S+', but decoder layer 1 already has other experts, .*"),
+    "mixed names": (
+        mix_names,
+        r"model\.safetensors holds the tensor '\S+', but decoder layer 1 already has other experts, .*",
+    ),
     "FP8": (
         lambda directory: edit_config(directory, quantization_config={"quant_method": "fp8"}),
         r"config\.json says in quantization_config that weights are FP8, which is not supported yet: .*",
