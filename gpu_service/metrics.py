@@ -195,7 +195,7 @@ DEGRADED_SECONDS = CollectedMetric(
 REPLANNED_LAYERS = Counter(
     "fiddler_replanned_layers_total", "Messages to the CPU expert service whose experts were computed here instead."
 )
-SPOILED_ROWS = Counter(
+NON_FINITE_ROWS = Counter(
     "fiddler_spoiled_rows_total",
     "Rows that the CPU expert service answered with numbers that are not finite; their requests failed.",
 )

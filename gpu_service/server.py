@@ -22,10 +22,10 @@ from gpu_service.api.generations import Generations
 from gpu_service.api.malformed import MalformedMessageInterceptor
 from gpu_service.api.service import GenerationServicer
 from gpu_service.api.serving import ServedModel
-from gpu_service.cpu_experts.client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.engine.engine import Engine
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.errors import EngineStoppedError
+from gpu_service.errors import EngineStoppedError, ExpertServiceError, HandshakeError
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.orchestration import Orchestration
@@ -68,9 +68,9 @@ class Server:
         self._experts = ExpertClient(
             settings.experts,
             self._dtype,
-            settings.expert_timeout_seconds,
-            settings.max_message_bytes,
-            self._expert_health.changed,
+            timeout_seconds=settings.expert_timeout_seconds,
+            max_message_bytes=settings.max_message_bytes,
+            on_change=self._expert_health.changed,
         )
         self._generations = Generations()
         self._servicer = GenerationServicer(self._generations)

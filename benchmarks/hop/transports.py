@@ -61,7 +61,9 @@ class _Stream:
     """The GPU service's own client."""
 
     def __init__(self, address: str, fingerprint: str) -> None:
-        self._client = ExpertClient(address, torch.bfloat16, TIMEOUT_SECONDS, MAX_MESSAGE_BYTES)
+        self._client = ExpertClient(
+            address, torch.bfloat16, timeout_seconds=TIMEOUT_SECONDS, max_message_bytes=MAX_MESSAGE_BYTES
+        )
         self._client.connect(fingerprint)
 
     def submit(self, message: Message) -> None:

@@ -67,7 +67,9 @@ class Probe:
         """Loads the model. The CPU expert service at `experts` must serve. Call `begin` before adding requests."""
         checkpoint = Checkpoint.open(directory)
         self._memory = _Memory(checkpoint)
-        client = ExpertClient(experts, torch.bfloat16, _TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
+        client = ExpertClient(
+            experts, torch.bfloat16, timeout_seconds=_TIMEOUT_SECONDS, max_message_bytes=_MAX_MESSAGE_BYTES
+        )
         client.connect(checkpoint.fingerprint)
         self._client = _TimedExperts(client)
         device = torch.device("cpu")

@@ -1,6 +1,6 @@
-"""The GPU service's side of ExpertService: sends layers and joins their sums, several under way over one stream.
+"""The client of the CPU expert service: sends layers and joins their sums, several at a time over one stream.
 
-What fails is told at once, not after attempts, since whoever waits has another way to compute the layer.
+A failure is raised at once and not after several attempts, because the caller has another way to compute the layer.
 """
 
 import itertools
@@ -11,23 +11,24 @@ from dataclasses import dataclass
 import grpc
 import structlog
 import torch
+from typing_extensions import override
 
 from fiddler import tensors
 from fiddler.v1 import experts_pb2
 from gpu_service import metrics
+from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.connection import Stream, Watch
 from gpu_service.cpu_experts.link import ExpertLink, OnChange
 from gpu_service.errors import ExpertServiceError, HandshakeError
-
-__all__ = ["ExpertClient", "ExpertServiceError", "HandshakeError"]
 
 _log = structlog.get_logger(__name__)
 _SENT_BYTES = metrics.EXPERT_CALL_BYTES.labels("sent")
 _RECEIVED_BYTES = metrics.EXPERT_CALL_BYTES.labels("received")
 
-_HEAL_SECONDS = 0.2  # within which a service whose stream broke must show that it is still there
-_GRACE_SECONDS = 0.05  # for an answer that may lie unread, where its time ran out before anybody waited for it
-# The message itself is at fault, or the pair is; sending it again would end the same way.
+_HEAL_SECONDS = 0.2
+"""How long a service whose stream broke may take to show that it is still there."""
+_GRACE_SECONDS = 0.05
+"""The least time that `join` waits: the answer may be there, unread, although its time has run out."""
 _FINAL = frozenset(
     {
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -37,11 +38,12 @@ _FINAL = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
+"""Codes after which a message is not sent again, because it would fail in the same way."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class _Call:
-    """One message that was sent and not joined yet."""
+    """A message that was sent and is not joined yet."""
 
     client: "ExpertClient"
     request: experts_pb2.RunRequest
@@ -49,7 +51,7 @@ class _Call:
     timeout_seconds: float
     sent_at: float
     stream: Stream
-    """The one that it went over last."""
+    """The stream that it was sent on last."""
     resent: bool = False
     response: experts_pb2.RunResponse | None = None
 
@@ -59,74 +61,72 @@ class _Call:
 
     @property
     def compute_seconds(self) -> float | None:
-        """See PendingOutput."""
         return None if self.response is None else self.response.compute_seconds
 
     def join(self) -> torch.Tensor:
-        """Waits for the answer: see RemoteExperts.
-
-        Raises:
-            ExpertServiceError: The service is gone, too slow, or answers wrongly. It is lost by then.
-        """
         return self.client._join(self)
 
 
-class ExpertClient:
-    """Sends layers to the CPU expert service. `submit` and `join` are for one thread; a pure call is safe to repeat.
+class ExpertClient(RemoteExperts):
+    """Sends layers to the CPU expert service. `submit` and `join` are for one thread.
 
-    At the first failure that sending again at once does not heal, the service is lost: all calls under way fail, and
-    `submit` fails at once, until a thread in the background has found it again.
+    A message that a broken stream left unanswered is sent again once, which is safe because it has no side effects. If
+    that fails, the service is lost: all calls under way fail, and `submit` raises, until a background thread has
+    reached the service again.
     """
 
     def __init__(
         self,
         address: str,
         dtype: torch.dtype,
+        *,
         timeout_seconds: float,
         max_message_bytes: int,
         on_change: OnChange = lambda error: None,
     ) -> None:
-        """Connects to nobody yet.
+        """Does not connect yet.
 
         Args:
             address: HOST:PORT or unix:PATH.
-            dtype: What hidden rows are sent and expected in.
-            timeout_seconds: How long one layer may take, waiting included, where `submit` is not told otherwise.
-            max_message_bytes: The largest message either way.
+            dtype: The dtype of hidden rows, both ways.
+            timeout_seconds: How long one layer may take, including its time in the queue, unless `submit` is given
+                another time.
+            max_message_bytes: The largest message, both ways.
             on_change: See ExpertLink.
         """
         self.address = address
         self._dtype = dtype
         self._timeout_seconds = timeout_seconds
-        self._link = ExpertLink(address, dtype, max_message_bytes, on_change)
+        self._link = ExpertLink(address, dtype, max_message_bytes=max_message_bytes, on_change=on_change)
         self._watch = Watch()
         self._sequence = itertools.count(1)
-        # A call that its caller forgets, failing for another reason, is not waited for and not sent again.
+        # weak: a call that its caller dropped, after another failure, is neither waited for nor sent again
         self._pending: weakref.WeakValueDictionary[int, _Call] = weakref.WeakValueDictionary()
 
     @property
+    @override
     def available(self) -> bool:
-        """Whether the service may be used. For any thread; it is read for every layer."""
         return self._link.error is None
 
     @property
     def error(self) -> ExpertServiceError | None:
-        """Why the service may not be used; None where it may. For any thread."""
+        """Why the service may not be used; None if it may. For any thread."""
         return self._link.error
 
     def connect(self, fingerprint: str, timeout_seconds: float = 10.0) -> experts_pb2.DescribeResponse:
-        """Tries once to reach a service that is ready and serves the same. From then on it is found again when lost.
+        """Tries once to reach a service that is ready and serves the same checkpoint. If lost later, it is found again.
 
         Args:
             fingerprint: The checkpoint's.
-            timeout_seconds: How long a service that is there may take; where none is, that is known at once.
+            timeout_seconds: How long the service may take to answer. An address without a service fails at once.
 
         Raises:
-            HandshakeError: It serves something else.
-            ExpertServiceError: It did not answer, or is not ready.
+            HandshakeError: The service serves another checkpoint or dtype.
+            ExpertServiceError: The service did not answer, or is not ready.
         """
         return self._link.connect(fingerprint, timeout_seconds)
 
+    @override
     def submit(
         self,
         layer: int,
@@ -136,11 +136,6 @@ class ExpertClient:
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> _Call:
-        """Sends one layer's rows and returns at once: see RemoteExperts.
-
-        Raises:
-            ExpertServiceError: The service is lost.
-        """
         stream = self._link.stream()
         timeout_seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         sequence = next(self._sequence)
@@ -154,11 +149,11 @@ class ExpertClient:
         return call
 
     def abort(self) -> None:
-        """Ends the stream for good: who waits for an answer gets an ExpertServiceError. For any thread."""
+        """Ends the stream for good: calls that wait for an answer raise ExpertServiceError. For any thread."""
         self._link.abort()
 
     def close(self) -> None:
-        """Ends the stream and the connection."""
+        """Ends the stream, the connection and the threads."""
         self._link.close()
         self._watch.close()
 
@@ -175,10 +170,10 @@ class ExpertClient:
         try:
             return tensors.decode(call.response.output, "output", self._dtype, call.shape)
         except tensors.TensorError as error:
-            raise self._lost(call, f"wrong answer: {error}") from None
+            raise self._lost(call, f"malformed answer: {error}") from None
 
     def _receive(self, call: _Call) -> None:
-        """Reads answers up to the call's. Those before it belong to calls that are joined later, or never."""
+        """Reads answers until that of this call. Earlier ones belong to calls that are joined later, or never."""
         self._watch.arm(call.stream, time.monotonic() + max(call.remaining_seconds, _GRACE_SECONDS))
         try:
             while call.response is None:
@@ -190,9 +185,9 @@ class ExpertClient:
         self._link.heard()
 
     def _recover(self, call: _Call, error: grpc.RpcError) -> None:
-        """Sends what a broken stream left unanswered over another one, once and at once, or gives the service up."""
+        """Sends what a broken stream left unanswered on a new one, once and at once, or gives the service up."""
         stream, code, details = call.stream, error.code(), error.details()
-        if stream.failure is not None:  # whoever gave it up has told
+        if stream.failure is not None:  # the service was given up before, which was reported then
             raise ExpertServiceError(str(stream.failure))
         if stream.overdue:
             code, details = grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {call.timeout_seconds:g} s"
@@ -207,7 +202,7 @@ class ExpertClient:
             raise self._lost(call, str(mismatch)) from None
         except ExpertServiceError:
             raise self._lost(call, reason) from None
-        _log.warning("sending again", layer=call.request.layer, code=code.name, details=details)
+        _log.warning("resending a layer", layer=call.request.layer, code=code.name, details=details)
         for unanswered in list(self._pending.values()):
             if unanswered.stream is stream and unanswered.response is None:
                 unanswered.stream, unanswered.resent = fresh, True

@@ -1,7 +1,7 @@
-"""One connection to the CPU expert service: health, handshake, streams, and the watch over what is overdue.
+"""One connection to the CPU expert service: health, handshake, streams, and the watch for overdue answers.
 
-It does not come back by itself. gRPC would reconnect the channel in its own time, and stay with a process that stands
-still when another has bound the socket since; so that who has lost a connection makes a new one.
+A connection that is lost is replaced by a new one. gRPC would reconnect the channel after a delay of its own, and would
+stay with a process that hangs even when another process has bound the socket since.
 """
 
 import math
@@ -14,12 +14,14 @@ from typing import TypeVar
 
 import grpc
 import torch
+from typing_extensions import override
 
 from fiddler import PROTOCOL_VERSION, rpc, tensors
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 from gpu_service.errors import ExpertServiceError, HandshakeError
 
-NOT_READY = "the CPU expert service is not there, or not ready"
+NOT_READY = "the CPU expert service is not running, or not ready"
+"""The error for an address that no ready service answers at."""
 
 _Result = TypeVar("_Result")
 
@@ -27,38 +29,38 @@ _Result = TypeVar("_Result")
 class StreamEndedError(grpc.RpcError):
     """The service ended the stream without an error, as it does when it stops."""
 
+    @override
     def code(self) -> grpc.StatusCode:
-        """As of any other error of gRPC's."""
         return grpc.StatusCode.UNAVAILABLE
 
+    @override
     def details(self) -> str:
-        """As of any other error of gRPC's."""
         return "the stream was ended"
 
 
 class Stream:
-    """One Run call: messages go in through a queue that gRPC's sending thread drains, answers come in their order."""
+    """One Run call. gRPC's sending thread takes messages from a queue; answers come in the order of the messages."""
 
     def __init__(self, stub: experts_pb2_grpc.ExpertServiceStub) -> None:
         self._outbox: queue.SimpleQueue[experts_pb2.RunRequest | None] = queue.SimpleQueue()
         messages: Iterator[experts_pb2.RunRequest] = iter(self._outbox.get, None)
         self._call = stub.Run(messages)
         self.overdue = False
-        """Whether it was closed because an answer did not come in time."""
+        """Whether it was closed because an answer was overdue."""
         self.failure: ExpertServiceError | None = None
-        """Why it was given up, where it was."""
+        """Why it was given up; None if it was not."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether gRPC has seen its end, by either side or by a broken connection. For any thread."""
+        """Whether either side, or a broken connection, has ended the stream. For any thread."""
         return not self._call.is_active()
 
     def send(self, request: experts_pb2.RunRequest) -> None:
-        """Sends a message and returns at once. On a stream that has ended it comes to nothing."""
+        """Queues a message and returns. On a stream that has ended it has no effect."""
         self._outbox.put(request)
 
     def receive(self) -> experts_pb2.RunResponse:
-        """Waits for the next answer, for as long as the stream lives.
+        """Waits for the next answer until the stream ends.
 
         Raises:
             grpc.RpcError: The stream has ended.
@@ -69,21 +71,21 @@ class Stream:
             raise StreamEndedError from None
 
     def close(self) -> None:
-        """Ends it, and whoever waits for an answer. For any thread."""
+        """Ends the stream: a thread that waits for an answer gets an error. For any thread."""
         self._outbox.put(None)
         self._call.cancel()
 
 
 class Connection:
-    """A channel of its own to the service."""
+    """A channel to the service that shares no connection with other channels."""
 
     def __init__(self, address: str, dtype: torch.dtype, max_message_bytes: int) -> None:
         """Connects when it is first used.
 
         Args:
             address: HOST:PORT or unix:PATH.
-            dtype: What hidden rows are sent and expected in.
-            max_message_bytes: The largest message either way.
+            dtype: The dtype of hidden rows, both ways.
+            max_message_bytes: The largest message, both ways.
         """
         self._address = address
         self._dtype = dtype
@@ -91,10 +93,10 @@ class Connection:
         self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
 
     def shake_hands(self, fingerprint: str, timeout_seconds: float) -> experts_pb2.DescribeResponse:
-        """Makes sure that the service is ready, and that both run the same checkpoint in the same dtype.
+        """Checks that the service is ready, and that both sides run the same checkpoint in the same dtype.
 
         Raises:
-            HandshakeError: They do not.
+            HandshakeError: They run another checkpoint, dtype or version of the protocol.
             ExpertServiceError: The service did not answer in time, or is not ready.
         """
         deadline = time.monotonic() + timeout_seconds
@@ -121,7 +123,7 @@ class Connection:
         return self._on_open_channel(lambda: rpc.is_serving(self._channel, timeout_seconds))
 
     def open_stream(self) -> Stream:
-        """A new stream.
+        """Opens a new stream.
 
         Raises:
             ExpertServiceError: The connection has been closed.
@@ -129,7 +131,7 @@ class Connection:
         return self._on_open_channel(lambda: Stream(self._stub))
 
     def close(self) -> None:
-        """Ends it and all its calls. For any thread."""
+        """Ends the connection and all its calls. For any thread."""
         self._channel.close()
 
     def _on_open_channel(self, call: Callable[[], _Result]) -> _Result:
@@ -140,9 +142,9 @@ class Connection:
 
 
 class Watch:
-    """Closes the stream that an answer is overdue on: waiting for a stream's next answer takes no timeout.
+    """Closes a stream whose answer is overdue, because gRPC's wait for a stream's next answer takes no timeout.
 
-    One thread waits for a stream at a time, and arms the watch before and disarms it after.
+    One thread at a time waits for a stream. It arms the watch before, and disarms it afterwards.
     """
 
     def __init__(self) -> None:
@@ -154,14 +156,14 @@ class Watch:
         threading.Thread(target=self._run, name="expert watch", daemon=True).start()
 
     def arm(self, stream: Stream, deadline: float) -> None:
-        """Has a stream closed at a time.monotonic(), unless disarmed before."""
+        """Closes a stream at a deadline, in the time of time.monotonic(), unless disarmed before."""
         with self._condition:
             self._stream, self._deadline = stream, deadline
-            if deadline < self._wakes_at:  # otherwise it looks in time as it is, and a layer costs no thread switch
+            if deadline < self._wakes_at:  # otherwise it wakes in time anyway, and a layer costs no thread switch
                 self._condition.notify()
 
     def disarm(self) -> None:
-        """Lets the stream be."""
+        """Cancels the deadline."""
         with self._condition:
             self._stream, self._deadline = None, math.inf
 
@@ -183,7 +185,7 @@ class Watch:
 
 
 def _forbidden(address: str) -> str:
-    """Says so where this process lacks the permission to connect to a Unix socket; gRPC tells it from nothing there."""
+    """Explains if this process may not connect to a Unix socket, which gRPC does not tell from a missing service."""
     path = address.removeprefix("unix:")
     if path == address or os.access(path, os.R_OK | os.W_OK):
         return ""
@@ -199,7 +201,7 @@ def _forbidden(address: str) -> str:
 def _channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         *rpc.channel_options(address, max_message_bytes),
-        # gRPC's channels share connections, and with them how long to wait before the next attempt
+        # otherwise gRPC's channels share connections, and with them the delay before the next attempt
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),

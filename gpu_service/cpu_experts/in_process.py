@@ -1,17 +1,19 @@
-"""Computes experts in this process, from the checkpoint's memory map: slower than a service for it, same answer."""
+"""Computes experts in this process, from the checkpoint's memory map: slower than the service, with the same answer."""
 
 import time
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import LayerWeights, layer_combination, layer_forward, layer_weights
+from gpu_service.cpu_experts.backend import RemoteExperts
 
 
 @dataclass(frozen=True, slots=True)
 class _Computed:
-    """What was asked for, computed already."""
+    """A PendingOutput that is computed already."""
 
     output: torch.Tensor
     compute_seconds: float
@@ -20,21 +22,22 @@ class _Computed:
         return self.output
 
 
-class InProcessExperts:
-    """RemoteExperts with PyTorch on the CPU. For one thread."""
+class InProcessExperts(RemoteExperts):
+    """Computes with PyTorch on the CPU. For one thread."""
 
     available = True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        """Reads no weight.
+        """Maps the checkpoint's experts; no weight is read before it is used.
 
         Raises:
-            UnknownActivationError: The model's activation is none that is known.
+            UnknownActivationError: The model's activation function is not known.
         """
         self._checkpoint = checkpoint
         self._combinations = [layer_combination(layer.activation) for layer in checkpoint.layers]
         self._weights: dict[int, LayerWeights] = {}
 
+    @override
     def submit(
         self,
         layer: int,
@@ -44,7 +47,6 @@ class InProcessExperts:
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> _Computed:
-        """Computes one layer's rows before it returns: see RemoteExperts."""
         began = time.monotonic()
         weights = self._weights.get(layer)
         if weights is None:

@@ -1,7 +1,7 @@
-"""Whether the CPU expert service may be used, and over which stream: a connection that is lost and found again.
+"""Whether the CPU expert service may be used, and on which stream: keeps a connection, and replaces it when it is lost.
 
-What breaks is lost at once, since the layers can be computed without the service. A thread in the background finds it
-again, and looks whether it is still there while nothing is sent.
+A connection that breaks is given up at once, because layers can be computed without the service. A background thread
+reconnects, and checks the service while nothing is sent.
 """
 
 import random
@@ -15,28 +15,35 @@ from fiddler.v1 import experts_pb2
 from gpu_service.cpu_experts.connection import NOT_READY, Connection, Stream
 from gpu_service.errors import ExpertServiceError, HandshakeError
 
-_CONNECT_SECONDS = 1.0  # for one attempt
-_LOOK_AFTER_SECONDS = 2.0  # without an answer
-_LOOK_SECONDS = 2.0  # until a service that does not answer is lost; more than above, since it may be busy
+_CONNECT_SECONDS = 1.0
+"""How long one attempt to connect may take."""
+_LOOK_AFTER_SECONDS = 2.0
+"""How long after the last answer the service is checked."""
+_LOOK_SECONDS = 2.0
+"""How long the check may take before the service counts as lost. Longer than an attempt, because it may be busy."""
 _FIRST_BACKOFF_SECONDS = 0.05
+"""The delay before the first attempt to reconnect; it doubles with each attempt."""
 _MAX_BACKOFF_SECONDS = 1.0
-_STEADY_SECONDS = 10.0  # what is lost sooner is waited for longer, so that a service that answers nobody is left alone
+_STEADY_SECONDS = 10.0
+"""A connection that lasted so long resets the delay. One that is lost sooner does not, so that a service that accepts
+connections and answers nothing is not called without pause."""
 
 OnChange = Callable[[ExpertServiceError | None], None]
+"""Called with why the service may not be used; None if it may."""
 
 
 class ExpertLink:
     """One service's connection and stream. For any thread."""
 
-    def __init__(self, address: str, dtype: torch.dtype, max_message_bytes: int, on_change: OnChange) -> None:
-        """Connects to nobody yet.
+    def __init__(self, address: str, dtype: torch.dtype, *, max_message_bytes: int, on_change: OnChange) -> None:
+        """Does not connect yet.
 
         Args:
             address: HOST:PORT or unix:PATH.
-            dtype: What hidden rows are sent and expected in.
-            max_message_bytes: The largest message either way.
-            on_change: Called whenever `error` changes, with it, by any thread. It returns at once and calls nothing
-                here: the calls come one after another, in the order of the changes.
+            dtype: The dtype of hidden rows, both ways.
+            max_message_bytes: The largest message, both ways.
+            on_change: Called with `error` whenever that changes, by any thread. The calls come one after another, in
+                the order of the changes. It must return at once and call nothing of this object.
         """
         self._address = address
         self._dtype = dtype
@@ -45,7 +52,7 @@ class ExpertLink:
         self._fingerprint = ""
         self._lock = threading.Lock()  # guards what follows
         self._error: ExpertServiceError | None = ExpertServiceError(
-            f"{address}: the CPU expert service was not found yet"
+            f"{address}: the CPU expert service has not been reached yet"
         )
         self._connection: Connection | None = None
         self._stream: Stream | None = None
@@ -55,11 +62,11 @@ class ExpertLink:
 
     @property
     def error(self) -> ExpertServiceError | None:
-        """Why the service may not be used; None where it may."""
+        """Why the service may not be used; None if it may."""
         return self._error
 
     def connect(self, fingerprint: str, timeout_seconds: float) -> experts_pb2.DescribeResponse:
-        """Tries once to reach a service that is ready and serves the same: see ExpertClient."""
+        """Tries once to connect; ExpertClient.connect documents it."""
         connection = Connection(self._address, self._dtype, self._max_message_bytes)
         try:
             description = connection.shake_hands(fingerprint, timeout_seconds)
@@ -70,7 +77,7 @@ class ExpertLink:
         return description
 
     def stream(self) -> Stream:
-        """The stream to send on.
+        """Returns the stream to send on.
 
         Raises:
             ExpertServiceError: The service is lost.
@@ -81,17 +88,18 @@ class ExpertLink:
             return self._stream
 
     def renew(self, broken: Stream, timeout_seconds: float) -> Stream:
-        """A stream in place of one that broke, where the service shows in time that it is still there.
+        """Replaces a broken stream, if the service answers in time.
 
         Raises:
-            ExpertServiceError: It does not, or is lost already.
+            HandshakeError: The service that answers serves something else.
+            ExpertServiceError: It does not answer in time, or was lost meanwhile.
         """
         broken.close()
         with self._lock:
             connection = self._connection
         if connection is None:
             raise self._closed_error()
-        # Whoever answers now need not be who did before.
+        # another process may answer at the address by now
         connection.shake_hands(self._fingerprint, timeout_seconds)
         fresh = connection.open_stream()
         with self._lock:
@@ -102,11 +110,11 @@ class ExpertLink:
         raise ExpertServiceError(str(self._error))
 
     def heard(self) -> None:
-        """Notes that an answer came."""
+        """Notes the time of an answer."""
         self._heard_at = time.monotonic()
 
     def lose(self, stream: Stream, error: ExpertServiceError) -> None:
-        """Ends a stream for good and, where it is the one in use, uses the service no more until it is found again."""
+        """Ends a stream for good. If it is the one in use, the service counts as lost until it is reached again."""
         with self._lock:
             stream.failure = stream.failure or error
             stream.close()
@@ -117,7 +125,7 @@ class ExpertLink:
                 self._on_change(error)
 
     def abort(self) -> None:
-        """Ends the stream, and makes no other; nobody is told of it as a change."""
+        """Ends the stream and opens no other. `on_change` is not called."""
         with self._lock:
             self._closed.set()
             self._lost.set()
@@ -150,7 +158,7 @@ class ExpertLink:
             former.close()
 
     def _keep(self) -> None:
-        """Looks after the connection, and for another once it is lost."""
+        """Checks the connection while it is quiet, and replaces it when it is lost."""
         backoff_seconds = _FIRST_BACKOFF_SECONDS
         while not self._closed.is_set():
             if not self._lost.wait(_LOOK_AFTER_SECONDS):
@@ -161,8 +169,8 @@ class ExpertLink:
             backoff_seconds = self._find(backoff_seconds)
 
     def _find(self, backoff_seconds: float) -> float:
-        """Tries until there is a connection. Returns how long to wait first should it be lost again soon."""
-        # at random, so that several that lost one service do not come back to it at the same moment
+        """Reconnects, in as many attempts as it takes. Returns the delay to start with if it is lost again soon."""
+        # at random, so that several clients of one service do not reconnect at the same moment
         while not self._closed.wait(backoff_seconds * random.uniform(0.5, 1)):
             backoff_seconds = min(2 * backoff_seconds, _MAX_BACKOFF_SECONDS)
             try:
@@ -171,19 +179,19 @@ class ExpertLink:
             except HandshakeError as error:
                 self._refuse(error)
             except ExpertServiceError:
-                continue  # it is not there yet
+                continue  # it is not up yet
         return backoff_seconds
 
     def _look(self) -> None:
-        """Asks a service that nothing was heard of for a while whether it is there, and still the same."""
+        """Checks a service that has not answered for a while: whether it is ready, and the same process as before."""
         with self._lock:
             connection, stream = self._connection, self._stream
         if connection is None or stream is None or not self._is_quiet():
             return
         try:
-            # Health is answered by whoever is at the address now; only the stream tells that it is who shook hands.
+            # any process at the address answers the health check; that it is the one that shook hands, the stream shows
             serving = not stream.has_ended and connection.is_serving(_LOOK_SECONDS)
-        except ExpertServiceError:  # closed meanwhile
+        except ExpertServiceError:  # the connection was closed meanwhile
             return
         if not serving and self._is_quiet():
             self.lose(stream, ExpertServiceError(f"{self._address}: {NOT_READY}"))
@@ -192,7 +200,7 @@ class ExpertLink:
         return time.monotonic() - self._heard_at >= _LOOK_AFTER_SECONDS
 
     def _refuse(self, error: HandshakeError) -> None:
-        """Tells of a service that came back as another, once for each way that it differs."""
+        """Reports a service that came back with another checkpoint or dtype, once for each difference."""
         with self._lock:
             if not self._closed.is_set() and str(error) != str(self._error):
                 self._error = error

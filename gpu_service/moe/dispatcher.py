@@ -285,6 +285,6 @@ class Dispatcher:
             return output
         non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
         rows = np.flatnonzero(non_finite.numpy())
-        metrics.SPOILED_ROWS.inc(len(rows))
+        metrics.NON_FINITE_ROWS.inc(len(rows))
         self._non_finite.update((rows if message.rows is None else message.rows[rows]).tolist())
         return output.masked_fill(non_finite[:, None], 0)

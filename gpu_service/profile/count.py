@@ -54,7 +54,9 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
     client = None
     if settings.experts is not None:
-        client = ExpertClient(settings.experts, dtype, _EXPERT_TIMEOUT_SECONDS, _MAX_MESSAGE_BYTES)
+        client = ExpertClient(
+            settings.experts, dtype, timeout_seconds=_EXPERT_TIMEOUT_SECONDS, max_message_bytes=_MAX_MESSAGE_BYTES
+        )
         client.connect(checkpoint.fingerprint)
     try:
         tokenizer = Tokenizer(checkpoint.directory)

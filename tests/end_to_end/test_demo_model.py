@@ -94,7 +94,7 @@ def _teacher_forced(texts: list[list[int]], num_resident: int) -> list[torch.Ten
         try:
             pair.start("cpu_expert_service")
             pair.wait_until_serving(pair.experts)
-            client = ExpertClient(pair.experts, torch.bfloat16, 60, 2**26)
+            client = ExpertClient(pair.experts, torch.bfloat16, timeout_seconds=60, max_message_bytes=2**26)
             checkpoint = Checkpoint.open(DEMO)
             client.connect(checkpoint.fingerprint)
             dispatcher = Dispatcher(checkpoint, torch.device("cpu"), client)

@@ -11,7 +11,7 @@ from prometheus_client import REGISTRY
 from structlog.testing import capture_logs
 
 from gpu_service.api.expert_health import SERVICE, ExpertHealth
-from gpu_service.cpu_experts.client import ExpertServiceError, HandshakeError
+from gpu_service.errors import ExpertServiceError, HandshakeError
 
 GONE = ExpertServiceError("UNAVAILABLE: it is gone")
 ANOTHER = HandshakeError("dtype: the caller expects float32, and the CPU expert service has bfloat16")

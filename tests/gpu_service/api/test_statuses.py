@@ -2,10 +2,10 @@ import grpc
 import pytest
 
 from gpu_service.api.statuses import status_of
-from gpu_service.cpu_experts.client import ExpertServiceError
 from gpu_service.errors import (
     DuplicateIdError,
     EngineStoppedError,
+    ExpertServiceError,
     NeverFitsError,
     NonFiniteError,
     QueueFullError,

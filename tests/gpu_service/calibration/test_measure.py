@@ -189,7 +189,7 @@ def test_a_real_service_is_measured_through_its_socket(model: Path, tmp_path: Pa
     max_rows = 64
     with processes.start(model, f"unix:{tmp_path}/experts.sock") as service:
         service.wait_until_serving()
-        client = ExpertClient(service.address, torch.float32, 20, 2**20)
+        client = ExpertClient(service.address, torch.float32, timeout_seconds=20, max_message_bytes=2**20)
         client.connect(checkpoint.fingerprint)
         try:
             measured = calibrate(checkpoint, client, torch.float32, max_rows, experts_per_row=2)

@@ -17,8 +17,9 @@ from fiddler.v1 import experts_pb2
 from gpu_service.cpu_experts import client as client_module
 from gpu_service.cpu_experts import link
 from gpu_service.cpu_experts.backend import PendingOutput
-from gpu_service.cpu_experts.client import ExpertClient, ExpertServiceError, HandshakeError
+from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.connection import Stream
+from gpu_service.errors import ExpertServiceError, HandshakeError
 from tests.support.scripted_service import ScriptedService, abort, after, double
 
 ROWS = torch.arange(6, dtype=torch.float32).view(2, 3)
@@ -58,7 +59,7 @@ def changes() -> Changes:
 @pytest.fixture
 def lonely(address: str, changes: Changes) -> Iterator[ExpertClient]:
     """A client that has not connected."""
-    client = ExpertClient(address, torch.float32, 60, 2**20, changes.append)
+    client = ExpertClient(address, torch.float32, timeout_seconds=60, max_message_bytes=2**20, on_change=changes.append)
     yield client
     client.close()
 
@@ -84,7 +85,7 @@ def _submit(
 
 def _lose(service: ScriptedService, client: ExpertClient) -> None:
     service.stop()
-    with pytest.raises(ExpertServiceError, match=r"failed: UNAVAILABLE|not there, or not ready"):
+    with pytest.raises(ExpertServiceError, match=r"failed: UNAVAILABLE|not running, or not ready"):
         _submit(client, 0).join()
 
 
@@ -163,9 +164,9 @@ def test_a_message_that_is_itself_at_fault_is_not_sent_again(
 
 def test_nobody_there(lonely: ExpertClient, address: str) -> None:
     assert not lonely.available
-    with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service was not found yet"):
+    with pytest.raises(ExpertServiceError, match=f"{address}: the CPU expert service has not been reached yet"):
         _submit(lonely, 0)
-    with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+    with pytest.raises(ExpertServiceError, match="not running, or not ready"):
         lonely.connect("right")
 
 
@@ -187,7 +188,7 @@ def test_a_socket_that_may_not_be_connected_to_is_told(
 
 def test_a_service_that_is_not_ready_is_not_used(service: ScriptedService, lonely: ExpertClient) -> None:
     service.set_ready(False)
-    with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+    with pytest.raises(ExpertServiceError, match="not running, or not ready"):
         lonely.connect("right")
     assert not lonely.available
 
@@ -307,10 +308,10 @@ def test_an_answer_of_another_shape_is_refused_and_a_loss(
         return response
 
     service.script = [wrong]
-    with pytest.raises(ExpertServiceError, match=r"wrong answer: output\.shape"):
+    with pytest.raises(ExpertServiceError, match=r"malformed answer: output\.shape"):
         _submit(client, 0).join()
     assert len(service.requests) == 1
-    assert "wrong answer" in str(changes[1])
+    assert "malformed answer" in str(changes[1])
 
 
 @pytest.mark.parametrize("way", ["gone", "not ready"])
@@ -320,7 +321,7 @@ def test_a_loss_is_noticed_while_nothing_is_sent(service: ScriptedService, clien
     else:
         service.set_ready(False)
     _wait_until(lambda: not client.available)
-    assert "not there, or not ready" in str(client.error)
+    assert "not running, or not ready" in str(client.error)
 
 
 def test_another_service_at_the_address_is_noticed_while_nothing_is_sent(
@@ -341,7 +342,7 @@ def test_a_loss_that_is_noticed_fails_what_is_under_way(service: ScriptedService
     calls = [_submit(client, layer) for layer in range(2)]
     service.set_ready(False)
     for call in calls:
-        with pytest.raises(ExpertServiceError, match="not there, or not ready"):
+        with pytest.raises(ExpertServiceError, match="not running, or not ready"):
             call.join()
     released.set()
 

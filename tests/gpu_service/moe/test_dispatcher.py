@@ -32,8 +32,8 @@ class _Pending:
         if self._service.lost_at_join:
             self._service.available = False
             raise ExpertServiceError("lost")
-        if self._service.spoil is not None:
-            self._output[self._service.spoil] = float("nan")
+        if self._service.non_finite_row is not None:
+            self._output[self._service.non_finite_row] = float("nan")
         return self._output
 
 
@@ -45,7 +45,7 @@ class _Service:
         self.available = True
         self.lost_at_submit = False
         self.lost_at_join = False
-        self.spoil: int | None = None
+        self.non_finite_row: int | None = None
         self.log: list[str] = []
         self.messages: list[tuple[torch.Tensor, torch.Tensor]] = []
         self.timeouts: list[float | None] = []
@@ -164,10 +164,10 @@ def test_without_any_other_means_a_lost_service_is_told(checkpoint: Checkpoint, 
         _run(dispatcher, _batch(2))
 
 
-def test_a_row_that_comes_back_spoiled_is_marked_and_kept_out(checkpoint: Checkpoint, service: _Service) -> None:
+def test_a_row_that_comes_back_non_finite_is_marked_and_kept_out(checkpoint: Checkpoint, service: _Service) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
     batch = _batch(3)
-    service.spoil = 1
+    service.non_finite_row = 1
     output = _run(dispatcher, batch)
     expected = _expected(checkpoint, batch)
     expected[1] = 0
@@ -175,13 +175,13 @@ def test_a_row_that_comes_back_spoiled_is_marked_and_kept_out(checkpoint: Checkp
     assert dispatcher.take_non_finite() == {1}
 
 
-def test_a_spoiled_row_is_known_by_its_place_in_the_batch(
+def test_a_non_finite_row_is_known_by_its_place_in_the_batch(
     checkpoint: Checkpoint, service: _Service, slots: ExpertSlots
 ) -> None:
     """Not by its place in the message."""
     dispatcher = Dispatcher(checkpoint, CPU, service)
     use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
-    service.spoil = 0
+    service.non_finite_row = 0
     hidden, _, weights = _batch(3)
     _run(dispatcher, (hidden, torch.tensor([[0, 1], [1, 2], [3, 7]]), weights))
     assert dispatcher.take_non_finite() == {2}
@@ -189,14 +189,14 @@ def test_a_spoiled_row_is_known_by_its_place_in_the_batch(
 
 def test_non_finite_rows_are_handed_over_once(checkpoint: Checkpoint, service: _Service) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
-    service.spoil = 1
+    service.non_finite_row = 1
     _run(dispatcher, _batch(3))
     rows = dispatcher.take_non_finite()
     assert dispatcher.take_non_finite() == set()
     assert rows == {1}, "what was handed over is the caller's"
 
 
-def test_rows_that_were_spoiled_before_are_not_the_services_fault(checkpoint: Checkpoint, service: _Service) -> None:
+def test_rows_that_were_non_finite_before_are_not_the_services_fault(checkpoint: Checkpoint, service: _Service) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
     hidden, ids, weights = _batch(3)
     hidden[2, 5] = float("nan")
