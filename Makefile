@@ -1,31 +1,31 @@
-# Every target works on a fresh clone: each one first makes .venv from constraints.txt.
-# the first Python on PATH that is new enough
+# Every target works on a fresh clone: it first makes .venv from constraints.txt.
+# the first Python on PATH that is recent enough
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Exact pins, also for what a build in isolation installs.
+# Exact pins, also for packages that an isolated build installs.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test sweep compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings models clean
 
-help: ## Say what the targets do
+help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 setup: $(STAMP) ## Make .venv with everything in it
 
 $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpu_expert_service/csrc/*.* cpu_expert_service/csrc/*/*)
-	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later is on PATH; set PYTHON= to one"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or later is not on PATH; set PYTHON to its path"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/pip install --quiet torch
 	$(BIN)/pip install --quiet --group dev --editable .
 	@touch $@
 
-demo: $(STAMP) ## Start both services on models/demo and watch it write
+demo: $(STAMP) ## Start both services on models/demo and stream a text
 	$(BIN)/python -m examples.demo
 
 test: $(STAMP) ## Run the tests
@@ -43,11 +43,11 @@ sanitize: $(STAMP) ## Run the native tests under AddressSanitizer and UndefinedB
 	$(BIN)/cmake --build build/sanitize --target test_kernels
 	build/sanitize/test_kernels
 
-interop: $(STAMP) ## Let clients of other makes call the pair; needs node, and npm's registry once
+interop: $(STAMP) ## Test the pair with clients in other languages; needs node, and npm's registry once
 	cd tests/interop/node && npm ci --silent
 	$(BIN)/python -m pytest tests/interop
 
-lint: $(STAMP) ## Check style, types, the direction of imports, and the protocol against the last release
+lint: $(STAMP) ## Check style, types, the direction of imports, and the protocol
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,4 +1,4 @@
-"""compose.yaml and the Dockerfile against what they speak of. `make compose-test` runs them."""
+"""compose.yaml and the Dockerfile agree with the settings and the project. `make compose-test` runs them."""
 
 import re
 import subprocess

@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is made of; steps may change when it resumes, since the rate only falls in its last part."""
+    """The settings of a run. `steps` may change when it resumes, since the rate falls only in the last half."""
 
     work: Path
     output: Path
@@ -176,7 +176,7 @@ class Trainer:
         return sum(part[0] for part in parts) / len(parts), sum(part[1] for part in parts) / len(parts)
 
     def state(self) -> dict[str, Any]:
-        """All that a resumed run needs but its step."""
+        """All that a resumed run needs, except for its step."""
         return {"model": self.model.state_dict(), "optimisers": [o.state_dict() for o in self.optimisers]}
 
     def restore(self, state: dict[str, Any]) -> None:

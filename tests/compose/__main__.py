@@ -1,4 +1,4 @@
-"""`python -m tests.compose`: runs every phase, says how long each took, and shows the logs where one failed."""
+"""`python -m tests.compose`: runs every phase, prints its duration, and prints the logs if one fails."""
 
 import sys
 import time
@@ -13,10 +13,10 @@ from tests.compose.stack import ComposeError, Stack, attempt
 
 PROJECT = "fiddler-compose-test"
 _SETTINGS = {
-    # tokens are compared with those of transformers, which are exact in float32 alone
+    # tokens are compared with transformers', which are exact only in float32
     "FIDDLER_CPU_DTYPE": "float32",
     "FIDDLER_GPU_DTYPE": "float32",
-    # some experts resident, some remote, and guesses: every route and every panel has something to show
+    # some experts resident, some remote, and prefetching, so that every route and every panel has data
     "FIDDLER_GPU_GPU_EXPERT_MEMORY": "0.004",
     "FIDDLER_GPU_PREFETCH": "on",
     "FIDDLER_GPU_COSTS": COSTS_FILE,
@@ -25,16 +25,16 @@ _SETTINGS = {
 
 
 def main() -> int:
-    """Returns the exit status: 1 where a phase failed, 2 without Docker."""
+    """Returns the exit status: 1 if a phase failed, 2 without Docker."""
     needs = attempt("docker", "compose", "version")
     if needs.returncode or attempt("docker", "info").returncode:
-        print("compose-test: needs a Docker engine that runs, with Compose v2", file=sys.stderr)
+        print("compose-test: needs a running Docker engine with Compose v2", file=sys.stderr)
         return 2
     began = time.monotonic()
     stack = Stack(PROJECT, **_SETTINGS)
     phases = Phases(stack)
     losses = Losses(phases)
-    stack.down("--volumes")  # of a test that was killed
+    stack.down("--volumes")  # left by a test that was killed
     steps: list[Callable[[], str | None]] = [
         *(phases.build, images.check_all, phases.rules, phases.start, phases.costs, phases.processes),
         *(phases.idle_panels, phases.generate, phases.load, phases.exported),
@@ -58,11 +58,11 @@ def _run(step: Callable[[], str | None]) -> None:
     began = time.monotonic()
     print(f"compose-test: {name} ...", end=" ", flush=True)
     try:
-        said = step()
+        result = step()
     except BaseException:
         print(f"FAILED after {time.monotonic() - began:.1f} s", flush=True)
         raise
-    print(f"{time.monotonic() - began:.1f} s{f' ({said})' if said else ''}", flush=True)
+    print(f"{time.monotonic() - began:.1f} s{f' ({result})' if result else ''}", flush=True)
 
 
 if __name__ == "__main__":

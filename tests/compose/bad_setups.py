@@ -1,4 +1,4 @@
-"""What a user gets wrong: each has one clear line, and no traceback."""
+"""Mistakes of users: each gives one clear line, and no traceback."""
 
 import re
 import socket
@@ -13,14 +13,14 @@ _OVERRIDES = Path(__file__).parent / "overrides"
 
 
 def check_all() -> str:
-    """Tries each. Containers that end stay ended, so that what they say can be counted.
+    """Tries each mistake. Containers are not restarted, so that their lines can be counted.
 
     Returns:
-        What was said.
+        The lines.
     """
     with tempfile.TemporaryDirectory() as empty:
         Path(empty).chmod(0o755)
-        said = [
+        lines = [
             missing_directory(),
             one_line("cpu-expert-service", r"/model/config\.json is missing", MODEL_DIR=empty),
             one_line(
@@ -36,17 +36,17 @@ def check_all() -> str:
             waiting_without_permission(),
             port_taken_on_the_host(),
         ]
-    return "each in a line:\n  " + "\n  ".join(said) + "\n"
+    return "one line each:\n  " + "\n  ".join(lines) + "\n"
 
 
 def one_line(service: str, pattern: str, *overrides: Path, **settings: str) -> str:
-    """Starts a service alone, waits for its end, and checks its exit status and that it says one line about it.
+    """Starts a service alone, waits for its end, and checks its exit status and that it prints one line.
 
     Returns:
         The line.
 
     Raises:
-        ComposeError: It does not end with status 1, or says something else or more.
+        ComposeError: It does not end with status 1, or prints another line or more lines.
     """
     stack = Stack(PROJECT, *overrides, RESTART_POLICY="no", **settings)
     try:
@@ -55,37 +55,37 @@ def one_line(service: str, pattern: str, *overrides: Path, **settings: str) -> s
         status = stack.inspect(service)["State"]["ExitCode"]
         if status != 1:
             raise ComposeError(f"{service} ended with status {status}:\n{stack.logs(service)}")
-        # warnings that came before are lines of JSON
+        # earlier warnings are lines of JSON
         lines = [line for line in stack.logs(service).splitlines() if line and not line.startswith("{")]
         if len(lines) != 1 or not re.search(pattern, lines[0]):
-            raise ComposeError(f"{service}: expected one line that says {pattern}, got:\n" + "\n".join(lines))
+            raise ComposeError(f"{service}: expected one line that matches {pattern}, got:\n" + "\n".join(lines))
         return lines[0]
     finally:
         stack.down("--volumes")
 
 
 def missing_directory() -> str:
-    """A MODEL_DIR that does not exist is told by compose itself, and not made on the host. Returns the line.
+    """Compose itself reports a MODEL_DIR that does not exist, and does not create it. Returns the line.
 
     Raises:
-        ComposeError: It is not.
+        ComposeError: It does not report it, or creates it.
     """
     missing = f"/tmp/fiddler-no-such-model-{free_port()}"
     stack = Stack(PROJECT, MODEL_DIR=missing)
     try:
-        said = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
+        done = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
         if Path(missing).exists():
-            raise ComposeError(f"{missing} was made")
-        return _check_told(said.returncode, said.stderr, missing)
+            raise ComposeError(f"{missing} was created")
+        return _check_reported(done.returncode, done.stderr, missing)
     finally:
         stack.down("--volumes")
 
 
 def port_taken_on_the_host() -> str:
-    """A port of the host that is taken is told by compose itself. Returns the line.
+    """Compose itself reports a port of the host that is in use. Returns the line.
 
     Raises:
-        ComposeError: It is not.
+        ComposeError: It does not report it.
     """
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -93,30 +93,30 @@ def port_taken_on_the_host() -> str:
         port = str(taken.getsockname()[1])
         stack = Stack(PROJECT, CPU_METRICS_PORT=port)
         try:
-            said = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
-            return _check_told(said.returncode, said.stderr, port)
+            done = stack.attempt("up", "--detach", "--no-build", "cpu-expert-service")
+            return _check_reported(done.returncode, done.stderr, port)
         finally:
             stack.down("--volumes")
 
 
 def waiting_without_permission() -> str:
-    """A GPU service that may not connect to the socket says so while it waits. Returns the line.
+    """A GPU service that has no permission to connect to the socket reports that while it waits. Returns the line.
 
     Raises:
-        ComposeError: It does not.
+        ComposeError: It does not report it.
     """
     stack = Stack(PROJECT, _OVERRIDES / "foreign_user.yaml")
     try:
         stack.up("gpu-service")
         text = "user 4242 has no permission to look into /run/fiddler"
-        wait("the GPU service says that it may not connect", lambda: text in stack.logs("gpu-service"))
+        wait("the GPU service reports that it may not connect", lambda: text in stack.logs("gpu-service"))
         return next(line for line in stack.logs("gpu-service").splitlines() if text in line)
     finally:
         stack.down("--volumes")
 
 
-def _check_told(status: int, said: str, name: str) -> str:
-    lines = [line for line in said.splitlines() if name in line]
+def _check_reported(status: int, printed: str, name: str) -> str:
+    lines = [line for line in printed.splitlines() if name in line]
     if status == 0 or len(lines) != 1:
-        raise ComposeError(f"expected one line that names {name}, got:\n{said}")
+        raise ComposeError(f"expected one line that names {name}, got:\n{printed}")
     return lines[0]

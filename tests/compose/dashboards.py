@@ -1,4 +1,4 @@
-"""What Grafana would ask Prometheus for: the queries of every panel, with the variables as they first are."""
+"""The queries that Grafana sends to Prometheus: those of every panel, with the variables' initial values."""
 
 import json
 import re
@@ -13,7 +13,7 @@ _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SUFFIXES = ("_bucket", "_sum", "_count")
 _METRIC = re.compile(r"(fiddler_|process_|python_)|.*:fiddler_|up$")
 RATE_INTERVAL = "20s"
-"""Grafana's $__rate_interval at its least: four scrapes."""
+"""The shortest $__rate_interval of Grafana: four scrapes."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class PanelQuery:
     dashboard: str
     panel: str
     expression: str
-    """As Prometheus takes it."""
+    """The query with all variables replaced."""
 
     def __str__(self) -> str:
         return f"{self.dashboard}, {self.panel}: {self.expression}"
 
 
 def panel_queries(rate_interval: str = RATE_INTERVAL) -> list[PanelQuery]:
-    """Every query of every dashboard, of which there is at least one.
+    """Every query of every dashboard; at least one.
 
     Args:
-        rate_interval: The window that rates are over.
+        rate_interval: The window of rates.
     """
     built_in = {"__rate_interval": rate_interval, "__range": "5m", "__interval": "5s"}
     found = []
@@ -58,7 +58,7 @@ def _filled(expression: str, variables: dict[str, str]) -> str:
 
 
 def metrics_of(expression: str) -> set[str]:
-    """The metrics and recorded series that a query names, histograms by their own names."""
+    """The metrics and recorded series in a query; histograms without their suffixes."""
     names = {name for name in _NAME.findall(re.sub(r'"[^"]*"', "", expression)) if _METRIC.match(name)}
     histograms = {name for name in names if name.endswith(_SUFFIXES)}
     return names - histograms | {name[: name.rindex("_")] for name in histograms}

@@ -1,6 +1,6 @@
-"""What the queries of the dashboards' panels do in the test: stay as they are, or move under which event.
+"""Which event of the test changes which query of the dashboards' panels.
 
-Every query that is named nowhere here must move under load.
+Load must change every query that is not listed here.
 """
 
 from tests.compose.dashboards import PanelQuery, metrics_of
@@ -12,16 +12,16 @@ CONSTANT = {
     "fiddler_requests_waiting_limit": "a setting",
     "fiddler_build_info": "versions",
     "fiddler_expert_weight_bytes": "the model's",
-    "fiddler_expert_threads": "settled at the start",
+    "fiddler_expert_threads": "fixed at the start",
     "fiddler_expert_streams": "one GPU service has one stream",
     "instance:fiddler_expert_resident_bytes:ratio": "models/demo is in memory, and stays there",
     "fiddler_spoiled_rows_total": "no weight is damaged",
     "fiddler_expert_requests_total not OK": "no message is wrong",
 }
-"""Metrics that no event of the test moves, each with the reason."""
+"""Metrics that no event of the test changes, with the reasons."""
 
 SLOTS = {"fiddler_expert_slots", "fiddler_resident_experts of all layers"}
-"""Metrics that move with --gpu-expert-memory alone: the slots are full from the start."""
+"""Metrics that only --gpu-expert-memory changes: the slots are full from the start."""
 
 LOSS = {
     "up",
@@ -33,11 +33,11 @@ LOSS = {
     "fiddler_replanned_layers_total",
     "fiddler_expert_call_failures_total",
 }
-"""Metrics that move when the CPU expert service is lost or back, and not before."""
+"""Metrics that only the loss or the return of the CPU expert service changes."""
 
 
 def event_of(query: PanelQuery) -> str:
-    """What moves a query: "load", "loss", "slots" or "never"."""
+    """What changes a query: "load", "loss", "slots" or "never"."""
     metrics = metrics_of(query.expression)
     if 'code!="OK"' in query.expression:
         metrics = {f"{metric} not OK" for metric in metrics}

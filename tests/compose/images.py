@@ -1,4 +1,4 @@
-"""What is in the images, and what is not."""
+"""The content of the images."""
 
 import json
 
@@ -13,7 +13,7 @@ _LIST_TOOLS = (
 
 
 def check(service: str) -> None:
-    """Raises ComposeError where an image runs as root, or has in it what only builds need."""
+    """Raises ComposeError if an image runs as root, or contains what only builds need."""
     name = image(service)
     config = json.loads(run("docker", "image", "inspect", name))[0]["Config"]
     if config["User"].partition(":")[0] in ("", "0", "root"):
@@ -24,10 +24,10 @@ def check(service: str) -> None:
     if found := run(*in_image, _LIST_COMPILERS).split():
         raise ComposeError(f"{name} has compilers: {found}")
     if found := run(*in_image, _LIST_TOOLS).split():
-        raise ComposeError(f"{name} has what only builds need: {found}")
+        raise ComposeError(f"{name} contains what only builds need: {found}")
 
 
 def check_all() -> None:
-    """Checks both."""
+    """Checks both images."""
     for service in OWN_IMAGES:
         check(service)

@@ -1,4 +1,4 @@
-"""A load whose tokens are counted here, so that what the counters must say is known."""
+"""A load whose tokens are counted here, which gives the expected values of the counters."""
 
 import threading
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from tests.compose.stack import ComposeError
 
 NUM_CALLERS = 8
 MAX_SLOTS = 4
-"""Fewer than callers, so that some wait."""
+"""Fewer than the callers, so that some requests wait."""
 _NUM_TOKENS = 120
 _EXPERTS_PER_TOKEN = 2  # models/demo
-# long enough to be kept, so that later prompts go on where earlier ones left off
+# long enough to be cached, so that later prompts share it
 _PREFIX = "It was a fine morning in the country, and the windows of the house had been open since the sun rose, when "
 
 COUNTERS = {
@@ -29,7 +29,7 @@ COUNTERS = {
         for layer in range(4)
     },
 }
-"""What a load is counted by, as queries."""
+"""Queries that count a load."""
 PAIRS = {
     "messages": ("sum(fiddler_expert_call_seconds_count)", 'sum(fiddler_expert_requests_total{code="OK"})'),
     "bytes sent": (
@@ -42,23 +42,23 @@ PAIRS = {
     ),
     "rows": ("sum(fiddler_expert_call_rows_sum)", "sum(fiddler_expert_rows_total)"),
 }
-"""What both services count, each on its side."""
+"""Queries of the same quantity, counted by the GPU service and by the CPU expert service."""
 
 
 @dataclass
 class Load:
-    """What was generated."""
+    """The generations of a load."""
 
     ends: list[Complete]
     num_refused: int
-    """Requests for more than the context holds."""
+    """Number of requests for more tokens than the context holds."""
 
     def expected(self) -> dict[str, int]:
-        """By how much each of COUNTERS must have grown."""
+        """The expected growth of each of COUNTERS."""
         prompts = sum(end.prompt_tokens for end in self.ends)
         cached = sum(end.cached_prompt_tokens for end in self.ends)
         tokens = sum(end.completion_tokens for end in self.ends)
-        # the last token of a generation is not computed with, nor are those that an earlier request had computed
+        # neither the last token of a generation nor cached tokens are computed
         selections = _EXPERTS_PER_TOKEN * (prompts - cached + tokens - len(self.ends))
         return {
             "generations": len(self.ends),
@@ -71,10 +71,9 @@ class Load:
 
 
 class Callers:
-    """Threads that generate, one generation after another, between `with` and its end."""
+    """Threads that generate, one generation after another, inside a `with` block."""
 
     def __init__(self, target: str, num_callers: int = NUM_CALLERS) -> None:
-        """Calls nobody yet."""
         self._target = target
         self._stop = threading.Event()
         self._ends: list[list[Complete]] = [[] for _ in range(num_callers)]
@@ -93,10 +92,10 @@ class Callers:
             thread.join()
 
     def done(self) -> Load:
-        """What was generated; after the end.
+        """Returns the load. Call it after the `with` block.
 
         Raises:
-            ComposeError: Something was not.
+            ComposeError: A generation failed.
         """
         if self._errors:
             raise ComposeError(f"{len(self._errors)} generations failed: {self._errors[0]}")
@@ -112,7 +111,7 @@ class Callers:
                     )
                     self._ends[number] += [event for event in events if isinstance(event, Complete)]
                     self._num_refused[number] += _is_refused(client)
-        except Exception as error:  # told by done(), where the test can fail
+        except Exception as error:  # raised by done()
             self._errors.append(f"{type(error).__name__}: {error}")
 
 
@@ -125,11 +124,11 @@ def _is_refused(client: Client) -> bool:
 
 
 def read(prometheus: Prometheus, queries: dict[str, str]) -> dict[str, float]:
-    """The queries' totals once what happened until now has been scraped."""
+    """Waits for scrapes, and returns the queries' totals."""
     prometheus.wait_for_scrapes()
     return {name: prometheus.total(query) for name, query in queries.items()}
 
 
 def grown(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """By how much each has grown."""
+    """The growth of each value."""
     return {name: after[name] - before[name] for name in before}

@@ -1,4 +1,4 @@
-"""The phases in which the pair is broken, and the end. They come after phases.py's, on the same stack."""
+"""The phases in which the pair is broken, and the end. They follow those of phases.py, on the same stack."""
 
 import os
 import signal
@@ -18,13 +18,13 @@ _STANDSTILL_SECONDS = 0.3
 
 
 class Losses:
-    """What one phase leaves for the next."""
+    """The phases, and the state that they share."""
 
     def __init__(self, phases: Phases) -> None:
-        """Does nothing yet.
+        """Takes over the stack.
 
         Args:
-            phases: Those before.
+            phases: The phases before.
         """
         self._phases = phases
         self.stack = phases.stack
@@ -32,8 +32,8 @@ class Losses:
         self.idle: Snapshot = {}
 
     def all_remote(self) -> str:
-        """The GPU service anew, with no expert of its own, so that losing the CPU expert service is felt."""
-        self.stack.compose("exec", "-T", "gpu-service", "rm", COSTS_FILE)  # it measures anew
+        """Restarts the GPU service without resident experts, so that losing the CPU expert service has an effect."""
+        self.stack.compose("exec", "-T", "gpu-service", "rm", COSTS_FILE)  # costs are measured again
         self.stack.change(FIDDLER_GPU_GPU_EXPERT_MEMORY="auto")
         self.stack.up("gpu-service")
         self.stack.wait_until_healthy("gpu-service")
@@ -44,19 +44,19 @@ class Losses:
         return ""
 
     def kill(self) -> str:
-        """The CPU expert service's process is killed amid generations: they go on, and the restart policy acts."""
+        """The CPU expert service is killed during generations: they continue, and the restart policy restarts it."""
         facts = self.stack.inspect("cpu-expert-service")
         with Callers(self.stack.target, 2) as callers:
             time.sleep(2)
             _kill(facts["State"]["Pid"])
             killed = time.monotonic()
-            wait("the restart policy acts", lambda: self._restarts() > facts["RestartCount"])
+            wait("the restart policy restarts it", lambda: self._restarts() > facts["RestartCount"])
             wait("the pair is whole", self._is_whole)
             seconds = time.monotonic() - killed
             time.sleep(2)
         ends = callers.done().ends
         self._phases.check_tokens()
-        return f"used again after {seconds:.1f} s; {len(ends)} generations went on"
+        return f"used again after {seconds:.1f} s; {len(ends)} generations continued"
 
     def _restarts(self) -> int:
         return int(self.stack.inspect("cpu-expert-service")["RestartCount"])
@@ -67,26 +67,26 @@ class Losses:
         )
 
     def stopped(self) -> str:
-        """The CPU expert service stopped: a line in the log, panels and an alert that show it, and the same tokens."""
+        """The CPU expert service is stopped: a log line, panels and an alert show it, and tokens are the same."""
         self.stack.compose("stop", "cpu-expert-service")
         wait("it is lost", lambda: ask_health(self.stack.target, _EXPERT_SERVICE) == "NOT_SERVING")
         self._phases.check_tokens()
         line = "CPU expert service lost; computing its experts here"
-        wait("the log says so", lambda: line in self.stack.logs("gpu-service"))
-        wait("Prometheus knows", lambda: self.prometheus.total("fiddler_degraded") == 1)
-        wait("the alert is on its way", lambda: "FiddlerDegraded" in self._alerts())
+        wait("the log reports the loss", lambda: line in self.stack.logs("gpu-service"))
+        wait("Prometheus has scraped it", lambda: self.prometheus.total("fiddler_degraded") == 1)
+        wait("the alert is pending", lambda: "FiddlerDegraded" in self._alerts())
         lost = panels.snapshot(self.prometheus, _LONG_WINDOW)
         moved = panels.check_moved("loss", self.idle, lost)
         self.stack.up("cpu-expert-service")
         wait("the pair is whole", self._is_whole)
         self._phases.check_tokens()
-        return f"{moved} queries moved"
+        return f"{moved} queries changed"
 
     def _alerts(self) -> set[str]:
         return {alert["labels"]["alertname"] for alert in self.prometheus.get("alerts")["alerts"]}
 
     def down(self) -> str:
-        """Services end by themselves in time, and leave no socket behind."""
+        """Services exit in time when stopped, and leave no socket behind."""
         containers = {service: self.stack.inspect(service)["Id"] for service in OWN_IMAGES}
         self.stack.compose("stop")
         for service, container in containers.items():
@@ -102,7 +102,7 @@ class Losses:
 
 
 def _kill(pid: int) -> None:
-    """Kills a process of a container; it stands still before, so that a message waits for an answer by then."""
+    """Kills a process of a container. It is paused first, so that a message is waiting for its answer."""
     _signal(pid, signal.SIGSTOP)
     time.sleep(_STANDSTILL_SECONDS)
     _signal(pid, signal.SIGKILL)
@@ -111,6 +111,6 @@ def _kill(pid: int) -> None:
 def _signal(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
-    except PermissionError:  # not root: the same user in the host's process namespace may
+    except PermissionError:  # not root: use a container in the host's process namespace
         code = f"import os; os.kill({pid}, {int(number)})"
         run("docker", "run", "--rm", "--pid", "host", "--entrypoint", "python", image("gpu-service"), "-c", code)

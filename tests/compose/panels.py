@@ -1,4 +1,4 @@
-"""Every query of every panel: does it have data, and does it move when it must?"""
+"""Checks that every panel's queries have data, and change when they must."""
 
 import math
 
@@ -7,14 +7,14 @@ from tests.compose.expectations import event_of
 from tests.compose.prometheus import Prometheus
 from tests.compose.stack import ComposeError
 
-_TOLERANCE = 0.25  # of Prometheus' extrapolation at a window's ends
+_TOLERANCE = 0.25  # for Prometheus' extrapolation at a window's ends
 
 Snapshot = dict[PanelQuery, dict[str, float | None]]
-"""By query, the values by labels; None where there was nothing to take a mean of."""
+"""Values by labels, by query. None is the mean of nothing."""
 
 
 def snapshot(prometheus: Prometheus, rate_interval: str = RATE_INTERVAL) -> Snapshot:
-    """What the panels show now."""
+    """Returns what the panels show now."""
     return {query: _values(prometheus, query) for query in panel_queries(rate_interval)}
 
 
@@ -24,51 +24,51 @@ def _values(prometheus: Prometheus, query: PanelQuery) -> dict[str, float | None
 
 
 def check_data(shown: Snapshot) -> None:
-    """Raises ComposeError where a query returned nothing, or nothing but means of nothing."""
+    """Raises ComposeError if a query returned no value other than means of nothing."""
     empty = [str(query) for query, values in shown.items() if all(value is None for value in values.values())]
     if empty:
         raise ComposeError("queries without data:\n" + "\n".join(empty))
 
 
 def check_moved(event: str, idle: Snapshot, *later: Snapshot) -> int:
-    """Raises ComposeError where a query that an event must move is as it was in all later snapshots.
+    """Raises ComposeError if a query that an event must change has the same values in all later snapshots.
 
     Returns:
-        How many there are.
+        The number of these queries.
     """
     expected = [query for query in idle if event_of(query) == event]
     still = [str(query) for query in expected if all(shown[query] == idle[query] for shown in later)]
     if still:
-        raise ComposeError(f"queries that {event} did not move:\n" + "\n".join(still))
+        raise ComposeError(f"queries that {event} did not change:\n" + "\n".join(still))
     return len(expected)
 
 
 def check_constant(idle: Snapshot, later: Snapshot, events: set[str]) -> None:
-    """Raises ComposeError where a query that only other events move has moved."""
+    """Raises ComposeError if a query has changed that only these events, which have not happened, may change."""
     moved = [
         f"{query}: from {idle[query]} to {later[query]}"
         for query in idle
         if event_of(query) in events and later[query] != idle[query]
     ]
     if moved:
-        raise ComposeError("queries that moved:\n" + "\n".join(moved))
+        raise ComposeError("queries that changed:\n" + "\n".join(moved))
 
 
 def check_integral(prometheus: Prometheus, metric: str, expected: int, seconds: int) -> float:
-    """Integrates the panel of a counter's rate over the last seconds, and compares it with what was counted.
+    """Integrates the panel of a counter's rate over the last seconds, and compares it with the expected count.
 
     Returns:
-        The integral over what was expected.
+        The integral over the expected count.
 
     Raises:
-        ComposeError: They differ, or no panel shows that rate by itself.
+        ComposeError: They differ, or no panel shows that rate alone.
     """
     queries = [query.expression for query in panel_queries() if _is_rate_of(query.expression, metric)]
     if not queries:
         raise ComposeError(f"no panel shows the rate of {metric}")
     total = 5 * prometheus.total(f"sum_over_time(({queries[0]})[{seconds}s:5s])")
     if abs(total / expected - 1) > _TOLERANCE:
-        raise ComposeError(f"{queries[0]}: shows {total:.0f} in all, where {expected} were counted")
+        raise ComposeError(f"{queries[0]}: shows {total:.0f} in all, but {expected} were counted")
     return total / expected
 
 

@@ -1,6 +1,6 @@
-"""The phases of the test on one stack, in order. Each raises ComposeError where something is not as it should be.
+"""The phases of the test on one stack, in order. Each raises ComposeError if a check fails.
 
-Those that break the pair are losses.py's.
+Phases that break the pair are in losses.py.
 """
 
 import time
@@ -20,7 +20,7 @@ _PROMPT = "It was a fine morning in the country, and"
 _NUM_TOKENS = 60
 _LOAD_SECONDS = 20.0
 COSTS_FILE = "/var/cache/fiddler/costs.json"
-"""In the GPU service's container."""
+"""The costs file in the GPU service's container."""
 _GIVE_COSTS = f"""
 import json, pathlib
 path = pathlib.Path("{COSTS_FILE}")
@@ -29,29 +29,28 @@ content["measurements"] |= {{"cpu": [[1, 2e-3]], "gpu": [[1, 1e-4]], "hop": [[1,
 path.write_text(json.dumps(content))
 """
 _SERVING_SECONDS = 'time() - max(process_start_time_seconds{job=~"gpu_service|cpu_expert_service"})'
-_IDLE_SECONDS = 30.0  # some to start, and then what four scrapes take
+_IDLE_SECONDS = 30.0  # the start of the services, then four scrapes
 _INTEGRALS = ("fiddler_generation_tokens_total", "fiddler_prompt_tokens_total")
 
 
 class Phases:
-    """What one phase leaves for the next."""
+    """The phases, and the state that they share."""
 
     def __init__(self, stack: Stack) -> None:
-        """Does nothing yet."""
         self.stack = stack
         self.prometheus = Prometheus(stack.prometheus_url)
         self.text = ""
         self.idle: Snapshot = {}
 
     def build(self) -> str:
-        """The images, from the files as they are."""
+        """Builds the images."""
         self.stack.compose("build", *SERVICES)
         with_gpu = Stack(self.stack.project, ROOT / "compose.gpu.yaml")
-        with_gpu.compose("config", "--quiet")  # as far as that goes without one
+        with_gpu.compose("config", "--quiet")  # the most that can be checked without a GPU
         return ""
 
     def rules(self) -> str:
-        """Prometheus' own tool finds nothing wrong, and the rules' tests pass."""
+        """Promtool accepts the configuration, and the rules' tests pass."""
         observability = ROOT / "observability"
         tests = sorted(path.name for path in observability.glob("tests/*.yml"))
         promtool = ["docker", "run", "--rm", "--network", "none", "-v", f"{observability}:/observability:ro"]
@@ -63,7 +62,7 @@ class Phases:
         return f"{len(tests)} files of tests"
 
     def start(self) -> str:
-        """Everything but Grafana, until it is healthy."""
+        """Starts everything but Grafana, and waits until it is healthy."""
         began = time.monotonic()
         self.stack.up(*SERVICES)
         self.stack.wait_until_healthy("cpu-expert-service", "gpu-service")
@@ -72,14 +71,14 @@ class Phases:
         return f"both services healthy {seconds:.1f} s after `up`"
 
     def costs(self) -> str:
-        """Costs that make a slot worth having, as for large experts, and so have experts streamed and swapped."""
+        """Sets costs like those of large experts, with which experts are streamed and swapped."""
         self.stack.compose("exec", "-T", "gpu-service", "python", "-c", _GIVE_COSTS)
         self.stack.compose("restart", "gpu-service")
         self.stack.wait_until_healthy("gpu-service")
         return ""
 
     def processes(self) -> str:
-        """Nobody is root, no root file system can be written, and the socket is its owner's alone."""
+        """No process is root's, root file systems are read-only, and only its owner can use the socket."""
         for service in SERVICES:
             facts = self.stack.inspect(service)
             users = run("docker", "top", facts["Id"], "-eo", "uid,pid,args").splitlines()[1:]
@@ -87,7 +86,7 @@ class Phases:
                 raise ComposeError(f"{service} has processes of root: {users}")
             host = facts["HostConfig"]
             if not host["ReadonlyRootfs"] or host["CapDrop"] != ["ALL"] or host["Privileged"]:
-                raise ComposeError(f"{service} may do more than it must")
+                raise ComposeError(f"{service} has more privileges than it needs")
             for bindings in facts["NetworkSettings"]["Ports"].values():
                 if any(binding["HostIp"] != "127.0.0.1" for binding in bindings or []):
                     raise ComposeError(f"{service} can be reached from other hosts: {bindings}")
@@ -97,22 +96,22 @@ class Phases:
         return ""
 
     def idle_panels(self) -> str:
-        """Prometheus scrapes both and has the rules; what the panels show while nothing happens."""
+        """Prometheus scrapes both services and loads the rules; records what the panels show without load."""
         wait("both services are scraped", lambda: self.prometheus.total("sum(up{job=~'.*_service'})") == 2)
         groups = self.prometheus.get("rules")["groups"]
         bad = [rule["name"] for group in groups for rule in group["rules"] if rule["health"] == "err"]
         alerts = [rule for group in groups for rule in group["rules"] if rule["type"] == "alerting"]
         if bad or not alerts:
-            raise ComposeError(f"{len(alerts)} alerts are loaded; rules that fail: {bad}")
+            raise ComposeError(f"{len(alerts)} alerts are loaded; failing rules: {bad}")
         firing = [a["labels"]["alertname"] for a in self.prometheus.get("alerts")["alerts"] if a["state"] == "firing"]
         if firing:
-            raise ComposeError(f"alerts without a cause: {firing}")
-        wait("there are rates", lambda: self.prometheus.total(_SERVING_SECONDS) > _IDLE_SECONDS)
+            raise ComposeError(f"alerts fire without a cause: {firing}")
+        wait("rates have data", lambda: self.prometheus.total(_SERVING_SECONDS) > _IDLE_SECONDS)
         self.idle = panels.snapshot(self.prometheus)
         return f"{len(alerts)} alerts, {len(self.idle)} queries"
 
     def generate(self) -> str:
-        """The published port gives transformers' own tokens."""
+        """Generates through the published port the same tokens as transformers."""
         from transformers.utils import logging
 
         from tests.support.pairs import DEMO
@@ -125,8 +124,8 @@ class Phases:
             self.text = client.generate(_PROMPT, max_tokens=_NUM_TOKENS, temperature=0).text()
         expected, _ = generate(load(DEMO), prompt, _NUM_TOKENS)
         if tokens != expected:
-            raise ComposeError(f"generated {tokens}, where transformers has {expected}")
-        return f"{len(tokens)} tokens as transformers'"
+            raise ComposeError(f"generated {tokens}, but transformers {expected}")
+        return f"{len(tokens)} tokens, the same as transformers'"
 
     @staticmethod
     def _tokens(client: Client) -> list[int]:
@@ -134,14 +133,14 @@ class Phases:
         return [token for event in events if isinstance(event, GenerationChunk) for token in event.token_ids]
 
     def check_tokens(self) -> None:
-        """Raises ComposeError where the text is another one than at first."""
+        """Raises ComposeError if the generated text differs from the first one."""
         with Client(self.stack.target) as client:
             text = client.generate(_PROMPT, max_tokens=_NUM_TOKENS, temperature=0).text()
         if text != self.text:
-            raise ComposeError(f"generated {text!r}, where it was {self.text!r}")
+            raise ComposeError(f"generated {text!r}, but {self.text!r} before")
 
     def load(self) -> str:
-        """A load whose tokens are known: exact in the counters, and seen in the panels."""
+        """Runs a load of known tokens: counters must match exactly, and panels must show it."""
         before, pairs = read(self.prometheus, COUNTERS), self._pairs()
         began = time.monotonic()
         with Callers(self.stack.target) as callers:
@@ -150,7 +149,7 @@ class Phases:
         load = callers.done()
         expected, counted = load.expected(), grown(before, read(self.prometheus, COUNTERS))
         if counted != expected:
-            raise ComposeError(f"counted {counted}, where the load was {expected}")
+            raise ComposeError(f"counted {counted}, but the load was {expected}")
         for name, (ours, theirs) in self._pairs().items():
             ours_before, theirs_before = pairs[name]
             if ours - ours_before != theirs - theirs_before or ours <= ours_before:
@@ -164,7 +163,7 @@ class Phases:
         ratios = self._integrals(expected, time.monotonic() - began)
         return (
             f"{expected['tokens']} tokens, {expected['selections of layer 0']} selections in each layer, exact; "
-            f"{moved} queries moved; panels over counters {ratios}"
+            f"{moved} queries changed; panels over counters {ratios}"
         )
 
     def _pairs(self) -> dict[str, tuple[float, float]]:
@@ -172,7 +171,7 @@ class Phases:
         return {name: (self.prometheus.total(a), self.prometheus.total(b)) for name, (a, b) in PAIRS.items()}
 
     def _integrals(self, expected: dict[str, int], seconds: float) -> str:
-        wait("the load has left the panels' window", lambda: self._rate() == 0)
+        wait("the load is outside the panels' window", lambda: self._rate() == 0)
         counts = dict(zip(_INTEGRALS, (expected["tokens"], expected["prompt tokens"]), strict=True))
         counts["fiddler_expert_selections_by_expert_total"] = 4 * expected["selections of layer 0"]
         window = int(seconds) + 45
@@ -186,7 +185,7 @@ class Phases:
         return self.prometheus.total("sum(rate(fiddler_generation_tokens_total[20s]))")
 
     def exported(self) -> str:
-        """Every metric is on a panel, or listed with the reason why not."""
+        """Every metric is on a panel, or listed with the reason."""
         records = {
             rule["name"]: rule["query"]
             for group in self.prometheus.get("rules")["groups"]
@@ -199,7 +198,9 @@ class Phases:
         exported = self._exported("GPU_METRICS_PORT") | self._exported("CPU_METRICS_PORT")
         unseen, stale = exported - plotted - UNPLOTTED.keys(), UNPLOTTED.keys() - exported | UNPLOTTED.keys() & plotted
         if unseen or stale:
-            raise ComposeError(f"on no panel and not in UNPLOTTED: {sorted(unseen)}; wrongly there: {sorted(stale)}")
+            raise ComposeError(
+                f"on no panel, not in UNPLOTTED: {sorted(unseen)}; wrongly in UNPLOTTED: {sorted(stale)}"
+            )
         return f"{len(exported)} metrics, {len(UNPLOTTED)} of them on no panel"
 
     def _exported(self, port: str) -> set[str]:

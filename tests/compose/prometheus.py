@@ -1,4 +1,4 @@
-"""Prometheus' HTTP interface, as far as the test asks it."""
+"""The parts of Prometheus' HTTP interface that the test uses."""
 
 import json
 import math
@@ -11,31 +11,30 @@ from tests.compose.stack import wait
 
 
 class Prometheus:
-    """A server."""
+    """A Prometheus server."""
 
     def __init__(self, url: str) -> None:
-        """Asks nothing yet."""
         self._url = url
 
     def get(self, path: str, **parameters: str) -> Any:
-        """The data of an answer, e.g. of "targets"."""
+        """Returns the data of an answer, e.g. of "targets"."""
         query = urllib.parse.urlencode(parameters)
         with urllib.request.urlopen(f"{self._url}/api/v1/{path}?{query}", timeout=30) as answer:
             return json.load(answer)["data"]
 
     def query(self, expression: str) -> dict[str, float]:
-        """The values now, by labels."""
+        """Returns the current values by labels."""
         return {
             json.dumps(series["metric"], sort_keys=True): float(series["value"][1])
             for series in self.get("query", query=expression)["result"]
         }
 
     def total(self, expression: str) -> float:
-        """The sum of the values now; 0 where there are none."""
+        """Returns the sum of the current values; 0 if there are none."""
         return math.fsum(self.query(expression).values())
 
     def wait_for_scrapes(self) -> None:
-        """Waits until both services have been scraped anew, from now on."""
+        """Waits until both services have been scraped after now."""
         now = time.time()
 
         def scraped() -> bool:

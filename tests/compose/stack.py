@@ -1,4 +1,4 @@
-"""The services of compose.yaml under a project name, ports and image tags of the test's own."""
+"""The services of compose.yaml with the test's own project name, ports and image tags."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pair import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("cpu-expert-service", "gpu-service", "prometheus")
-"""What is started: all but Grafana."""
+"""The services that are started: all but Grafana."""
 OWN_IMAGES = ("cpu-expert-service", "gpu-service")
 VERSION = "compose-test"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -21,14 +21,14 @@ _PORTS = ("GPU_SERVICE_PORT", "GPU_METRICS_PORT", "CPU_METRICS_PORT", "PROMETHEU
 
 
 class ComposeError(AssertionError):
-    """A command failed, or something is not as it should be."""
+    """A command or a check failed."""
 
 
 def run(*command: str, environment: Mapping[str, str] | None = None, timeout_seconds: float = 900) -> str:
-    """The standard output of a command.
+    """Runs a command and returns its standard output.
 
     Raises:
-        ComposeError: It failed. The text has all that it printed.
+        ComposeError: It failed. The message has everything that it printed.
     """
     done = attempt(*command, environment=environment, timeout_seconds=timeout_seconds)
     if done.returncode:
@@ -43,13 +43,13 @@ def attempt(
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout_seconds, check=False
     )
-    # docker compose clears lines that no terminal has
+    # docker compose prints escape sequences even without a terminal
     done.stdout, done.stderr = _ESCAPES.sub("", done.stdout), _ESCAPES.sub("", done.stderr)
     return done
 
 
 def wait(what: str, condition: Callable[[], bool], timeout_seconds: float = 120, poll_seconds: float = 0.5) -> float:
-    """Waits until a condition holds and returns the seconds that it took.
+    """Waits until a condition holds, and returns the seconds of the wait.
 
     Raises:
         ComposeError: Time ran out.
@@ -63,15 +63,15 @@ def wait(what: str, condition: Callable[[], bool], timeout_seconds: float = 120,
 
 
 class Stack:
-    """One project. Nothing of the user's environment reaches it that compose.yaml would read."""
+    """One project. The user's environment does not reach compose.yaml."""
 
     def __init__(self, project: str, *overrides: Path, **settings: str) -> None:
-        """Starts nothing.
+        """Chooses ports. Nothing is started yet.
 
         Args:
-            project: Its name; a second stack of the name is the same one.
-            overrides: More files after compose.yaml.
-            settings: Environment of the command, as compose.yaml reads it.
+            project: The name. Stacks of the same name are the same project.
+            overrides: Files to apply after compose.yaml.
+            settings: Environment variables that compose.yaml reads.
         """
         self.project = project
         self.ports = {name: free_port() for name in _PORTS}
@@ -84,29 +84,29 @@ class Stack:
         self._environment = {**kept, **ports, "FIDDLER_VERSION": VERSION, **settings}
 
     def change(self, **settings: str) -> None:
-        """Other settings from the next `up` on."""
+        """Changes settings from the next `up` on."""
         self._environment |= settings
 
     @property
     def target(self) -> str:
-        """Where the GPU service can be called from here."""
+        """The GPU service's address on this host."""
         return f"127.0.0.1:{self.ports['GPU_SERVICE_PORT']}"
 
     @property
     def prometheus_url(self) -> str:
-        """Where Prometheus can be asked from here."""
+        """Prometheus' URL on this host."""
         return f"http://127.0.0.1:{self.ports['PROMETHEUS_PORT']}"
 
     def compose(self, *arguments: str) -> str:
-        """Runs docker compose with these arguments; see run."""
+        """Runs docker compose with these arguments, as `run` does."""
         return run(*self._command, *arguments, environment=self._environment)
 
     def attempt(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """The same where it may fail."""
+        """Runs docker compose with these arguments, and allows it to fail."""
         return attempt(*self._command, *arguments, environment=self._environment)
 
     def up(self, *services: str) -> None:
-        """Starts services and returns when they are started; those that they depend on are healthy then."""
+        """Starts services. Those that they depend on are healthy when this returns."""
         self.compose("up", "--detach", "--no-build", "--pull", "never", *services)
 
     def down(self, *arguments: str) -> None:
@@ -114,23 +114,23 @@ class Stack:
         self.compose("down", "--remove-orphans", *arguments)
 
     def logs(self, *services: str) -> str:
-        """Everything that they printed."""
+        """Returns everything that the services printed."""
         return self.compose("logs", "--no-color", "--no-log-prefix", *services)
 
     def inspect(self, service: str) -> Any:
-        """What the engine knows of a service's container."""
+        """Returns the engine's description of a service's container."""
         container = self.compose("ps", "--all", "--quiet", service).strip()
         if not container:
-            raise ComposeError(f"there is no container of {service}")
+            raise ComposeError(f"{service} has no container")
         return json.loads(run("docker", "inspect", container))[0]
 
     def is_healthy(self, service: str) -> bool:
-        """Whether the service's own check says so."""
+        """Whether the service runs and its health check succeeds."""
         state = self.inspect(service)["State"]
         return bool(state["Running"] and state["Health"]["Status"] == "healthy")
 
     def wait_until_healthy(self, *services: str, timeout_seconds: float = 240) -> None:
-        """Waits for the checks of compose.yaml."""
+        """Waits for compose.yaml's health checks."""
         for service in services:
             wait(f"{service} is healthy", lambda service=service: self.is_healthy(service), timeout_seconds)  # type: ignore[misc]
 
