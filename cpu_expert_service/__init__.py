@@ -1,1 +1,1 @@
-"""The CPU expert service: computes the experts that are not on the GPU, where their weights lie."""
+"""The CPU expert service: computes the experts that are not on the GPU, in the memory that holds their weights."""

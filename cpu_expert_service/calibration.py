@@ -1,6 +1,6 @@
-"""How fast memory is read and experts are computed here, measured in a fraction of a second at start-up.
+"""Measures, in a fraction of a second at start-up, how fast memory is read and experts are computed.
 
-It measures what it is given; what follows from the figures is choice.py's.
+What follows from the figures is decided in kernel_choice.py.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from cpu_expert_service.native import Pool
 from fiddler.expert_math import LayerWeights
 
 STREAMS = (1, 2, 4, 8, 16)
-_READ_BYTES = 48 * 2**20  # at a time; more than caches hold when experts take turns
+_READ_BYTES = 48 * 2**20  # at a time; more than caches hold while experts take turns
 _READ_ROUNDS = 2
 _READ_SECONDS = 0.02
 _REPEATS = 3
@@ -24,7 +24,7 @@ _REPEATS = 3
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One kernel at one number of rows per expert."""
+    """How long one kernel takes for one number of rows of one expert."""
 
     kernel: str
     rows: int
@@ -32,9 +32,9 @@ class Timing:
 
 
 def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
-    """The fastest of several ways to read weights once, by all threads: the limit of any kernel at one row.
+    """The rate of the fastest of several ways to read weights once, by all threads: the limit of any kernel at one row.
 
-    Experts take turns, since a cache that still holds one would answer in place of memory.
+    Experts take turns, because a cache would answer for memory if one expert were read again.
     """
     spans = itertools.cycle(
         (matrix.data_ptr(), matrix.numel() * matrix.itemsize)
@@ -49,7 +49,7 @@ def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
         for address, span_bytes in spans:
             pool.read(address, span_bytes, streams)
             done_bytes += span_bytes
-            # small experts on busy CPUs: a wake-up each, so that bytes alone would take minutes
+            # each call wakes the threads: with small experts on busy CPUs, bytes alone would take minutes
             if done_bytes >= _READ_BYTES or time.perf_counter() - began > _READ_SECONDS:
                 break
         if done_bytes:
@@ -58,9 +58,18 @@ def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
 
 
 def time_kernel(
-    name: str, compute: LayerFunction, layer: LayerWeights, rows: int, dtype: torch.dtype, seconds: float
+    name: str, compute: LayerFunction, *, layer: LayerWeights, rows: int, dtype: torch.dtype, seconds: float
 ) -> Timing:
-    """The median time of `rows` rows that all go to one expert, each time another, within about `seconds`."""
+    """The median time of rows that all go to one expert, a different one each time.
+
+    Args:
+        name: The kernel's.
+        compute: The kernel, prepared for the layer.
+        layer: The experts.
+        rows: How many hidden rows at a time.
+        dtype: Of the hidden rows.
+        seconds: About how long to measure.
+    """
     hidden = torch.randn(rows, layer.experts[0].up.shape[1], generator=torch.Generator().manual_seed(0)).to(dtype)
     weights = torch.ones(rows, 1)
     samples: list[float] = []
@@ -77,7 +86,7 @@ def time_kernel(
 
 
 def crossing(rows: Sequence[int], first: Callable[[int], float], second: Callable[[int], float]) -> int | None:
-    """The fewest rows from which on the second is faster at all that were measured; None where it never is."""
+    """The fewest rows from which on the second is faster at every count that was measured; None if it never is."""
     found = None
     for count in sorted(rows, reverse=True):
         if second(count) >= first(count):

@@ -1,4 +1,4 @@
-"""Publishes what other parts know, read when /metrics is asked for. What each number means is metrics.py's."""
+"""Reads numbers of other parts when /metrics is scraped. metrics.py says what each one means."""
 
 from collections.abc import Iterable
 
@@ -12,16 +12,16 @@ from cpu_expert_service.runner import Runner
 
 
 class RunnerCollector(Collector):
-    """How long the runner did nothing, and how much of its weights is in memory."""
+    """Publishes how long the runner was idle, and how much of its weights is in memory."""
 
     def __init__(self, runner: Runner) -> None:
-        """Reads nothing yet; the weights may still be moved."""
+        """Reads nothing yet; the weights may still be copied elsewhere."""
         self._runner = runner
         self._weights = runner.weights
         self._residency = Residency(self._weights)
 
     def collect(self) -> Iterable[Metric]:
-        """Yields both; the second one only where the kernel tells it."""
+        """Yields both; the second one only if the operating system reports it."""
         idle = metrics.IDLE_SECONDS.new()
         idle.add_metric([], self._runner.idle_seconds)
         yield idle
@@ -38,5 +38,5 @@ class RunnerCollector(Collector):
 
 
 def publish(runner: Runner) -> None:
-    """Has them asked whenever /metrics is."""
+    """Adds the runner's numbers to /metrics."""
     REGISTRY.register(RunnerCollector(runner))

@@ -1,6 +1,6 @@
-"""Which CPUs compute: what this process may use, how much of it the container pays for, and which memory is near.
+"""Chooses the CPUs that compute, by the affinity mask, the CPU quota, hyper-threads and NUMA nodes.
 
-Decisions are made on a described topology, so that they can be tested on machines that are not at hand.
+Decisions are made on a Topology, so that tests can describe machines that are not at hand.
 """
 
 import os
@@ -26,7 +26,7 @@ class Topology:
     siblings: Mapping[int, int]
     """By CPU: how many CPUs with lower numbers share its core."""
     quota: float
-    """CPUs' worth of time that the container may take; infinite where nothing limits it."""
+    """CPUs' worth of time that the control groups allow; infinite if they do not limit it."""
 
 
 def read_topology(root: Path = cgroup.ROOT) -> Topology:
@@ -51,10 +51,10 @@ def _sibling_rank(system: Path, cpu: int) -> int:
 
 
 def parse_cpu_list(text: str) -> list[int]:
-    """CPU numbers from Linux's own notation: "0-3,8".
+    """CPU numbers, from Linux's own notation such as "0-3,8".
 
     Raises:
-        CpuListError: It is not one.
+        CpuListError: The text is not such a list.
     """
     cpus: set[int] = set()
     for part in filter(None, text.strip().split(",")):
@@ -70,16 +70,16 @@ def choose_cpus(topology: Topology, cpus: str = "", threads: int = 0) -> list[in
     """The CPUs to pin threads to.
 
     Whole cores come before their siblings, and nodes take turns, so that fewer threads than CPUs still read from every
-    node's memory. A quota counts only where nobody says how many threads: it is rounded down, since a thread too many
-    is stopped in the middle of a layer, and all others wait for it.
+    node's memory. The quota counts only if `threads` is 0. It is rounded down: a thread too many would be stopped in
+    the middle of a layer, and all others would wait for it.
 
     Args:
-        topology: What there is.
-        cpus: The list to choose from, "0-3,8"; empty for all.
+        topology: The CPUs that there are.
+        cpus: The list to choose from, such as "0-3,8"; empty for all.
         threads: How many; 0 for one for each CPU, within the quota.
 
     Raises:
-        CpuListError: The list is none, or names a CPU that may not be used.
+        CpuListError: `cpus` is not a list, or names a CPU that this process may not use.
     """
     candidates = parse_cpu_list(cpus) or sorted(topology.nodes)
     for cpu in candidates:
@@ -97,7 +97,7 @@ def choose_cpus(topology: Topology, cpus: str = "", threads: int = 0) -> list[in
 
 
 def number_nodes(topology: Topology, cpus: Iterable[int]) -> list[int]:
-    """For each CPU, its node, numbered from 0 among the nodes that are used."""
+    """The node of each CPU, numbered from 0 among the nodes that are used."""
     used = [topology.nodes[cpu] for cpu in cpus]
     numbers = {node: number for number, node in enumerate(sorted(set(used)))}
     return [numbers[node] for node in used]

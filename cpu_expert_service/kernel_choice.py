@@ -1,10 +1,11 @@
-"""Which kernel computes: what a user forces, else the best that this machine has, corrected by measurement."""
+"""Chooses the kernel: the one that --kernel names, else the fastest that this machine has, by measurement."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
 import torch
+from typing_extensions import override
 
 from cpu_expert_service import calibration, metrics
 from cpu_expert_service.cpus import Topology, choose_cpus, number_nodes
@@ -17,7 +18,7 @@ from fiddler.expert_math import ExpertWeights, LayerWeights
 
 _log = structlog.get_logger("cpu_expert_service")
 _CALIBRATED_ROWS = (8, 16, 32, 128, 512)
-_CALIBRATED_INTERMEDIATE = 256  # of an expert's, so that 512 rows of the largest take a few milliseconds
+_CALIBRATED_INTERMEDIATE = 256  # features of an expert, so that 512 rows of the largest take a few milliseconds
 _SECONDS_PER_TIMING = 0.02
 
 
@@ -26,11 +27,11 @@ class KernelError(UserError):
 
 
 def build_kernel(settings: Settings, topology: Topology) -> Kernel:
-    """The kernel that the settings ask for.
+    """The kernel that the settings name; for "auto", the best that this machine has.
 
     Raises:
-        KernelError: It was asked for by name, and this machine does not have it.
-        CpuListError: The settings name CPUs that may not be used.
+        KernelError: The settings name a kernel that this machine does not have.
+        CpuListError: The settings name CPUs that this process may not use.
     """
     cpus = choose_cpus(topology, settings.cpus, settings.threads)
     if settings.kernel == "pytorch":
@@ -40,38 +41,38 @@ def build_kernel(settings: Settings, topology: Topology) -> Kernel:
         if settings.kernel not in ("auto", *tiers):
             raise KernelError(f"--kernel {settings.kernel}: this CPU runs only {', '.join(tiers)}")
         if settings.kernel == "auto" and tiers[-1] == "scalar":
-            _log.warning("PyTorch computes experts: the native kernels have no code for this CPU's vectors")
+            _log.warning("experts computed by PyTorch", reason="no native kernel has code for this CPU's vectors")
             return PyTorchKernel(len(cpus))
         pool = Pool(cpus, number_nodes(topology, cpus))
     except NativeUnavailableError as error:
         if settings.kernel != "auto":
             raise KernelError(f"--kernel {settings.kernel}: {error}") from error
-        _log.warning("PyTorch computes experts, slower", reason=str(error))
+        _log.warning("experts computed by PyTorch, which is slower", reason=str(error))
         return PyTorchKernel(len(cpus))
     if settings.kernel == "auto":
         return AutoKernel(NativeKernel(pool, tiers[-1]), PyTorchKernel(len(cpus)))
     return NativeKernel(pool, settings.kernel)
 
 
-class AutoKernel:
-    """The native kernel, and PyTorch's for messages so large that calibration found it faster."""
+class AutoKernel(Kernel):
+    """The native kernel, and PyTorch's for messages that calibration found it to compute faster: large ones."""
 
     def __init__(self, native: NativeKernel, pytorch: PyTorchKernel) -> None:
         self.name = native.name
         self.num_threads = native.num_threads
         self.native = native
         self.pytorch_from_rows: int | None = None
-        """Rows per expert from which on PyTorch computes; None: never."""
+        """Rows per expert from which on PyTorch computes; None if it never does."""
         self._pytorch = pytorch
 
+    @override
     def prepare(self, layer: LayerWeights) -> LayerFunction:
-        """See Kernel.prepare."""
         native, pytorch = self.native.prepare(layer), self._pytorch.prepare(layer)
         num_experts = len(layer.experts)
 
         def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
             least = self.pytorch_from_rows
-            # as many rows per expert as if they were spread evenly: counting them takes longer than it is worth
+            # takes rows to be spread evenly over the experts: counting them would cost more than it gains
             if least is not None and expert_ids.numel() >= least * num_experts:
                 return pytorch(hidden, expert_ids, routing_weights)
             return native(hidden, expert_ids, routing_weights)
@@ -83,11 +84,11 @@ class AutoKernel:
         self.native.close()
 
     def calibrate(self, layer: LayerWeights, dtype: torch.dtype) -> list[calibration.Timing]:
-        """Finds from how many rows on PyTorch is faster, on a part of an expert."""
+        """Finds from how many rows on PyTorch is faster, by timing a part of an expert."""
         part = replace(layer, experts=tuple(_part(expert) for expert in layer.experts[:2]))
         kernels = {"pytorch": self._pytorch.prepare(part), self.name: self.native.prepare(part)}
         timings = [
-            calibration.time_kernel(name, compute, part, rows, dtype, _SECONDS_PER_TIMING)
+            calibration.time_kernel(name, compute, layer=part, rows=rows, dtype=dtype, seconds=_SECONDS_PER_TIMING)
             for rows in _CALIBRATED_ROWS
             for name, compute in kernels.items()
         ]
@@ -104,30 +105,32 @@ def _part(expert: ExpertWeights) -> ExpertWeights:
     return replace(expert, **cut, down=expert.down[:, :_CALIBRATED_INTERMEDIATE])
 
 
-def pool_of(kernel: Kernel) -> Pool | None:
-    """The threads of a native kernel."""
+def native_kernel_of(kernel: Kernel) -> NativeKernel | None:
+    """The native kernel in use; None if PyTorch alone computes."""
     native = kernel.native if isinstance(kernel, AutoKernel) else kernel
-    return native.pool if isinstance(native, NativeKernel) else None
+    return native if isinstance(native, NativeKernel) else None
 
 
 def calibrate(kernel: Kernel, layers: Sequence[LayerWeights], dtype: torch.dtype) -> None:
-    """Measures, tells the log and the metrics, and lets an AutoKernel choose. Weights should be in memory by now."""
-    native = kernel.native if isinstance(kernel, AutoKernel) else kernel
-    if not isinstance(native, NativeKernel):
+    """Measures the kernel, publishes the figures, and lets an AutoKernel choose. The weights should be in memory."""
+    native = native_kernel_of(kernel)
+    if native is None:
         return
     layer = layers[len(layers) // 2]
     timings = kernel.calibrate(layer, dtype) if isinstance(kernel, AutoKernel) else []
     memory = calibration.read_bytes_per_second(native.pool, layers)
-    one = calibration.time_kernel(native.name, native.prepare(layer), layer, 1, dtype, _SECONDS_PER_TIMING * 2)
+    one = calibration.time_kernel(
+        native.name, native.prepare(layer), layer=layer, rows=1, dtype=dtype, seconds=_SECONDS_PER_TIMING * 2
+    )
     achieved = layer.experts[0].nbytes / one.seconds
     for timing in (one, *timings):
         metrics.KERNEL_SECONDS.labels(timing.kernel, timing.rows).set(timing.seconds)
     metrics.KERNEL_READ_BANDWIDTH.set(achieved)
     metrics.MEMORY_READ_BANDWIDTH.set(memory)
     _log.info(
-        "calibrated",
+        "kernel calibrated",
         kernel=native.name,
         read_gb_per_second=round(achieved / 1e9, 1),
         limit_gb_per_second=round(memory / 1e9, 1),
-        pytorch_from_rows_per_expert=getattr(kernel, "pytorch_from_rows", None),
+        pytorch_from_rows_per_expert=kernel.pytorch_from_rows if isinstance(kernel, AutoKernel) else None,
     )

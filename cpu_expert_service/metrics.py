@@ -1,6 +1,6 @@
-"""The CPU expert service's metrics: what each is called and means. docs/metrics.md is made from this file.
+"""The CPU expert service's metrics, by name and meaning. docs/metrics.md is generated from this file.
 
-Nothing is counted here. A CollectedMetric's numbers are kept by whoever knows them and published by collectors.py.
+Nothing is counted here. collectors.py reads the numbers of a CollectedMetric from the part that keeps them.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -14,13 +14,13 @@ REQUESTS = Counter("fiddler_expert_requests_total", "Layer messages answered, by
 ROWS = Counter("fiddler_expert_rows_total", "Hidden rows in messages that were computed.")
 CALL_ROWS = Histogram("fiddler_expert_call_rows", "Hidden rows in a message that was computed.", buckets=_ROW_BUCKETS)
 QUEUE_SECONDS = Histogram(
-    "fiddler_expert_queue_seconds", "Seconds that a message waited for others to be computed.", buckets=LATENCY_BUCKETS
+    "fiddler_expert_queue_seconds", "Seconds that a message waited while others were computed.", buckets=LATENCY_BUCKETS
 )
 COMPUTE_SECONDS = Histogram(
     "fiddler_expert_compute_seconds", "Seconds that a message took to compute.", buckets=LATENCY_BUCKETS
 )
 IDLE_SECONDS = CollectedMetric(
-    "fiddler_expert_idle_seconds_total", "counter", "Seconds in which no message was computed, since the start."
+    "fiddler_expert_idle_seconds_total", "counter", "Seconds since the start in which no message was computed."
 )
 RECEIVED_BYTES = Counter("fiddler_expert_received_bytes_total", "Bytes of requests received.")
 SENT_BYTES = Counter("fiddler_expert_sent_bytes_total", "Bytes of responses sent.")
@@ -32,16 +32,16 @@ WEIGHT_BYTES = Gauge("fiddler_expert_weight_bytes", "Bytes of expert weights tha
 RESIDENT_BYTES = CollectedMetric(
     "fiddler_expert_resident_bytes",
     "gauge",
-    "Bytes of those that lie in this process's memory, estimated from some of their pages. The rest is read from disk "
-    "when it is needed.",
+    "Bytes of expert weights that are in this process's memory, estimated from some of their pages. The rest is read "
+    "from disk when it is needed.",
 )
 WEIGHT_READ_BYTES = Counter(
     "fiddler_expert_weight_read_bytes_total",
-    "Bytes of the experts that messages with few rows chose; for those, reading weights is what takes the time.",
+    "Bytes of the experts that messages with few rows chose. Such messages take as long as reading the weights.",
 )
 WEIGHT_READ_SECONDS = Counter(
     "fiddler_expert_weight_read_seconds_total",
-    "Seconds that those messages took: bytes over seconds are the bandwidth achieved.",
+    "Seconds that those messages took; bytes over seconds is the bandwidth achieved.",
 )
 KERNEL_SECONDS = Gauge(
     "fiddler_expert_kernel_seconds",
@@ -50,13 +50,13 @@ KERNEL_SECONDS = Gauge(
 )
 KERNEL_READ_BANDWIDTH = Gauge(
     "fiddler_expert_kernel_read_bytes_per_second",
-    "Bytes of weights per second that the kernel got through at start-up, with one row in one expert at a time.",
+    "Bytes of weights per second that the kernel read at start-up, with one row in one expert at a time.",
 )
 MEMORY_READ_BANDWIDTH = Gauge(
     "fiddler_expert_memory_read_bytes_per_second",
-    "Bytes per second that the same threads read from the same weights at start-up, computing nothing: the limit.",
+    "Bytes per second that the same threads read from the same weights at start-up without computing: the limit.",
 )
 
-# What has never happened is 0 from the start, so that its first time is seen as an increase.
+# Present from the start with 0, so that the first one is an increase.
 for _code in ("OK", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "INTERNAL"):
     REQUESTS.labels(_code)

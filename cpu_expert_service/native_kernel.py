@@ -10,9 +10,10 @@ from functools import cache
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from cpu_expert_service import native
-from cpu_expert_service.kernel import LayerFunction
+from cpu_expert_service.kernel import Kernel, LayerFunction
 from cpu_expert_service.native import Layer, Message, NativeError, Pool, Projection, available_tiers, check
 from fiddler.expert_math import CLAMPED, LayerWeights, UnknownActivationError
 
@@ -37,7 +38,7 @@ def _dtype_numbers() -> dict[torch.dtype, int]:
     return {getattr(torch, name): number for number, name in enumerate(native.dtypes())}
 
 
-class NativeKernel:
+class NativeKernel(Kernel):
     """One tier of the native library on one pool of threads."""
 
     def __init__(self, pool: Pool, tier: str) -> None:
@@ -52,6 +53,7 @@ class NativeKernel:
         self.pool = pool
         self.num_threads = pool.num_threads
 
+    @override
     def prepare(self, layer: LayerWeights, output_dtype: torch.dtype | None = None) -> LayerFunction:
         """Describes a layer to the library; the function that it returns keeps the weights alive.
 

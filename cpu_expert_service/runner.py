@@ -1,4 +1,4 @@
-"""Computes one layer's message at a time. Knows experts and rows; messages and statuses are service.py's."""
+"""Computes one layer's message at a time. Knows experts and rows; service.py knows messages and statuses."""
 
 import threading
 import time
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.kernel_choice import calibrate, pool_of
+from cpu_expert_service.kernel_choice import calibrate, native_kernel_of
 from cpu_expert_service.ram import Progress, copy_layers
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import LayerWeights, layer_weights
 
 
 class ExpiredError(Exception):
-    """The caller's time ran out before the computation began."""
+    """The caller's deadline passed before the computation began."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one message came to."""
+    """The result of one message."""
 
     output: torch.Tensor
     """[rows, hidden] in the dtype of the hidden rows."""
@@ -30,15 +30,15 @@ class Result:
 class Runner:
     """The checkpoint's experts and the kernel that computes them.
 
-    A message is computed in the thread that brings it, since handing it to another costs more than a small expert
-    does; a lock lets one through at a time, because one message already uses every thread of the kernel.
+    A message is computed in the thread that calls, since handing it to another costs more than a small expert does. A
+    lock admits one at a time, because one message already uses every thread of the kernel.
     """
 
     def __init__(self, checkpoint: Checkpoint, kernel: Kernel) -> None:
-        """Views the weights where they lie; reads none.
+        """Takes views of the weights in the checkpoint's memory map; reads none.
 
         Raises:
-            UnknownActivationError: No kernel has the model's activation.
+            UnknownActivationError: The kernel does not have the model's activation.
         """
         self.kernel = kernel
         self._lock = threading.Lock()
@@ -56,22 +56,23 @@ class Runner:
 
     @property
     def idle_seconds(self) -> float:
-        """Seconds since it was made in which it computed no message. For any thread."""
+        """Seconds since it was created in which it computed no message. Any thread may read it."""
         now, (busy_seconds, began) = time.monotonic(), self._busy
         return now - self._made_at - busy_seconds - (0.0 if began is None else max(0.0, now - began))
 
     def copy_to_ram(self, progress: Progress) -> None:
-        """Computes from copies in memory of this process's own from now on.
+        """Copies the weights into this process's own memory and computes from the copies from now on.
 
         Raises:
             NotEnoughMemoryError: They do not fit.
         """
         with self._lock:
-            self._weights = tuple(copy_layers(self._weights, pool_of(self.kernel), progress))
+            native = native_kernel_of(self.kernel)
+            self._weights = tuple(copy_layers(self._weights, native.pool if native else None, progress))
             self._layers = tuple(self.kernel.prepare(weights) for weights in self._weights)
 
     def calibrate(self, dtype: torch.dtype) -> None:
-        """Lets the kernel measure itself on these weights, before the first message."""
+        """Measures the kernel on these weights. To be called before the first message."""
         with self._lock:
             calibrate(self.kernel, self._weights, dtype)
 
@@ -79,6 +80,7 @@ class Runner:
         self,
         layer: int,
         hidden: torch.Tensor,
+        *,
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         deadline: float | None = None,
@@ -90,10 +92,10 @@ class Runner:
             hidden: [rows, hidden].
             expert_ids: [rows, k] int32; -1 for an expert that is computed elsewhere.
             routing_weights: [rows, k] float32.
-            deadline: time.monotonic() after which the answer is of no use.
+            deadline: time.monotonic() after which the answer is useless; None for no deadline.
 
         Raises:
-            ExpiredError: The deadline passed while others were computed.
+            ExpiredError: The deadline passed before the computation began.
         """
         arrived = time.monotonic()
         with self._lock:

@@ -12,7 +12,6 @@ from tqdm import tqdm
 
 from cpu_expert_service import collectors, metrics
 from cpu_expert_service.cpus import read_topology
-from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
@@ -23,12 +22,12 @@ from fiddler.metrics import serve, set_build_info
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _SERVICE = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
-_SPARE_THREADS = 4  # for handshakes, health checks and reflection beside the streams
+_SPARE_THREADS = 4  # for handshakes, health checks and reflection while all streams are open
 _log = structlog.get_logger("cpu_expert_service")
 
 
 class _StoppedError(Exception):
-    """A signal came before the service was ready."""
+    """A signal arrived before the service was ready."""
 
 
 def run(settings: Settings) -> None:
@@ -44,14 +43,14 @@ def run(settings: Settings) -> None:
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
     kernel = build_kernel(settings, read_topology())
     runner = Runner(checkpoint, kernel)
-    servicer = ExpertServicer(checkpoint, runner, dtype, settings)
-    _publish(checkpoint, kernel, runner, settings)
+    servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
+    _publish(checkpoint, runner, settings)
     server, health_servicer = _build_server(settings, servicer)
     listener = listen.bind(server, settings.listen)
     server.start()
     try:
         if settings.prefault or settings.weights == "ram":
-            _load(checkpoint, runner, settings, stop)
+            _load(checkpoint, runner, settings=settings, stop=stop)
             runner.calibrate(dtype)
         _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving", address=settings.listen, kernel=kernel.name, threads=kernel.num_threads, dtype=str(dtype))
@@ -84,8 +83,13 @@ def _set_health(servicer: health.HealthServicer, status: int) -> None:
         servicer.set(name, status)
 
 
-def _load(checkpoint: Checkpoint, runner: Runner, settings: Settings, stop: threading.Event) -> None:
-    """Brings all experts into memory, with a progress bar on a terminal."""
+def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: threading.Event) -> None:
+    """Reads all experts into memory, with a progress bar on a terminal.
+
+    Raises:
+        NotEnoughMemoryError: --weights ram, and the copies do not fit.
+        _StoppedError: `stop` was set.
+    """
     _log.info("reading experts", model=str(checkpoint.directory), bytes=checkpoint.expert_bytes, to=settings.weights)
     with tqdm(total=checkpoint.expert_bytes, desc="experts", unit="B", unit_scale=True, disable=None) as bar:
 
@@ -101,9 +105,9 @@ def _load(checkpoint: Checkpoint, runner: Runner, settings: Settings, stop: thre
             checkpoint.prefault(progress)
 
 
-def _publish(checkpoint: Checkpoint, kernel: Kernel, runner: Runner, settings: Settings) -> None:
-    set_build_info("cpu_expert_service", kernel=kernel.name, model_type=checkpoint.model_type)
+def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None:
+    set_build_info("cpu_expert_service", kernel=runner.kernel.name, model_type=checkpoint.model_type)
     metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
-    metrics.THREADS.set(kernel.num_threads)
+    metrics.THREADS.set(runner.kernel.num_threads)
     collectors.publish(runner)
     serve(settings.metrics_host, settings.metrics_port)

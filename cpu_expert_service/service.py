@@ -1,4 +1,4 @@
-"""ExpertService: parses messages, hands them to the runner, and answers. It computes nothing itself."""
+"""ExpertService over gRPC: parses messages, passes them to the runner, and answers. It computes nothing itself."""
 
 import threading
 import time
@@ -16,15 +16,15 @@ from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _log = structlog.get_logger(__name__)
-_FEW_ROWS = 4  # of one expert: reading its weights takes longer than computing them, on every CPU
-_MOST_ROWS_TO_COUNT = 64  # in a message: with more, some expert has more than a few
+_FEW_ROWS = 4  # of one expert; reading its weights then takes longer than computing, on every CPU
+_MOST_ROWS_TO_COUNT = 64  # in a message; with more, some expert has more than a few
 _ANSWERED = metrics.REQUESTS.labels(grpc.StatusCode.OK.name)
 
 
 class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     """Serves one checkpoint's experts. Synchronous: a stream's thread computes its own messages."""
 
-    def __init__(self, checkpoint: Checkpoint, runner: Runner, dtype: torch.dtype, settings: Settings) -> None:
+    def __init__(self, checkpoint: Checkpoint, runner: Runner, *, dtype: torch.dtype, settings: Settings) -> None:
         self._checkpoint = checkpoint
         self._runner = runner
         self._dtype = dtype
@@ -37,7 +37,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     def Describe(  # noqa: N802
         self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
     ) -> experts_pb2.DescribeResponse:
-        """The handshake."""
+        """Says what is served, and refuses a caller that expects something else."""
         description = self._describe()
         try:
             check_handshake(request, description)
@@ -49,7 +49,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     def Run(  # noqa: N802
         self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
     ) -> Iterator[experts_pb2.RunResponse]:
-        """Answers a stream's messages in order, until one is wrong."""
+        """Answers a stream's messages in order; the first wrong one ends the stream."""
         if not self._free_streams.acquire(blocking=False):
             metrics.REQUESTS.labels(grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
@@ -58,13 +58,13 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             while (request := self._next(request_iterator, context)) is not None:
                 response = self._answer(request)
                 yield response
-                self._count(request, response)  # once it is on its way
+                self._count(request, response)  # after it was sent, so that it does not wait
         except rpc.StatusError as error:
             metrics.REQUESTS.labels(error.code.name).inc()
             _log.warning("stream ended", code=error.code.name, reason=error.message)
             error.abort(context)
         except Exception:
-            # gRPC's own reader ends the iteration with an exception when the caller leaves
+            # gRPC's reader raises here when the caller leaves, which is not a failure
             if context.is_active():
                 metrics.REQUESTS.labels(grpc.StatusCode.INTERNAL.name).inc()
                 _log.exception("computation failed")
@@ -74,7 +74,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             self._free_streams.release()
 
     def end_idle_streams(self) -> None:
-        """Ends the streams that wait for a message, and each other one after its answer."""
+        """Ends the streams that wait for a message at once, and every other one after its answer."""
         with self._idle_lock:
             self._stopping = True
             for context in self._idle:
@@ -83,7 +83,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
     def _next(
         self, requests: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
     ) -> experts_pb2.RunRequest | None:
-        """The stream's next message; None at its end."""
+        """The stream's next message; None at the stream's end."""
         with self._idle_lock:
             if self._stopping:
                 return None
@@ -100,7 +100,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             deadline = time.monotonic() + request.time_remaining_seconds
         hidden, expert_ids, routing_weights = self._parse(request)
         try:
-            result = self._runner.run(request.layer, hidden, expert_ids, routing_weights, deadline)
+            result = self._runner.run(
+                request.layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights, deadline=deadline
+            )
         except ExpiredError:
             raise rpc.StatusError(
                 grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -115,17 +117,22 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         return response
 
     def _parse(self, request: experts_pb2.RunRequest) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Returns hidden rows, expert ids and routing weights, or raises a StatusError that names the field."""
+        """Hidden rows, expert ids and routing weights.
+
+        Raises:
+            StatusError: A field is wrong; it names the field.
+        """
         layers = self._checkpoint.layers
         if request.layer >= len(layers):
             raise rpc.invalid_argument("layer", f"must be 0 to {len(layers) - 1}, got {request.layer}")
         layer = layers[request.layer]
         try:
-            hidden = tensors.decode(request.hidden, "hidden", self._dtype, (None, layer.hidden_size))
+            hidden = tensors.decode(request.hidden, "hidden", dtype=self._dtype, shape=(None, layer.hidden_size))
             rows = hidden.shape[0]
-            expert_ids = tensors.decode(request.expert_ids, "expert_ids", torch.int32, (rows, None))
-            shape = tuple(expert_ids.shape)
-            routing_weights = tensors.decode(request.routing_weights, "routing_weights", torch.float32, shape)
+            expert_ids = tensors.decode(request.expert_ids, "expert_ids", dtype=torch.int32, shape=(rows, None))
+            routing_weights = tensors.decode(
+                request.routing_weights, "routing_weights", dtype=torch.float32, shape=tuple(expert_ids.shape)
+            )
         except tensors.TensorError as error:
             raise rpc.invalid_argument(error.field, error.problem) from None
         self._check_limits(layer, expert_ids)
@@ -156,10 +163,10 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         metrics.SENT_BYTES.inc(response.ByteSize())
         if num_rows > _MOST_ROWS_TO_COUNT:
             return
-        # by hand: on a core that has just been woken, one call of torch or numpy takes as long as all of this
+        # plain Python: on a core that was just woken, one call of torch or numpy takes as long as all of this
         rows: dict[int, int] = {}
         for expert in memoryview(request.expert_ids.data).cast("i"):
-            if expert >= 0:  # -1 is computed elsewhere
+            if expert >= 0:  # -1: computed elsewhere
                 rows[expert] = rows.get(expert, 0) + 1
         if rows and max(rows.values()) <= _FEW_ROWS:
             metrics.WEIGHT_READ_BYTES.inc(len(rows) * self._runner.expert_bytes[request.layer])
@@ -196,7 +203,11 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
 
 
 def check_handshake(request: experts_pb2.DescribeRequest, description: experts_pb2.DescribeResponse) -> None:
-    """Raises a FAILED_PRECONDITION StatusError where the caller expects what this service is not."""
+    """Compares what a caller expects with what this service is.
+
+    Raises:
+        StatusError: They differ. The status is FAILED_PRECONDITION and names the field and both values.
+    """
     for field, expected in request.ListFields():
         actual = getattr(description, field.name)
         if expected != actual:

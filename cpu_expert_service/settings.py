@@ -19,20 +19,20 @@ class Settings(ServiceSettings):
     listen: str = Field("unix:/run/fiddler/experts.sock", description="address to serve on: unix:PATH or HOST:PORT")
     metrics_port: int = Field(9101, ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
     threads: int = Field(
-        0, ge=0, le=1024, description="threads that compute; 0: one for each CPU that this process may use and pays for"
+        0, ge=0, le=1024, description="threads that compute; 0: one for each CPU of --cpus, within the CPU quota"
     )
-    cpus: str = Field("", description="CPUs to pin threads to, such as 0-3,8; empty: any that this process may use")
+    cpus: str = Field("", description="CPUs to pin threads to, such as 0-3,8; empty: all that this process may use")
     kernel: str = Field(
         "auto",
         description="what computes experts; auto: the fastest on this machine; pytorch; or a tier of the native "
         "kernels, such as avx2",
     )
     weights: Literal["mmap", "ram"] = Field(
-        "mmap", description="mmap: experts are read where the page cache holds them; ram: from copies in huge pages"
+        "mmap", description="mmap: read experts from the page cache; ram: copy them into memory, in huge pages"
     )
-    max_rows: int = Field(16384, ge=1, description="the most rows in one request")
-    max_experts_per_row: int = Field(64, ge=1, description="the most experts per row in one request")
-    max_streams: int = Field(8, ge=1, le=1024, description="the most streams at one time")
+    max_rows: int = Field(16384, ge=1, description="most rows in one request")
+    max_experts_per_row: int = Field(64, ge=1, description="most experts per row in one request")
+    max_streams: int = Field(8, ge=1, le=1024, description="most streams open at a time")
     prefault: bool = Field(True, description="read all experts into memory before serving")
 
     @field_validator("kernel")

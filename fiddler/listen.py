@@ -1,4 +1,4 @@
-"""Where a server listens. A Unix socket replaces one that a dead server left, and takes away no other server's."""
+"""Binds a server to its address. A Unix socket replaces that of a dead server, never that of a running one."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ class Listener:
     _identity: tuple[int, int] | None = None
 
     def remove(self) -> None:
-        """Takes the socket's path away, unless another server has put its own there."""
+        """Removes the socket's path, unless another server has put its own there."""
         if self._socket is not None:
             with contextlib.suppress(FileNotFoundError):
                 if _identity(self._socket) == self._identity:
@@ -31,12 +31,12 @@ class Listener:
 def bind(
     server: grpc.Server | grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None
 ) -> Listener:
-    """Binds a server to an address. A socket's directory is made where it is missing, mode 0700.
+    """Binds a server to an address. If a socket's directory is missing, it is created with mode 0700.
 
     Args:
-        server: What serves there.
+        server: The server, not started yet.
         address: HOST:PORT or unix:PATH.
-        credentials: The server's side of TLS, for HOST:PORT; None: there is none.
+        credentials: The server's side of TLS, for HOST:PORT; None for no TLS.
 
     Raises:
         UserError: The address is taken, or the socket's directory cannot be made or written.
@@ -54,8 +54,8 @@ def _bind_socket(server: grpc.Server | grpc.aio.Server, address: str) -> Listene
     path = Path(address.removeprefix("unix:"))
     _make_directory(path.parent)
     _refuse_if_taken(path)
-    # gRPC removes the path that it bound when it stops, whoever's socket is there by then; so it binds another one,
-    # which then takes the place of a dead server's in one step
+    # when gRPC stops, it removes the path that it bound, even if another server's socket is there by then; so it binds
+    # a path of its own, which then replaces a dead server's in one step
     bound = path.with_name(f"{path.name}.{os.getpid()}")
     _add_port(server, f"unix:{bound}", address)
     bound.rename(path)
@@ -88,13 +88,13 @@ def _make_directory(directory: Path) -> None:
 
 
 def _refuse_if_taken(path: Path) -> None:
-    """Raises UserError where a server listens, or what is there is no socket."""
+    """Raises a UserError if a server listens on the path, or if it is not a socket."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UserError(f"--listen: {path} is there and is no socket")
+        raise UserError(f"--listen: {path} exists and is not a socket")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(str(path))

@@ -1,4 +1,4 @@
-"""How a service logs: structlog's events on standard error, for people on a terminal and as JSON lines elsewhere."""
+"""Logging of a service: structlog's events on standard error, as text on a terminal and as JSON lines elsewhere."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""What both services' metrics have in common: one registry per process, build information, /metrics over HTTP."""
+"""What both services share of metrics: how they are declared, build information, /metrics over HTTP."""
 
 import platform
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from fiddler.errors import UserError
 LATENCY_BUCKETS = (
     5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
-"""Seconds, from the round trip of an empty message to a long prefill on a slow CPU."""
+"""In seconds: from the round trip of an empty message to a long prefill on a slow CPU."""
 
 BUILD_NAME = "fiddler_build_info"
 BUILD_DESCRIPTION = "Always 1: versions of the software and what it computes with, as labels."
@@ -25,7 +25,7 @@ BUILD_DESCRIPTION = "Always 1: versions of the software and what it computes wit
 
 @dataclass(frozen=True, slots=True)
 class CollectedMetric:
-    """A metric that is counted elsewhere, in numbers of Python's own, and published when it is asked for."""
+    """A metric whose number a part keeps as plain Python numbers; a collector publishes it when /metrics is scraped."""
 
     name: str
     """As it is served: a counter's ends with _total."""
@@ -34,14 +34,14 @@ class CollectedMetric:
     labels: tuple[str, ...] = ()
 
     def new(self) -> CounterMetricFamily | GaugeMetricFamily:
-        """Without samples yet."""
+        """prometheus_client's object for one scrape, without samples yet."""
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         return make(self.name, self.description, labels=self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What is said of a metric, however it is counted."""
+    """The declaration of a metric of any kind."""
 
     name: str
     kind: str
@@ -52,7 +52,7 @@ class Declared:
 
 
 def declared(module: ModuleType) -> Iterator[Declared]:
-    """The metrics that a module declares, in its order."""
+    """The metrics that a module declares, in the order of the module."""
     for value in vars(module).values():
         if isinstance(value, CollectedMetric):
             yield Declared(value.name, value.kind, value.description, value.labels)
@@ -85,7 +85,7 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     """
     if port == 0:
         return
-    # when each series began, which would be as many series again
+    # these say when each series began, which would double the number of series
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         start_http_server(port, host, registry)

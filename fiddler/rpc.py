@@ -1,4 +1,4 @@
-"""gRPC as both services use it: addresses, options, health, and errors as statuses with google.rpc details."""
+"""What both services share of gRPC: addresses, options, health, and errors as statuses with google.rpc details."""
 
 import os
 import re
@@ -10,13 +10,13 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_MAX_SOCKET_PATH_BYTES = 96  # sockaddr_un holds 108 with the terminating zero, and listen.py binds a longer name
+_MAX_SOCKET_PATH_BYTES = 96  # sockaddr_un holds 108 with the terminating zero, and listen.py appends a process id
 _LOOPBACK = re.compile(r"(127\.[0-9.]+|localhost|\[::1\]):[0-9]+")
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 
 class StatusError(Exception):
-    """A call that is answered with a status. Raised where a message is checked, turned into a status in the handler."""
+    """Ends a call with a status. Code that checks a message raises it; the handler turns it into the status."""
 
     def __init__(self, code: grpc.StatusCode, message: str, *details: Message) -> None:
         super().__init__(message)
@@ -26,7 +26,7 @@ class StatusError(Exception):
 
     @property
     def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
-        """The google.rpc.Status, as gRPC's convention carries it."""
+        """The google.rpc.Status, in the key that gRPC's convention gives it."""
         if not self.details:
             return ()
         status = status_pb2.Status(code=self.code.value[0], message=self.message)
@@ -60,7 +60,7 @@ def invalid_argument(field: str, problem: str) -> StatusError:
 
 
 def failed_precondition(subject: str, problem: str) -> StatusError:
-    """The two sides do not fit together.
+    """Caller and service do not fit together.
 
     Args:
         subject: What differs, e.g. "checkpoint_fingerprint".
@@ -75,11 +75,11 @@ def failed_precondition(subject: str, problem: str) -> StatusError:
 
 
 def busy(message: str, retry_seconds: float) -> StatusError:
-    """There is no room for the call now.
+    """The service has no room for the call now.
 
     Args:
         message: What there is too much of.
-        retry_seconds: How long the caller should wait before it asks again.
+        retry_seconds: How long the caller should wait before it retries.
     """
     delay = duration_pb2.Duration()
     delay.FromNanoseconds(round(retry_seconds * 1e9))
@@ -87,7 +87,7 @@ def busy(message: str, retry_seconds: float) -> StatusError:
 
 
 def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
-    """Whether the server of a channel answers grpc.health.v1 and is ready."""
+    """Whether a channel's server reports SERVING over grpc.health.v1."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
     try:
         response = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
@@ -97,17 +97,21 @@ def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
 
 
 def check_address(address: str) -> str:
-    """Returns the address, or raises ValueError where it is neither HOST:PORT nor unix:PATH."""
+    """Returns the address.
+
+    Raises:
+        ValueError: It is neither HOST:PORT nor unix:PATH.
+    """
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
         if not path or path.endswith("/") or "\0" in path:
-            raise ValueError(f"{address!r} names no socket; expected unix:PATH")
+            raise ValueError(f"{address!r} does not name a socket; expected unix:PATH")
         if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
-            raise ValueError(f"socket path {path} is over {_MAX_SOCKET_PATH_BYTES} bytes")
+            raise ValueError(f"socket path {path} is longer than {_MAX_SOCKET_PATH_BYTES} bytes")
         return address
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):(\d{1,5})", address)
     if not match or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(f"{address!r} is no address; expected HOST:PORT or unix:PATH")
+        raise ValueError(f"{address!r} is not an address; expected HOST:PORT or unix:PATH")
     return address
 
 
@@ -120,7 +124,7 @@ def channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int
     """Options of every channel."""
     options = message_size_options(max_message_bytes)
     if _LOOPBACK.fullmatch(address):
-        options.append(("grpc.enable_http_proxy", 0))  # $http_proxy cannot reach this machine's own loopback
+        options.append(("grpc.enable_http_proxy", 0))  # $http_proxy cannot reach this machine's loopback
     return options
 
 
@@ -134,16 +138,16 @@ def message_size_options(max_message_bytes: int) -> list[tuple[str, int]]:
 
 def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
     """Options of both services' servers."""
-    # without the second, gRPC lets two servers listen on one port, and each gets some of the calls
+    # without the second option two servers may listen on one port, and each gets some of the calls
     return [*message_size_options(max_message_bytes), ("grpc.so_reuseport", 0)]
 
 
 def keepalive_options() -> list[tuple[str, int]]:
-    """Options of a server that hosts on a network call, which vanish without a word.
+    """Options of a server with callers on a network, which may disappear without closing their connections.
 
-    The server pings a connection that was silent for a minute, so that a caller that is gone frees what it held, and
-    routers on the way keep the connection in mind. Callers may ping as well, idle or not, every 10 seconds. An idle
-    connection is never closed for being idle.
+    The server pings a connection that was silent for a minute: a caller that is gone frees what it held, and routers do
+    not forget the connection. Callers may ping too, idle or not, every 10 seconds. No connection is closed for being
+    idle.
     """
     return [
         ("grpc.keepalive_time_ms", 60_000),

@@ -1,4 +1,4 @@
-"""torch tensors to and from fiddler.v1.Tensor. Bytes are copied once each way."""
+"""Converts torch tensors to and from fiddler.v1.Tensor. Bytes are copied once each way."""
 
 import ctypes
 import math
@@ -16,12 +16,17 @@ DTYPES: dict[tensor_pb2.Dtype.ValueType, torch.dtype] = {
 }
 PROTO_DTYPES = {dtype: number for number, dtype in DTYPES.items()}
 
-# decode() hands out read-only memory on purpose
+# decode() returns read-only memory on purpose
 warnings.filterwarnings("ignore", message="The given buffer is not writable", category=UserWarning)
 
 
 class TensorError(ValueError):
-    """A Tensor message that does not hold what it says, or not what was expected."""
+    """A Tensor message contradicts itself, or is not what was expected.
+
+    Attributes:
+        field: The path of the wrong field, such as "hidden.shape".
+        problem: What is wrong with it, without its name.
+    """
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(f"{field}: {problem}")
@@ -32,40 +37,42 @@ class TensorError(ValueError):
 def encode(tensor: torch.Tensor, message: tensor_pb2.Tensor) -> None:
     """Packs a tensor on the CPU into an empty message.
 
-    It fills a message in place, a field of the one to be sent: giving a finished Tensor to the constructor of another
-    message copies its bytes once more, and slowly (8 ms for 4 MiB).
+    The message is filled in place, and should be a field of the message to send: passing a finished Tensor to the
+    constructor of another message copies its bytes once more, and slowly (8 ms for 4 MiB).
 
     Args:
         tensor: Any shape and strides, of a dtype in DTYPES.
-        message: What to fill.
+        message: The message to fill.
 
     Raises:
-        KeyError: The dtype has no number on the wire.
+        KeyError: The dtype has no number in the protocol.
         ValueError: The tensor is on another device.
     """
     if tensor.device.type != "cpu":
         raise ValueError(f"a tensor on {tensor.device} cannot be sent")
     tensor = tensor.contiguous()
-    # numpy knows no bfloat16, and the views around it take longer than copying a decode message does
+    # numpy has no bfloat16, and viewing it as another dtype takes longer than copying the message of a decode step
     message.data = ctypes.string_at(tensor.data_ptr(), tensor.nbytes)
     message.shape.extend(tensor.shape)
     message.dtype = PROTO_DTYPES[tensor.dtype]
 
 
-def decode(message: tensor_pb2.Tensor, field: str, dtype: torch.dtype, shape: tuple[int | None, ...]) -> torch.Tensor:
+def decode(
+    message: tensor_pb2.Tensor, field: str, *, dtype: torch.dtype, shape: tuple[int | None, ...]
+) -> torch.Tensor:
     """Unpacks a message, after checking that it is what the caller expects.
 
     Args:
         message: The message.
-        field: What to call it in an error.
+        field: Its name in an error.
         dtype: The dtype that it must have.
         shape: The shape that it must have; None stands for any length from 1.
 
     Returns:
-        A tensor of the message's shape, over read-only bytes: not to be written to.
+        A tensor of the message's shape over read-only bytes; it must not be written to.
 
     Raises:
-        TensorError: Wrong dtype, rank, length or byte count, or no payload.
+        TensorError: The dtype, rank, a length or the number of bytes is wrong, or there is no payload.
     """
     if message.dtype != PROTO_DTYPES[dtype]:
         expected, got = dtype_name(PROTO_DTYPES[dtype]), dtype_name(message.dtype)
@@ -78,7 +85,7 @@ def decode(message: tensor_pb2.Tensor, field: str, dtype: torch.dtype, shape: tu
         raise TensorError(f"{field}.shape", f"expected [{wanted}], got {list(got_shape)}")
     if message.WhichOneof("payload") != "data":
         raise TensorError(f"{field}.payload", "expected data, got none")
-    data = message.data  # bound once, since protobuf copies the bytes at every access
+    data = message.data  # read once, because protobuf copies the bytes at every access
     expected_bytes = math.prod(got_shape) * dtype.itemsize
     if len(data) != expected_bytes:
         raise TensorError(
@@ -88,18 +95,18 @@ def decode(message: tensor_pb2.Tensor, field: str, dtype: torch.dtype, shape: tu
 
 
 def dtype_name(number: int) -> str:
-    """The name of a Dtype number, or the number where it has none."""
+    """The name of a Dtype number, or the number itself if it has none."""
     value = tensor_pb2.Dtype.DESCRIPTOR.values_by_number.get(number)
     return value.name if value else str(number)
 
 
 def resolve_dtype(name: str, stored: torch.dtype) -> torch.dtype:
-    """What both services compute in.
+    """The dtype that both services compute in.
 
     Args:
         name: "bfloat16", "float32" or "auto".
-        stored: The dtype of the checkpoint's experts. "auto" takes it where it can be computed in, else float32, which
-            holds it exactly.
+        stored: The dtype of the checkpoint's experts. "auto" is bfloat16 if they are stored in it, else float32, which
+            holds the others exactly.
     """
     if name == "auto":
         return torch.bfloat16 if stored is torch.bfloat16 else torch.float32

@@ -1,4 +1,4 @@
-"""PEM files of a TLS connection, for either end of it, checked: gRPC says nothing of a wrong one until a call fails."""
+"""Reads and checks the PEM files of either end of a TLS connection; gRPC reports a wrong one only when a call fails."""
 
 import ssl
 from pathlib import Path
@@ -7,24 +7,24 @@ from fiddler.errors import UserError
 
 
 class TlsFileError(UserError):
-    """A file is missing or is not what it should be. The message names the option and the file."""
+    """A certificate or key file is missing or wrong. The message names the option and the file."""
 
 
 def read_authorities(option: str, path: Path) -> bytes:
-    """The certificates of who may have signed the other end's.
+    """The certificates of the authorities that may have signed the other end's certificate.
 
     Args:
-        option: Who names the file, for the error's message, e.g. "--tls-ca".
+        option: The option that names the file, for the error's message, e.g. "--tls-ca".
         path: The file.
 
     Raises:
-        TlsFileError: It cannot be read, or holds no certificate.
+        TlsFileError: It cannot be read, or has no certificate.
     """
     content = _read(option, path)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=content.decode("ascii"))
     except (ssl.SSLError, UnicodeDecodeError, ValueError):
-        raise TlsFileError(f"{option}: {path} holds no certificate in PEM form") from None
+        raise TlsFileError(f"{option}: {path} has no certificate in PEM form") from None
     return content
 
 
@@ -33,20 +33,20 @@ def read_identity(certificate: tuple[str, Path], key: tuple[str, Path]) -> tuple
 
     Args:
         certificate: The option that names the chain's file, and the file.
-        key: The same of the key, which has no passphrase.
+        key: The option that names the key's file, and the file. The key must not have a passphrase.
 
     Returns:
         The contents: chain, then key.
 
     Raises:
-        TlsFileError: One cannot be read or is no such file, or they do not belong together.
+        TlsFileError: A file cannot be read or is of another kind, or the key is not the certificate's.
     """
     (certificate_option, certificate_path), (key_option, key_path) = certificate, key
     chain, secret = _read(certificate_option, certificate_path), _read(key_option, key_path)
     if b"-----BEGIN CERTIFICATE-----" not in chain:
-        raise TlsFileError(f"{certificate_option}: {certificate_path} holds no certificate in PEM form")
+        raise TlsFileError(f"{certificate_option}: {certificate_path} has no certificate in PEM form")
     if b"PRIVATE KEY-----" not in secret:
-        raise TlsFileError(f"{key_option}: {key_path} holds no private key in PEM form")
+        raise TlsFileError(f"{key_option}: {key_path} has no private key in PEM form")
     if b"ENCRYPTED" in secret:
         raise TlsFileError(f"{key_option}: {key_path} has a passphrase; a service needs a key without one")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -56,7 +56,7 @@ def read_identity(certificate: tuple[str, Path], key: tuple[str, Path]) -> tuple
         if error.reason == "KEY_VALUES_MISMATCH":
             problem = f"{key_path} is not the key of the certificate in {certificate_path}"
         else:
-            problem = f"{key_path} and {certificate_path} are no key and certificate that can be read"
+            problem = f"{key_path} and {certificate_path} cannot be read as a key and a certificate"
         raise TlsFileError(f"{key_option}: {problem}") from None
     return chain, secret
 

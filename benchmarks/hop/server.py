@@ -50,7 +50,7 @@ class _Handlers:
         checkpoint = Checkpoint.open(directory)
         dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
         self._runner = Runner(checkpoint, NoKernel())
-        self.servicer = ExpertServicer(checkpoint, self._runner, dtype, settings)
+        self.servicer = ExpertServicer(checkpoint, self._runner, dtype=dtype, settings=settings)
         self._shared = SharedRows(directory / "rows")
 
     def unary(self, request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
@@ -73,9 +73,11 @@ class _Handlers:
         for request in requests:
             num_rows = request.expert_ids.shape[0]
             shape = (num_rows, None)
-            expert_ids = tensors.decode(request.expert_ids, "expert_ids", torch.int32, shape)
-            weights = tensors.decode(request.routing_weights, "routing_weights", torch.float32, shape)
-            result = self._runner.run(request.layer, self._shared.rows[:num_rows], expert_ids, weights)
+            expert_ids = tensors.decode(request.expert_ids, "expert_ids", dtype=torch.int32, shape=shape)
+            weights = tensors.decode(request.routing_weights, "routing_weights", dtype=torch.float32, shape=shape)
+            result = self._runner.run(
+                request.layer, self._shared.rows[:num_rows], expert_ids=expert_ids, routing_weights=weights
+            )
             self._shared.answers[:num_rows] = result.output
             yield experts_pb2.RunResponse(sequence=request.sequence, compute_seconds=result.compute_seconds)
 

@@ -31,7 +31,9 @@ def measure(directory: Path, message_name: str) -> dict[str, list[float]]:
     rows, k = message.expert_ids.shape
     checkpoint = Checkpoint.open(directory)
     runner = Runner(checkpoint, NoKernel())
-    servicer = ExpertServicer(checkpoint, runner, torch.bfloat16, Settings(model=directory, metrics_port=0))
+    servicer = ExpertServicer(
+        checkpoint, runner, dtype=torch.bfloat16, settings=Settings(model=directory, metrics_port=0)
+    )
     request = message.encode()
     request_bytes = request.SerializeToString()
     received = experts_pb2.RunRequest.FromString(request_bytes)
@@ -41,9 +43,9 @@ def measure(directory: Path, message_name: str) -> dict[str, list[float]]:
     hidden_shape = tuple(message.hidden.shape)
 
     def decode_request() -> None:
-        tensors.decode(received.hidden, "hidden", torch.bfloat16, (None, hidden_shape[1]))
-        tensors.decode(received.expert_ids, "expert_ids", torch.int32, (rows, None))
-        tensors.decode(received.routing_weights, "routing_weights", torch.float32, (rows, k))
+        tensors.decode(received.hidden, "hidden", dtype=torch.bfloat16, shape=(None, hidden_shape[1]))
+        tensors.decode(received.expert_ids, "expert_ids", dtype=torch.int32, shape=(rows, None))
+        tensors.decode(received.routing_weights, "routing_weights", dtype=torch.float32, shape=(rows, k))
 
     steps: dict[str, Callable[[], object]] = {
         "encode_request": message.encode,
@@ -51,11 +53,13 @@ def measure(directory: Path, message_name: str) -> dict[str, list[float]]:
         "parse_request": lambda: experts_pb2.RunRequest.FromString(request_bytes),
         "decode_request": decode_request,
         "assign": lambda: assign(message.expert_ids, message.routing_weights),
-        "run": lambda: runner.run(0, message.hidden, message.expert_ids, message.routing_weights),
+        "run": lambda: runner.run(
+            0, message.hidden, expert_ids=message.expert_ids, routing_weights=message.routing_weights
+        ),
         "answer": lambda: next(servicer.Run(iter((received,)), context)),
         "serialize_response": response.SerializeToString,
         "parse_response": lambda: experts_pb2.RunResponse.FromString(response_bytes),
-        "decode_response": lambda: tensors.decode(response.output, "output", torch.bfloat16, hidden_shape),
+        "decode_response": lambda: tensors.decode(response.output, "output", dtype=torch.bfloat16, shape=hidden_shape),
     }
     with torch.inference_mode():
         return {name: _time(step) for name, step in steps.items()}

@@ -37,7 +37,7 @@ class Transport(Protocol):
 
 
 def _decode(response: experts_pb2.RunResponse, message: Message) -> torch.Tensor:
-    return tensors.decode(response.output, "output", torch.bfloat16, tuple(message.hidden.shape))
+    return tensors.decode(response.output, "output", dtype=torch.bfloat16, shape=tuple(message.hidden.shape))
 
 
 class _Raw:

@@ -168,7 +168,7 @@ class ExpertClient(RemoteExperts):
         _SENT_BYTES.inc(call.request.ByteSize())
         _RECEIVED_BYTES.inc(call.response.ByteSize())
         try:
-            return tensors.decode(call.response.output, "output", self._dtype, call.shape)
+            return tensors.decode(call.response.output, "output", dtype=self._dtype, shape=call.shape)
         except tensors.TensorError as error:
             raise self._lost(call, f"malformed answer: {error}") from None
 

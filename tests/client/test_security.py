@@ -95,7 +95,7 @@ def test_options_of_tls_that_cannot_be_are_named(authority: Authority, identity:
         ("tls_key", {"tls_cert": identity.certificate}, "must be given with tls_cert"),
         ("tls_cert", {"tls_key": identity.key}, "must be given with tls_key"),
         ("tls_ca", {"tls_ca": tmp_path / "nothing"}, "cannot read"),
-        ("tls_ca", {"tls_ca": str(identity.key)}, "holds no certificate"),
+        ("tls_ca", {"tls_ca": str(identity.key)}, "has no certificate"),
         ("tls_key", {"tls_cert": identity.certificate, "tls_key": other.key}, "is not the key of"),
     ]
     for field, options, problem in wrong:

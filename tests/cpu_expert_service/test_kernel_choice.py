@@ -33,7 +33,7 @@ def kernel() -> Iterator[AutoKernel]:
 def pretend(monkeypatch: pytest.MonkeyPatch, native_seconds: dict[int, float]) -> None:
     """PyTorch takes a second at any number of rows; the native kernel takes these, and 1.5 where nothing is said."""
 
-    def time_kernel(name: str, _: LayerFunction, layer: LayerWeights, rows: int, *rest: object) -> Timing:
+    def time_kernel(name: str, _: LayerFunction, *, layer: LayerWeights, rows: int, **rest: object) -> Timing:
         assert len(layer.experts) == 2
         return Timing(name, rows, 1.0 if name == "pytorch" else native_seconds.get(rows, 1.5))
 

@@ -207,5 +207,5 @@ def test_what_is_no_address_is_refused_before_anything_is_loaded(tiny: Path) -> 
         outcome = process.outcome()
     assert outcome.status == 2
     assert outcome.errors == (
-        "cpu_expert_service: --listen: 'nowhere' is no address; expected HOST:PORT or unix:PATH\n"
+        "cpu_expert_service: --listen: 'nowhere' is not an address; expected HOST:PORT or unix:PATH\n"
     )

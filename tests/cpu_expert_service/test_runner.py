@@ -47,7 +47,8 @@ class WatchedKernel:
 
 
 def run(runner: Runner, deadline: float | None = None) -> Result:
-    return runner.run(0, torch.zeros(1, 64), torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1), deadline)
+    ids = torch.zeros(1, 1, dtype=torch.int32)
+    return runner.run(0, torch.zeros(1, 64), expert_ids=ids, routing_weights=torch.ones(1, 1), deadline=deadline)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -62,7 +63,9 @@ def test_a_layer_is_computed_with_its_own_weights(tiny: Path, checkpoint: Checkp
         gate, up, down = (weights[f"{prefix}.{expert}.{part}_proj.weight"] for part in ("gate", "up", "down"))
         expected[row] += weight * (down @ (functional.silu(gate @ hidden[row]) * (up @ hidden[row])))
     runner = Runner(checkpoint, PyTorchKernel(torch.get_num_threads()))
-    torch.testing.assert_close(runner.run(layer, hidden, expert_ids, routing_weights).output, expected)
+    torch.testing.assert_close(
+        runner.run(layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights).output, expected
+    )
 
 
 def test_an_activation_that_nobody_computes_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -94,15 +94,15 @@ def test_the_answer_is_the_runner_s(service: Service, layer: int, rows: int, k: 
     request = ask(layer=layer, rows=rows, k=k, seed=rows)
     expected = service.runner.run(
         layer,
-        tensors.decode(request.hidden, "", torch.float32, (rows, HIDDEN_SIZE)),
-        tensors.decode(request.expert_ids, "", torch.int32, (rows, k)),
-        tensors.decode(request.routing_weights, "", torch.float32, (rows, k)),
+        tensors.decode(request.hidden, "", dtype=torch.float32, shape=(rows, HIDDEN_SIZE)),
+        expert_ids=tensors.decode(request.expert_ids, "", dtype=torch.int32, shape=(rows, k)),
+        routing_weights=tensors.decode(request.routing_weights, "", dtype=torch.float32, shape=(rows, k)),
     )
     with stream(service.channel) as opened:
         opened.send(request)
         response = opened.receive()
         opened.finish()
-    output = tensors.decode(response.output, "", torch.float32, (rows, HIDDEN_SIZE))
+    output = tensors.decode(response.output, "", dtype=torch.float32, shape=(rows, HIDDEN_SIZE))
     assert torch.equal(output, expected.output)
     assert response.queue_seconds >= 0
     assert response.compute_seconds > 0

@@ -78,7 +78,7 @@ def test_the_socket_of_a_living_server_is_refused(tmp_path: Path) -> None:
 def test_a_file_in_the_way_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("dear diary")
-    with pytest.raises(UserError, match=f"{path} is there and is no socket"):
+    with pytest.raises(UserError, match=f"{path} exists and is not a socket"):
         listen.bind(_server(), f"unix:{path}")
     assert path.read_text() == "dear diary"
 

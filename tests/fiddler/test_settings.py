@@ -202,7 +202,7 @@ def test_the_model_must_be_named(kind: type[ServiceSettings], refused: Refused) 
     [
         *((kind, "metrics_port", "70000", "less than or equal to 65535") for kind in (CpuSettings, GpuSettings)),
         *((kind, "metrics_port", "-1", "greater than or equal to 0") for kind in (CpuSettings, GpuSettings)),
-        *((kind, "listen", "nowhere", "'nowhere' is no address; expected HOST:PORT or unix:PATH") for kind in ALL),
+        *((kind, "listen", "nowhere", "'nowhere' is not an address; expected HOST:PORT or unix:PATH") for kind in ALL),
         *((kind, "dtype", "int8", "should be 'auto', 'bfloat16' or 'float32'") for kind in ALL),
         (ToySettings, "max_message_bytes", "1", "greater than or equal to 65536"),
         (ToySettings, "max_message_bytes", "2147483648", "less than or equal to 2147483647"),
@@ -218,7 +218,7 @@ def test_the_model_must_be_named(kind: type[ServiceSettings], refused: Refused) 
         (CpuSettings, "max_rows", "0", "greater than or equal to 1"),
         (CpuSettings, "max_experts_per_row", "0", "greater than or equal to 1"),
         (CpuSettings, "max_streams", "0", "greater than or equal to 1"),
-        (GpuSettings, "experts", "unix:", "names no socket"),
+        (GpuSettings, "experts", "unix:", "does not name a socket"),
         (GpuSettings, "device", "tpu", "'auto', 'cpu' or 'cuda'"),
         (GpuSettings, "max_slots", "0", "greater than or equal to 1"),
         (GpuSettings, "kv_memory", "0", "must be \"auto\" or above 0, in GiB, got '0'"),

@@ -38,7 +38,7 @@ def bits(tensor: torch.Tensor) -> list[int]:
 @given(any_tensor())
 def test_every_bit_survives(tensor: torch.Tensor) -> None:
     message = encode(tensor)
-    decoded = tensors.decode(message, "x", tensor.dtype, tuple(tensor.shape))
+    decoded = tensors.decode(message, "x", dtype=tensor.dtype, shape=tuple(tensor.shape))
     assert decoded.dtype == tensor.dtype
     assert decoded.shape == tensor.shape
     assert bits(decoded) == bits(tensor)
@@ -50,7 +50,7 @@ def test_strides_do_not_matter(tensor: torch.Tensor, random: st.DataObject) -> N
     order = random.sample(range(tensor.ndim), tensor.ndim)  # type: ignore[attr-defined]
     spread = tensor.repeat_interleave(2, dim=-1)[..., ::2] if tensor.ndim else tensor
     view = spread.permute(order)
-    decoded = tensors.decode(encode(view), "x", tensor.dtype, tuple(view.shape))
+    decoded = tensors.decode(encode(view), "x", dtype=tensor.dtype, shape=tuple(view.shape))
     assert bits(decoded) == bits(tensor.permute(order))
 
 
@@ -58,7 +58,9 @@ def test_the_payload_of_a_bfloat16_nan_survives() -> None:
     words = torch.tensor([0x7F81, 0x7FFF, -0x7F, 0x7FC1], dtype=torch.int16)
     nans = words.view(torch.bfloat16)
     assert nans.isnan().all()
-    assert tensors.decode(encode(nans), "x", torch.bfloat16, (4,)).view(torch.int16).tolist() == words.tolist()
+    assert (
+        tensors.decode(encode(nans), "x", dtype=torch.bfloat16, shape=(4,)).view(torch.int16).tolist() == words.tolist()
+    )
 
 
 def test_the_bytes_are_little_endian_and_row_major() -> None:
@@ -89,7 +91,10 @@ def test_every_dtype_on_the_wire_has_a_torch_dtype() -> None:
 
 @pytest.mark.parametrize("length", [1, 2, 7])
 def test_none_stands_for_any_length(length: int) -> None:
-    assert tensors.decode(encode(torch.zeros(length, 3)), "x", torch.float32, (None, 3)).shape == (length, 3)
+    assert tensors.decode(encode(torch.zeros(length, 3)), "x", dtype=torch.float32, shape=(None, 3)).shape == (
+        length,
+        3,
+    )
 
 
 FLOAT32, FLOAT16, UNSPECIFIED = tensor_pb2.DTYPE_FLOAT32, tensor_pb2.DTYPE_FLOAT16, tensor_pb2.DTYPE_UNSPECIFIED
@@ -159,7 +164,7 @@ FLOAT32, FLOAT16, UNSPECIFIED = tensor_pb2.DTYPE_FLOAT32, tensor_pb2.DTYPE_FLOAT
 )
 def test_a_message_that_lies_is_refused_by_field(message: tensor_pb2.Tensor, field: str, problem: str) -> None:
     with pytest.raises(tensors.TensorError) as caught:
-        tensors.decode(message, "x", torch.float32, (None, 3))
+        tensors.decode(message, "x", dtype=torch.float32, shape=(None, 3))
     assert (caught.value.field, caught.value.problem) == (field, problem)
     assert str(caught.value) == f"{field}: {problem}"
 

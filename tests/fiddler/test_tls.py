@@ -53,8 +53,8 @@ def _damaged(path: Path) -> None:
 WRONG = [
     (_missing, "cannot read {path}: No such file or directory"),
     (_directory, "cannot read {path}: Is a directory"),
-    (_rubbish, "{path} holds no "),
-    (_empty, "{path} holds no "),
+    (_rubbish, "{path} has no "),
+    (_empty, "{path} has no "),
     (_damaged, "{path}"),
 ]
 

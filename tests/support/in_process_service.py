@@ -68,7 +68,7 @@ def serve(model: Path, directory: Path) -> Iterator[Service]:
     kernel = MoodyKernel(torch.get_num_threads())
     runner = Runner(checkpoint, kernel)
     server = grpc.server(ThreadPoolExecutor(MAX_STREAMS + 4), options=rpc.server_options(MAX_MESSAGE_BYTES))
-    servicer = ExpertServicer(checkpoint, runner, torch.float32, settings)
+    servicer = ExpertServicer(checkpoint, runner, dtype=torch.float32, settings=settings)
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(servicer, server)
     address = f"unix:{directory}/experts.sock"
     listen.bind(server, address)

@@ -17,7 +17,7 @@ Answer = Callable[[experts_pb2.RunRequest, grpc.ServicerContext], experts_pb2.Ru
 def double(request: experts_pb2.RunRequest, _: grpc.ServicerContext) -> experts_pb2.RunResponse:
     """The rows, twice."""
     response = experts_pb2.RunResponse(sequence=request.sequence)
-    rows = tensors.decode(request.hidden, "hidden", torch.float32, (None, 3))
+    rows = tensors.decode(request.hidden, "hidden", dtype=torch.float32, shape=(None, 3))
     tensors.encode(rows * 2, response.output)
     return response
 

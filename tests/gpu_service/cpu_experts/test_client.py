@@ -98,8 +98,8 @@ def test_rows_go_out_and_sums_come_back(service: ScriptedService, client: Expert
     assert torch.equal(output, ROWS * 2)
     (request,) = service.requests
     assert (request.layer, request.time_remaining_seconds) == (4, 60)
-    assert torch.equal(tensors.decode(request.expert_ids, "", torch.int32, (2, 2)), IDS)
-    assert torch.equal(tensors.decode(request.routing_weights, "", torch.float32, (2, 2)), WEIGHTS)
+    assert torch.equal(tensors.decode(request.expert_ids, "", dtype=torch.int32, shape=(2, 2)), IDS)
+    assert torch.equal(tensors.decode(request.routing_weights, "", dtype=torch.float32, shape=(2, 2)), WEIGHTS)
 
 
 @pytest.mark.parametrize("order", [range(5), range(4, -1, -1)])

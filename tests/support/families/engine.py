@@ -56,7 +56,7 @@ class RunnerExperts:
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> _Computed:
-        return _Computed(self._runner.run(layer, hidden, expert_ids, routing_weights))
+        return _Computed(self._runner.run(layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights))
 
 
 def best_kernel() -> Kernel:
