@@ -4,7 +4,7 @@
         for message in generation:
             print(message)
 
-`python -m client` is the same from the command line, `python -m client.health` asks whether a server serves.
+`python -m client` is its command line. `python -m client.health` asks whether a server is serving.
 """
 
 from typing import TYPE_CHECKING
@@ -70,7 +70,7 @@ __all__ = [
 Chunk = GenerationChunk
 """The earlier name of GenerationChunk, which existing programs may use."""
 
-# Importing gRPC takes longer than all else that `python -m client --help` does, so it comes when it is first used.
+# Importing gRPC takes longer than the rest of `python -m client --help`, so it is imported when first used.
 _LAZY = {
     "AsyncClient": "client.async_client",
     "AsyncGeneration": "client.async_client",

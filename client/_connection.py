@@ -1,4 +1,4 @@
-"""What both clients and the health check ask of a connection: an address, TLS, gRPC's options, and a timeout."""
+"""What a connection needs: a checked address, TLS, gRPC's channel options, a token and a timeout."""
 
 import re
 from numbers import Real
@@ -14,13 +14,13 @@ from fiddler import rpc, tls
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
 DEFAULT_KEEPALIVE_SECONDS = 330.0
 MAX_TIMEOUT_SECONDS = 1e9
-"""gRPC takes a deadline centuries ahead for one that has passed; three decades are as good as none."""
+"""About 30 years. gRPC treats a deadline that is centuries away as one that has passed."""
 
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def checked_target(target: str) -> str:
-    """The address, once it is known to be one.
+    """Returns an address after checking it.
 
     Raises:
         InvalidRequestError: It is neither HOST:PORT nor unix:PATH.
@@ -32,10 +32,10 @@ def checked_target(target: str) -> str:
 
 
 def checked_timeout(timeout: float | None) -> float | None:
-    """The timeout, as gRPC takes it.
+    """Returns a timeout, in seconds, as gRPC accepts it.
 
     Raises:
-        InvalidRequestError: It is no number above 0.
+        InvalidRequestError: It is not a number above 0.
     """
     if timeout is None:
         return None
@@ -45,19 +45,19 @@ def checked_timeout(timeout: float | None) -> float | None:
 
 
 def channel_options(
-    target: str, max_message_bytes: int, keepalive_seconds: float, tls_server_name: str | None
+    target: str, *, max_message_bytes: int, keepalive_seconds: float, tls_server_name: str | None
 ) -> list[tuple[str, int | str]]:
-    """The options of gRPC for a channel to that target.
+    """The gRPC options of a channel to a target.
 
-    A long prefill is silence. Pings in it find a host that is gone, and keep routers on the way from forgetting the
-    connection; a server that was told nothing else bears one in 5 minutes, and hangs up on more.
+    A connection is silent during a long prefill. Pings detect a host that is gone and keep routers from dropping the
+    connection. A server with gRPC's defaults accepts a ping every 5 minutes and closes the connection on more.
     """
     options: list[tuple[str, int | str]] = [
         *rpc.channel_options(target, max_message_bytes),
         ("grpc.keepalive_time_ms", round(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.http2.max_pings_without_data", 0),  # gRPC's default gives up pinging after two
-        # gRPC's default of a second is longer than all retries take, which would then find no connection tried
+        ("grpc.http2.max_pings_without_data", 0),  # no limit; gRPC's default stops after two pings
+        # gRPC's default of one second is longer than all retries together, so they would find no new connection.
         ("grpc.initial_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 5_000),
     ]
@@ -67,15 +67,15 @@ def channel_options(
 
 
 def credentials(target: str, options: TlsOptions) -> grpc.ChannelCredentials | None:
-    """The client's side of TLS; None where no option asks for it.
+    """The TLS credentials of a channel; None if no option asks for TLS.
 
     Raises:
-        InvalidRequestError: A file is missing or wrong, or the options do not make sense together.
+        InvalidRequestError: A file is missing or wrong, or the options contradict each other.
     """
     if not any(options.values()):
         return None
     if target.startswith("unix:"):
-        raise invalid("tls", "a Unix socket has none")
+        raise invalid("tls", "is not available on a Unix socket")
     certificate, key = options.get("tls_cert"), options.get("tls_key")
     if (certificate is None) is not (key is None):
         missing, given = ("tls_key", "tls_cert") if key is None else ("tls_cert", "tls_key")
@@ -85,23 +85,24 @@ def credentials(target: str, options: TlsOptions) -> grpc.ChannelCredentials | N
         trusted = None if authorities is None else tls.read_authorities("tls_ca", Path(fspath(authorities)))
         if certificate is None or key is None:
             return grpc.ssl_channel_credentials(trusted)
-        chain, secret = tls.read_identity(("tls_cert", Path(fspath(certificate))), ("tls_key", Path(fspath(key))))
+        chain, private_key = tls.read_identity(("tls_cert", Path(fspath(certificate))), ("tls_key", Path(fspath(key))))
     except tls.TlsFileError as error:
         field, _, problem = str(error).partition(": ")
         raise invalid(field, problem) from error
-    return grpc.ssl_channel_credentials(trusted, secret, chain)
+    return grpc.ssl_channel_credentials(trusted, private_key, chain)
 
 
-def token_metadata(target: str, token: str | None, is_encrypted: bool) -> tuple[tuple[str, str], ...]:
-    """The metadata that carries a token.
+def token_metadata(target: str, token: str | None, *, is_encrypted: bool) -> tuple[tuple[str, str], ...]:
+    """The metadata that carries a token; empty without one.
 
     Raises:
-        InvalidRequestError: It is no token, or others could read it on the way. The message does not show it.
+        InvalidRequestError: The token is malformed, or the connection could be read by others. The message does not
+            contain the token.
     """
     if token is None:
         return ()
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise invalid("token", "must be visible ASCII characters without spaces")
     if not is_encrypted and not rpc.is_local(target):
-        raise invalid("token", f"is not sent to {target} unencrypted; ask for TLS, e.g. by tls_ca")
+        raise invalid("token", f"is not sent to {target} unencrypted; use TLS, e.g. tls_ca")
     return (("authorization", f"Bearer {token}"),)

@@ -1,28 +1,28 @@
-"""What can go wrong with a call, as one tree. Mapping gRPC's statuses onto it is in _statuses.py."""
+"""The client's errors, as one tree. _statuses.py maps gRPC's statuses to them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # the tree is imported with the package, which must be quick; gRPC comes with the first call
+if TYPE_CHECKING:  # importing the package must be quick, so gRPC is imported by the first call
     import grpc
 
 
 class ClientError(Exception):
-    """A call that did not succeed.
+    """A call failed.
 
         ClientError
-          InvalidRequestError        the request is wrong; repeating it is useless
-          UnauthenticatedError       the server asks for a token, and got none that is valid
-          UnavailableError           nothing serves there, or what it needs is gone; repeat it later
-          BusyError                  the server has no room for the request; repeat it later
+          InvalidRequestError        the request is wrong; do not repeat it
+          UnauthenticatedError       the server requires a token and got no valid one
+          UnavailableError           no server answers, or it is not ready; repeat later
+          BusyError                  the server has no room for the request; repeat later
           DeadlineError              the timeout passed
-          GenerationCancelledError   cancelled, here or by the server
-          ServerError                the server failed, or is no such server
+          GenerationCancelledError   the client or the server cancelled the call
+          ServerError                the server failed, or is not a GPU service
 
     Attributes:
         message: What went wrong, in words.
-        code: The gRPC status, or the one that says the same of an error that was found without asking the server.
+        code: The gRPC status; for an error found without asking the server, the status of the same meaning.
     """
 
     def __init__(self, message: str, code: grpc.StatusCode) -> None:
@@ -35,8 +35,8 @@ class InvalidRequestError(ClientError):
     """The request is wrong.
 
     Attributes:
-        field: What is wrong: the field's path in the request by its proto names, e.g. "sampling.top_p", or the name of
-            the argument where the request has no such field, e.g. "timeout". None where the server named none.
+        field: The path of the wrong field by its proto names, e.g. "sampling.top_p"; the argument's name if the request
+            has no such field, e.g. "timeout"; None if the server named none.
     """
 
     def __init__(self, message: str, code: grpc.StatusCode, field: str | None = None) -> None:
@@ -45,18 +45,18 @@ class InvalidRequestError(ClientError):
 
 
 class UnauthenticatedError(ClientError):
-    """The server asks who calls, and was given no token, or one that is not valid."""
+    """The server requires a token and got none, or an invalid one."""
 
 
 class UnavailableError(ClientError):
-    """Nothing serves there, or the server is without what it needs."""
+    """No server answers at the target, or the server lacks something it needs."""
 
 
 class BusyError(ClientError):
-    """The server has no room: too many requests wait, or this one's messages were not read.
+    """The server has no room: too many requests are waiting, or this request's messages were not read.
 
     Attributes:
-        retry_after_seconds: How long to wait before asking again, where the server says.
+        retry_after_seconds: How long to wait before repeating the request; None if the server did not say.
     """
 
     def __init__(self, message: str, code: grpc.StatusCode, retry_after_seconds: float | None = None) -> None:
@@ -69,8 +69,8 @@ class DeadlineError(ClientError):
 
 
 class GenerationCancelledError(ClientError):
-    """The call was cancelled, here or by the server."""
+    """The client or the server cancelled the call."""
 
 
 class ServerError(ClientError):
-    """The server failed, or it is not a server of this kind."""
+    """The server failed, or is not a GPU service."""

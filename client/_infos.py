@@ -1,4 +1,4 @@
-"""What a server tells of itself, its model and its tokens, as plain typed values."""
+"""What a server reports about itself, its model and its tokens, as plain typed values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Tokens:
 
     Attributes:
         token_ids: The ids, in order.
-        tokens: The text of each, alone.
+        tokens: The text of each token by itself.
     """
 
     token_ids: tuple[int, ...]
@@ -24,7 +24,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The model that is served. What each field says is in GetModelInfoResponse of generation.proto."""
+    """The served model. The fields are documented by GetModelInfoResponse in generation.proto."""
 
     name: str
     model_type: str
@@ -45,7 +45,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """What one request may ask for. What each field bounds is in RequestLimits of generation.proto."""
+    """Limits on one request. The fields are documented by RequestLimits in generation.proto."""
 
     max_tokens: int
     max_n: int
@@ -58,7 +58,7 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """The server and what it is doing. What each field says is in GetServerInfoResponse of generation.proto."""
+    """The server and its load. The fields are documented by GetServerInfoResponse in generation.proto."""
 
     version: str
     torch_version: str
@@ -79,20 +79,20 @@ class ServerInfo:
 
 
 def model_info_from(response: generation_pb2.GetModelInfoResponse) -> ModelInfo:
-    """The model's description, with the dtype by its usual name, e.g. "bfloat16"."""
+    """Converts a response. The dtype gets its usual name, e.g. "bfloat16"."""
     from fiddler.v1 import tensor_pb2
 
     values = {field.name: getattr(response, field.name) for field in fields(ModelInfo)}
     try:
         values["dtype"] = tensor_pb2.Dtype.Name(response.dtype).removeprefix("DTYPE_").lower()
-    except ValueError:  # this client is too old to know it
+    except ValueError:  # a dtype newer than this client
         values["dtype"] = str(response.dtype)
     values["eos_token_ids"] = tuple(response.eos_token_ids)
     return ModelInfo(**values)
 
 
 def server_info_from(response: generation_pb2.GetServerInfoResponse) -> ServerInfo:
-    """The server's description."""
+    """Converts a response."""
     values = {field.name: getattr(response, field.name) for field in fields(ServerInfo)}
     values["limits"] = RequestLimits(
         **{field.name: getattr(response.limits, field.name) for field in fields(RequestLimits)}
@@ -101,5 +101,5 @@ def server_info_from(response: generation_pb2.GetServerInfoResponse) -> ServerIn
 
 
 def tokens_from(response: generation_pb2.TokenizeResponse) -> Tokens:
-    """The tokens of a text."""
+    """Converts a response."""
     return Tokens(tuple(response.token_ids), tuple(response.tokens))

@@ -1,4 +1,4 @@
-"""What a server streams of a generation, as plain typed values."""
+"""The events of a generation that a server streams, as plain typed values."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class FinishReason(enum.IntEnum):
     """Why a generation ended. The numbers are the proto's."""
 
     UNSPECIFIED = 0
-    """The server gave none, or one that this client is too old to know."""
+    """The server gave no reason, or one that is newer than this client."""
     EOS = 1
-    """The model made its end-of-sequence token."""
+    """The model generated its end-of-sequence token."""
     LENGTH = 2
-    """max_tokens were made, or the context is full."""
+    """max_tokens were generated, or the context is full."""
     STOP = 3
-    """One of the request's stop tokens or stop texts was made."""
+    """One of the request's stop tokens or stop texts was generated."""
     CANCELLED = 4
     """The caller cancelled."""
     DEADLINE = 5
@@ -33,12 +33,12 @@ class FinishReason(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A token that could have been.
+    """A token that could have been generated instead.
 
     Attributes:
         token_id: The token.
         logprob: The natural logarithm of its probability.
-        text: Its text, alone.
+        text: The text of the token by itself.
     """
 
     token_id: int
@@ -48,7 +48,7 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """The log probability of a token, and of the likeliest tokens in its place.
+    """The log probability of a token, and of the likeliest tokens at its position.
 
     Attributes:
         token_id: The token.
@@ -63,13 +63,13 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class GenerationChunk:
-    """Tokens, as they are made.
+    """Newly generated tokens.
 
     Attributes:
-        index: Which of the request's generations they continue: 0 where there is one.
+        index: Which of the request's generations the tokens continue; 0 if there is one.
         token_ids: The ids, in order.
-        text: Text that has become certain. It may be empty, and may lag the ids.
-        logprobs: One for each of token_ids, where they were asked for.
+        text: Text that can no longer change. It may be empty, and it may lag behind the ids.
+        logprobs: One for each of token_ids, if requested.
     """
 
     index: int
@@ -80,10 +80,10 @@ class GenerationChunk:
 
 @dataclass(frozen=True, slots=True)
 class PromptLogprobs:
-    """The prompt's log probabilities, which come first where they were asked for.
+    """The log probabilities of the prompt, or of a part of it. They precede all other events, if requested.
 
     Attributes:
-        tokens: One for each token of the prompt.
+        tokens: One for each token.
     """
 
     tokens: tuple[TokenLogprobs, ...]
@@ -91,7 +91,7 @@ class PromptLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class BestBeam:
-    """The best beam so far, where it was asked for. It replaces the one before.
+    """The best beam so far, if requested. It replaces the previous one.
 
     Attributes:
         token_ids: All ids generated in it.
@@ -113,14 +113,14 @@ class Complete:
         finish_reason: Why it ended.
         prompt_tokens: Tokens in the prompt, special tokens included.
         completion_tokens: Tokens generated, the one that ended the generation included.
-        queue_seconds: From the request's arrival until it was first computed on, as the server saw it.
+        queue_seconds: From the request's arrival at the server until its computation began.
         prefill_seconds: From then until its first token.
         decode_seconds: From its first token until its last.
-        cached_prompt_tokens: Tokens of the prompt that an earlier request had computed already.
-        stop: The stop text that ended it, if one did.
-        score: Of a beam: the sum of its tokens' log probabilities, divided by the length penalty.
-        token_ids: Of a beam: its ids, which no chunk brought.
-        text: Of a beam: its text.
+        cached_prompt_tokens: Tokens of the prompt that were reused from an earlier request.
+        stop: The stop text that ended it, if any.
+        score: Of a beam: the sum of its tokens' log probabilities, divided by the length penalty; otherwise None.
+        token_ids: Of a beam: its ids, which no chunk contains; otherwise empty.
+        text: Of a beam: its text; otherwise empty.
     """
 
     index: int
@@ -138,11 +138,11 @@ class Complete:
 
 
 Event = GenerationChunk | Complete | PromptLogprobs | BestBeam
-"""What a generation brings."""
+"""What iterating a generation yields."""
 
 
 def event_from(response: generation_pb2.GenerateResponse) -> Event | None:
-    """The event that a response brings, None where it is of a kind that this client is too old to know."""
+    """Converts a response; None if its event is newer than this client."""
     match response.WhichOneof("event"):
         case "chunk":
             chunk = response.chunk
@@ -159,7 +159,7 @@ def event_from(response: generation_pb2.GenerateResponse) -> Event | None:
 
 
 def complete_from(complete: generation_pb2.Complete) -> Complete:
-    """How the generation ended."""
+    """Converts a message."""
     return Complete(
         index=complete.index,
         finish_reason=FinishReason(complete.finish_reason),

@@ -1,4 +1,4 @@
-"""gRPC's statuses as the client's errors."""
+"""Converts gRPC's statuses to the client's errors."""
 
 from typing import TypeVar
 
@@ -29,14 +29,14 @@ _TOO_LARGE = "received message larger than max"
 
 
 def error_from(rpc_error: grpc.RpcError) -> ClientError:
-    """The client's error for gRPC's."""
+    """Converts an error of gRPC."""
     if not isinstance(rpc_error, grpc.Call | grpc.aio.AioRpcError):
         return ServerError(str(rpc_error), grpc.StatusCode.UNKNOWN)
     code = rpc_error.code()
     message = rpc_error.details() or code.name
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         return InvalidRequestError(message, code, _violated_field(rpc_error))
-    # gRPC gives a message over the server's limit the status of a busy server, but waiting does not make it smaller.
+    # gRPC reports a message over the server's limit with the status of a busy server, but waiting does not help.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message.lower():
         return InvalidRequestError(message, code)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -45,17 +45,17 @@ def error_from(rpc_error: grpc.RpcError) -> ClientError:
 
 
 def invalid(field: str, problem: str) -> InvalidRequestError:
-    """The error for a request that need not be sent to be known as wrong."""
+    """The error for a request that the client refuses before sending it."""
     return InvalidRequestError(f"{field}: {problem}", grpc.StatusCode.INVALID_ARGUMENT, field)
 
 
 def cancelled() -> GenerationCancelledError:
-    """The error for a generation that was cancelled here."""
+    """The error for a generation that this client cancelled."""
     return GenerationCancelledError("the generation was cancelled", grpc.StatusCode.CANCELLED)
 
 
 def cut_short() -> ServerError:
-    """The error for a stream that ended well, yet without the message that ends a generation."""
+    """The error for a stream that ended with status OK but without completing every generation."""
     return ServerError("the stream ended before the generation was complete", grpc.StatusCode.DATA_LOSS)
 
 
@@ -74,9 +74,9 @@ def _retry_after_seconds(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> float |
 
 
 def _detail(rpc_error: grpc.Call | grpc.aio.AioRpcError, kind: _Detail) -> _Detail | None:
-    """The detail of that kind, filled in, which the server sent with its status; None where there is none."""
+    """Fills in the detail of that kind from the server's status; None if the status has none."""
     try:
-        status = rpc_status.from_call(rpc_error)  # type: ignore[arg-type]  # an AioRpcError has what it asks for
-    except (ValueError, DecodeError):  # details that contradict the status, or are none: the message is what is left
+        status = rpc_status.from_call(rpc_error)  # type: ignore[arg-type]  # an AioRpcError has the methods that it calls
+    except (ValueError, DecodeError):  # The details contradict the status or cannot be parsed. The message remains.
         return None
     return next((kind for detail in (status.details if status else ()) if detail.Unpack(kind)), None)

@@ -1,1 +1,1 @@
-"""The command line of `python -m client`; the library does not import it."""
+"""The command line of `python -m client`. The library does not import it; pyproject.toml has the contract."""

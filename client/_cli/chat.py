@@ -1,4 +1,4 @@
-"""`python -m client --chat`: a conversation, a line at a time."""
+"""`python -m client --chat`: a conversation, one line at a time."""
 
 import sys
 
@@ -8,12 +8,12 @@ from client._options import ChatMessage, GenerateOptions
 from client._statuses import invalid
 from client.client import Client
 
-_HELP = "/reset begins anew, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
+_HELP = "/reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
 _PROMPT = "> "
 
 
 class Conversation:
-    """What was said so far, and how the next answer comes about."""
+    """The messages so far, and how answers are generated."""
 
     def __init__(self, client: Client, *, system: str | None, options: GenerateOptions, as_json: bool) -> None:
         self._client = client
@@ -23,91 +23,91 @@ class Conversation:
         self._messages = list(self._opening)
 
     def reset(self) -> None:
-        """Forgets all but the system's message."""
+        """Forgets all messages except the system message."""
         self._messages = list(self._opening)
 
     def say(self, text: str) -> None:
-        """Prints the model's answer as it comes. One that is cut short is remembered as far as it was seen.
+        """Prints the model's answer as it arrives. Of an answer that is cut short, the printed part is remembered.
 
         Raises:
-            KeyboardInterrupt: The user stopped it, and the server was told.
-            ClientError: It failed.
+            KeyboardInterrupt: The user stopped the answer. It has been cancelled on the server.
+            ClientError: The generation failed.
         """
         question: ChatMessage = {"role": "user", "content": text}
-        heard: list[str] = []
+        printed: list[str] = []
         try:
             with self._client.chat([*self._messages, question], **self._options) as generation:
-                print_generation(generation, as_json=self._as_json, hear=heard.append)
+                print_generation(generation, as_json=self._as_json, on_text=printed.append)
         finally:
-            if answer := "".join(heard):
+            if answer := "".join(printed):
                 self._messages += [question, {"role": "assistant", "content": answer}]
 
 
 def chat(client: Client, *, opening: str | None, system: str | None, options: GenerateOptions, as_json: bool) -> None:
-    """Talks until the input ends. A person at a terminal can go on after an error; a script gets it.
+    """Chats until standard input ends. At a terminal the chat goes on after an error; otherwise the error is raised.
 
     Args:
-        client: Where the model is.
-        opening: What the user says first; None: it is read like the rest.
-        system: The system's message.
+        client: The connection.
+        opening: What the user says first; None reads it from standard input.
+        system: The system message.
         options: How answers are generated.
-        as_json: Whether messages are printed as they are, rather than the text.
+        as_json: Whether to print messages as JSON instead of the text.
 
     Raises:
-        KeyboardInterrupt: The user left by it.
-        ClientError: The server cannot chat, or, where nobody sits at a terminal, an answer failed.
+        KeyboardInterrupt: The user left with Ctrl-C.
+        ClientError: The model cannot chat, or an answer failed and standard input is not a terminal.
     """
-    is_person = sys.stdin.isatty()
+    is_terminal = sys.stdin.isatty()
     model = client.model_info()
     if not model.has_chat_template:
         raise invalid("--chat", f"{model.name} has no chat template; without --chat it continues a text")
-    if is_person:
-        _tell(f"{model.name}: {_HELP}")
+    if is_terminal:
+        _notify(f"{model.name}: {_HELP}")
     conversation = Conversation(client, system=system, options=options, as_json=as_json)
     line = opening
     while True:
-        if line is None and (line := _read_line(is_person)) is None:
+        if line is None and (line := _read_line(is_terminal)) is None:
             return
         if line.strip() == "/quit":
             return
-        _answer(conversation, line.strip(), is_person)
+        _answer(conversation, line.strip(), is_terminal)
         line = None
 
 
-def _answer(conversation: Conversation, line: str, is_person: bool) -> None:
+def _answer(conversation: Conversation, line: str, is_terminal: bool) -> None:
     if line == "/reset":
         conversation.reset()
     elif line.startswith("/"):
-        _tell(f"{line.split()[0]} is unknown: {_HELP}")
+        _notify(f"{line.split()[0]} is unknown: {_HELP}")
     elif line:
         try:
             conversation.say(line)
         except KeyboardInterrupt:
-            if not is_person:
+            if not is_terminal:
                 raise
-            _tell("\n(stopped)")
+            _notify("\n(stopped)")
         except ClientError as error:
-            if not is_person:
+            if not is_terminal:
                 raise
-            _tell(f"client: {' '.join(error.message.split())}")
+            _notify(f"client: {' '.join(error.message.split())}")
 
 
-def _read_line(is_person: bool) -> str | None:
-    """The next line; None where there is none any more."""
+def _read_line(is_terminal: bool) -> str | None:
+    """The next line; None at the end of standard input."""
     try:
-        if not is_person:
+        if not is_terminal:
             return sys.stdin.readline() or None
-        import readline  # noqa: F401 - gives input() its editing and its history
+        import readline  # noqa: F401 - gives input() editing and history
 
-        if not sys.stdout.isatty():  # where the answers go, which the prompt is none of
+        if not sys.stdout.isatty():  # answers go elsewhere, so keep the prompt out of them
             print(_PROMPT, end="", file=sys.stderr, flush=True)
         return input(_PROMPT if sys.stdout.isatty() else "")
     except EOFError:
-        _tell("")
+        _notify("")
         return None
     except UnicodeDecodeError as error:
-        raise invalid("prompt", f"standard input is no UTF-8: {error.reason} at byte {error.start}") from error
+        raise invalid("prompt", f"standard input is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _tell(line: str) -> None:
+def _notify(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What the command line reads and prints of a generation."""
+"""Reads the prompt of a generation and prints its text or its messages."""
 
 import contextlib
 import io
@@ -19,10 +19,10 @@ from client.client import Generation
 
 
 def read_prompt(argument: str) -> str:
-    """The prompt that the argument stands for: itself, or standard input, as it is, for "-".
+    """The prompt: the argument itself, or for "-" all of standard input.
 
     Raises:
-        InvalidRequestError: Standard input cannot be read, or is no UTF-8.
+        InvalidRequestError: Standard input cannot be read, or is not UTF-8.
     """
     if argument != "-":
         return argument
@@ -31,45 +31,45 @@ def read_prompt(argument: str) -> str:
     except OSError as error:
         raise invalid("prompt", f"standard input cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise invalid("prompt", f"standard input is no UTF-8: {error.reason} at byte {error.start}") from error
+        raise invalid("prompt", f"standard input is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def print_generation(generation: Generation, *, as_json: bool, hear: Callable[[str], object] = len) -> None:
-    """Prints a generation as it comes, and for a person at a terminal how fast.
+def print_generation(generation: Generation, *, as_json: bool, on_text: Callable[[str], object] | None = None) -> None:
+    """Prints a generation as it arrives and, if standard error is a terminal, its progress.
 
     Args:
         generation: The generation.
-        as_json: Whether each message is printed as it is, rather than the text.
-        hear: Gets each piece of text, once it is printed.
+        as_json: Whether to print each message as JSON instead of the text.
+        on_text: Called with each piece of text after it is printed.
 
     Raises:
-        KeyboardInterrupt: The user stopped it, and the server was told.
+        KeyboardInterrupt: The user stopped the generation. It has been cancelled on the server.
         ClientError: The generation failed.
         OSError: The output cannot be written.
     """
     with _interrupt_cancels(generation):
         if as_json:
-            _print_json(generation, hear)
+            _print_json(generation, on_text)
         elif generation.num_generations == 1:
-            _print_text(generation, hear)
+            _print_text(generation, on_text)
         else:
             _print_several(generation)
 
 
 @contextlib.contextmanager
 def _interrupt_cancels(generation: Generation) -> Iterator[None]:
-    """Has Ctrl-C cancel the generation, and raises KeyboardInterrupt once it has ended.
+    """Lets Ctrl-C cancel the generation, and raises KeyboardInterrupt after the generation has ended.
 
-    Raised amid gRPC's own code, as it otherwise would be, it may leave a lock taken that the next call waits for.
+    Raised inside gRPC's code, as by default, KeyboardInterrupt may leave a lock taken, and the next call waits for it.
     """
     interrupted = False
 
     def cancel(number: int, frame: FrameType | None) -> None:
         nonlocal interrupted
         if interrupted:
-            raise KeyboardInterrupt  # the output may be what it waits for
+            raise KeyboardInterrupt  # a second Ctrl-C: the main thread may wait for the output
         interrupted = True
-        # not from here, where a lock may be taken that it needs
+        # In a thread, since the interrupted code may hold a lock that cancel() needs.
         threading.Thread(target=generation.cancel, daemon=True).start()
 
     previous = signal.signal(signal.SIGINT, cancel)
@@ -84,9 +84,9 @@ def _interrupt_cancels(generation: Generation) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _print_text(generation: Generation, hear: Callable[[str], object]) -> None:
-    """Prints the one text of a generation."""
-    _be_able_to_print_all()
+def _print_text(generation: Generation, on_text: Callable[[str], object] | None) -> None:
+    """Prints the text of a single generation."""
+    _replace_unprintable()
     progress = Progress()
     unfinished_line = False
     try:
@@ -97,8 +97,9 @@ def _print_text(generation: Generation, hear: Callable[[str], object]) -> None:
                 progress.make_room()
                 unfinished_line = True
                 print(event.text, end="", flush=True)
-                hear(event.text)
-        unfinished_line = True  # even where it is empty, the output is a line
+                if on_text:
+                    on_text(event.text)
+        unfinished_line = True  # an empty text is printed as a line too
     finally:
         progress.make_room()
         if unfinished_line:
@@ -106,18 +107,18 @@ def _print_text(generation: Generation, hear: Callable[[str], object]) -> None:
         progress.end(generation.completes)
 
 
-def _print_json(generation: Generation, hear: Callable[[str], object]) -> None:
-    """Prints each message by the names that its fields have in the .proto files, one line each."""
+def _print_json(generation: Generation, on_text: Callable[[str], object] | None) -> None:
+    """Prints each message as a line of JSON, by the field names of the .proto files."""
     for response in generation.responses():
         fields = MessageToDict(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(fields), flush=True)
-        if isinstance(event := event_from(response), GenerationChunk | Complete):
-            hear(event.text)
+        if on_text and isinstance(event := event_from(response), GenerationChunk | Complete):
+            on_text(event.text)
 
 
 def _print_several(generation: Generation) -> None:
-    """Prints several texts, each as a whole under a heading, in the order of their indices."""
-    _be_able_to_print_all()
+    """Prints several texts by index, each under a heading once it is complete."""
+    _replace_unprintable()
     progress = Progress()
     texts: dict[int, str] = {}
     num_printed = 0
@@ -141,6 +142,7 @@ def _heading(complete: Complete, num_generations: int) -> str:
     return f"--- {complete.index + 1} of {num_generations}{score} ---"
 
 
-def _be_able_to_print_all() -> None:
+def _replace_unprintable() -> None:
+    """Prints a question mark for a character that the output's encoding lacks."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a question mark is better than no answer
+        sys.stdout.reconfigure(errors="replace")

@@ -1,4 +1,4 @@
-"""The line on a terminal that tells how a generation gets on, and what it came to. It is written to standard error."""
+"""A line on standard error that shows the progress of a generation and, at the end, its figures."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ _ERASE_LINE = "\r\x1b[K"
 
 
 class Progress:
-    """One generation's line. It shows only where standard error is a terminal, and never amid the text itself."""
+    """The line of one generation. It is shown only if standard error is a terminal, and never within the text."""
 
     def __init__(self) -> None:
-        self._is_shown_at_all = sys.stderr.isatty()
-        self._is_live = self._is_shown_at_all and os.environ.get("TERM") != "dumb"
+        self._is_enabled = sys.stderr.isatty()
+        self._is_live = self._is_enabled and os.environ.get("TERM") != "dumb"
         self._is_visible = False
         self._started = self._updated = time.monotonic()
         self._first_at: float | None = None
@@ -25,11 +25,11 @@ class Progress:
         self._best: BestBeam | None = None
 
     def start(self) -> None:
-        """Says that nothing has come yet."""
+        """Shows that nothing has arrived yet."""
         self._show("waiting for the first token")
 
     def see(self, event: Event) -> None:
-        """Counts what an event brings."""
+        """Counts an event and updates the line."""
         now = time.monotonic()
         if isinstance(event, GenerationChunk):
             self._first_at = self._first_at or now
@@ -41,24 +41,24 @@ class Progress:
             self._show(self._state(now))
 
     def make_room(self) -> None:
-        """Clears the line for good where the text is printed on the same terminal, which then needs all of it."""
+        """Removes the line for good if the text is printed on the same terminal."""
         if sys.stdout.isatty():
             self._erase()
             self._is_live = False
 
     def end(self, completes: Mapping[int, Complete]) -> None:
-        """Leaves a line with what came of it, or none where it did not come to an end."""
+        """Leaves a line with the figures, or none if no generation completed."""
         self._erase()
         self._is_live = False
-        if not self._is_shown_at_all or not completes:
+        if not self._is_enabled or not completes:
             return
-        from rich.console import Console  # a fifth of a second, and only people need it
+        from rich.console import Console  # takes a fifth of a second to import, and scripts do not need it
 
         Console(stderr=True, highlight=False).print(self._summary(completes), style="dim", soft_wrap=True)
 
     def _state(self, now: float) -> str:
         if self._best is not None:
-            # a part of it: the line is not to wrap
+            # _show cuts the line to the width of the terminal.
             text = " ".join(self._best.text.split())
             return f"{len(self._best.token_ids)} tokens, best score so far {self._best.score:.3f}: {text}"
         if self._first_at is None:
@@ -70,7 +70,7 @@ class Progress:
     def _summary(self, completes: Mapping[int, Complete]) -> str:
         num_tokens = sum(complete.completion_tokens for complete in completes.values())
         parts = [f"{num_tokens} tokens"]
-        if self._first_at is None:  # of beams, whose tokens come all at once
+        if self._first_at is None:  # beams: all of their tokens arrive with the end
             decode_seconds = max(complete.decode_seconds for complete in completes.values())
         else:
             parts.append(f"first after {self._first_at - self._started:.2f} s")

@@ -91,7 +91,7 @@ def test_what_is_no_token_is_refused_without_showing_it(token: Any) -> None:
 def test_options_of_tls_that_cannot_be_are_named(authority: Authority, identity: Identity, tmp_path: Path) -> None:
     other = authority.identity("other")
     wrong: list[tuple[str, dict[str, Any], str]] = [
-        ("tls", {"tls": True, "target": "unix:/x"}, "a Unix socket has none"),
+        ("tls", {"tls": True, "target": "unix:/x"}, "is not available on a Unix socket"),
         ("tls_key", {"tls_cert": identity.certificate}, "must be given with tls_cert"),
         ("tls_cert", {"tls_key": identity.key}, "must be given with tls_key"),
         ("tls_ca", {"tls_ca": tmp_path / "nothing"}, "cannot read"),
