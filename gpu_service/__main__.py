@@ -1,4 +1,4 @@
-"""`python -m gpu_service`: reads settings, serves, and tells a user's mistake in one line."""
+"""`python -m gpu_service`: reads the settings, serves, and reports a user's mistake in one line."""
 
 import asyncio
 import signal
@@ -16,13 +16,13 @@ from gpu_service.settings import Settings  # noqa: E402
 
 
 def main() -> int:
-    """Runs the service. Returns its exit status: 0 after a signal, 1 where it could not start."""
+    """Runs the service. Returns its exit status: 0 after a signal, 1 if it could not start or go on."""
     settings = Settings.load()
     try:
         access = Access.read(settings)
     except UserError as error:
         return _refuse(error)
-    # imported here, so that --help and a wrong flag need not wait for torch and transformers
+    # imported here, so that --help and a wrong flag do not wait for torch and transformers
     from fiddler import logs
     from gpu_service import server
     from gpu_service.models import families
@@ -41,7 +41,7 @@ def main() -> int:
             return _refuse(error)
         raise
     finally:
-        # the event loop has given signals back, and one that comes again has nothing left to stop
+        # the event loop no longer handles signals, and a repeated one has nothing left to stop
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
     return 0

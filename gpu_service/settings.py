@@ -1,4 +1,4 @@
-"""Settings of the GPU service."""
+"""The settings of the GPU service, each with its flag's help text."""
 
 import contextlib
 import math
@@ -22,17 +22,20 @@ else:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Bounds on one request, besides those of the model's own context and vocabulary."""
+    """Bounds on one request, in addition to the model's context and vocabulary."""
 
     max_tokens: int | None = None
-    """None: what the context leaves room for."""
+    """None: as many as the context leaves room for."""
     max_n: int = 16
     max_beams: int = 16
     max_stop_strings: int = 16
     max_stop_bytes: int = 1024
     """Of one stop string, in UTF-8."""
     max_logprobs: int = 20
-    """Alternatives at each place."""
+    """Alternatives at each token."""
+
+
+_DEFAULT_LIMITS = RequestLimits()
 
 
 class Settings(ServiceSettings):
@@ -46,99 +49,102 @@ class Settings(ServiceSettings):
     metrics_port: int = Field(9100, ge=0, le=65535, description="port that /metrics is served on; 0 serves none")
     experts: str = Field("unix:/run/fiddler/experts.sock", description="address of the CPU expert service")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where all but the experts is computed; auto: cuda where there is one"
+        "auto", description="device that computes all but the experts; auto: cuda if there is one"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice, within the CPU quota"
+        0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's default, within the CPU quota"
     )
     max_slots: int = Field(
         16,
         ge=1,
         le=1024,
-        description="the most sequences computed at one time: each generation or beam of a request is one",
+        description="the most sequences computed at one time; each generation or beam of a request is one",
     )
     kv_memory: float | Literal["auto"] = Field(
         "auto",
-        description="memory for keys and values, in GiB, which the requests computed at one time share; auto: a quarter"
-        " of what is free, and no more than --max-slots of --max-context tokens take",
+        description="memory for keys and values, in GiB, shared by the requests computed at one time; auto: a quarter"
+        " of the free memory, and no more than --max-slots sequences of --max-context tokens need",
     )
     max_context: int = Field(
-        4096, ge=2, description="the most tokens in a prompt and its continuation; the model's own limit also holds"
+        4096, ge=2, description="the most tokens of a prompt and its continuation; the model's own limit also applies"
     )
     max_waiting: int = Field(256, ge=0, description="the most requests that wait for a slot")
     prefill_chunk: int = Field(
         512,
         ge=1,
-        description="the most prompt tokens computed between two decode steps; fewer where a message holds fewer",
+        description="the most prompt tokens computed between two decode steps, as far as a message to the CPU expert"
+        " service holds them",
     )
     prefill_chunk_alone: int | Literal["auto"] = Field(
         "auto",
-        description="the same while there is no other request, so that a long prompt has its experts copied fewer "
-        "times; auto: 4096 with a GPU, as many as otherwise without",
+        description="the same while there is no other request, so that the experts of a long prompt are copied fewer"
+        " times; auto: 4096 with a GPU, else --prefill-chunk",
     )
     expert_timeout_seconds: float = Field(
         60.0,
         gt=0,
-        description="the longest that the CPU expert service may take for one layer, in seconds, before it "
-        "counts as lost; where its costs are known, far less",
+        description="seconds that the CPU expert service may take for one layer before it counts as lost; once costs"
+        " are measured, the time-out is far shorter",
     )
     gpu_expert_memory: str = Field(
         "auto",
-        description="device memory for experts: auto takes what is free, else GiB such as 8.5, or a share such as 40%; "
-        "0 keeps none there",
+        description="device memory for resident experts: auto (what is free), GiB such as 8.5, or a share such as 40%;"
+        " 0: none",
     )
     placement: PolicyName = Field(
-        "adaptive", description="which experts are resident on the device: see docs/placement.md"
+        "adaptive", description="policy that chooses the experts resident on the device; see docs/placement.md"
     )
     popularity: Path | None = Field(
-        None, description="file made by python -m gpu_service.profile: which experts are chosen how often"
+        None, description="file of how often each expert is chosen; python -m gpu_service.profile writes it"
     )
-    save_popularity: Path | None = Field(None, description="file to write this process's own counts to when it stops")
+    save_popularity: Path | None = Field(
+        None, description="file to which the service writes its own counts when it stops"
+    )
     costs: Path | None = Field(
         None,
-        description="file of measured costs, read if it is there and written if not; unset: one in the user's cache",
+        description="file of measured costs, read if it exists, else written; unset: a file in the user's cache",
     )
-    recalibrate: bool = Field(False, description="measure costs anew, whatever the file says")
+    recalibrate: bool = Field(False, description="measure the costs again, even if the file has them")
     prefetch: Literal["auto", "on", "off"] = Field(
-        "auto", description="copy experts that the next layer may want; auto: where trying shows that it pays"
+        "auto", description="copy experts that the next layer is likely to need; auto: if trials show that it pays"
     )
-
-    @field_validator("gpu_expert_memory")
-    @classmethod
-    def _gpu_expert_memory_is_a_budget(cls, value: str) -> str:
-        parse_budget(value)
-        return value
 
     dry_run: bool = Field(
         False,
-        description="serve nothing: say what would be served, what of it would lie on the device, and how fast it could"
-        " be at most, or why it cannot be served",
+        description="serve nothing; print what would be served, what would be resident on the device, and how fast it"
+        " could be at most, or why the model cannot be served",
     )
     tls_cert: Path | None = Field(
-        None, description="PEM file of the certificate to serve TLS with, and of those that lead to its root"
+        None, description="PEM file of the TLS certificate, followed by the certificates up to its root"
     )
-    tls_key: Path | None = Field(None, description="PEM file of its private key, without a passphrase")
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's private key, without a passphrase")
     tls_client_ca: Path | None = Field(
-        None, description="PEM file of who signs callers' certificates; callers must then have one (mutual TLS)"
+        None,
+        description="PEM file of the authorities that sign callers' certificates; callers then need one (mutual TLS)",
     )
     tokens_file: Path | None = Field(
         None,
-        description="file of bearer tokens, one in each line, of which a caller must present one; read again on SIGHUP."
-        " FIDDLER_GPU_TOKENS holds more, between commas",
+        description="file of bearer tokens, one per line; a caller must present one of them. Read again on SIGHUP."
+        " FIDDLER_GPU_TOKENS holds further tokens, separated by commas",
     )
     max_tokens_limit: int | None = Field(
-        None, ge=1, description="the most tokens that a request may ask for; unset: what the context holds"
+        None, ge=1, description="the most tokens that a request may ask for; unset: as many as the context holds"
     )
-    max_n: int = Field(16, ge=1, description="the most generations that a request may sample")
-    max_beams: int = Field(16, ge=1, description="the most beams of a request")
-    max_stop_strings: int = Field(16, ge=0, description="the most stop strings of a request")
-    max_stop_bytes: int = Field(1024, ge=1, description="the longest stop string, in bytes of UTF-8")
+    max_n: int = Field(_DEFAULT_LIMITS.max_n, ge=1, description="the most generations that a request may sample")
+    max_beams: int = Field(_DEFAULT_LIMITS.max_beams, ge=1, description="the most beams of a request")
+    max_stop_strings: int = Field(
+        _DEFAULT_LIMITS.max_stop_strings, ge=0, description="the most stop strings of a request"
+    )
+    max_stop_bytes: int = Field(
+        _DEFAULT_LIMITS.max_stop_bytes, ge=1, description="the longest stop string, in bytes of UTF-8"
+    )
+    max_logprobs: int = Field(
+        _DEFAULT_LIMITS.max_logprobs, ge=0, description="the most alternatives that a request may ask for at each token"
+    )
     metrics_by_expert: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="metrics of each expert of each layer, two series each; auto: where layers x experts are at most"
-        " 1024",
+        description="metrics of each expert of each layer, two series each; auto: if layers x experts are at most 1024",
     )
-    max_logprobs: int = Field(20, ge=0, description="the most alternatives that a request may ask for at each token")
 
     @property
     def limits(self) -> RequestLimits:
@@ -151,6 +157,12 @@ class Settings(ServiceSettings):
             max_stop_bytes=self.max_stop_bytes,
             max_logprobs=self.max_logprobs,
         )
+
+    @field_validator("gpu_expert_memory")
+    @classmethod
+    def _gpu_expert_memory_is_a_budget(cls, value: str) -> str:
+        parse_budget(value)
+        return value
 
     @field_validator("kv_memory", mode="before")
     @classmethod

@@ -102,7 +102,7 @@ def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int 
     logging_of_transformers()
     checkpoint = Checkpoint.open(settings.model)
     recorder = _Recorder(checkpoint)
-    model = load_model(checkpoint, recorder, settings, torch.float32)
+    model = load_model(settings, checkpoint, experts=recorder, dtype=torch.float32)
     tokenizer = Tokenizer(checkpoint.directory)
     texts = [(topic, text) for topic, several in openings.items() for text in several]
     generations = []
@@ -124,7 +124,7 @@ def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) ->
     # the last token is sampled but not computed; end-of-sequence tokens do not end the generation
     sampling = SamplingParameters(temperature=TEMPERATURE, seed=seed)
     request = Request(prompt=prompt, sampling=sampling, ending=Ending(output_tokens + 1), emit=lambda event: None)
-    run(model, [request], 1, lambda _: None)
+    run(model, [request], max_slots=1, on_end=lambda: None)
 
 
 def main(out: Annotated[Path, typer.Option(help="The file to write.")] = RECORDED) -> None:

@@ -1,4 +1,4 @@
 """Counts which experts a model chooses on given prompts: `python -m gpu_service.profile`.
 
-What it writes is the popularity file of the placement policies popularity and adaptive.
+It writes the popularity file that the placement policies popularity and adaptive read.
 """

@@ -1,4 +1,4 @@
-"""`python -m gpu_service.profile`: reads settings, counts, and tells a user's mistake in one line."""
+"""`python -m gpu_service.profile`: reads the settings, counts, and reports a user's mistake in one line."""
 
 import sys
 
@@ -14,13 +14,13 @@ from gpu_service.profile.settings import Settings  # noqa: E402
 
 
 def main() -> int:
-    """Writes the file. Returns the exit status: 0, or 1 where something is wrong."""
+    """Writes the file. Returns the exit status: 0, or 1 after a user's mistake or an interrupt."""
     settings = Settings.load()
     try:
         prompts = read_prompts(settings.prompts)
     except PromptsError as error:
         return _refuse(error)
-    # imported here, so that --help, a wrong flag and a wrong file need not wait for torch and transformers
+    # imported here, so that --help, a wrong flag and a wrong file do not wait for torch and transformers
     from fiddler import logs
     from gpu_service.profile.count import count
 

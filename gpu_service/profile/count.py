@@ -1,4 +1,4 @@
-"""Runs prompts through a model and counts which experts it chooses, for the popularity file."""
+"""Runs prompts through a model and writes how often each expert was chosen to the popularity file."""
 
 import dataclasses
 import queue
@@ -42,7 +42,7 @@ _log = structlog.get_logger("gpu_service.profile")
 
 
 def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
-    """Writes the popularity file.
+    """Counts, and writes the popularity file.
 
     Raises:
         UserError: A flag, a file or the model is wrong.
@@ -61,11 +61,11 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
     try:
         tokenizer = Tokenizer(checkpoint.directory)
         with out_of_memory_reported(device_of(settings.device), "the model"):
-            model = load_model(checkpoint, client or InProcessExperts(checkpoint), settings, dtype)
+            model = load_model(settings, checkpoint, experts=client or InProcessExperts(checkpoint), dtype=dtype)
             check_generation_config(checkpoint.directory, model.generation_config)
-            requests = [_request(prompt, model, tokenizer, settings.max_tokens) for prompt in prompts]
+            requests = [_request(prompt, model, tokenizer, max_tokens=settings.max_tokens) for prompt in prompts]
             with tqdm(total=len(requests), desc="prompts", unit="prompt", disable=None) as bar:
-                num_tokens = run(model, requests, settings.max_slots, lambda _: bar.update())
+                num_tokens = run(model, requests, max_slots=settings.max_slots, on_end=bar.update)
     finally:
         if client is not None:
             client.close()
@@ -77,11 +77,11 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
         popularity.save(settings.out, checkpoint)
     except OSError as error:
         raise FlagError(f"--out: cannot write {settings.out}: {error.strerror}") from error
-    _log.info("counted", prompts=len(prompts), tokens=popularity.tokens, file=str(settings.out))
+    _log.info("experts counted", prompts=len(prompts), tokens=popularity.tokens, file=str(settings.out))
 
 
-def load_model(checkpoint: Checkpoint, experts: RemoteExperts, settings: Settings, dtype: torch.dtype) -> Model:
-    """The model, with all of its experts computed by `experts`."""
+def load_model(settings: Settings, checkpoint: Checkpoint, *, experts: RemoteExperts, dtype: torch.dtype) -> Model:
+    """Loads the model; `experts` computes all of its experts."""
     device = device_of(settings.device)
     dispatcher = Dispatcher(checkpoint, device, experts)
     return Model(
@@ -94,17 +94,20 @@ def load_model(checkpoint: Checkpoint, experts: RemoteExperts, settings: Setting
     )
 
 
-def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Callable[[Request], object]) -> int:
-    """Generates for all requests, several at a time, and returns the tokens computed when the last one has ended.
+def run(model: Model, requests: Sequence[Request], *, max_slots: int, on_end: Callable[[], object]) -> int:
+    """Runs all requests to their ends.
 
     Args:
         model: Computes them.
         requests: Their `emit` is replaced.
-        max_slots: How many at a time.
-        finished: Called for each as it ends.
+        max_slots: The most requests computed at one time.
+        on_end: Called when a request ends.
+
+    Returns:
+        The tokens that were computed.
 
     Raises:
-        Exception: What made one fail.
+        Exception: A request failed with it.
     """
     ends: queue.SimpleQueue[tuple[Request, Event]] = queue.SimpleQueue()
     length = model.max_context
@@ -122,9 +125,9 @@ def run(model: Model, requests: Sequence[Request], max_slots: int, finished: Cal
             if isinstance(end, Failed):
                 raise end.error
             assert isinstance(end, Finished)
-            # the last token that is made is not computed on; a prefix that another prompt had was not either
+            # the last token was generated but not computed, as was a prefix that another prompt had left in the cache
             num_tokens += len(request.prompt) - end.cached_prompt_tokens + end.completion_tokens - 1
-            finished(request)
+            on_end()
     finally:
         engine.stop()
     return num_tokens
@@ -135,7 +138,7 @@ def _emit(ends: "queue.SimpleQueue[tuple[Request, Event]]", request: Request, ev
         ends.put((request, event))
 
 
-def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, max_tokens: int) -> Request:
+def _request(prompt: Prompt, model: Model, tokenizer: Tokenizer, *, max_tokens: int) -> Request:
     token_ids = tokenizer.encode(prompt.text)
     room = model.max_context - max_tokens
     if not 0 < len(token_ids) <= room:

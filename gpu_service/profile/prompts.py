@@ -1,4 +1,4 @@
-"""Reads the file of prompts. torch is not imported here."""
+"""Reads the file of prompts. Imports no torch."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from gpu_service.errors import PromptsError
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One text, and where it was found."""
+    """One text, and its place in the file."""
 
     source: str
     """FILE:LINE."""
@@ -18,13 +18,13 @@ class Prompt:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """Every prompt of a file; empty lines are skipped.
+    """Reads all prompts of a file. Empty lines are skipped.
 
     Args:
-        path: A prompt per line; where the name ends in .jsonl, a JSON object per line with a "text".
+        path: A prompt per line; if the name ends in .jsonl, a JSON object with a "text" per line.
 
     Raises:
-        PromptsError: There is no prompt, or a line is not one.
+        PromptsError: The file holds no prompt, or a line that is none.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

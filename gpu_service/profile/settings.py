@@ -1,4 +1,4 @@
-"""Settings of the command that counts."""
+"""The settings of the profile command, each with its flag's help text."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,22 +17,22 @@ class Settings(ProgramSettings):
     program: ClassVar[str] = "gpu_service.profile"
 
     prompts: Path = Field(
-        description="file of prompts, one per line; where its name ends in .jsonl, JSON objects with a text"
+        description='file of prompts, one per line; if its name ends in .jsonl, JSON objects with a "text"'
     )
-    out: Path = Field(description="file to write; one that is there is replaced once all is counted")
+    out: Path = Field(description="file to write; an existing file is replaced once all prompts are counted")
     max_tokens: int = Field(64, ge=1, description="the most tokens generated after each prompt")
     experts: str | None = Field(
-        None, description="address of a running CPU expert service; unset: experts are computed in this process"
+        None, description="address of a running CPU expert service; unset: this process computes the experts"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="where all but the experts is computed; auto: cuda where there is one"
+        "auto", description="device that computes all but the experts; auto: cuda if there is one"
     )
     threads: int = Field(
-        0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's own choice, within the CPU quota"
+        0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's default, within the CPU quota"
     )
     max_slots: int = Field(8, ge=1, le=1024, description="the most prompts computed at one time")
     max_context: int = Field(
-        4096, ge=2, description="the most tokens in a prompt and its continuation; the model's own limit also holds"
+        4096, ge=2, description="the most tokens of a prompt and its continuation; the model's own limit also applies"
     )
 
     @field_validator("experts")
