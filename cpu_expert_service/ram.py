@@ -39,7 +39,11 @@ def copy_layers(layers: Sequence[LayerWeights], pool: Pool | None, progress: Pro
         NotEnoughMemoryError: They do not fit.
     """
     total_bytes = sum(_matrix_bytes(expert) for layer in layers for expert in layer.experts)
-    _check_memory(total_bytes)
+    if shortage := host_memory.shortage(total_bytes):
+        raise NotEnoughMemoryError(
+            f"--weights ram: copies of the experts {shortage}; set --weights mmap, which reads them from the page "
+            "cache, or raise the limit"
+        )
     done_bytes = 0
     copies = []
     for layer in layers:
@@ -105,13 +109,3 @@ def _allocate(num_bytes: int) -> torch.Tensor:
     with contextlib.suppress(OSError):  # a kernel without them: the copy is still correct
         memory.madvise(_MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)
-
-
-def _check_memory(num_bytes: int) -> None:
-    memory = host_memory.measure()
-    if num_bytes > memory.free_bytes:
-        needed, free, total = map(format_bytes, (num_bytes, memory.free_bytes, memory.total_bytes))
-        raise NotEnoughMemoryError(
-            f"--weights ram: copies of the experts need {needed}, and {free} are free of the {total} of memory that "
-            "this process may use; set --weights mmap, which reads them from the page cache, or raise the limit"
-        )

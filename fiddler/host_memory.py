@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fiddler import cgroup
+from fiddler.sizes import format_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,18 @@ def measure(root: Path = cgroup.ROOT) -> HostMemory:
     total = min([total, *(limit.limit_bytes for limit in limits)])
     free = min([free, *(limit.free_bytes for limit in limits)])
     return HostMemory(total, max(0, free))
+
+
+def shortage(num_bytes: int) -> str | None:
+    """Why so many bytes cannot be allocated, for the end of a sentence that names what needs them; None if they can.
+
+    Without this check the kernel kills the process once it has touched more pages than there are.
+    """
+    memory = measure()
+    if num_bytes <= memory.free_bytes:
+        return None
+    needed, free, total = map(format_bytes, (num_bytes, memory.free_bytes, memory.total_bytes))
+    return f"need {needed}, and {free} are free of the {total} of memory that this process may use"
 
 
 def _machine(root: Path) -> tuple[int, int]:

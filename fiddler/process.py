@@ -32,4 +32,4 @@ def prepare() -> None:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     """Ends the process at once. Until the server handles signals there is nothing to clean up."""
-    os._exit(0)
+    os._exit(0)  # an exception could be caught by what is being imported

@@ -9,6 +9,7 @@ import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
+from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.memory_budget import DeviceMemory
 from gpu_service.model_runner.forward_input import Logits
@@ -65,6 +66,31 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
     return DeviceMemory(total_bytes, free_bytes, workspace_bytes)
+
+
+def check_dense_weights(checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Checks that the host's memory holds dense weights that are converted; others stay in the checkpoint's pages.
+
+    Raises:
+        FlagError: It does not.
+    """
+    stored = checkpoint.expert_dtype  # stands for the dense weights', as elsewhere
+    if device.type != "cpu" or dtype is stored:
+        return
+    num_bytes = checkpoint.dense_bytes * dtype.itemsize // stored.itemsize
+    if shortage := host_memory.shortage(num_bytes):
+        names = (str(each).removeprefix("torch.") for each in (dtype, stored))
+        raise FlagError("--dtype: dense weights in {}, converted from {}, {}; raise the limit".format(*names, shortage))
+
+
+def check_kv_cache(budget: KvBudget, device: torch.device) -> None:
+    """Checks that the host's memory holds the KV cache, which the system gives out before it is there.
+
+    Raises:
+        FlagError: It does not.
+    """
+    if device.type == "cpu" and (shortage := host_memory.shortage(budget.num_bytes)):
+        raise FlagError(f"--kv-memory: keys and values {shortage}; ask for less, or for auto")
 
 
 def experts_workspace_bytes(

@@ -11,6 +11,7 @@ import torch
 
 from fiddler import host_memory, tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.sizes import format_bytes
 from gpu_service.calibration.measure import expert_bytes
 from gpu_service.engine.kv_budget import AUTO_SHARE, GIB
 from gpu_service.errors import FlagError
@@ -28,11 +29,9 @@ from gpu_service.models.registry import architecture_of
 from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
 from gpu_service.startup import read_bandwidth
-from gpu_service.startup.device_memory import device_of, experts_workspace_bytes
+from gpu_service.startup.device_memory import check_dense_weights, device_of, experts_workspace_bytes
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.text.tokenizer import Tokenizer
-
-_UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +87,12 @@ def examine(settings: Settings) -> Candidate:
     find_replacements(checkpoint, config, architecture)
     check_generation_config(checkpoint.directory, read_generation_config(checkpoint.directory, config))
     Tokenizer(checkpoint.directory)
+    dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
+    check_dense_weights(checkpoint, device=device, dtype=dtype)
     return Candidate(
         checkpoint=checkpoint,
         experts_per_token=architecture.num_experts_per_token(config),
-        dtype=tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype),
+        dtype=dtype,
         device=device,
     )
 
@@ -118,7 +119,9 @@ def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
         return DeviceMemory(host.total_bytes, max(0, host.free_bytes - candidate.dense_bytes), 0, is_host=True)
     free, total = torch.cuda.mem_get_info(candidate.device)
     if candidate.dense_bytes > free:
-        raise FlagError(f"--device: the dense weights take {_size(candidate.dense_bytes)}, and {_size(free)} are free")
+        raise FlagError(
+            f"--device: the dense weights take {format_bytes(candidate.dense_bytes)}, and {format_bytes(free)} are free"
+        )
     free -= candidate.dense_bytes
     kept = AUTO_SHARE * free if settings.kv_memory == "auto" else float(settings.kv_memory) * GIB
     num_tokens = max(settings.prefill_chunk, settings.max_slots)
@@ -143,16 +146,16 @@ def _weights(candidate: Candidate) -> list[tuple[str, str]]:
     return [
         ("model", str(checkpoint.directory)),
         ("family", f"{checkpoint.model_type}, {how}"),
-        ("dense", _size(checkpoint.dense_bytes)),
-        ("experts", f"{_size(checkpoint.expert_bytes)} in {stored}: {len(layers)} layers x {_span(counts, str)} of "
-         f"{_span(sizes, _size)}{wanted}"),
+        ("dense", format_bytes(checkpoint.dense_bytes)),
+        ("experts", f"{format_bytes(checkpoint.expert_bytes)} in {stored}: {len(layers)} layers x {_span(counts, str)} "
+         f"of {_span(sizes, format_bytes)}{wanted}"),
     ]  # fmt: skip
 
 
 def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
     host = host_memory.measure()
     expert_bytes = candidate.checkpoint.expert_bytes
-    memory = f"{_size(expert_bytes)} of experts, and {_size(host.free_bytes)} are free"
+    memory = f"{format_bytes(expert_bytes)} of experts, and {format_bytes(host.free_bytes)} are free"
     if expert_bytes > host.free_bytes:
         memory += ": too little, so experts would be read from the disk again and again"
     if candidate.device.type == "cpu":
@@ -161,8 +164,8 @@ def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
     name = torch.cuda.get_device_name(candidate.device)
     share = f"at least {resident} of {candidate.num_experts} experts" if resident else "no expert"
     return [
-        ("device", f"{candidate.device} ({name}), {_size(free)} of {_size(total)} free"),
-        ("resident", f"{share}, and {_size(candidate.dense_bytes)} of dense weights"),
+        ("device", f"{candidate.device} ({name}), {format_bytes(free)} of {format_bytes(total)} free"),
+        ("resident", f"{share}, and {format_bytes(candidate.dense_bytes)} of dense weights"),
         ("memory", memory),
     ]
 
@@ -175,16 +178,16 @@ def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:
     wanted = candidate.expert_bytes_per_token
     if candidate.device.type == "cpu":
         num_bytes = wanted + candidate.dense_bytes
-        return "decode", _rate(num_bytes / host, f"{_size(num_bytes)} of weights read at {host / 1e9:.3g} GB/s")
+        return "decode", _rate(num_bytes / host, f"{format_bytes(num_bytes)} of weights read at {host / 1e9:.3g} GB/s")
     device = read_bandwidth.device_bytes_per_second(candidate.device)
     remote = wanted * (1 - resident / candidate.num_experts)
     # both sides read at the same time, except for the dense weights
     seconds = candidate.dense_bytes / device + max((wanted - remote) / device, remote / host)
     return "decode", _rate(
         seconds,
-        f"{_size(int(remote))} of experts read from memory at {host / 1e9:.3g} GB/s, and "
-        f"{_size(int(wanted - remote) + candidate.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if all "
-        "experts are chosen equally often",
+        f"{format_bytes(int(remote))} of experts read from memory at {host / 1e9:.3g} GB/s, and "
+        f"{format_bytes(int(wanted - remote) + candidate.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if "
+        "all experts are chosen equally often",
     )
 
 
@@ -196,10 +199,3 @@ def _rate(seconds: float, why: str) -> str:
 
 def _span(values: list[int], text: Callable[[int], str]) -> str:
     return text(values[0]) if len(values) == 1 else f"{text(values[0])} to {text(values[-1])}"
-
-
-def _size(num_bytes: int) -> str:
-    for unit, name in _UNITS:
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.4g} {name}"
-    return f"{num_bytes} bytes"

@@ -18,7 +18,12 @@ from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.parameters import not_honoured
 from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
-from gpu_service.startup.device_memory import free_bytes, out_of_memory_reported
+from gpu_service.startup.device_memory import (
+    check_dense_weights,
+    check_kv_cache,
+    free_bytes,
+    out_of_memory_reported,
+)
 from gpu_service.text.tokenizer import Tokenizer
 
 _log = structlog.get_logger("gpu_service")
@@ -49,6 +54,7 @@ def load_model(
         dispatcher = Dispatcher(checkpoint, device, experts, in_process=in_process)
     except UnknownActivationError as error:
         raise ModelError(f"{checkpoint.directory}: {error}") from None
+    check_dense_weights(checkpoint, device=device, dtype=dtype)
     with out_of_memory_reported(device, "the model"):
         model = Model(
             checkpoint,
@@ -91,6 +97,7 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
             free_bytes=free_bytes(model.device),
             row_bytes=cache.row_bytes,
         )
+        check_kv_cache(budget, model.device)
         cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()
     _log.info("warm-up done", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)
