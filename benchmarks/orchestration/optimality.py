@@ -30,7 +30,7 @@ class Case:
 
     def plan(self) -> planner.Plan:
         """The planner's plan."""
-        return planner.plan(self.counts, self.resident, self.costs, self.pending)
+        return planner.plan(self.counts, self.resident, self.costs, pending=self.pending)
 
 
 def seconds(case: Case, streamed: Sequence[int], remote: Sequence[int]) -> tuple[float, float]:

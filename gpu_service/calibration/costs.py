@@ -67,7 +67,7 @@ def obtain(target: CalibrationTarget, file: Path | None, recalibrate: bool) -> L
         )
         _save(target, path, measurements)
     layer_bytes = [expert_bytes(layer) for layer in target.checkpoint.layers]
-    latency = LatencyModel(measurements, layer_bytes, target.max_rows, max(1, target.experts_per_token))
+    latency = LatencyModel(measurements, layer_bytes, target.max_rows, experts_per_row=max(1, target.experts_per_token))
     _tell(latency, target, path)
     return latency
 

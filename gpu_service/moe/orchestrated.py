@@ -54,7 +54,7 @@ class Orchestrated(MeasuredRemote):
         costs = self._latency.costs(layer)
         if not remote_available:
             costs = costs.without_cpu()
-        return planner.plan(counts, self._slots.resident(layer), costs, self._slots.pending(layer))
+        return planner.plan(counts, self._slots.resident(layer), costs, pending=self._slots.pending(layer))
 
     @override
     def start_copies(self, layer: int, counts: npt.NDArray[np.int64], plan: Plan) -> Sequence[tuple[int, ExpertCopy]]:

@@ -1,4 +1,4 @@
-"""Seconds as a curve over rows, fitted to timings. Pure Python; it knows nothing of what was timed."""
+"""Seconds as a curve over rows, fitted to timings of anything."""
 
 import statistics
 from bisect import bisect_right
@@ -10,14 +10,14 @@ Sample = tuple[int, float]
 
 
 class Curve:
-    """Seconds by rows: straight lines between the medians of what was measured, never falling.
+    """Seconds by rows: straight lines between the medians of the timings, never falling.
 
-    Below the first measured point it is flat, since reading the weights is what takes the time; beyond the last it goes
-    on as it last rose.
+    Below the first measured point it is flat, because reading the weights takes the time there. Beyond the last point
+    it continues with the slope of the last rise.
     """
 
     def __init__(self, samples: Iterable[Sample]) -> None:
-        """Fits it to at least one sample."""
+        """Fits the curve to at least one sample."""
         self._samples = tuple(samples)
         by_rows = medians(self._samples)
         self._rows = list(by_rows)
@@ -29,7 +29,7 @@ class Curve:
                 break
 
     def __call__(self, rows: int) -> float:
-        """Seconds at a number of rows."""
+        """Returns the seconds at a number of rows."""
         if rows <= 0:
             return 0.0
         after = bisect_right(self._rows, rows)
@@ -43,10 +43,10 @@ class Curve:
 
     @property
     def fit_error(self) -> float:
-        """How far timings were from a curve that did not know their number of rows: the median, relative to them.
+        """The median relative error of the curve at numbers of rows that it was not fitted to.
 
-        Each number of rows between the first and the last is left out in turn and its timings held against the curve of
-        the rest, so that it tells how good the curve is where nothing was measured. 0 where there is nothing between.
+        Each number of rows between the first and the last is left out in turn, and its timings are compared with the
+        curve fitted to the rest. 0 if there are no numbers between the first and the last.
         """
         errors = []
         for left_out in self._rows[1:-1]:
@@ -56,12 +56,12 @@ class Curve:
         return statistics.median(errors) if errors else 0.0
 
     def table(self, max_rows: int) -> list[float]:
-        """Seconds at 0 to `max_rows` rows."""
+        """Returns the seconds at 0 to `max_rows` rows."""
         return [self(rows) for rows in range(max_rows + 1)]
 
 
 def medians(samples: Iterable[Sample]) -> dict[int, float]:
-    """Median seconds by rows, ascending."""
+    """Returns the median seconds by rows, ascending."""
     by_rows = defaultdict(list)
     for rows, seconds in samples:
         by_rows[rows].append(seconds)
@@ -69,7 +69,7 @@ def medians(samples: Iterable[Sample]) -> dict[int, float]:
 
 
 def _never_falling(values: Sequence[float]) -> list[float]:
-    """The nearest non-decreasing values in the sense of least squares: neighbours out of order become their mean."""
+    """Returns the least-squares non-decreasing fit: neighbours that are out of order become their mean."""
     pools: list[tuple[float, int]] = []  # (mean, how many)
     for value in values:
         mean, size = value, 1

@@ -89,7 +89,7 @@ class Ours(Server):
         ready = self._ready[layer]
         self.hits += sum(expert in ready for expert in routed.active)
         costs = self._latency.costs(layer)
-        plan = planner.plan(routed.counts, ready, costs, self.link.pending(layer))
+        plan = planner.plan(routed.counts, ready, costs, pending=self.link.pending(layer))
         self._placement.observe(layer, routed.counts)
         remote = self._remote(routed, plan, costs)
         self._run(routed, plan, remote, self._copies(layer, plan))
@@ -184,7 +184,7 @@ def _calibrate(system: System, transfer_seconds: float) -> LatencyModel:
         transfer=(transfer_seconds,),
     )
     layer_bytes = [system.model.expert_bytes] * system.model.moe_layers
-    return LatencyModel(measurements, layer_bytes, MAX_ROWS, system.model.top_k)
+    return LatencyModel(measurements, layer_bytes, MAX_ROWS, experts_per_row=system.model.top_k)
 
 
 class OursBesideOthers(Ours):

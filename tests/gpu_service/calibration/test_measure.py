@@ -196,6 +196,8 @@ def test_a_real_service_is_measured_through_its_socket(model: Path, tmp_path: Pa
         finally:
             client.close()
     assert {rows for rows, _ in measured.hop} == {1, max_rows}
-    costs = LatencyModel(measured, [expert_bytes(layer) for layer in checkpoint.layers], max_rows, 2).costs(0)
+    costs = LatencyModel(
+        measured, [expert_bytes(layer) for layer in checkpoint.layers], max_rows, experts_per_row=2
+    ).costs(0)
     assert 0 < costs.cpu[1] <= costs.cpu[max_rows] < 1
     assert 0 < costs.round_trip < 1

@@ -137,7 +137,7 @@ def test_without_the_cpu_everything_is_streamed() -> None:
 
 
 def test_without_transfer_nothing_is_streamed() -> None:
-    plan = planner.plan([1, 0, 2, 3], {2}, _costs().without_transfer(), {0: 0.001})
+    plan = planner.plan([1, 0, 2, 3], {2}, _costs().without_transfer(), pending={0: 0.001})
     assert (plan.resident, plan.streamed, plan.remote) == ((2,), (), (0, 3))
     assert plan.gpu_seconds == 0.01
 
@@ -159,12 +159,12 @@ def test_a_round_trip_is_only_made_where_it_pays() -> None:
 def test_an_expert_that_is_half_there_is_streamed_where_a_whole_copy_would_not_pay() -> None:
     counts, costs = [2, 2, 2], _costs(transfer=8.0, round_trip=0.0)
     assert planner.plan(counts, frozenset(), costs).streamed == ()
-    assert planner.plan(counts, frozenset(), costs, {1: 0.25}).streamed == (1,)
+    assert planner.plan(counts, frozenset(), costs, pending={1: 0.25}).streamed == (1,)
 
 
 def test_what_is_under_way_is_copied_first() -> None:
     costs = _costs(cpu=100.0, transfer=1.0)
-    plan = planner.plan([1, 2, 3, 4], frozenset(), costs, {0: 1.0, 2: 0.5})
+    plan = planner.plan([1, 2, 3, 4], frozenset(), costs, pending={0: 1.0, 2: 0.5})
     assert plan.streamed == (2, 0, 3, 1)
 
 
