@@ -1,4 +1,4 @@
-"""The two child processes. Speaks to them as any client does: command line, health, signals."""
+"""The two child processes, controlled from outside: by command line, health checks and signals."""
 
 import contextlib
 import os
@@ -22,20 +22,20 @@ _POLL_SECONDS = 0.05
 
 
 class PairError(Exception):
-    """A service ended before it was asked to, or was not ready in time."""
+    """A service ended unexpectedly, or was not ready in time."""
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that nobody listens on."""
+    """A TCP port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 class Pair:
-    """Both services, running between `with Pair(...) as pair:` and its end.
+    """Both services, running within `with Pair(...) as pair:`.
 
-    Either part can be left out or stopped and started again, which is how tests and benchmarks break the pair.
+    Tests and benchmarks break a pair by stopping a service and starting it again, or by starting only one.
     """
 
     def __init__(
@@ -49,16 +49,16 @@ class Pair:
         environment: Mapping[str, str] | None = None,
         log: IO[bytes] | int | None = None,
     ) -> None:
-        """Starts nothing yet.
+        """Prepares; nothing is started yet.
 
         Args:
-            model: Directory of the checkpoint.
-            listen: Where the GPU service serves; None takes a free port of the loopback interface.
-            metrics_ports: The GPU service's and the CPU expert service's; None takes free ones.
+            model: The directory of the checkpoint.
+            listen: The address of the GPU service; None takes a free port of the loopback interface.
+            metrics_ports: The ports of the GPU service's and the CPU expert service's /metrics; None takes free ones.
             gpu_arguments: More flags for the GPU service.
             cpu_arguments: More flags for the CPU expert service.
             environment: Added to this process's environment.
-            log: Where both write their logs, as subprocess takes it; None is standard error.
+            log: Where both services log, as subprocess takes it; None is standard error.
         """
         self._directory = Path(tempfile.mkdtemp(prefix="fiddler-"))
         self.experts = f"unix:{self._directory}/experts.sock"
@@ -81,7 +81,9 @@ class Pair:
     def __enter__(self) -> Self:
         try:
             if self.is_serving(self.target):
-                raise PairError(f"another server serves on {self.target} already")
+                raise PairError(
+                    f"another server is already serving on {self.target}; stop it or choose another address"
+                )
             self.start("cpu_expert_service")
             self.start("gpu_service")
             self.wait_until_serving()
@@ -106,7 +108,11 @@ class Pair:
         return subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
 
     def stop(self, service: str, number: int = signal.SIGTERM, timeout_seconds: float = 30) -> int:
-        """Signals a service and returns its exit status."""
+        """Signals a service, waits for its end and returns its exit status.
+
+        Raises:
+            PairError: It did not end in time, and was killed.
+        """
         process = self.processes[service]
         if process.poll() is None:
             process.send_signal(number)
@@ -115,27 +121,28 @@ class Pair:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise PairError(f"{service} did not stop within {timeout_seconds:g} s") from None
+            raise PairError(f"{service} did not stop within {timeout_seconds:g} s and was killed") from None
 
     def wait_until_serving(
         self, address: str | None = None, timeout_seconds: float | None = None, serving: bool = True
     ) -> None:
-        """Waits until a service reports that it is ready (or, with serving=False, that it is not).
+        """Waits until a service reports that it is serving, or with serving=False that it is not.
 
         Args:
-            address: The service's; None for the GPU service, which is ready when both are.
-            timeout_seconds: How long to wait; None waits as long as both services run, since reading a large model's
-                experts can take minutes.
-            serving: What to wait for.
+            address: The service's address; None is the GPU service's, which is serving once both services are ready.
+            timeout_seconds: How long to wait; None waits as long as both services run, since reading the experts of a
+                large model can take minutes.
+            serving: Whether to wait for serving or for not serving.
 
         Raises:
-            PairError: A service ended, or time ran out.
+            PairError: A service ended, or the time ran out.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         while self.is_serving(address or self.target) is not serving:
             self.check()
             if deadline is not None and time.monotonic() > deadline:
-                raise PairError(f"{address or self.target} was not as expected within {timeout_seconds:g} s")
+                state = "serving" if serving else "out of service"
+                raise PairError(f"{address or self.target} was not {state} within {timeout_seconds:g} s")
             time.sleep(_POLL_SECONDS)
 
     @staticmethod
@@ -147,13 +154,17 @@ class Pair:
             return rpc.is_serving(channel, timeout_seconds=2)
 
     def check(self) -> None:
-        """Raises PairError where a service has ended."""
+        """Checks that both services run.
+
+        Raises:
+            PairError: A service has ended.
+        """
         for service, process in self.processes.items():
             if process.poll() is not None:
                 raise PairError(f"{service} ended with status {process.returncode}")
 
     def close(self) -> None:
-        """Stops what runs, the GPU service first, and removes the socket's directory."""
+        """Stops the services that run, the GPU service first, and removes the directory of the socket."""
         for service in ("gpu_service", "cpu_expert_service"):
             if service in self.processes:
                 with contextlib.suppress(PairError):

@@ -1,13 +1,15 @@
-"""`python -m client.top`: what the services do, live in a terminal, read from their /metrics.
+"""`python -m client.top`: shows live in a terminal what the services do, from their /metrics.
 
-A view and no more: it asks nothing of the services but /metrics, and keeps nothing once it ends. What lasts, with
-alerts, is for Prometheus.
+It reads nothing but /metrics and stores nothing. Prometheus keeps history and raises alerts.
 
-    names.py     which metrics are read
-    scrape.py    one /metrics, read and parsed
-    rates.py     what lies between two of them
-    monitor.py   both services over time, as snapshots
-    snapshot.py  what one snapshot says
-    heat.py      a layer x expert map, fitted to columns and rows
-    view.py      a snapshot on the screen
+    names.py     the metrics that are read
+    scrape.py    reads and parses one /metrics
+    rates.py     compares two readings: growth and quantiles
+    experts.py   selections by layer and expert
+    monitor.py   reads both services over time and makes snapshots
+    snapshot.py  the fields of a snapshot
+    heat.py      fits a layer x expert map to columns and rows
+    maps.py      draws the maps as a table
+    view.py      draws a snapshot on the screen
+    keys.py      reads keys
 """

@@ -135,7 +135,9 @@ def _watch(monitor: Monitor, settings: _Settings) -> int:
             due = time.monotonic() + settings.interval_seconds
             snapshot = monitor.sample()
             while True:
-                live.update(View(snapshot, choice, settings.half_life_seconds, live=True), refresh=True)
+                live.update(
+                    View(snapshot, choice=choice, half_life_seconds=settings.half_life_seconds, live=True), refresh=True
+                )
                 left = due - time.monotonic()
                 if left <= 0:
                     break
@@ -150,7 +152,7 @@ def _print(snapshot: Snapshot, settings: _Settings) -> None:
     if settings.as_json:
         print(json.dumps(dataclasses.asdict(snapshot)), flush=True)
     else:
-        Console().print(View(snapshot, settings.maps, settings.half_life_seconds))
+        Console().print(View(snapshot, choice=settings.maps, half_life_seconds=settings.half_life_seconds))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which experts were chosen, from readings of the GPU service, by layer."""
+"""Selections by layer and expert, from readings of the GPU service."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,35 +10,34 @@ from client.top.snapshot import ROUTES, HotExpert, Layer
 _NUM_HOTTEST = 5
 
 
-class Decayed:
-    """Selections by layer and expert that count less the older they are."""
+class DecayedSelections:
+    """Selections by layer and expert, weighted less the older they are."""
 
     def __init__(self, half_life_seconds: float) -> None:
-        """Counts nothing yet."""
         self._half_life_seconds = half_life_seconds
         self._selections: dict[int, list[float]] = {}
 
     def add(self, growth: Growth) -> None:
-        """Adds what was chosen between two readings."""
+        """Adds the selections between two readings."""
         weight = 0.5 ** (growth.seconds / self._half_life_seconds)
         for layer, new in _by_expert(growth, names.SELECTIONS_BY_EXPERT).items():
             old = self._selections.get(layer, [])
-            if len(old) != len(new):  # the first, or a service that was started anew with another model
+            if len(old) != len(new):  # first reading, or the service restarted with another model
                 old = [0.0] * len(new)
             self._selections[layer] = [weight * before + more for before, more in zip(old, new, strict=True)]
 
     def of(self, layer: int) -> list[float] | None:
-        """[experts], or None where nothing is known."""
+        """The weighted selections of a layer, [experts]; None if nothing is known about it."""
         return self._selections.get(layer)
 
 
-def layers(now: Exposition, growth: Growth | None, decayed: Decayed) -> list[Layer]:
-    """Every layer that the service says something of, ascending.
+def layers(now: Exposition, growth: Growth | None, decayed: DecayedSelections) -> list[Layer]:
+    """All layers that the service exports metrics of, ascending.
 
     Args:
-        now: What it exports.
-        growth: By how much that grew within the window; None where there is nothing to compare with.
-        decayed: Selections up to now.
+        now: The latest reading.
+        growth: The growth within the window; None until there are two readings.
+        decayed: The selections seen so far.
     """
     selections = _by_expert(growth, names.SELECTIONS_BY_EXPERT) if growth else {}
     routes = _by_route(growth) if growth else {}
@@ -65,7 +64,7 @@ def layers(now: Exposition, growth: Growth | None, decayed: Decayed) -> list[Lay
 
 
 def route_shares(by_layer: Iterable[Layer]) -> dict[str, float] | None:
-    """Shares of all layers' selections by route; None where there were none."""
+    """Each route's share of the selections of all layers; None if there were no selections."""
     totals = dict.fromkeys(ROUTES, 0.0)
     for layer in by_layer:
         for route, selections in (layer.routes or {}).items():
@@ -75,7 +74,7 @@ def route_shares(by_layer: Iterable[Layer]) -> dict[str, float] | None:
 
 
 def hottest(by_layer: Iterable[Layer]) -> list[HotExpert]:
-    """The experts with the largest shares of their layers' selections."""
+    """The experts with the largest shares of their layers' selections, largest first."""
     found = []
     for layer in by_layer:
         total = sum(layer.selections or ())
@@ -92,7 +91,7 @@ def _imbalance(selections: Sequence[float]) -> float | None:
 
 
 def _by_expert(series: Series, name: str) -> dict[int, list[float]]:
-    """[experts] by layer; an expert that is not exported has 0."""
+    """The values by layer, [experts] each; 0 for an expert that is not exported."""
     values = {(int(layer), int(expert)): v for (layer, expert), v in series.by(name, "layer", "expert").items()}
     sizes: dict[int, int] = {}
     for layer, expert in values:

@@ -1,7 +1,8 @@
-"""A layer x expert map, fitted to the columns and rows that there are. Colours and text are for whoever draws it.
+"""Fits a layer x expert map to the columns and rows of the screen, and chooses colours. maps.py draws it.
 
-A value is a share of the layer's selections over the even share: 1 is even, 0 never chosen. Where experts are more
-than columns, neighbours share a cell, which shows the largest of them: a mean would hide what the map is looked at for.
+A value is an expert's share of the layer's selections, divided by the even share: 1 is even, 0 is never selected. If
+there are more experts than columns, neighbours share a cell, which shows the largest value: a mean would hide the hot
+experts that the map is there to show.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 _LEAST_SCALE = 2.0
 _WIDEST_CELL = 4
-# from cold to hot; lightness ascends, so that it also reads without colours. Anchors of matplotlib's inferno.
+# From cold to hot: anchors of matplotlib's inferno, whose lightness ascends, so it can be read without colours.
 _ANCHORS = ((0, 0, 4), (40, 11, 84), (101, 21, 110), (159, 42, 99), (212, 72, 66), (245, 125, 21), (252, 255, 164))
 
 Rgb = tuple[int, int, int]
@@ -20,11 +21,11 @@ Rgb = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one place on the screen shows.
+    """One cell of the map.
 
     Attributes:
-        value: The largest of its experts; None where the layer was not used.
-        resident: The share of its experts that lie on the device; None where that is not known.
+        value: The largest value of its experts; None if the layer was not used.
+        resident: The share of its experts that are resident on the device; None if that is not known.
     """
 
     value: float | None
@@ -33,10 +34,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a map of num_experts columns lies in the columns of the screen.
+    """How many columns of the screen and how many experts a cell takes.
 
     Attributes:
-        experts_per_cell: 1, or more where they do not fit.
+        experts_per_cell: 1, or more if there are too few columns.
         cell_width: Columns of the screen for each cell.
         num_cells: Cells in a row.
     """
@@ -55,28 +56,29 @@ class Fit:
 
     @property
     def columns(self) -> int:
-        """Columns of the screen that it takes."""
+        """The width of the map, in columns of the screen."""
         return self.num_cells * self.cell_width
 
 
 def shares(selections: Sequence[float] | None) -> list[float] | None:
-    """[experts] values of a layer; None where nothing was chosen, or it is not known."""
+    """The values of a layer, [experts]; None if nothing was selected, or that is not known."""
     total = sum(selections or ())
     return [count * len(selections) / total for count in selections] if selections and total else None
 
 
 def cells(
     rows: Sequence[Sequence[float] | None],
+    *,
     resident: Sequence[Sequence[int] | None],
     num_experts: int,
     experts_per_cell: int,
 ) -> list[Cell]:
-    """One row of the screen, which stands for one layer or for several.
+    """The cells of one row of the screen, which shows one layer or several.
 
     Args:
-        rows: Each layer's values, [experts].
-        resident: Each layer's experts that lie on the device.
-        num_experts: Of a layer.
+        rows: The values of each layer, [experts].
+        resident: The experts of each layer that are resident on the device.
+        num_experts: Experts in a layer.
         experts_per_cell: How many neighbours share a cell.
     """
     sets = [None if layer is None else set(layer) for layer in resident]
@@ -90,7 +92,7 @@ def cells(
 
 
 def scale(rows: Sequence[Sequence[float] | None]) -> float:
-    """The value of the hottest colour: the largest, or twice the even share where nothing is hotter."""
+    """The value of the hottest colour: the largest value, and at least twice the even share."""
     return max([_LEAST_SCALE, *(max(row) for row in rows if row)])
 
 
@@ -104,11 +106,11 @@ def colour(value: float, hottest: float) -> Rgb:
 
 
 def is_light(rgb: Rgb) -> bool:
-    """Whether dark text is read better on it."""
+    """Whether dark text is easier to read on this colour than light text."""
     return 0.299 * rgb[0] + 0.587 * rgb[1] + 0.114 * rgb[2] > 140
 
 
 def layer_groups(num_layers: int, rows: int | None) -> list[range]:
-    """Which layers share a row of the screen; None: there is no end of rows."""
+    """The layers of each row of the screen. With rows=None there is no limit, and each layer has its own row."""
     size = 1 if rows is None else math.ceil(num_layers / max(1, rows))
     return [range(start, min(start + size, num_layers)) for start in range(0, num_layers, max(1, size))]

@@ -1,4 +1,4 @@
-"""Keys as they are pressed, where there is a terminal to press them in."""
+"""Reads single keys from a terminal."""
 
 import contextlib
 import os
@@ -10,17 +10,20 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def keys() -> Iterator[Callable[[float], str | None]]:
-    """Gives a function that waits so many seconds for a key; None where none came, or there is no terminal."""
+    """Yields a function that waits up to some seconds for a key and returns it.
+
+    The function returns None if no key was pressed in time. Without a terminal it only waits.
+    """
     try:
         import termios
         import tty
 
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
-    except (ImportError, OSError, ValueError, AttributeError):  # not Unix; not open; no terminal
+    except (ImportError, OSError, ValueError, AttributeError):  # not Unix, standard input is closed, or no terminal
         yield _wait
         return
-    except Exception as error:  # termios.error is no OSError, and is not there to name where the import failed
+    except Exception as error:  # termios.error, which cannot be named if the import of termios failed
         if type(error).__module__ != "termios":
             raise
         yield _wait
@@ -30,7 +33,7 @@ def keys() -> Iterator[Callable[[float], str | None]]:
         if not select.select([descriptor], [], [], seconds)[0]:
             return None
         key = os.read(descriptor, 1).decode(errors="replace")
-        if not key:  # the terminal has hung up, and would never wait again
+        if not key:  # the terminal has hung up, and select() no longer waits
             time.sleep(seconds)
         return key or None
 

@@ -1,8 +1,8 @@
-"""The layer x expert maps as a table for the screen, with each layer's routes beside them. Fitting is in heat.py."""
+"""Draws the layer x expert maps as a table, with each layer's routes next to them. heat.py fits them to the screen."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from rich.color import Color
 from rich.style import Style
@@ -13,25 +13,25 @@ from client.top import heat
 from client.top.snapshot import ROUTES, Layer
 
 Choice = Literal["auto", "both", "recent", "decayed"]
-CHOICES: tuple[Choice, ...] = ("auto", "both", "recent", "decayed")
-"""Which maps: auto shows both where the screen has a column for each expert in both, else the recent one."""
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+"""Which maps are shown. "auto" shows both if the screen has a column for every expert in both, else the recent one."""
 
 SHADES = " .:-=+*#%@"
-"""From cold to hot, where there are no colours."""
+"""From cold to hot, for terminals without colours."""
 
-_BESIDE_COLUMNS = 36  # what layer, routes, imbalance and resident take, and the space between columns
+_OTHER_COLUMNS = 36  # the width of layer, routes, imbalance and resident, with the space between columns
 _LEAST_COLUMNS = 8
-_NUMBER_COLUMNS = 4  # a mark, two digits and a space
+_NUMBER_COLUMNS = 4  # for a mark, two digits and a space
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
 @dataclass(frozen=True, slots=True)
 class Ink:
-    """What the terminal can show.
+    """What the terminal can display.
 
     Attributes:
-        colours: Whether it has any.
-        ascii_only: Whether it has no other characters.
+        colours: Whether it has colours.
+        ascii_only: Whether it is limited to ASCII.
     """
 
     colours: bool
@@ -39,12 +39,12 @@ class Ink:
 
     @property
     def all_resident(self) -> str:
-        """Marks a cell whose experts all lie on the device."""
+        """Marks a cell whose experts are all resident on the device."""
         return "*" if self.ascii_only else "•"
 
     @property
     def some_resident(self) -> str:
-        """Marks a cell of which some do."""
+        """Marks a cell with some resident experts."""
         return "." if self.ascii_only else "·"
 
 
@@ -55,34 +55,35 @@ class _Map:
 
 
 def num_experts(layers: Sequence[Layer]) -> int:
-    """The most that a layer has; 0 where selections by expert are not exported."""
+    """The largest number of experts in a layer; 0 if selections by expert are not exported."""
     return max([0, *(len(layer.selections or layer.decayed_selections or ()) for layer in layers)])
 
 
 def scale(layers: Sequence[Layer]) -> float:
-    """The value of the hottest colour, of both maps, so that they can be compared."""
+    """The value of the hottest colour. Both maps share it, so that they can be compared."""
     values = [
         heat.shares(selections) for layer in layers for selections in (layer.selections, layer.decayed_selections)
     ]
     return heat.scale(values)
 
 
-def table(layers: Sequence[Layer], choice: Choice, window: str, ink: Ink, columns: int, rows: int | None) -> Table:
-    """The table.
+def table(layers: Sequence[Layer], *, choice: Choice, window: str, ink: Ink, columns: int, rows: int | None) -> Table:
+    """Draws the maps.
 
     Args:
-        layers: At least one.
-        choice: Which maps.
-        window: What the recent one is of, in words.
-        ink: What the terminal can show.
-        columns: Of the screen.
-        rows: Of the screen, its two lines of headings included; None: there is no end of them.
+        layers: At least one layer.
+        choice: Which maps to show.
+        window: The title of the recent map: the time that it covers.
+        ink: What the terminal can display.
+        columns: The columns of the screen.
+        rows: The rows of the screen for the table, two lines of headings included; None for no limit.
     """
     experts = num_experts(layers)
-    space = max(_LEAST_COLUMNS, columns - _BESIDE_COLUMNS)
-    maps = _maps(layers, choice, window, experts, space) if experts else []
+    space = max(_LEAST_COLUMNS, columns - _OTHER_COLUMNS)
+    is_both = choice == "both" or (choice == "auto" and 2 * experts + 2 <= space)
+    maps = _maps(layers, "both" if is_both else choice, window) if experts else []
     fit = heat.Fit.of(experts, (space - 2 * (len(maps) - 1)) // len(maps)) if maps else None
-    painter = _Painter(experts, fit, scale(layers), ink) if fit else None
+    painter = _Painter(num_experts=experts, fit=fit, hottest=scale(layers), ink=ink) if fit else None
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     shown.add_column("\nlayer", justify="right", no_wrap=True)
     groups = heat.layer_groups(len(layers), None if rows is None else rows - 2)
@@ -96,22 +97,21 @@ def table(layers: Sequence[Layer], choice: Choice, window: str, ink: Ink, column
     for group in groups:
         members = [layers[index] for index in group]
         pictures = [painter.row([each.rows[index] for index in group], members) for each in maps] if painter else []
-        shown.add_row(_label(members), *pictures, *_beside(members))
+        shown.add_row(_label(members), *pictures, *_other_columns(members))
     return shown
 
 
-def _maps(layers: Sequence[Layer], choice: Choice, window: str, experts: int, space: int) -> list[_Map]:
-    both = choice == "both" or (choice == "auto" and 2 * experts + 2 <= space)
+def _maps(layers: Sequence[Layer], choice: Choice, window: str) -> list[_Map]:
     maps = []
-    if both or choice != "decayed":
+    if choice != "decayed":
         maps.append(_Map(window, [heat.shares(layer.selections) for layer in layers]))
-    if both or choice == "decayed":
+    if choice in ("both", "decayed"):
         maps.append(_Map("decayed", [heat.shares(layer.decayed_selections) for layer in layers]))
     return maps
 
 
 def _ruler(fit: heat.Fit) -> str:
-    """Indices of experts over their cells, as many as there is room for."""
+    """The indices of experts above their cells, as many as fit."""
     line = ""
     for cell in range(fit.num_cells):
         start = cell * fit.cell_width
@@ -124,7 +124,7 @@ def _ruler(fit: heat.Fit) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Painter:
-    """Draws cells: experts of a layer, how they fit, the hottest value, what the terminal can show."""
+    """Draws the cells of maps of one size and scale."""
 
     num_experts: int
     fit: heat.Fit
@@ -132,10 +132,13 @@ class _Painter:
     ink: Ink
 
     def row(self, values: Sequence[list[float] | None], members: Sequence[Layer]) -> Text:
-        """One row of a map, which stands for these layers."""
+        """One row of a map, which shows these layers."""
         text = Text()
         residents = [layer.resident for layer in members]
-        for cell in heat.cells(values, residents, self.num_experts, self.fit.experts_per_cell):
+        cells = heat.cells(
+            values, resident=residents, num_experts=self.num_experts, experts_per_cell=self.fit.experts_per_cell
+        )
+        for cell in cells:
             text.append(*self._cell(cell))
         return text
 
@@ -165,8 +168,8 @@ def _label(members: Sequence[Layer]) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _beside(members: Sequence[Layer]) -> list[str]:
-    """Shares by route in per cent, imbalance, and how many experts of a layer lie on the device; of layers together."""
+def _other_columns(members: Sequence[Layer]) -> list[str]:
+    """Shares by route in per cent, the largest imbalance, and the number of resident experts, over these layers."""
     totals = {route: sum((layer.routes or {}).get(route, 0.0) for layer in members) for route in ROUTES}
     total = sum(totals.values())
     routes = [f"{100 * totals[route] / total:.0f}" if total else "-" for route in ROUTES]

@@ -1,4 +1,4 @@
-"""Both services over time: asks them, remembers what the window needs, and says what is known as a snapshot."""
+"""Reads both services over time, keeps the readings of the window, and makes snapshots."""
 
 import time
 from collections.abc import Sequence
@@ -8,36 +8,40 @@ from typing import Protocol, Self
 
 from client._errors import ClientError
 from client.top import names
-from client.top.experts import Decayed, hottest, layers, route_shares
+from client.top.experts import DecayedSelections, hottest, layers, route_shares
 from client.top.rates import Growth, increase, quantiles
 from client.top.scrape import Exposition
 from client.top.snapshot import Bandwidth, Service, Snapshot
 
 
 class Source(Protocol):
-    """What a service's metrics come from: an Endpoint, but for tests."""
+    """Where a service's metrics come from: an Endpoint, or a script in tests."""
 
     @property
     def url(self) -> str:
-        """Where it is."""
+        """The URL of the metrics."""
 
     def scrape(self, timeout_seconds: float) -> Exposition:
-        """Reads what is exported now; raises ClientError."""
+        """Reads the metrics.
+
+        Raises:
+            ClientError: They cannot be read.
+        """
 
 
 class _Watched:
-    """One service: what it exported within the window, and why it does not answer."""
+    """One service: its readings within the window, and why it does not answer."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.readings: list[Exposition] = []
         self.error: ClientError | None = None
-        # by how much it grew since it answered last, however long ago
+        # the growth since its previous answer, however long ago that was
         self.latest_growth: Growth | None = None
         self._latest: Exposition | None = None
 
     def read(self, timeout_seconds: float, window_seconds: float) -> None:
-        """Asks it. An error is kept instead, and ends the window."""
+        """Reads the service. An error is kept, and clears the window."""
         self.latest_growth = None
         try:
             reading = self.source.scrape(timeout_seconds)
@@ -49,18 +53,18 @@ class _Watched:
         if self._latest is not None:
             self.latest_growth = increase(self._latest, reading)
         self._latest = reading
-        # the one before stays, however slow the other service is to answer
+        # The previous reading always stays: the other service may have delayed this one past the window.
         kept = [old for old in self.readings[:-1] if reading.at_seconds - old.at_seconds <= window_seconds]
         self.readings = [*kept, *self.readings[-1:], reading]
 
     @property
     def now(self) -> Exposition | None:
-        """What it exports, where it answered."""
+        """The latest reading; None if the service did not answer."""
         return self.readings[-1] if self.error is None else None
 
     @property
     def growth(self) -> Growth | None:
-        """By how much its counters grew within the window, where it answered before and now."""
+        """The growth within the window; None without two readings."""
         if self.error is not None or len(self.readings) < 2:
             return None
         return increase(self.readings[0], self.readings[-1])
@@ -72,7 +76,7 @@ class _Watched:
 
 
 class Monitor:
-    """Asks both services; of each, a thread that waits for it."""
+    """Reads both services, each in a thread of its own."""
 
     def __init__(
         self,
@@ -84,22 +88,22 @@ class Monitor:
         half_life_seconds: float,
         timeout_seconds: float,
     ) -> None:
-        """Asks nothing yet.
+        """Prepares; nothing is read yet.
 
         Args:
-            gpu_service: Where its metrics come from; None leaves it out.
-            cpu_expert_service: The same of the other one.
+            gpu_service: Where the GPU service's metrics come from; None leaves it out.
+            cpu_expert_service: The same for the CPU expert service.
             interval_seconds: How often sample() will be called.
-            window_seconds: Rates are of so long before the latest reading, but of one interval at least.
-            half_life_seconds: After that long, a selection counts half in the decayed map.
-            timeout_seconds: How long a service has to answer.
+            window_seconds: The time before the latest reading that rates cover, at least one interval.
+            half_life_seconds: The age at which a selection counts half in the decayed map.
+            timeout_seconds: How long to wait for a service's answer.
         """
         self._gpu = _Watched(gpu_service) if gpu_service else None
         self._cpu = _Watched(cpu_expert_service) if cpu_expert_service else None
         self._watched = [watched for watched in (self._gpu, self._cpu) if watched]
-        # readings are never on time
+        # half an interval more, since readings are never exactly on time
         self._window_seconds = max(window_seconds, interval_seconds) + interval_seconds / 2
-        self._decayed = Decayed(half_life_seconds)
+        self._decayed = DecayedSelections(half_life_seconds)
         self._timeout_seconds = timeout_seconds
         self._threads = ThreadPoolExecutor(2, "scrape")
 
@@ -113,16 +117,16 @@ class Monitor:
 
     @property
     def num_services(self) -> int:
-        """How many are asked."""
+        """How many services are read."""
         return len(self._watched)
 
     @property
     def errors(self) -> Sequence[ClientError]:
-        """Why services did not answer the latest time."""
+        """Why services did not answer the latest reading."""
         return [watched.error for watched in self._watched if watched.error]
 
     def sample(self) -> Snapshot:
-        """Asks both and says what is known now."""
+        """Reads both services and returns what is known now."""
         list(self._threads.map(lambda each: each.read(self._timeout_seconds, self._window_seconds), self._watched))
         if self._gpu and self._gpu.latest_growth:
             self._decayed.add(self._gpu.latest_growth)

@@ -1,9 +1,9 @@
-"""The metrics that are read, by the names that the services export them under."""
+"""The names of the metrics that are read."""
 
 BUILD = "fiddler_build_info"
 START = "process_start_time_seconds"
 
-# the GPU service's
+# of the GPU service
 GENERATION_TOKENS = "fiddler_generation_tokens_total"
 PROMPT_TOKENS = "fiddler_prompt_tokens_total"
 RUNNING = "fiddler_requests_running"
@@ -18,7 +18,7 @@ NUM_RESIDENT = "fiddler_resident_experts"
 SWAPS = "fiddler_placement_swaps_total"
 DEGRADED = "fiddler_degraded"
 
-# the CPU expert service's
+# of the CPU expert service
 READ_BYTES = "fiddler_expert_weight_read_bytes_total"
 READ_SECONDS = "fiddler_expert_weight_read_seconds_total"
 COMPUTE_SECONDS = "fiddler_expert_compute_seconds_sum"

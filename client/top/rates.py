@@ -1,4 +1,4 @@
-"""What lies between two readings of the same service: how much its counters grew, and quantiles of its histograms."""
+"""Compares two readings of a service: the growth of its counters, and quantiles of its histograms."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from client.top.snapshot import Quantiles
 
 @dataclass(frozen=True, slots=True)
 class Growth(Series):
-    """By how much each series grew. Of gauges that says nothing.
+    """By how much each series grew. Meaningless for gauges.
 
     Attributes:
-        seconds: Within how long.
+        seconds: The time between the two readings.
     """
 
     seconds: float
@@ -23,8 +23,8 @@ class Growth(Series):
 def increase(older: Exposition, newer: Exposition) -> Growth:
     """By how much each series grew between two readings.
 
-    A counter that fell was begun anew by a service that was; so were all of a process that started later. They count
-    from nothing then, as in Prometheus' increase().
+    A counter that fell was reset by a restart of its service, as were all counters of a process with a later start
+    time. They then count from 0, as in Prometheus' increase().
     """
     restarted = older.value(names.START) != newer.value(names.START)
     series: dict[str, dict[Labels, float]] = {}
@@ -39,9 +39,9 @@ def _growth(before: float, after: float) -> float:
 
 
 def quantiles(growth: Growth, histogram: str) -> Quantiles | None:
-    """Of what a histogram counted between two readings; None where that is nothing."""
+    """Quantiles of what a histogram counted between two readings; None if it counted nothing."""
     counts = growth.by(f"{histogram}_bucket", "le")
-    # cumulative, up to and with the bound
+    # cumulative counts up to and including each bound
     buckets = sorted((float(bound), count) for (bound,), count in counts.items())
     if not buckets or buckets[-1][1] <= 0:
         return None
@@ -49,7 +49,7 @@ def quantiles(growth: Growth, histogram: str) -> Quantiles | None:
 
 
 def _quantile(buckets: list[tuple[float, float]], share: float) -> float:
-    """As Prometheus' histogram_quantile: linear within a bucket, and the last finite bound for what lies past it."""
+    """As Prometheus' histogram_quantile: linear within a bucket; past the last finite bound, that bound."""
     rank = share * buckets[-1][1]
     lower_bound, lower_count = 0.0, 0.0
     for bound, count in buckets:

@@ -1,4 +1,4 @@
-"""One service's /metrics, read and parsed. What lies between two readings is in rates.py."""
+"""Reads and parses one service's /metrics. rates.py compares two readings."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from client._errors import ClientError, DeadlineError, InvalidRequestError, Serv
 from client.top import names
 
 Labels = tuple[tuple[str, str], ...]
-"""A series' labels and their values, by label."""
+"""The labels of a series and their values, sorted by label."""
 
 _PATH = "/metrics"
 _MOST_BYTES = 64 * 2**20
-# an endpoint of one's own network: a proxy, which the environment may ask for, does not lead there
+# Endpoints are in the local network. Ignore a proxy that the environment sets.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -31,19 +31,19 @@ class Series:
     """Values by sample name and labels.
 
     Attributes:
-        series: The values.
+        series: The values, by sample name and then by labels.
     """
 
     series: Mapping[str, Mapping[Labels, float]]
 
     def value(self, name: str, **labels: str) -> float | None:
-        """The sum of a metric's series that have these labels, among others; None where there is none."""
+        """The sum of a metric's series that have these labels, whatever others they have; None if there are none."""
         wanted = labels.items()
         found = [value for key, value in self.series.get(name, {}).items() if wanted <= dict(key).items()]
         return sum(found) if found else None
 
     def by(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-        """A metric's values by those of the labels, summed over all others; empty where it is not exported."""
+        """A metric's values by the values of these labels, summed over all others; empty if it is not exported."""
         sums: dict[tuple[str, ...], float] = {}
         for key, value in self.series.get(name, {}).items():
             own = dict(key)
@@ -54,10 +54,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Exposition(Series):
-    """What a service exported at one moment.
+    """One reading of what a service exports.
 
     Attributes:
-        at_seconds: The moment, on the monotonic clock.
+        at_seconds: When it was read, on the monotonic clock.
     """
 
     at_seconds: float
@@ -67,15 +67,15 @@ class Endpoint:
     """Where a service exports its metrics."""
 
     def __init__(self, option: str, service: str, address: str) -> None:
-        """Asks nothing yet.
+        """Checks the address. Nothing is read yet.
 
         Args:
-            option: What the user calls it: "--gpu" or "--cpu".
+            option: The option that names it, for errors: "--gpu" or "--cpu".
             service: The service's name in fiddler_build_info.
-            address: A URL, or HOST:PORT, which stands for http://HOST:PORT/metrics.
+            address: A URL, or HOST:PORT for http://HOST:PORT/metrics.
 
         Raises:
-            InvalidRequestError: The address is neither.
+            InvalidRequestError: It is neither.
         """
         self._option = option
         self._service = service
@@ -85,9 +85,9 @@ class Endpoint:
         """Reads what is exported now.
 
         Raises:
-            UnavailableError: Nothing answers there.
+            UnavailableError: Nothing listens at the address.
             DeadlineError: The answer took too long.
-            ServerError: What answers is not the service's /metrics.
+            ServerError: The answer is not the service's /metrics.
         """
         try:
             with _OPENER.open(self.url, timeout=timeout_seconds) as response:
@@ -109,7 +109,7 @@ class Endpoint:
         at_seconds = time.monotonic()
         try:
             return parse(body.decode(), at_seconds)
-        except ValueError:  # also what is no UTF-8
+        except ValueError:  # includes UnicodeDecodeError
             raise self._error(ServerError, "what answers there serves no Prometheus metrics") from None
 
     def _check_service(self, exposition: Exposition) -> None:
@@ -119,7 +119,7 @@ class Endpoint:
             raise self._error(ServerError, f"serves {whose}, not those of {self._service}")
 
     def _error(self, kind: type[ClientError], problem: str) -> ClientError:
-        import grpc  # for a status only, and so only now
+        import grpc  # only for its status codes, so imported only when needed
 
         codes = {UnavailableError: grpc.StatusCode.UNAVAILABLE, DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED}
         return kind(f"{self._option} {self.url}: {problem}", codes.get(kind, grpc.StatusCode.UNKNOWN))
@@ -129,7 +129,7 @@ def parse(text: str, at_seconds: float) -> Exposition:
     """Parses an exposition in Prometheus' text format.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not an exposition.
     """
     series: dict[str, dict[Labels, float]] = {}
     for family in text_string_to_metric_families(text):

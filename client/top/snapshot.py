@@ -1,18 +1,19 @@
-"""What is known of both services at one moment. None stands for what is not exported, or has not been seen yet."""
+"""What is known about both services at one moment. None means not exported, or not seen yet."""
 
 from dataclasses import dataclass
 
 ROUTES = ("resident", "streamed", "remote")
-"""Where an expert is computed: on the device, which holds it; there, once it was copied; by the CPU expert service."""
+"""Where an expert is computed: on the device from a resident copy, on the device after copying it there, or by the CPU
+expert service."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One service as it was asked.
+    """Whether one service answered.
 
     Attributes:
-        url: Where.
-        error: Why it did not answer; None where it did.
+        url: The URL of its metrics.
+        error: Why it did not answer; None if it did.
     """
 
     url: str
@@ -21,7 +22,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Of seconds, from a histogram's buckets, within which they are interpolated."""
+    """Quantiles in seconds, interpolated within a histogram's buckets."""
 
     p50: float
     p90: float
@@ -30,17 +31,17 @@ class Quantiles:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Which experts of one decoder layer were chosen; one token at top-2 counts 2.
+    """How often the experts of one decoder layer were selected; one token at top-2 counts 2.
 
     Attributes:
-        layer: Which.
+        layer: The index of the decoder layer.
         routes: Selections within the window by route.
         selections: Selections within the window, [experts].
-        decayed_selections: All that were seen, the older ones counting less, [experts].
-        imbalance: The busiest expert's selections over the mean, within the window; where the service does not export
-            selections by expert, its own figure, of a window of its own. 1 is even.
-        resident: Which experts lie on the device.
-        num_resident: How many.
+        decayed_selections: All selections seen so far, older ones weighted less, [experts].
+        imbalance: The busiest expert's selections divided by the mean, within the window; 1 is even. If the service
+            does not export selections by expert, this is the service's own figure, over a window of its own.
+        resident: The experts that are resident on the device.
+        num_resident: How many those are.
     """
 
     layer: int
@@ -54,13 +55,13 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class HotExpert:
-    """An expert that is chosen often.
+    """An expert that is selected often.
 
     Attributes:
         layer: Its decoder layer.
         expert: Its index.
-        share: Of the layer's selections within the window.
-        resident: Whether it lies on the device.
+        share: Its share of the layer's selections within the window.
+        resident: Whether it is resident on the device.
     """
 
     layer: int
@@ -74,8 +75,9 @@ class Bandwidth:
     """How fast the CPU expert service reads weights.
 
     Attributes:
-        achieved_bytes_per_second: In the window's messages that have so few rows that reading weights takes the time.
-        measured_bytes_per_second: What its threads read at start-up, computing nothing: the limit.
+        achieved_bytes_per_second: The rate within the window, over messages with so few rows that reading weights
+            dominates.
+        measured_bytes_per_second: The limit: the rate that its threads measured at start-up by reading alone.
         busy: The share of the window in which it computed.
     """
 
@@ -90,21 +92,21 @@ class Snapshot:
 
     Attributes:
         time: Seconds since the epoch.
-        window_seconds: What rates, shares and quantiles are of; None where there is nothing to compare with yet.
-        gpu_service: Whether it answered; None where it is not asked.
-        cpu_expert_service: The same of the other one.
-        degraded: Whether the GPU service goes on without the CPU expert service.
-        tokens_per_second: Tokens generated.
-        prompt_tokens_per_second: Prompt tokens of the requests that came.
+        window_seconds: The time that rates, shares and quantiles cover; None until there are two readings.
+        gpu_service: Whether the GPU service answered; None if it is left out.
+        cpu_expert_service: The same for the CPU expert service.
+        degraded: Whether the GPU service runs without the CPU expert service.
+        tokens_per_second: Generated tokens.
+        prompt_tokens_per_second: Prompt tokens of the requests that arrived.
         running: Requests being computed.
         waiting: Requests that wait for a slot.
-        time_to_first_token_seconds: Of the window.
-        inter_token_seconds: Of the window.
-        routes: Shares of all selections within the window by route; None where there were none.
-        swaps: Experts that came to lie on the device, in another's place, within the window.
-        layers: By layer, ascending.
-        hottest: Those with the largest share of their layer's selections, the hottest first.
-        bandwidth: Of the CPU expert service.
+        time_to_first_token_seconds: Quantiles within the window.
+        inter_token_seconds: Quantiles within the window.
+        routes: Each route's share of all selections within the window; None if there were no selections.
+        swaps: How many experts replaced another one on the device within the window.
+        layers: All layers, ascending.
+        hottest: The experts with the largest shares of their layers' selections, largest first.
+        bandwidth: The memory bandwidth of the CPU expert service.
     """
 
     time: float

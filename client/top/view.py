@@ -1,4 +1,4 @@
-"""A snapshot on the screen: figures above, maps below, in the columns and rows that there are."""
+"""Draws a snapshot: figures above, maps below, fitted to the screen."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ _NOT_AVAILABLE = "not available"
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What rich draws for a snapshot.
+    """A snapshot that rich can print.
 
     Attributes:
-        snapshot: What is shown.
-        choice: Which maps.
-        half_life_seconds: Of the decayed one.
-        live: Whether it fills a screen, and there are keys to press; else it is as long as it takes.
+        snapshot: What to show.
+        choice: Which maps to show.
+        half_life_seconds: The half-life of the decayed map.
+        live: Whether the view fills the screen and names the keys; otherwise it is as long as needed.
     """
 
     snapshot: Snapshot
@@ -32,15 +32,22 @@ class View:
     live: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draws it."""
+        """Draws the view in the size of the screen."""
         ink = maps.Ink(console.color_system is not None and not console.no_color, options.ascii_only)
         head = [*self._services(), *self._figures(ink), Text()]
         foot = self._legend(ink)
         yield from head
         if self.snapshot.layers:
-            # the size and not the height, which rich forgets on its way through what a screen is made of
+            # options.size and not options.height, which rich does not pass on through a Screen
             rows = options.size.height - len(head) - len(foot) if self.live else None
-            yield maps.table(self.snapshot.layers, self.choice, self._window(), ink, options.max_width, rows)
+            yield maps.table(
+                self.snapshot.layers,
+                choice=self.choice,
+                window=self._window(),
+                ink=ink,
+                columns=options.max_width,
+                rows=rows,
+            )
         yield from foot
 
     def _window(self) -> str:
@@ -148,7 +155,7 @@ def _state(service: Service | None) -> Text:
 
 
 def _bar(parts: list[tuple[float, str]], ink: maps.Ink) -> Text:
-    """Shares of a bar, each with its style; what they leave of it is dotted."""
+    """A bar of shares, each with its style; the rest is dotted."""
     glyphs = "#=-" if ink.ascii_only else "█▓▒"
     bar = Text()
     end = 0.0

@@ -34,9 +34,9 @@ def test_shares_are_over_the_even_one() -> None:
 
 
 def test_a_cell_shows_its_hottest_expert_and_how_many_are_resident() -> None:
-    row = cells([[1.0, 3.0, 0.0], [2.0, 0.5, 0.25]], [[0, 1], [0]], 3, 2)
+    row = cells([[1.0, 3.0, 0.0], [2.0, 0.5, 0.25]], resident=[[0, 1], [0]], num_experts=3, experts_per_cell=2)
     assert row == [Cell(3.0, 0.75), Cell(0.25, 0.0)]
-    assert cells([None], [None], 3, 3) == [Cell(None, None)]
+    assert cells([None], resident=[None], num_experts=3, experts_per_cell=3) == [Cell(None, None)]
 
 
 def test_colours_get_lighter_all_the_way() -> None:
