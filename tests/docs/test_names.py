@@ -8,7 +8,7 @@ from tests.support.pages import ROOT, code_files, hand_written, text_of
 PAGES = [page for page in hand_written() if page != "CHANGELOG.md"]
 SUFFIXES = "cpp|gz|h|json|jsonl|mjs|md|proto|py|svg|toml|txt|yaml|yml"
 OF_A_CHECKPOINT = frozenset({"config.json", "generation_config.json", "tokenizer.json"})
-FLAGS_OF_OTHERS = frozenset({"--exclude-source-info"})
+FLAGS_OF_OTHERS = frozenset({"--exclude-source-info", "--install-completion"})
 
 
 def _code_words() -> set[str]:
