@@ -40,7 +40,7 @@ def read_bytes_per_second(pool: Pool, layers: Sequence[LayerWeights]) -> float:
         (matrix.data_ptr(), matrix.numel() * matrix.itemsize)
         for layer in layers
         for expert in layer.experts
-        for matrix in (expert.up, expert.down)
+        for _, matrix in expert.matrices()
         if matrix.is_contiguous()
     )
     best = 0.0

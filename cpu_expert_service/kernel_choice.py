@@ -13,6 +13,7 @@ from cpu_expert_service.kernel import Kernel, LayerFunction, PyTorchKernel
 from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.settings import Settings
+from fiddler.coding import CodedTensor
 from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
 
@@ -85,6 +86,8 @@ class AutoKernel(Kernel):
 
     def calibrate(self, layer: LayerWeights, dtype: torch.dtype) -> list[calibration.Timing]:
         """Finds from how many rows on PyTorch is faster, by timing a part of an expert."""
+        if isinstance(layer.experts[0].up, CodedTensor):
+            return []  # PyTorch decodes every matrix anew, so that it is never the faster one
         part = replace(layer, experts=tuple(_part(expert) for expert in layer.experts[:2]))
         kernels = {"pytorch": self._pytorch.prepare(part), self.name: self.native.prepare(part)}
         timings = [
@@ -102,6 +105,7 @@ class AutoKernel(Kernel):
 def _part(expert: ExpertWeights) -> ExpertWeights:
     """The first intermediate features of an expert; its outputs, and so their bias, are whole."""
     cut = {name: tensor[:_CALIBRATED_INTERMEDIATE] for name, tensor in expert.tensors() if not name.startswith("down")}
+    assert isinstance(expert.down, torch.Tensor)
     return replace(expert, **cut, down=expert.down[:, :_CALIBRATED_INTERMEDIATE])
 
 

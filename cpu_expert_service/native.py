@@ -30,6 +30,14 @@ class Projection(ctypes.Structure):
         ("biases", c_void_p),
         ("out_stride", c_int64),
         ("in_stride", c_int64),
+        ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("multipliers", c_void_p),
+        ("scales_stride", c_int64),
+        ("group_inputs", c_int64),
+        ("group_outputs", c_int64),
+        ("first_output", c_int64),
+        ("scale_kind", c_int32),
     )
 
 
@@ -86,6 +94,8 @@ def load() -> ctypes.CDLL:
             ("fiddler_pool_destroy", None, (c_void_p,)),
             ("fiddler_tier_name", c_char_p, (c_int32,)),
             ("fiddler_dtype_name", c_char_p, (c_int32,)),
+            ("fiddler_code_name", c_char_p, (c_int32,)),
+            ("fiddler_scale_name", c_char_p, (c_int32,)),
             ("fiddler_activation_name", c_char_p, (c_int32,)),
             ("fiddler_status_text", c_char_p, (c_int32,)),
             ("fiddler_has_tier", c_int32, (c_int32,)),
@@ -122,6 +132,16 @@ def tiers() -> tuple[str, ...]:
 def dtypes() -> tuple[str, ...]:
     """The formats that weights may be stored in, by number."""
     return _names("fiddler_dtype_name")
+
+
+def codes() -> tuple[str, ...]:
+    """The codes of 8 and 4 bits that weights may be stored in, numbered on from the dtypes."""
+    return _names("fiddler_code_name")
+
+
+def scale_kinds() -> tuple[str, ...]:
+    """How scales of codes may be stored, by number."""
+    return _names("fiddler_scale_name")
 
 
 def activations() -> tuple[str, ...]:

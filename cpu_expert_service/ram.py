@@ -72,7 +72,7 @@ def _copy_expert(
         else:
             copy.copy_(matrix)
         copies[name] = copy
-    return replace(expert, **copies), offset
+    return expert.with_tensors(copies), offset
 
 
 def _ranges(matrix: torch.Tensor, copy: torch.Tensor, num_nodes: int) -> list[Range]:

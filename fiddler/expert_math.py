@@ -4,9 +4,10 @@ Both services compute experts: the CPU expert service where no faster kernel doe
 device. It reads no file, and it does not decide where an expert is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,16 @@ from torch.nn import functional
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.views import Activation, CheckpointLayer, Expert
+from fiddler.coding import CodedTensor, dequantize
 from fiddler.errors import UserError
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
 """What comes between an expert's projections: of (gate or None, up), both [rows, intermediate]."""
+
+
+Matrix = torch.Tensor | CodedTensor
+"""A weight matrix [outputs, inputs], plain or coded."""
 
 
 class UnknownActivationError(UserError):
@@ -29,11 +35,11 @@ class UnknownActivationError(UserError):
 class ExpertWeights:
     """One expert's matrices, wherever they lie, and its biases where it has any."""
 
-    gate: torch.Tensor | None
+    gate: Matrix | None
     """[intermediate, hidden]; None where the expert is not gated."""
-    up: torch.Tensor
+    up: Matrix
     """[intermediate, hidden]"""
-    down: torch.Tensor
+    down: Matrix
     """[hidden, intermediate]"""
     gate_bias: torch.Tensor | None = None
     """[intermediate]"""
@@ -41,15 +47,34 @@ class ExpertWeights:
     """[intermediate]"""
     down_bias: torch.Tensor | None = None
     """[hidden]"""
-    factor: torch.Tensor | None = None
+    factor: Matrix | None = None
     """[intermediate, hidden]; what it gives is multiplied with what up gives. OpenMoE's experts have one."""
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors that this expert has, each with its name above. Nothing else should list them."""
+        """The tensors that this expert has, each with its name above. Nothing else should list them.
+
+        A coded matrix has several: its codes have the matrix's name, the others names such as "gate.scales".
+        """
         for name in self.__slots__:
-            tensor = getattr(self, name)
-            if tensor is not None:
-                yield name, tensor
+            value = getattr(self, name)
+            if isinstance(value, CodedTensor):
+                planes = value.planes()
+                yield name, planes.pop("codes")
+                yield from ((f"{name}.{plane}", tensor) for plane, tensor in planes.items())
+            elif value is not None:
+                yield name, value
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> "ExpertWeights":
+        """The same expert with some of its tensors elsewhere, by the names that `tensors` gives."""
+        changes: dict[str, Matrix] = {}
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if isinstance(value, CodedTensor):
+                planes = {plane: tensors.get(f"{name}.{plane}", kept) for plane, kept in value.planes().items()}
+                changes[name] = value.with_planes({**planes, "codes": tensors.get(name, value.codes)})
+            elif name in tensors:
+                changes[name] = tensors[name]
+        return replace(self, **changes)  # type: ignore[arg-type] # biases are plain
 
     def matrices(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The same without the biases."""
@@ -95,10 +120,9 @@ def layer_weights(checkpoint: Checkpoint, layer: CheckpointLayer) -> LayerWeight
 
 
 def _weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Any] = {}
     for name, view in expert.views.items():
-        tensor = checkpoint.tensor(view)
-        tensors[name] = tensor[0] if name.endswith("_bias") else tensor
+        tensors[name] = checkpoint.tensor(view)[0] if name.endswith("_bias") else checkpoint.matrix(view)
     return ExpertWeights(gate=tensors.pop("gate", None), **tensors)
 
 
@@ -126,7 +150,9 @@ def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignmen
 def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tensor) -> torch.Tensor:
     """[rows, hidden] -> [rows, hidden]. Rows and weights of different dtypes meet in float32."""
 
-    def project(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def project(rows: torch.Tensor, weight: Matrix, bias: torch.Tensor | None) -> torch.Tensor:
+        if isinstance(weight, CodedTensor):
+            weight = dequantize(weight, rows.dtype)
         if rows.dtype == weight.dtype and (bias is None or bias.dtype == rows.dtype):
             return functional.linear(rows, weight, bias)
         bias = None if bias is None else bias.to(torch.float32)

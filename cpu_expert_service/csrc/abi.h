@@ -6,6 +6,26 @@
 
 enum fiddler_dtype : int32_t { FIDDLER_FLOAT32 = 0, FIDDLER_BFLOAT16 = 1, FIDDLER_FLOAT16 = 2 };
 
+// Codes of 8 or 4 bits, numbered on from the dtypes of plain weights; fiddler/coding.py says what they mean.
+constexpr int32_t FIDDLER_FIRST_CODE = FIDDLER_FLOAT16 + 1;
+enum fiddler_code : int32_t {
+  FIDDLER_E4M3 = FIDDLER_FIRST_CODE,
+  FIDDLER_INT8,
+  FIDDLER_UINT8,
+  FIDDLER_UINT4,
+  FIDDLER_E2M1,
+  FIDDLER_NUM_FORMATS,
+};
+
+enum fiddler_scale : int32_t {
+  FIDDLER_SCALE_FLOAT32 = 0,
+  FIDDLER_SCALE_BFLOAT16 = 1,
+  FIDDLER_SCALE_FLOAT16 = 2,
+  FIDDLER_SCALE_E8M0 = 3,
+  FIDDLER_SCALE_E4M3 = 4,
+  FIDDLER_NUM_SCALES = 5,
+};
+
 enum fiddler_activation : int32_t {
   FIDDLER_SILU = 0,
   FIDDLER_GELU_ERF = 1,
@@ -35,15 +55,24 @@ extern "C" {
 struct fiddler_projection {
   const void* const* weights;  // [num_experts]: the address of element [0, 0]; any alignment
   const float* const* biases;  // [num_experts], or null
-  int64_t out_stride;
+  int64_t out_stride;  // of codes in bytes, which must then be adjacent along the inputs
   int64_t in_stride;
+  // Of coded weights only: scales is null where they are plain.
+  const void* const* scales;            // [num_experts]: [groups of outputs, groups of inputs]
+  const unsigned char* const* zeros;    // [num_experts]: as many zero points, or null where the code's usual one holds
+  const float* multipliers;             // [num_experts]
+  int64_t scales_stride;                // scales from one group of outputs to the next
+  int64_t group_inputs;                 // a multiple of 32, or 16 without zero points, or all inputs
+  int64_t group_outputs;
+  int64_t first_output;                 // outputs of the first group that come before this matrix
+  int32_t scale_kind;
 };
 
 struct fiddler_layer {
   int64_t num_experts;
   int64_t hidden_size;
   int64_t intermediate_size;
-  int32_t weight_dtype;
+  int32_t weight_dtype;  // a fiddler_dtype or a fiddler_code
   int32_t activation;
   float alpha;
   float limit;
@@ -73,6 +102,8 @@ void fiddler_pool_destroy(fiddler_pool* pool);
 // Names of the numbers that this interface uses, from 0 on; null beyond the last one.
 const char* fiddler_tier_name(int32_t tier);  // slowest first; 0 is the scalar one, which every CPU runs
 const char* fiddler_dtype_name(int32_t dtype);
+const char* fiddler_code_name(int32_t code);  // from 0 for the first code
+const char* fiddler_scale_name(int32_t scale);
 const char* fiddler_activation_name(int32_t activation);
 const char* fiddler_status_text(int32_t status);
 

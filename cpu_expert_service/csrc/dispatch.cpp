@@ -18,11 +18,13 @@
 namespace fiddler {
 
 extern const Ops fp32_scalar, bf16_scalar, fp16_scalar;
+extern const Ops coded_scalar[];
 #if defined(__x86_64__)
 extern const Ops fp32_avx2, bf16_avx2, fp16_avx2;
 extern const Ops fp32_avx512, bf16_avx512, fp16_avx512;
 extern const Ops bf16_avx512bf16;
 extern const Ops bf16_amx;
+extern const Ops coded_avx2[], coded_avx512[], coded_avx512bf16[], coded_amx[];
 #endif
 
 namespace {
@@ -45,7 +47,9 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512f");
 }
 
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16");
+}
 
 bool has_amx_bf16() {
   if (!has_avx512_bf16()) return false;
@@ -68,15 +72,18 @@ struct Tier {
   bool (*runs_here)();
   const Ops* by_format[3];   // float32, bfloat16, float16: multiplies in float32, or more exactly
   const Ops* bf16_products;  // multiplies bfloat16 by bfloat16; null if the tier does not
+  const Ops* by_code;        // of weights in 8 or 4 bits, likewise
+  const Ops* bf16_by_code;
 };
 
 const Tier tiers[] = {
-    {"scalar", always, {&fp32_scalar, &bf16_scalar, &fp16_scalar}, nullptr},
+    {"scalar", always, {&fp32_scalar, &bf16_scalar, &fp16_scalar}, nullptr, coded_scalar, nullptr},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr},
-    {"avx512", has_avx512, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, nullptr},
-    {"avx512_bf16", has_avx512_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_avx512bf16},
-    {"amx_bf16", has_amx_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_amx},
+    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr, coded_avx2, nullptr},
+    {"avx512", has_avx512, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, nullptr, coded_avx512, nullptr},
+    {"avx512_bf16", has_avx512_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_avx512bf16,
+     coded_avx512, coded_avx512bf16},
+    {"amx_bf16", has_amx_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_amx, coded_avx512, coded_amx},
 #endif
 };
 
@@ -96,7 +103,11 @@ bool has_tier(int32_t tier) {
 }
 
 const Ops* ops_for(int32_t tier, int32_t weight_dtype, int32_t hidden_dtype, bool rows_are_regular) {
-  if (weight_dtype < 0 || weight_dtype > FIDDLER_FLOAT16) return nullptr;
+  if (weight_dtype < 0 || weight_dtype >= FIDDLER_NUM_FORMATS) return nullptr;
+  if (weight_dtype >= FIDDLER_FIRST_CODE) {
+    const bool bf16 = hidden_dtype == FIDDLER_BFLOAT16 && rows_are_regular && tiers[tier].bf16_by_code;
+    return (bf16 ? tiers[tier].bf16_by_code : tiers[tier].by_code) + (weight_dtype - FIDDLER_FIRST_CODE);
+  }
   const bool bf16 = weight_dtype == FIDDLER_BFLOAT16 && hidden_dtype == FIDDLER_BFLOAT16 && rows_are_regular;
   return bf16 && tiers[tier].bf16_products ? tiers[tier].bf16_products : tiers[tier].by_format[weight_dtype];
 }

@@ -6,12 +6,28 @@
 
 namespace fiddler {
 
+// How a projection's codes become weights; scales is null where weights are plain.
+struct Coding {
+  const unsigned char* scales;
+  const unsigned char* zeros;
+  float multiplier;
+  int64_t scales_stride;
+  int64_t group_inputs;
+  int64_t group_outputs;
+  int64_t first_output;
+  int32_t scale_kind;
+
+  // Where the scales, and the zero points, of an output begin.
+  int64_t first_group(int64_t output) const { return (first_output + output) / group_outputs * scales_stride; }
+};
+
 // One expert's projection, logically [out, in].
 struct Matrix {
   const unsigned char* weights;
   const float* bias;
-  int64_t out_stride;
+  int64_t out_stride;  // of codes in bytes
   int64_t in_stride;
+  Coding coding;
 
   bool is_transposed() const { return in_stride != 1; }
 };

@@ -54,8 +54,19 @@ Scratch& scratch() {
 }
 
 Matrix matrix_of(const fiddler_projection& projection, int32_t expert) {
+  Coding coding = {};
+  if (projection.scales) {
+    coding = {static_cast<const unsigned char*>(projection.scales[expert]),
+              projection.zeros ? projection.zeros[expert] : nullptr,
+              projection.multipliers[expert],
+              projection.scales_stride,
+              projection.group_inputs,
+              projection.group_outputs,
+              projection.first_output,
+              projection.scale_kind};
+  }
   return {static_cast<const unsigned char*>(projection.weights[expert]),
-          projection.biases ? projection.biases[expert] : nullptr, projection.out_stride, projection.in_stride};
+          projection.biases ? projection.biases[expert] : nullptr, projection.out_stride, projection.in_stride, coding};
 }
 
 bool is_regular(const fiddler_layer& layer) {

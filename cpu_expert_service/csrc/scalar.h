@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.h"
+#include "codes.h"
 #include "job.h"
 
 namespace fiddler {
@@ -10,13 +11,28 @@ namespace {
 constexpr int64_t no_panels = INT64_MAX;
 constexpr double scalar_rows_per_read = 1;
 
+// One weight, whatever it is stored as.
+template <class Stored>
+double weight_at(const Matrix& matrix, int64_t output, int64_t input) {
+  if constexpr (is_coded<Stored>) {
+    const int64_t group = input / matrix.coding.group_inputs;
+    float scale;
+    load_scales(matrix.coding, output, group, 1, 1.0f, &scale);
+    const unsigned char* row = matrix.weights + output * matrix.out_stride;
+    const float value = decode<Stored>(row, input, zero_of<Stored>(matrix.coding, output, group));
+    return static_cast<double>(value) * static_cast<double>(scale);
+  } else {
+    const int64_t element = output * matrix.out_stride + input * matrix.in_stride;
+    return static_cast<double>(
+        to_float(reinterpret_cast<const Stored*>(matrix.weights + element * int64_t{sizeof(Stored)})));
+  }
+}
+
 template <class Stored>
 float dot(const Matrix& matrix, int64_t output, const float* x, int64_t length) {
   double sum = matrix.bias ? static_cast<double>(matrix.bias[output]) : 0.0;
   for (int64_t i = 0; i < length; ++i) {
-    const int64_t element = output * matrix.out_stride + i * matrix.in_stride;
-    const auto* weight = reinterpret_cast<const Stored*>(matrix.weights + element * int64_t{sizeof(Stored)});
-    sum += static_cast<double>(to_float(weight)) * static_cast<double>(x[i]);
+    sum += weight_at<Stored>(matrix, output, i) * static_cast<double>(x[i]);
   }
   return static_cast<float>(sum);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activation.h"
+#include "projections/coded.h"
 #include "projections/columns.h"
 #include "projections/panels.h"
 #include "tiled.h"
@@ -11,7 +12,7 @@ namespace {
 
 // One or two projections [begin, end) of the same hidden rows, into block.results[m * block.pitch + output - begin].
 template <class T, class Stored>
-void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+void project_plain(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
   if (T::pair > 1 || !matrices[0].is_transposed()) {
     if (T::has_tiles || count < T::min_panel_rows) {  // of more, tiles are packed
@@ -32,6 +33,34 @@ void project(const Matrix* matrices, const Block* blocks, int num_matrices, int6
         add_columns<T, Stored>(matrices[i], begin, end, x, count, k, last, blocks[i].results, blocks[i].pitch);
       }
     }
+  }
+}
+
+// The same, of codes: see projections/coded.h.
+template <class T, class Code>
+void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+                   const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
+  if (count <= T::coded_rows) {
+    return project_codes<T, Code, 4>(matrices, blocks, num_matrices, begin, end, x, count, length);
+  }
+  unsigned char* memory = decoded_memory(decoded_bytes<T>(length));
+  for (int i = 0; i < num_matrices; ++i) {
+    for (int64_t n = begin; n < end; n += decoded_outputs) {
+      const int64_t last = smaller(n + decoded_outputs, end);
+      const Matrix plain = decoded<T, Code>(matrices[i], n, last, length, memory);
+      const Block block = {blocks[i].results + (n - begin), blocks[i].pitch};
+      project_plain<T, typename T::Plain>(&plain, &block, 1, n, last, x, count, length, scratch);
+    }
+  }
+}
+
+template <class T, class Stored>
+void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+             const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
+  if constexpr (is_coded<Stored>) {
+    project_coded<T, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length, scratch);
+  } else {
+    project_plain<T, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length, scratch);
   }
 }
 
@@ -58,10 +87,33 @@ void for_each_block(const ExpertRows& expert, bool columns, int64_t begin, int64
   }
 }
 
+// Calls body(expert, first output, last output) with what is computed from hidden rows decoded, some outputs at a time.
+template <class T, class Stored, class Body>
+void decode_for_tiles(const Job& job, const ExpertRows& expert, int64_t begin, int64_t end, Body body) {
+  const int64_t bytes = decoded_bytes<T>(job.hidden_size);
+  unsigned char* memory = decoded_memory(3 * bytes);
+  for (int64_t n = begin; n < end; n += decoded_outputs) {
+    const int64_t last = smaller(n + decoded_outputs, end);
+    ExpertRows plain = expert;
+    plain.up = decoded<T, Stored>(expert.up, n, last, job.hidden_size, memory);
+    if (job.gated) plain.gate = decoded<T, Stored>(expert.gate, n, last, job.hidden_size, memory + bytes);
+    if (job.has_factor) plain.factor = decoded<T, Stored>(expert.factor, n, last, job.hidden_size, memory + 2 * bytes);
+    body(plain, n, last);
+  }
+}
+
 template <class T, class Stored>
 void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64_t end, Scratch& scratch) {
   if constexpr (T::has_tiles) {
-    if (expert.hidden_tiles.data) return tiled_inner<T>(job, expert, begin, end, scratch);
+    if (expert.hidden_tiles.data) {
+      if constexpr (is_coded<Stored>) {
+        return decode_for_tiles<T, Stored>(job, expert, begin, end, [&](const ExpertRows& plain, int64_t n, int64_t last) {
+          tiled_inner<T>(job, plain, n, last, scratch);
+        });
+      } else {
+        return tiled_inner<T>(job, expert, begin, end, scratch);
+      }
+    }
   }
   const bool columns = has_columns(job, expert);
   for_each_block(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
@@ -93,7 +145,17 @@ void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) 
     const ExpertRows& expert = job.experts[e];
     if constexpr (T::has_tiles) {
       if (expert.inner_tiles.data) {
-        tiled_outer<T>(job, expert, begin, end, scratch);
+        if constexpr (is_coded<Stored>) {
+          unsigned char* memory = decoded_memory(decoded_bytes<T>(job.intermediate_size));
+          for (int64_t n = begin; n < end; n += decoded_outputs) {
+            const int64_t last = smaller(n + decoded_outputs, end);
+            ExpertRows plain = expert;
+            plain.down = decoded<T, Stored>(expert.down, n, last, job.intermediate_size, memory);
+            tiled_outer<T>(job, plain, n, last, scratch);
+          }
+        } else {
+          tiled_outer<T>(job, expert, begin, end, scratch);
+        }
         continue;
       }
     }

@@ -9,12 +9,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fiddler.checkpoint import weight_format
+from fiddler.checkpoint import weight_format as plain_formats
 from fiddler.checkpoint.claims import claim_tensors, is_unused
 from fiddler.checkpoint.errors import (
     CheckpointError,
@@ -23,16 +24,19 @@ from fiddler.checkpoint.errors import (
     UnknownNamingError,
     UnsupportedDtypeError,
 )
+from fiddler.checkpoint.formats import AnyStored, detect, group_planes, parts_of
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
 from fiddler.checkpoint.moe_config import MoeConfig, mentions_experts, parse_config
 from fiddler.checkpoint.namings import NAMINGS
-from fiddler.checkpoint.safetensors_index import StoredFile, read_files
-from fiddler.checkpoint.views import CheckpointLayer, WeightView
+from fiddler.checkpoint.safetensors_index import StoredFile, StoredTensor, read_files
+from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, WeightView
+from fiddler.coding import CodedTensor
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class Checkpoint:
@@ -47,32 +51,48 @@ class Checkpoint:
     files: tuple[Path, ...]
     """The safetensors files."""
     expert_tensor_names: frozenset[str]
+    """As stored, and of coded ones also as their plain forms would be called."""
     expert_dtype: torch.dtype
+    """That of the experts' weights; of coded ones the dtype in which config.json says the model computes."""
+    weight_format: str
+    """How the experts' weights are stored, for people: "bfloat16", "fp8 128x128"."""
+    is_coded: bool
+    """Whether config.json names a format of 8 or 4 bits."""
+    dense_tensors: tuple[AnyStored, ...]
+    """The tensors that belong to no expert."""
     dense_bytes: int
-    """Bytes of the tensors that belong to no expert."""
+    """Their bytes."""
+    num_dense_weights: int
     expert_bytes: int
     """Bytes of the tensors that belong to experts."""
 
     def __init__(self, directory: Path, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]) -> None:
         """Finds the experts among the tensors; `open` calls it."""
-        tensors = [tensor for file in files for tensor in file.tensors]
+        weight_format = detect(config, moe.path)
+        tensors = group_planes((tensor for file in files for tensor in file.tensors), weight_format)
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
-            weight_format.check_names(tensors)
+            plain_formats.check_names(tensor for tensor in tensors if isinstance(tensor, StoredTensor))
             raise _no_experts(config, moe, [tensor.name for tensor in tensors])
-        names = {tensor.name for claim in claims for tensor in claim.tensors.values()}
+        experts = [tensor for claim in claims for tensor in claim.tensors.values()]
+        names = {tensor.name for tensor in experts}
+        dense = [tensor for tensor in tensors if tensor.name not in names and not is_unused(tensor.name, moe)]
         self.directory = directory
         self.config = config
         self.model_type = moe.model_type
         self.layers = tuple(build_layer(claim, moe) for claim in claims)
         self.files = tuple(file.path for file in files)
-        self.expert_tensor_names = frozenset(names)
-        self.expert_dtype = _one_dtype(self.layers)
-        self.expert_bytes = sum(tensor.num_bytes for tensor in tensors if tensor.name in names)
-        self.dense_bytes = sum(t.num_bytes for t in tensors if t.name not in names and not is_unused(t.name, moe))
+        self.is_coded = weight_format is not None
+        self.dense_tensors = tuple(dense)
+        self._expert_parts = tuple(part for tensor in experts for part in parts_of(tensor))
+        self.expert_tensor_names = frozenset(names | {part.name for part in self._expert_parts})
+        self.weight_format = _formats(self.layers)
+        self.expert_dtype = _expert_dtype(self.layers, config)
+        self.expert_bytes = sum(tensor.num_bytes for tensor in experts)
+        self.dense_bytes = sum(tensor.num_bytes for tensor in dense)
+        self.num_dense_weights = sum(prod(tensor.shape) for tensor in dense)
         self._stored_files = files
-        expert_files = {t.file for claim in claims for t in claim.tensors.values()}
-        self._mapped = {path: MappedFile(path, self.expert_dtype) for path in sorted(expert_files)}
+        self._mapped = {path: MappedFile(path) for path in sorted({part.file for part in self._expert_parts})}
 
     @classmethod
     def open(cls, directory: Path) -> "Checkpoint":
@@ -89,7 +109,6 @@ class Checkpoint:
             if not config_path.is_file():
                 raise DirectoryError(f"{config_path} is missing.")
             config = read_json(config_path, ConfigError)
-            weight_format.check_config(config, config_path)
             return cls(directory, config, parse_config(config, config_path), read_files(directory))
 
     @cached_property
@@ -113,12 +132,36 @@ class Checkpoint:
                             digest.update(os.pread(handle.fileno(), length, begin))
         return digest.hexdigest()
 
-    def tensor(self, view: WeightView) -> torch.Tensor:
-        """A matrix [out_features, in_features], strided, in the file's own pages; writing to it crashes the process.
+    def tensor(self, view: MatrixView) -> torch.Tensor:
+        """A plain matrix [out_features, in_features], strided, in the file's own pages; writing to it crashes.
 
         It takes no memory of its own. It stays valid after `close`.
+
+        Raises:
+            TypeError: The matrix is coded.
         """
+        if isinstance(view, CodedView):
+            raise TypeError(f"{view.name} is coded")
         return self._mapped[view.file].view(view)
+
+    def matrix(self, view: MatrixView) -> torch.Tensor | CodedTensor:
+        """A matrix as it is stored, in the files' own pages but for zero points; see `tensor`."""
+        if isinstance(view, WeightView):
+            return self.tensor(view)
+        stored = view.stored
+        return CodedTensor(
+            view.coding,
+            view.shape,
+            codes=self.tensor(view.codes),
+            scales=self.tensor(view.scales),
+            zeros=None if stored.zeros is None else stored.unpack_zeros(self._bytes(stored.zeros)),
+            multiplier=1.0 if stored.multiplier is None else stored.factor(self._bytes(stored.multiplier)),
+            first_output=view.first_output,
+        )
+
+    def _bytes(self, stored: StoredTensor) -> torch.Tensor:
+        """A copy of a small tensor's bytes."""
+        return torch.frombuffer(bytearray(self._mapped[stored.file].read(stored.begin, stored.end)), dtype=torch.uint8)
 
     def prefault(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Reads all experts into the page cache and into this process's page tables.
@@ -147,15 +190,12 @@ class Checkpoint:
     def _expert_ranges(self) -> dict[Path, list[tuple[int, int]]]:
         """The (begin, end) bytes of experts in each file, ascending, adjacent ones joined."""
         ranges: dict[Path, list[tuple[int, int]]] = defaultdict(list)
-        for file in self._stored_files:
-            for tensor in file.tensors:
-                if tensor.name not in self.expert_tensor_names:
-                    continue
-                spans = ranges[file.path]
-                if spans and spans[-1][1] == tensor.begin:
-                    spans[-1] = (spans[-1][0], tensor.end)
-                else:
-                    spans.append((tensor.begin, tensor.end))
+        for part in sorted(self._expert_parts, key=lambda part: (part.file, part.begin)):
+            spans = ranges[part.file]
+            if spans and spans[-1][1] == part.begin:
+                spans[-1] = (spans[-1][0], part.end)
+            else:
+                spans.append((part.begin, part.end))
         return ranges
 
 
@@ -168,10 +208,18 @@ def _reported_as_unreadable(directory: Path) -> Iterator[None]:
         raise DirectoryError(f"{error.filename or directory} cannot be read: {error.strerror}.") from error
 
 
-def _one_dtype(layers: tuple[CheckpointLayer, ...]) -> torch.dtype:
-    first = layers[0].experts[0].down
-    for layer in layers:
-        other = layer.experts[0].down
+def _formats(layers: tuple[CheckpointLayer, ...]) -> str:
+    return ", ".join(dict.fromkeys(layer.weight_format for layer in layers))
+
+
+def _expert_dtype(layers: tuple[CheckpointLayer, ...], config: dict[str, Any]) -> torch.dtype:
+    plain = [view for layer in layers if isinstance(view := layer.experts[0].down, WeightView)]
+    if not plain:
+        sections = (config, *(value for value in config.values() if isinstance(value, dict)))
+        named = next((each for each in (s.get("dtype", s.get("torch_dtype")) for s in sections) if each), None)
+        return _DTYPES.get(str(named).removeprefix("torch."), torch.bfloat16)
+    first = plain[0]
+    for other in plain:
         if other.dtype != first.dtype:
             raise UnsupportedDtypeError(
                 f"{other.file} stores the expert tensor {other.name!r} as {other.dtype}, but {first.name!r} is "

@@ -14,9 +14,9 @@ from fiddler.checkpoint.errors import (
     UnknownNamingError,
     UnsupportedDtypeError,
 )
+from fiddler.checkpoint.formats.stored import AnyStored
 from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.namings import Naming, Role
-from fiddler.checkpoint.safetensors_index import StoredTensor
 
 # A tensor of an expert that no row claims is a bias or a quantisation scale. Results would be wrong without it.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
@@ -32,11 +32,11 @@ class Claim:
     naming: Naming
     prefix: str
     decoder_layer: int
-    tensors: dict[tuple[int | None, Role], StoredTensor] = field(default_factory=dict)
+    tensors: dict[tuple[int | None, Role], AnyStored] = field(default_factory=dict)
     """By expert and role; the expert is None where one tensor holds all experts of the layer."""
 
 
-def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], config: MoeConfig) -> list[Claim]:
+def claim_tensors(tensors: Iterable[AnyStored], namings: tuple[Naming, ...], config: MoeConfig) -> list[Claim]:
     """Groups the experts' tensors by layer, sorted by decoder layer.
 
     Raises:
@@ -45,7 +45,7 @@ def claim_tensors(tensors: Iterable[StoredTensor], namings: tuple[Naming, ...], 
         UnsupportedDtypeError: Experts have quantisation scales, or biases that no naming has.
     """
     claims: dict[str, Claim] = {}
-    unclaimed: list[StoredTensor] = []
+    unclaimed: list[AnyStored] = []
     for tensor in tensors:
         if is_unused(tensor.name, config):
             continue
@@ -92,7 +92,7 @@ def missing_tensor(claim: Claim, name: str, config: MoeConfig) -> MissingTensorE
     )
 
 
-def tensors_by_role(claim: Claim, config: MoeConfig) -> dict[Role, StoredTensor]:
+def tensors_by_role(claim: Claim, config: MoeConfig) -> dict[Role, AnyStored]:
     """The tensors of a layout in which one tensor holds all experts of a layer.
 
     Raises:
@@ -134,7 +134,7 @@ def _check_one_naming(claims: Iterable[Claim]) -> None:
             )
 
 
-def _check_unclaimed(tensors: Iterable[StoredTensor]) -> None:
+def _check_unclaimed(tensors: Iterable[AnyStored]) -> None:
     for tensor in tensors:
         if _UNCLAIMED_PROJECTION.fullmatch(tensor.name):
             raise UnsupportedDtypeError(

@@ -1,11 +1,17 @@
 """Where experts are stored: a view of one matrix in a file, an expert of several, a decoder layer of experts."""
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.coding import Coding
+
+if TYPE_CHECKING:
+    from fiddler.checkpoint.formats.stored import CodedStored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +58,16 @@ class WeightView:
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     @property
+    def planes(self) -> "tuple[WeightView, ...]":
+        """What is read of the files: the matrix."""
+        return (self,)
+
+    @property
+    def plane_bytes(self) -> tuple[int, ...]:
+        """Bytes of each tensor that it takes in memory."""
+        return (self.num_bytes,)
+
+    @property
     def span_bytes(self) -> tuple[int, int]:
         """Its first byte in the file and the one after its last.
 
@@ -59,6 +75,53 @@ class WeightView:
         """
         last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
         return self.offset_bytes, self.offset_bytes + (last + 1) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedView:
+    """A logical [out_features, in_features] matrix inside safetensors files, coded."""
+
+    name: str
+    """Of the tensor that it is a view of, as its plain form would be called."""
+    coding: Coding
+    shape: tuple[int, int]
+    codes: WeightView
+    """[out_features, bytes of a row] uint8."""
+    scales: WeightView
+    """[groups of outputs, groups of inputs]."""
+    stored: "CodedStored"
+    """The tensor: its zero points and its multiplier are read when the view is."""
+    first_output: int
+    """See `fiddler.coding.CodedTensor`."""
+
+    @property
+    def file(self) -> Path:
+        """The file of the codes."""
+        return self.codes.file
+
+    @property
+    def planes(self) -> tuple[WeightView, ...]:
+        """What is read of the files: codes and scales."""
+        return self.codes, self.scales
+
+    @property
+    def plane_bytes(self) -> tuple[int, ...]:
+        """Bytes of each tensor that it takes in memory; a zero point takes one."""
+        planes = self.codes.num_bytes, self.scales.num_bytes
+        return planes if self.stored.zeros is None else (*planes, prod(self.scales.shape))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return sum(self.plane_bytes)
+
+    @property
+    def span_bytes(self) -> tuple[int, int]:
+        """The first byte of the codes in their file and the one after the last."""
+        return self.codes.span_bytes
+
+
+MatrixView = WeightView | CodedView
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +142,16 @@ class Expert:
     If it has a factor, up(x) * factor(x) takes the place of up(x). A bias is a view of shape [1, out_features].
     """
 
-    gate: WeightView | None
-    up: WeightView
-    down: WeightView
-    gate_bias: WeightView | None = None
-    up_bias: WeightView | None = None
-    down_bias: WeightView | None = None
-    factor: WeightView | None = None
+    gate: MatrixView | None
+    up: MatrixView
+    down: MatrixView
+    gate_bias: MatrixView | None = None
+    up_bias: MatrixView | None = None
+    down_bias: MatrixView | None = None
+    factor: MatrixView | None = None
 
     @property
-    def views(self) -> dict[str, WeightView]:
+    def views(self) -> dict[str, MatrixView]:
         """The views that this expert has, by the names above, those of `fiddler.expert_math.ExpertWeights`."""
         views = {name: getattr(self, name) for name in self.__slots__}
         return {name: view for name, view in views.items() if view is not None}
@@ -110,6 +173,12 @@ class CheckpointLayer:
     hidden_size: int
     intermediate_size: int
     activation: Activation
+
+    @property
+    def weight_format(self) -> str:
+        """How its matrices are stored: a dtype or the name of a coding."""
+        up = self.experts[0].up
+        return up.coding.name if isinstance(up, CodedView) else str(up.dtype).removeprefix("torch.")
 
     @property
     def num_experts(self) -> int:

@@ -5,7 +5,6 @@ expert_slots.py decides which expert is copied, and why. For the engine's thread
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -29,7 +28,7 @@ _NOTHING: Mapping[int, float] = MappingProxyType({})
 def slot_bytes(checkpoint: Checkpoint) -> int:
     """Returns the bytes of a slot that can hold any expert of the checkpoint, in the dtype in which it is stored."""
     return max(
-        sum(_padded(view.num_bytes) for view in expert.views.values())
+        sum(_padded(num_bytes) for view in expert.views.values() for num_bytes in view.plane_bytes)
         for layer in checkpoint.layers
         for expert in layer.experts
     )
@@ -51,7 +50,7 @@ class Slot:
         for name, tensor in expert.tensors():
             views[name] = self._memory[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             offset += _padded(tensor.nbytes)
-        return replace(expert, **views)
+        return expert.with_tensors(views)
 
 
 def _padded(num_bytes: int) -> int:

@@ -51,4 +51,5 @@ class StoredExperts:
 
     def _views(self, key: ExpertKey) -> list[WeightView]:
         layer, number = key
-        return list(self._checkpoint.layers[layer].experts[number].views.values())
+        views = self._checkpoint.layers[layer].experts[number].views.values()
+        return [plane for view in views for plane in view.planes]

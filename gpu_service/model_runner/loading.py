@@ -19,10 +19,11 @@ from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.moe_config import model_type_of
 from gpu_service.errors import ModelError
+from gpu_service.model_runner.coded_state import LazyState
 from gpu_service.model_runner.expert_check import check_experts
 from gpu_service.models import registry
 from gpu_service.models.config_fields import FieldError
-from gpu_service.models.registry import Architecture, Replacements, architecture_of, experts_by_interface
+from gpu_service.models.registry import Architecture, Replacements, architecture_of, experts_by_interface, model_class
 from gpu_service.moe.layer import MoeLayer
 
 _FAR: Final = 2
@@ -60,9 +61,16 @@ def read_config(directory: Path) -> Any:
         architecture_of(config.model_type).complete_config(config, settings)
     except FieldError as error:
         raise ModelError(f"{path}: {error}") from None
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{path}: quantization_config: quantised weights are not supported")
+    _forget_quantization(config)
     return config
+
+
+def _forget_quantization(config: Any) -> None:
+    """Removes quantization_config: weights are decoded here, and transformers would demand packages for its own way."""
+    sections: tuple[Any, ...] = (config, getattr(config, "text_config", None))
+    for section in sections:
+        if hasattr(section, "quantization_config"):
+            del section.quantization_config
 
 
 def _read_own(configuration: Any, settings: dict[str, Any], path: Path) -> Any:
@@ -94,18 +102,27 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     architecture = architecture_of(config.model_type)
     replacements = find_replacements(checkpoint, config, architecture)
     with _quiet(), _replaced(replacements), _reported_as(f"{checkpoint.directory}: transformers cannot load it"):
-        loaded: Any = architecture.auto_class.from_pretrained(
-            checkpoint.directory,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # _check_report reports them, with both shapes
-        )
+        loaded: Any = _from_pretrained(checkpoint, architecture, config, dtype)
     module, report = loaded
     _check_report(checkpoint, module, report)
     return cast("nn.Module", module.eval())
+
+
+def _from_pretrained(checkpoint: Checkpoint, architecture: Architecture, config: Any, dtype: torch.dtype) -> Any:
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,  # _check_report reports them, with both shapes
+    }
+    if checkpoint.is_coded:
+        # an auto class does not take a state_dict
+        return model_class(architecture, config).from_pretrained(
+            None, state_dict=dict(LazyState(checkpoint, dtype)), **options
+        )
+    return architecture.auto_class.from_pretrained(
+        checkpoint.directory, local_files_only=True, trust_remote_code=False, **options
+    )
 
 
 def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
@@ -136,7 +153,7 @@ def _check_size(checkpoint: Checkpoint, skeleton: nn.Module, replacements: Repla
     ours = (*replacements, *replacements.values(), MoeLayer)
     replaced = {id(each) for module in skeleton.modules() if isinstance(module, ours) for each in module.parameters()}
     num_weights = sum(each.numel() for each in skeleton.parameters() if id(each) not in replaced)
-    if num_weights > _FAR * checkpoint.dense_bytes:
+    if num_weights > _FAR * max(checkpoint.dense_bytes, checkpoint.num_dense_weights):
         raise ModelError(
             f"{checkpoint.directory}: config.json describes a {checkpoint.model_type} of {num_weights} weights without "
             f"its experts, far more than the {checkpoint.dense_bytes} bytes that the checkpoint has for them"

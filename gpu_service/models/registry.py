@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForMultimodalLM,
     AutoModelForSeq2SeqLM,
 )
+from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from gpu_service.models import dbrx, nllb_moe
@@ -89,6 +90,13 @@ class AutoModelThatWrites:
         """The model of a checkpoint."""
         config = config or AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         return _auto_class(config).from_pretrained(directory, config=config, **settings)
+
+
+def model_class(architecture: "Architecture", config: Any) -> Any:
+    """The class itself that the architecture's auto class builds for a configuration."""
+    auto_class = _auto_class(config) if architecture.auto_class is AutoModelThatWrites else architecture.auto_class
+    mapping = getattr(auto_class, "_model_mapping", None)
+    return auto_class if mapping is None else _get_model_class(config, mapping)  # type: ignore[no-untyped-call]
 
 
 def _auto_class(config: Any) -> Any:

@@ -3,6 +3,9 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
+#include "codes.h"
 #include "formats.h"
 
 namespace fiddler {
@@ -46,6 +49,61 @@ struct Avx2 {
     const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+
+  // Codes of 8 and 4 bits: a vector's worth, widened to float32, less the zero point. Those of E4m3 come out 256 times too
+  // small, which their scales make up for.
+  template <class Code>
+  static constexpr float factor = std::is_same_v<Code, E4m3> ? 256.0f : 1.0f;
+  using Plain = Fp32;
+  using Zero = Vector;
+  static constexpr int64_t coded_rows = 1;  // hidden rows up to which codes are multiplied as they are decoded
+
+  static Vector splat(float value) { return _mm256_set1_ps(value); }
+  static Vector two_splats(float value, float) { return splat(value); }  // no group is shorter than a vector
+  static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  static Vector multiply_add(Vector sum, Vector a, Vector b) { return _mm256_fmadd_ps(a, b, sum); }
+  static void store_plain(Fp32* to, Vector value) { _mm256_storeu_ps(reinterpret_cast<float*>(to), value); }
+
+  template <class Code>
+  static Zero wide_zero_point(int zero) {
+    return splat(static_cast<float>(zero));
+  }
+  template <class Code>
+  static Zero zero_point(int zero) {
+    return wide_zero_point<Code>(zero);
+  }
+  template <class Code>
+  static Vector decode_wide(const unsigned char* from, Zero zero) {
+    const __m128i bytes = code_bits<Code> == 4 ? nibbles(from) : _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    if constexpr (std::is_same_v<Code, E4m3>) {
+      const __m128i wide = _mm_cvtepu8_epi16(bytes), magnitude = _mm_and_si128(wide, _mm_set1_epi16(0x7f));
+      const __m128i is_nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+      const __m128i sign = _mm_slli_epi16(_mm_and_si128(wide, _mm_set1_epi16(0x80)), 8);
+      const __m128i nan = _mm_and_si128(is_nan, _mm_set1_epi16(0x7c00));
+      return _mm256_cvtph_ps(_mm_or_si128(_mm_or_si128(_mm_slli_epi16(magnitude, 7), sign), nan));
+    } else if constexpr (std::is_same_v<Code, E2m1>) {
+      const __m256i index = _mm256_cvtepu8_epi32(bytes);
+      const __m256 values = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+      const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(index, _mm256_set1_epi32(8)), 28);
+      return _mm256_xor_ps(_mm256_permutevar8x32_ps(values, index), _mm256_castsi256_ps(sign));
+    } else if constexpr (std::is_same_v<Code, Int8>) {
+      return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+    } else {
+      return _mm256_sub_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes)), zero);
+    }
+  }
+  template <class Code>
+  static Vector decode(const unsigned char* from, Zero zero) {
+    return decode_wide<Code>(from, zero);
+  }
+
+  // Eight 4-bit codes as bytes.
+  static __m128i nibbles(const unsigned char* from) {
+    int32_t packed;
+    std::memcpy(&packed, from, sizeof packed);
+    const __m128i both = _mm_cvtsi32_si128(packed), mask = _mm_set1_epi8(15);
+    return _mm_unpacklo_epi8(_mm_and_si128(both, mask), _mm_and_si128(_mm_srli_epi16(both, 4), mask));
   }
 
   // Swaps the upper lanes of one row with the lower lanes of another, by 4, 2 and 1.

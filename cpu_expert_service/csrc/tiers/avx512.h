@@ -3,6 +3,9 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
+#include "codes.h"
 #include "formats.h"
 
 namespace fiddler {
@@ -41,6 +44,58 @@ struct Avx512 {
   static Vector broadcast(const float* from) { return _mm512_set1_ps(*from); }
   static Vector dot(Vector sum, Vector weights, Vector x) { return _mm512_fmadd_ps(weights, x, sum); }
   static float sum(Vector value) { return _mm512_reduce_add_ps(value); }
+
+  // Codes of 8 and 4 bits: a vector's worth, widened to float32, less the zero point. Those of E4m3 come out 256 times too
+  // small, which their scales make up for.
+  template <class Code>
+  static constexpr float factor = std::is_same_v<Code, E4m3> ? 256.0f : 1.0f;
+  using Plain = Fp32;
+  using Zero = Vector;
+  static constexpr int64_t coded_rows = 3;  // hidden rows up to which codes are multiplied as they are decoded
+
+  static Vector splat(float value) { return _mm512_set1_ps(value); }
+  static Vector two_splats(float low, float high) { return _mm512_mask_blend_ps(0xff00, splat(low), splat(high)); }
+  static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector multiply_add(Vector sum, Vector a, Vector b) { return _mm512_fmadd_ps(a, b, sum); }
+  static void store_plain(Fp32* to, Vector value) { _mm512_storeu_ps(reinterpret_cast<float*>(to), value); }
+
+  template <class Code>
+  static Vector wide_zero_point(int zero) {
+    return splat(static_cast<float>(zero));
+  }
+  template <class Code>
+  static Zero zero_point(int zero) {
+    return wide_zero_point<Code>(zero);
+  }
+  template <class Code>
+  static Vector decode_wide(const unsigned char* from, Vector zero) {
+    const __m128i bytes = code_bits<Code> == 4 ? nibbles(from) : _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    if constexpr (std::is_same_v<Code, E4m3>) {
+      const __m256i wide = _mm256_cvtepu8_epi16(bytes), magnitude = _mm256_and_si256(wide, _mm256_set1_epi16(0x7f));
+      const __m256i is_nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f));
+      const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
+      const __m256i nan = _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7c00));
+      return _mm512_cvtph_ps(_mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(magnitude, 7), sign), nan));
+    } else if constexpr (std::is_same_v<Code, E2m1>) {
+      const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f,
+                                           -2.0f, -3.0f, -4.0f, -6.0f);
+      return _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(bytes), values);
+    } else if constexpr (std::is_same_v<Code, Int8>) {
+      return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+    } else {
+      return _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), zero);
+    }
+  }
+  template <class Code>
+  static Vector decode(const unsigned char* from, Zero zero) {
+    return decode_wide<Code>(from, zero);
+  }
+
+  // Sixteen 4-bit codes as bytes.
+  static __m128i nibbles(const unsigned char* from) {
+    const __m128i both = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)), mask = _mm_set1_epi8(15);
+    return _mm_unpacklo_epi8(_mm_and_si128(both, mask), _mm_and_si128(_mm_srli_epi16(both, 4), mask));
+  }
 
   // Swaps the upper lanes of one row with the lower lanes of another, by 8, 4, 2 and 1.
   static void transpose(Vector (&rows)[16]) {

@@ -6,6 +6,19 @@
 namespace fiddler {
 namespace {
 
+// bfloat16 of what 4-bit codes stand for, twice 16 in one vector.
+struct Bf16Table {
+  uint16_t values[32];
+
+  template <class Value>
+  constexpr explicit Bf16Table(Value value) : values{} {
+    // the upper half of a float32 is a bfloat16
+    for (int i = 0; i < 32; ++i) values[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(value(i)) >> 16);
+  }
+};
+alignas(64) constexpr Bf16Table integers_from_minus_16([](int i) { return static_cast<float>(i - 16); });
+alignas(64) constexpr Bf16Table e2m1_values([](int i) { return e2m1(static_cast<unsigned>(i) & 15u); });
+
 struct Avx512Bf16 : Avx512 {
   using Operand = Bf16;
   static constexpr int pair = 2;
@@ -21,6 +34,53 @@ struct Avx512Bf16 : Avx512 {
   static Vector dot(Vector sum, Vector weights, Vector x) {
     return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
   }
+
+  // Codes as pairs of bfloat16, which hold them exactly; those of E4m3 as in Avx512.
+  using Plain = Bf16;
+  using Zero = __m512i;
+
+  static void store_plain(Bf16* to, Vector value) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
+  }
+
+  template <class Code>
+  static Zero zero_point(int zero) {
+    return code_bits<Code> == 4 ? _mm512_set1_epi16(static_cast<short>(16 - zero)) : _mm512_set1_epi32(zero);
+  }
+  template <class Code>
+  static Vector decode(const unsigned char* from, Zero zero) {
+    if constexpr (code_bits<Code> == 4) {
+      const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+      const __m512i both = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
+      const __m512i index = _mm512_and_si512(both, _mm512_set1_epi32(0x000f000f));
+      if constexpr (std::is_same_v<Code, E2m1>) {
+        return _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, _mm512_load_si512(e2m1_values.values)));
+      } else {
+        // from -16 on, so that a zero point moves the place
+        return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_add_epi16(index, zero), _mm512_load_si512(integers_from_minus_16.values)));
+      }
+    } else if constexpr (std::is_same_v<Code, E4m3>) {
+      const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+      const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
+      const __mmask32 is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+      const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(wide, _mm512_set1_epi16(0x80)), 8);
+      const __m512i half = _mm512_or_si512(_mm512_mask_blend_epi16(is_nan, _mm512_slli_epi16(magnitude, 7),
+                                                                   _mm512_set1_epi16(0x7e00)), sign);
+      return pairs(_mm512_cvtph_ps(_mm512_castsi512_si256(half)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)));
+    } else {
+      const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16));
+      if constexpr (std::is_same_v<Code, Int8>) {
+        return pairs(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(low)), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(high)));
+      } else {
+        return pairs(_mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(low), zero)),
+                     _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(high), zero)));
+      }
+    }
+  }
+
+ private:
+  static Vector pairs(Vector low, Vector high) { return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low)); }
 };
 
 }  // namespace

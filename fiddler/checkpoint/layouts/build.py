@@ -7,6 +7,7 @@ import torch
 
 from fiddler.checkpoint.claims import Claim
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.formats.stored import CodedStored
 from fiddler.checkpoint.layouts.concatenated import concatenated_experts
 from fiddler.checkpoint.layouts.fused import fused_experts
 from fiddler.checkpoint.layouts.separate import separate_experts
@@ -54,8 +55,12 @@ def build_layer(claim: Claim, config: MoeConfig) -> CheckpointLayer:
 
 
 def _common_dtype(claim: Claim) -> torch.dtype:
-    first = next(iter(claim.tensors.values()))
-    for tensor in claim.tensors.values():
+    """That of the plain tensors; if there are none, any will do."""
+    plain = [tensor for tensor in claim.tensors.values() if not isinstance(tensor, CodedStored)]
+    if not plain:
+        return torch.bfloat16
+    first = plain[0]
+    for tensor in plain:
         if tensor.dtype not in _DTYPES:
             raise UnsupportedDtypeError(
                 f"{tensor.file} stores the expert tensor {tensor.name!r} as {tensor.dtype}; supported are "

@@ -8,8 +8,9 @@ import torch
 
 from fiddler.checkpoint.claims import Claim, tensors_by_role
 from fiddler.checkpoint.errors import ConfigError, ShapeError
+from fiddler.checkpoint.formats.stored import view_into
 from fiddler.checkpoint.moe_config import MoeConfig
-from fiddler.checkpoint.views import Expert, WeightView
+from fiddler.checkpoint.views import Expert
 
 
 def concatenated_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
@@ -37,11 +38,9 @@ def concatenated_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) ->
         begin = number * inner * hidden
         wide, by_row = (inner, hidden), (hidden, 1)
         return Expert(
-            gate=WeightView.into(tensors["gate"], begin=begin, shape=wide, strides=by_row, dtype=dtype),
-            up=WeightView.into(tensors["up"], begin=begin, shape=wide, strides=by_row, dtype=dtype),
-            down=WeightView.into(
-                tensors["down"], begin=begin, shape=(hidden, inner), strides=by_row[::-1], dtype=dtype
-            ),
+            gate=view_into(tensors["gate"], begin=begin, shape=wide, strides=by_row, dtype=dtype),
+            up=view_into(tensors["up"], begin=begin, shape=wide, strides=by_row, dtype=dtype),
+            down=view_into(tensors["down"], begin=begin, shape=(hidden, inner), strides=by_row[::-1], dtype=dtype),
         )
 
     return tuple(expert(number) for number in range(num_experts))

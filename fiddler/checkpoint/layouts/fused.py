@@ -5,14 +5,15 @@ Biases, where there are any, are [E, 2I] and [E, H].
 """
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from fiddler.checkpoint.claims import Claim, missing_tensor
 from fiddler.checkpoint.errors import MissingTensorError, ShapeError
+from fiddler.checkpoint.formats.stored import AnyStored, view_into
 from fiddler.checkpoint.moe_config import MoeConfig
-from fiddler.checkpoint.safetensors_index import StoredTensor
-from fiddler.checkpoint.views import Expert, WeightView
+from fiddler.checkpoint.views import Expert, MatrixView
 
 
 def fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
@@ -33,7 +34,7 @@ def fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[
             f"{gate_up.file} holds {num_experts} experts in the tensor {gate_up.name!r}, but {config.path} says there "
             f"are {config.num_experts}."
         )
-    inner = down.num_bytes // (dtype.itemsize * num_experts * hidden)
+    inner = prod(down.shape) // (num_experts * hidden)
     shapes = gate_up.shape[1:], down.shape[1:]
     if down.shape[0] != num_experts or inner == 0:
         raise _fused_shape_error(down, config)
@@ -53,9 +54,9 @@ def fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[
     return tuple(layer.expert(number) for number in range(num_experts))
 
 
-def _fused_tensors(claim: Claim, config: MoeConfig) -> dict[str, StoredTensor]:
+def _fused_tensors(claim: Claim, config: MoeConfig) -> dict[str, AnyStored]:
     """The layer's tensors by role: both matrices, and either both biases or none."""
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, AnyStored] = {}
     for part, role in claim.naming.parts.items():
         tensor = claim.tensors.get((None, role))
         is_bias = role.endswith("_bias")
@@ -73,7 +74,7 @@ def _fused_tensors(claim: Claim, config: MoeConfig) -> dict[str, StoredTensor]:
 class _Fused:
     """The tensors of one layer, and how they hold its experts."""
 
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, AnyStored]
     inner: int
     hidden: int
     dtype: torch.dtype
@@ -96,7 +97,7 @@ class _Fused:
             **self._biases(number),
         )
 
-    def _biases(self, number: int) -> dict[str, WeightView]:
+    def _biases(self, number: int) -> dict[str, MatrixView]:
         if "down_bias" not in self.tensors:
             return {}
         hidden, inner, begin = self.hidden, self.inner, number * 2 * self.inner
@@ -108,19 +109,19 @@ class _Fused:
             "down_bias": self._view("down_bias", begin=number * hidden, shape=(1, hidden), strides=(hidden, 1)),
         }
 
-    def _view(self, role: str, *, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> WeightView:
+    def _view(self, role: str, *, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> MatrixView:
         """A view that begins so many elements into a tensor."""
-        return WeightView.into(self.tensors[role], begin=begin, shape=shape, strides=strides, dtype=self.dtype)
+        return view_into(self.tensors[role], begin=begin, shape=shape, strides=strides, dtype=self.dtype)
 
 
-def _bias_shape_error(tensor: StoredTensor, shape: list[int]) -> ShapeError:
+def _bias_shape_error(tensor: AnyStored, shape: list[int]) -> ShapeError:
     return ShapeError(
         f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with the layer's other tensors "
         f"it must be {shape}."
     )
 
 
-def _fused_shape_error(tensor: StoredTensor, config: MoeConfig) -> ShapeError:
+def _fused_shape_error(tensor: AnyStored, config: MoeConfig) -> ShapeError:
     return ShapeError(
         f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}, which fits neither the layer's "
         f"other tensor nor the hidden size of {config.hidden_size} in {config.path}, transposed or not."

@@ -7,10 +7,10 @@ import torch
 
 from fiddler.checkpoint.claims import Claim, missing_tensor
 from fiddler.checkpoint.errors import MissingTensorError, ShapeError
+from fiddler.checkpoint.formats.stored import AnyStored, view_into
 from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.namings import Role
-from fiddler.checkpoint.safetensors_index import StoredTensor
-from fiddler.checkpoint.views import Expert, WeightView
+from fiddler.checkpoint.views import Expert, MatrixView
 
 
 def separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
@@ -20,7 +20,7 @@ def separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tup
         MissingTensorError: A tensor is missing, or there are more experts than config.json says.
         ShapeError: A shape does not fit the others or config.json.
     """
-    ids: dict[int, StoredTensor] = {expert: t for (expert, _), t in claim.tensors.items() if expert is not None}
+    ids: dict[int, AnyStored] = {expert: t for (expert, _), t in claim.tensors.items() if expert is not None}
     num_experts = config.num_experts or max(ids) + 1
     if max(ids) >= num_experts:
         tensor = ids[max(ids)]
@@ -42,7 +42,7 @@ class _Layer:
 
     def expert(self, number: int) -> Expert:
         """The views of one expert."""
-        views: dict[Role, WeightView] = {}
+        views: dict[Role, MatrixView] = {}
         naming = self._claim.naming
         for part, role in naming.parts.items():
             tensor = self._claim.tensors.get((number, role))
@@ -53,7 +53,7 @@ class _Layer:
         biases = {role: view for role, view in views.items() if role.endswith("_bias")}
         return Expert(gate=views.get("gate"), up=views["up"], down=views["down"], **biases)
 
-    def _view(self, tensor: StoredTensor, role: Role) -> WeightView:
+    def _view(self, tensor: AnyStored, role: Role) -> MatrixView:
         shape = (self._narrow, self._wide) if role.startswith("down") else (self._wide, self._narrow)
         is_bias = role.endswith("_bias")
         due = shape[:1] if is_bias else shape
@@ -63,7 +63,7 @@ class _Layer:
                 f"{self._narrow} ({self._config.path}) and the layer's other experts it must be {list(due)}."
             )
         shape = (1, shape[0]) if is_bias else shape
-        return WeightView.into(tensor, shape=shape, strides=(shape[1], 1), dtype=self._dtype)
+        return view_into(tensor, shape=shape, strides=(shape[1], 1), dtype=self._dtype)
 
 
 def _intermediate_size(claim: Claim) -> int:

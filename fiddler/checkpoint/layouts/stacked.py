@@ -11,10 +11,10 @@ import torch
 
 from fiddler.checkpoint.claims import Claim, tensors_by_role
 from fiddler.checkpoint.errors import MissingTensorError, ShapeError
+from fiddler.checkpoint.formats.stored import AnyStored, view_into
 from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.namings import Role
-from fiddler.checkpoint.safetensors_index import StoredTensor
-from fiddler.checkpoint.views import Expert, WeightView
+from fiddler.checkpoint.views import Expert, MatrixView
 
 
 def stacked_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[Expert, ...]:
@@ -49,7 +49,7 @@ def stacked_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tupl
 class _Stacks:
     """The three tensors of one layer."""
 
-    stacks: dict[Role, StoredTensor]
+    stacks: dict[Role, AnyStored]
     inner: int
     hidden: int
     dtype: torch.dtype
@@ -65,12 +65,12 @@ class _Stacks:
             factor=self._view("factor_gate", begin=2 * begin, shape=wide, input_stride=2 * inner),
         )
 
-    def _view(self, role: Role, *, begin: int, shape: tuple[int, int], input_stride: int) -> WeightView:
+    def _view(self, role: Role, *, begin: int, shape: tuple[int, int], input_stride: int) -> MatrixView:
         """A matrix whose outputs are adjacent, `begin` elements into its stack."""
-        return WeightView.into(self.stacks[role], begin=begin, shape=shape, strides=(1, input_stride), dtype=self.dtype)
+        return view_into(self.stacks[role], begin=begin, shape=shape, strides=(1, input_stride), dtype=self.dtype)
 
 
-def _shape_error(tensor: StoredTensor, expected: str, config: MoeConfig) -> ShapeError:
+def _shape_error(tensor: AnyStored, expected: str, config: MoeConfig) -> ShapeError:
     return ShapeError(
         f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with a hidden size of "
         f"{config.hidden_size} ({config.path}) and the layer's other tensors it must be {expected}."

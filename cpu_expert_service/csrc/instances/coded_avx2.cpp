@@ -1,0 +1,8 @@
+#include "tiers/avx2.h"
+#include "vector.h"
+
+namespace fiddler {
+extern const Ops coded_avx2[];
+const Ops coded_avx2[] = {vector_ops<Avx2, E4m3>, vector_ops<Avx2, Int8>,
+    vector_ops<Avx2, Uint8>, vector_ops<Avx2, Uint4>, vector_ops<Avx2, E2m1>};
+}  // namespace fiddler

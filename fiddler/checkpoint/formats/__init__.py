@@ -1,0 +1,103 @@
+"""Published formats of 8- and 4-bit weights: which one a checkpoint is in, and its tensors put together from planes.
+
+One file per format. Naming and layout of experts do not depend on the format: `group_planes` gives every coded tensor
+the name and the shape that its plain form would have.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from fiddler.checkpoint.errors import UnsupportedDtypeError
+from fiddler.checkpoint.formats.compressed_tensors import CompressedTensors
+from fiddler.checkpoint.formats.fp8 import Fp8
+from fiddler.checkpoint.formats.modelopt import ModelOpt
+from fiddler.checkpoint.formats.mxfp4 import Mxfp4
+from fiddler.checkpoint.formats.stored import AnyStored, CodedStored, parts_of
+from fiddler.checkpoint.safetensors_index import StoredTensor
+
+__all__ = ["AnyStored", "CodedStored", "WeightFormat", "detect", "group_planes", "parts_of"]
+
+
+class WeightFormat(Protocol):
+    """How a published format names the planes of a coded tensor, and what they mean together."""
+
+    name: str
+    """As logs, metrics and the dry run show it."""
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """The tensor that a plane belongs to, by the name of its plain form, and the plane's role; None for others.
+
+        Roles are codes, scales, zeros, multiplier, and names of its own for `build`. A tensor that is called as its
+        plain form would be holds the codes.
+        """
+        ...
+
+    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
+        """Puts a tensor's planes together.
+
+        Raises:
+            CheckpointError: A plane is missing, of a wrong shape, or in a form that is not supported.
+        """
+        ...
+
+
+def detect(config: Mapping[str, Any], path: Path) -> WeightFormat | None:
+    """The format that config.json names in its quantization_config; None if it names none.
+
+    Raises:
+        UnsupportedDtypeError: It names one that is not supported.
+    """
+    for section in (config, *(value for value in config.values() if isinstance(value, dict))):
+        settings = section.get("quantization_config")
+        if isinstance(settings, dict):
+            return _of_settings(settings, path)
+    return None
+
+
+def _of_settings(settings: Mapping[str, Any], path: Path) -> WeightFormat:
+    match settings.get("quant_method"):
+        case "fp8" | "fbgemm_fp8":
+            return Fp8(settings)
+        case "mxfp4":
+            return Mxfp4()
+        case "compressed-tensors":
+            return CompressedTensors(settings)
+        case "modelopt":
+            return ModelOpt()
+        case method:
+            raise UnsupportedDtypeError(
+                f"{path} says in quantization_config that weights are in the format {method!r}, which is not "
+                "supported; supported are fp8, fbgemm_fp8, mxfp4, compressed-tensors and modelopt."
+            )
+
+
+def group_planes(tensors: Iterable[StoredTensor], weight_format: WeightFormat | None) -> list[AnyStored]:
+    """The tensors of a checkpoint, coded ones put together; in the order of their first planes.
+
+    Raises:
+        CheckpointError: See WeightFormat.build.
+    """
+    tensors = list(tensors)
+    if weight_format is None:
+        return list(tensors)
+    by_name = {tensor.name: tensor for tensor in tensors}
+    planes: dict[str, dict[str, StoredTensor]] = {}
+    for tensor in tensors:
+        if found := weight_format.split(tensor.name):
+            planes.setdefault(found[0], {})[found[1]] = tensor
+    for name in planes:
+        if name in by_name:
+            planes[name].setdefault("codes", by_name[name])
+    coded = {name: roles for name, roles in planes.items() if roles.keys() & {"codes", "packed"}}
+    owner = {tensor.name: name for name, roles in coded.items() for tensor in roles.values()}
+    grouped: list[AnyStored] = []
+    built: set[str] = set()
+    for tensor in tensors:
+        owned_by = owner.get(tensor.name)
+        if owned_by is None:
+            grouped.append(tensor)
+        elif owned_by not in built:
+            built.add(owned_by)
+            grouped.append(weight_format.build(owned_by, coded[owned_by]))
+    return grouped

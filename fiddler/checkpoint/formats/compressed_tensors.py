@@ -1,0 +1,134 @@
+"""compressed-tensors, the format of llm-compressor: int4 and int8 (packed or plain), FP8, MXFP4, MXFP8 and NVFP4.
+
+What a tensor's planes are called and stored as says which of its formats it is in; `config_groups` says bits and
+groups.
+
+    pack-quantized         X.weight_packed I32 [outputs, inputs * bits / 32], low bits first, codes + 2^(bits - 1)
+                           X.weight_scale [outputs, inputs / group], X.weight_shape
+                           X.weight_zero_point I32, packed along the outputs, if asymmetric
+    int-quantized          X.weight I8, X.weight_scale [outputs, 1], X.weight_zero_point I8 if asymmetric
+    float-quantized        X.weight F8_E4M3, X.weight_scale
+    mxfp4-pack-quantized   X.weight_packed U8 [outputs, inputs / 2], X.weight_scale U8 [outputs, inputs / 32]
+    nvfp4-pack-quantized   X.weight_packed U8, X.weight_scale F8_E4M3 [outputs, inputs / 16], X.weight_global_scale F32
+
+compressed-tensors: compressors/{pack_quantized,naive_quantized,mxfp4,nvfp4}/base.py.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from fiddler.checkpoint.errors import UnsupportedDtypeError
+from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.coding import Code, Coding, ScaleKind
+
+_PLANES = re.compile(r"(.*\.)(weight_(?:packed|scale|shape|zero_point|global_scale|g_idx)|input_(?:global_)?scale)")
+_ROLES: Final = {
+    "weight_packed": "packed",
+    "weight_scale": "scales",
+    "weight_zero_point": "zeros",
+    "weight_global_scale": "multiplier",
+    "weight_g_idx": "order",
+}
+_BLOCK = (128, 128)
+_MX_GROUP, _NV_GROUP = 32, 16
+
+
+class CompressedTensors:
+    """Checkpoints whose quant_method is compressed-tensors."""
+
+    name = "compressed-tensors"
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Reads what the groups of `config_groups` say of weights.
+
+        Args:
+            settings: The quantization_config.
+        """
+        self._schemes = list(_schemes(settings)) or [{}]
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """See WeightFormat."""
+        match = _PLANES.fullmatch(name)
+        return (f"{match[1]}weight", _ROLES.get(match[2], f"unused {match[2]}")) if match else None
+
+    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
+        """See WeightFormat."""
+        scales = required(planes, "scales", name, "_scale")
+        if "order" in planes:
+            raise UnsupportedDtypeError(
+                f"{planes['order'].file} holds {planes['order'].name!r}: groups in the order of activations "
+                "(actorder=group) are not supported; actorder=weight is."
+            )
+        unused = tuple(planes[role] for role in planes if role.startswith("unused"))
+        codes = planes.get("packed") or required(planes, "codes", name, "_packed")
+        coding, shape = self._coding(name, codes, scales, planes)
+        zeros = planes.get("zeros") if coding.has_zeros else None
+        return CodedStored(
+            name, coding, shape, codes, scales, zeros, planes.get("multiplier"), divides=True, unused=unused
+        )
+
+    def _coding(
+        self, name: str, codes: StoredTensor, scales: StoredTensor, planes: Mapping[str, StoredTensor]
+    ) -> tuple[Coding, tuple[int, ...]]:
+        stack = codes.shape[:-1]
+        if codes.dtype == "I32":
+            return self._packed(name, codes, scales, "zeros" in planes)
+        if codes.dtype == "U8":
+            shape = (*stack, codes.shape[-1] * 2)
+            if "multiplier" in planes:
+                return group_scales(name, Code.E2M1, shape, scales, group=_NV_GROUP), shape
+            return group_scales(name, Code.E2M1, shape, scales, group=_MX_GROUP, kind=ScaleKind.E8M0), shape
+        if codes.dtype == "F8_E4M3":
+            kind = ScaleKind.E8M0 if scales.dtype == "U8" else None
+            block = next((_block(scheme) for scheme in self._schemes if _block(scheme)), _BLOCK)
+            return group_scales(
+                name, Code.E4M3, codes.shape, scales, block=block, group=_MX_GROUP, kind=kind
+            ), codes.shape
+        if codes.dtype == "I8" and "zeros" not in planes:
+            group = next((each for each in map(_group, self._schemes) if each), None)
+            return group_scales(name, Code.INT8, codes.shape, scales, group=group), codes.shape
+        stored = f"{codes.dtype} with zero points" if "zeros" in planes else codes.dtype
+        raise UnsupportedDtypeError(
+            f"{codes.file} stores {name!r} as {stored}, which is not supported; of compressed-tensors int4 and int8 "
+            "(packed, or int8 without zero points), FP8, MXFP4, MXFP8 and NVFP4 are."
+        )
+
+    def _packed(
+        self, name: str, codes: StoredTensor, scales: StoredTensor, has_zeros: bool
+    ) -> tuple[Coding, tuple[int, ...]]:
+        problem: Exception | None = None
+        for scheme in self._schemes:
+            bits = scheme.get("num_bits")
+            if bits not in (4, 8):
+                problem = problem or UnsupportedDtypeError(
+                    f"{codes.file} stores {name!r} with {bits} bits; 4 and 8 are supported."
+                )
+                continue
+            shape = (*codes.shape[:-1], codes.shape[-1] * 32 // bits)
+            code = Code.UINT4 if bits == 4 else Code.UINT8
+            try:
+                return group_scales(name, code, shape, scales, group=_group(scheme), has_zeros=has_zeros), shape
+            except Exception as error:
+                problem = error
+        assert problem is not None
+        raise problem
+
+
+def _schemes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    groups = settings.get("config_groups")
+    for group in groups.values() if isinstance(groups, dict) else ():
+        weights = group.get("weights") if isinstance(group, dict) else None
+        if isinstance(weights, dict):
+            yield weights
+
+
+def _group(scheme: Mapping[str, Any]) -> int | None:
+    size = scheme.get("group_size")
+    return size if type(size) is int and size > 0 else None
+
+
+def _block(scheme: Mapping[str, Any]) -> tuple[int, int] | None:
+    block = scheme.get("block_structure")
+    return (block[0], block[1]) if isinstance(block, list) and len(block) == 2 else None

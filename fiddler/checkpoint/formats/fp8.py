@@ -1,0 +1,70 @@
+"""FP8: e4m3 codes with a scale per block, per output or per matrix; DeepSeek-V4's FP4 experts alongside them.
+
+X.weight F8_E4M3 [outputs, inputs] and X.weight_scale_inv or X.weight_scale: weight = code * scale, whatever the name
+says. Blocks at the edges may be partial: DeepSeek-V3's kv_a_proj_with_mqa has 576 outputs and five rows of scales.
+transformers: integrations/finegrained_fp8.py, integrations/fbgemm_fp8.py.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fiddler.checkpoint.errors import UnsupportedDtypeError
+from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.coding import Code, ScaleKind
+
+_SCALES = re.compile(r"(.*)_scale(?:_inv)?")
+_SCALES_OF_MODULE = re.compile(r"(.*\.)scale")
+"""DeepSeek-V4's spelling."""
+_OF_ACTIVATIONS = re.compile(r"(.*\.)(?:input|activation)_scale(?:_ub)?")
+_MX_GROUP = 32
+_BLOCK = (128, 128)
+
+
+class Fp8:
+    """Checkpoints whose quant_method is fp8 or fbgemm_fp8."""
+
+    name = "fp8"
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Reads the size of blocks.
+
+        Args:
+            settings: The quantization_config.
+        """
+        block = settings.get("weight_block_size")
+        self._block = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else _BLOCK
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """See WeightFormat."""
+        if match := _OF_ACTIVATIONS.fullmatch(name):
+            return f"{match[1]}weight", "unused"
+        if match := _SCALES.fullmatch(name):
+            return match[1], "scales"
+        match = _SCALES_OF_MODULE.fullmatch(name)
+        return (f"{match[1]}weight", "scales") if match else None
+
+    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
+        """See WeightFormat."""
+        codes = required(planes, "codes", name, "")
+        scales = required(planes, "scales", name, "_scale_inv")
+        unused = tuple(planes[role] for role in planes if role.startswith("unused"))
+        if codes.dtype == "I8":
+            shape = (*codes.shape[:-1], codes.shape[-1] * 2)
+            coding = group_scales(name, Code.E2M1, shape, scales, group=_MX_GROUP, kind=_power_of_two(scales))
+        elif codes.dtype == "F8_E4M3":
+            shape = codes.shape
+            kind = _power_of_two(scales)
+            coding = group_scales(name, Code.E4M3, shape, scales, block=self._block, group=_MX_GROUP, kind=kind)
+        else:
+            raise UnsupportedDtypeError(
+                f"{codes.file} stores {name!r} as {codes.dtype} with the scales {scales.name!r}; FP8 weights are "
+                "F8_E4M3."
+            )
+        return CodedStored(name, coding, shape, codes, scales, unused=unused)
+
+
+def _power_of_two(scales: StoredTensor) -> ScaleKind | None:
+    """Of scales that are bytes: exponents."""
+    return ScaleKind.E8M0 if scales.dtype in ("U8", "F8_E8M0") else None

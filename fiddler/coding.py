@@ -1,0 +1,193 @@
+"""Weights in 8 or 4 bits: what their codes and scales mean, and the matrix that they stand for.
+
+A coded matrix [outputs, inputs] has a code per weight and a scale per group of weights; some have a zero point per
+group and one more factor for the whole matrix:
+
+    weight = (code - zero) * scale * multiplier
+
+Codes are stored row by row, so that a row's codes are adjacent bytes; of two 4-bit codes in a byte the low one comes
+first. This module computes with PyTorch on any device and is the specification of the CPU kernels. It reads no file and
+knows no published format; `fiddler.formats` does.
+"""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+
+
+class Code(enum.Enum):
+    """What one code is. The values are those of `fiddler_code` in cpu_expert_service/csrc/abi.h."""
+
+    E4M3 = 1
+    """An 8-bit float with 4 bits of exponent and 3 of mantissa, without infinities (OCP FP8, arXiv 2209.05433)."""
+    INT8 = 2
+    """A signed byte; it has no zero point."""
+    UINT8 = 3
+    """A byte; the zero point is 128 unless the group has its own."""
+    UINT4 = 4
+    """Half a byte; the zero point is 8 unless the group has its own."""
+    E2M1 = 5
+    """A 4-bit float: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives (OCP Microscaling Formats 1.0, section 5.3.3)."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return 4 if self in (Code.UINT4, Code.E2M1) else 8
+
+    @property
+    def usual_zero(self) -> int:
+        """The code of the weight 0 in a group without a zero point of its own."""
+        return {Code.UINT8: 128, Code.UINT4: 8}.get(self, 0)
+
+
+class ScaleKind(enum.Enum):
+    """How scales are stored. The values are those of `fiddler_scale` in cpu_expert_service/csrc/abi.h."""
+
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    E8M0 = 3
+    """A byte e that stands for 2^(e - 127); 255 is not a number (OCP Microscaling Formats 1.0, section 5.4.1)."""
+    E4M3 = 4
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of a tensor of such scales; bytes for the 8-bit kinds."""
+        return _SCALE_DTYPES[self]
+
+
+_SCALE_DTYPES: Final = {
+    ScaleKind.FLOAT32: torch.float32,
+    ScaleKind.BFLOAT16: torch.bfloat16,
+    ScaleKind.FLOAT16: torch.float16,
+    ScaleKind.E8M0: torch.uint8,
+    ScaleKind.E4M3: torch.uint8,
+}
+_KINDS: Final = {
+    Code.E4M3: "fp8",
+    Code.INT8: "int8",
+    Code.UINT8: "int8",
+    Code.UINT4: "int4",
+    Code.E2M1: "fp4",
+}
+_E2M1: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How a matrix is coded. Matrices of one coding and shape are computed by the same code."""
+
+    code: Code
+    scale: ScaleKind
+    group_inputs: int
+    """Adjacent inputs of an output that share a scale; the matrix's number of inputs if all do."""
+    group_outputs: int = 1
+    """Adjacent outputs that share a scale."""
+    has_zeros: bool = False
+    """Whether each group has a zero point of its own."""
+
+    def row_bytes(self, num_inputs: int) -> int:
+        """Bytes of the codes of one output."""
+        return num_inputs * self.code.bits // 8
+
+    def num_groups(self, num_inputs: int) -> int:
+        """Groups of one output's inputs; the last may be shorter."""
+        return -(-num_inputs // self.group_inputs)
+
+    @property
+    def name(self) -> str:
+        """As logs and metrics show it: "int4 group 32", "fp8 128x128"."""
+        kind = _KINDS[self.code]
+        if self.group_outputs > 1:
+            return f"{kind} {self.group_outputs}x{self.group_inputs}"
+        return f"{kind} group {self.group_inputs}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CodedTensor:
+    """A coded matrix in memory, on any device. It stands where an expert's plain matrix would."""
+
+    coding: Coding
+    shape: tuple[int, int]
+    """Outputs and inputs of the matrix that it stands for."""
+    codes: torch.Tensor
+    """[outputs, bytes of a row] uint8; rows may be apart, a row's bytes are adjacent."""
+    scales: torch.Tensor
+    """[groups of outputs, groups of inputs], of `coding.scale.dtype`."""
+    zeros: torch.Tensor | None = None
+    """[groups of outputs, groups of inputs] uint8; None unless the coding has them."""
+    multiplier: float = 1.0
+    first_output: int = 0
+    """How many outputs of the first group come before this matrix, of which it is then a later part."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is stored."""
+        return self.codes.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return sum(plane.nbytes for plane in self.planes().values())
+
+    def planes(self) -> dict[str, torch.Tensor]:
+        """Its tensors by name."""
+        planes = {"codes": self.codes, "scales": self.scales}
+        return planes if self.zeros is None else {**planes, "zeros": self.zeros}
+
+    def with_planes(self, planes: Mapping[str, torch.Tensor]) -> "CodedTensor":
+        """The same matrix with its tensors elsewhere, for example copied to a device."""
+        return replace(self, codes=planes["codes"], scales=planes["scales"], zeros=planes.get("zeros"))
+
+
+def dequantize(coded: CodedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The matrix [outputs, inputs] that a coded one stands for: computed in float32, rounded once to `dtype`."""
+    outputs, inputs = coded.shape
+    coding = coded.coding
+    weights = _decode(coded.codes, coding.code, inputs)
+    rows = (torch.arange(outputs, device=coded.device) + coded.first_output) // coding.group_outputs
+    if coded.zeros is not None:
+        weights -= _spread(coded.zeros.to(torch.float32), rows, coding.group_inputs, inputs)
+    elif coding.code.usual_zero:
+        weights -= coding.code.usual_zero
+    weights *= _spread(decode_scales(coded), rows, coding.group_inputs, inputs)
+    return weights.to(dtype)
+
+
+def decode_scales(coded: CodedTensor) -> torch.Tensor:
+    """[groups of outputs, groups of inputs] float32, the matrix's multiplier included."""
+    kind, scales = coded.coding.scale, coded.scales
+    if kind is ScaleKind.E8M0:
+        # bits rather than arithmetic: 2^-127, which e = 0 stands for, is a subnormal number
+        exponents = scales.to(torch.int32)
+        values = torch.where(exponents == 0, 1 << 22, exponents << 23).view(torch.float32)
+        values = torch.where(exponents == 255, torch.nan, values)
+    elif kind is ScaleKind.E4M3:
+        values = scales.view(torch.float8_e4m3fn).to(torch.float32)
+    else:
+        values = scales.to(torch.float32)
+    return values if coded.multiplier == 1.0 else values * coded.multiplier
+
+
+def _decode(codes: torch.Tensor, code: Code, inputs: int) -> torch.Tensor:
+    """[outputs, bytes] uint8 -> [outputs, inputs] float32, zero points not yet taken off."""
+    if code is Code.E4M3:
+        return codes.view(torch.float8_e4m3fn).to(torch.float32)
+    if code is Code.INT8:
+        return codes.view(torch.int8).to(torch.float32)
+    if code is Code.UINT8:
+        return codes.to(torch.float32)
+    nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)[:, :inputs]
+    if code is Code.UINT4:
+        return nibbles.to(torch.float32)
+    values = torch.tensor([*_E2M1, *(-value for value in _E2M1)], device=codes.device)
+    return values[nibbles.to(torch.int64)]
+
+
+def _spread(groups: torch.Tensor, rows: torch.Tensor, group_inputs: int, inputs: int) -> torch.Tensor:
+    """[groups of outputs, groups of inputs] -> what each weight's group has, broadcast where a row has one group."""
+    by_row = groups[rows]
+    return by_row if by_row.shape[1] == 1 else by_row.repeat_interleave(group_inputs, dim=1)[:, :inputs]

@@ -1,0 +1,106 @@
+"""The dense part of a checkpoint with coded weights, as transformers' loading takes it: decoded tensor by tensor.
+
+transformers asks each value for its shape and its dtype, and reads it once by indexing. So no more than one decoded
+tensor is held at a time besides the model.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint.formats import CodedStored
+from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.coding import CodedTensor, dequantize
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class LazyTensor:
+    """A tensor of the checkpoint that is read, and decoded if it is coded, when it is indexed."""
+
+    def __init__(self, stored: StoredTensor | CodedStored, dtype: torch.dtype) -> None:
+        """Reads nothing yet.
+
+        Args:
+            stored: The tensor.
+            dtype: Of the model; coded tensors are rounded to it once.
+        """
+        self._stored = stored
+        self.shape = torch.Size(stored.shape)
+        self.dtype = dtype if isinstance(stored, CodedStored) else _DTYPES[stored.dtype]
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions of the tensor."""
+        return len(self.shape)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        if isinstance(self._stored, CodedStored):
+            return dequantize(_read_coded(self._stored), self.dtype)[index]
+        return _read(self._stored).view(self.dtype).view(self.shape)[index]
+
+
+class LazyState(Mapping[str, LazyTensor]):
+    """The dense tensors of a checkpoint by name, decoded on access."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
+        """Reads nothing yet.
+
+        Args:
+            checkpoint: The checkpoint.
+            dtype: Of the model.
+        """
+        self._tensors = {stored.name: LazyTensor(stored, dtype) for stored in checkpoint.dense_tensors}
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _read_coded(stored: CodedStored) -> CodedTensor:
+    outputs, inputs = stored.shape
+    coding = stored.coding
+    codes = _read(stored.codes).view(outputs, coding.row_bytes(inputs))
+    scales = _read(stored.scales).view(coding.scale.dtype).view(-1, coding.num_groups(inputs))
+    zeros = None if stored.zeros is None else stored.unpack_zeros(_read(stored.zeros))
+    multiplier = 1.0 if stored.multiplier is None else stored.factor(_read(stored.multiplier))
+    return CodedTensor(coding, (outputs, inputs), codes, scales, zeros, multiplier)
+
+
+def _read(stored: StoredTensor) -> torch.Tensor:
+    """The bytes of a tensor, in memory of its own."""
+    return torch.frombuffer(bytearray(_bytes_of(stored.file, stored.begin, stored.num_bytes)), dtype=torch.uint8)
+
+
+def _bytes_of(file: Path, begin: int, num_bytes: int) -> bytes:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        pieces = []
+        while num_bytes > 0 and (piece := os.pread(handle, min(num_bytes, 1 << 30), begin)):
+            pieces.append(piece)
+            begin, num_bytes = begin + len(piece), num_bytes - len(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(handle)

@@ -1,0 +1,177 @@
+"""Experts in 8 and 4 bits: every tier against the weights that their codes stand for, in float64."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from cpu_expert_service.native import Pool, available_tiers
+from cpu_expert_service.native_kernel import NativeKernel
+from fiddler.coding import Code, CodedTensor, Coding, ScaleKind, dequantize
+from fiddler.expert_math import ExpertWeights, LayerWeights
+
+NUM_EXPERTS = 3
+FLOAT32_ERROR = 5e-7
+"""Of the sum of |weight x input|: float32 sums over some hundreds of inputs."""
+BFLOAT16_ERROR = 2.0**-9
+"""The same where hidden rows, what is between the projections, and results are rounded to bfloat16."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One coding and the sizes of a layer."""
+
+    coding: Coding
+    down: Coding
+    hidden: int
+    intermediate: int
+    multiplier: float = 1.0
+
+
+def _case(
+    code: Code, scale: ScaleKind, group: int | None, *, hidden: int = 256, intermediate: int = 192, **more: object
+) -> Case:
+    zeros, outputs, multiplier = (
+        bool(more.get("zeros")),
+        int(str(more.get("outputs", 1))),
+        float(str(more.get("multiplier", 1.0))),
+    )
+    return Case(
+        Coding(code, scale, group or hidden, outputs, zeros),
+        Coding(code, scale, group or intermediate, outputs, zeros),
+        hidden,
+        intermediate,
+        multiplier,
+    )
+
+
+CASES = {
+    "fp8 128x128": _case(Code.E4M3, ScaleKind.FLOAT32, 128, outputs=128, hidden=320, intermediate=200),
+    "fp8 channel": _case(Code.E4M3, ScaleKind.BFLOAT16, None, hidden=202, intermediate=70),
+    "mxfp8": _case(Code.E4M3, ScaleKind.E8M0, 32),
+    "int8 channel": _case(Code.INT8, ScaleKind.FLOAT32, None, hidden=202, intermediate=70),
+    "int8 group": _case(Code.INT8, ScaleKind.FLOAT16, 32),
+    "uint8": _case(Code.UINT8, ScaleKind.BFLOAT16, None),
+    "uint8 zeros": _case(Code.UINT8, ScaleKind.BFLOAT16, 64, zeros=True),
+    "int4 group 32": _case(Code.UINT4, ScaleKind.BFLOAT16, 32),
+    "int4 group 128 zeros": _case(Code.UINT4, ScaleKind.FLOAT16, 128, zeros=True, hidden=384, intermediate=256),
+    "int4 group 32 zeros": _case(Code.UINT4, ScaleKind.FLOAT32, 32, zeros=True),
+    "int4 channel": _case(Code.UINT4, ScaleKind.FLOAT32, None, hidden=136, intermediate=72),
+    "mxfp4": _case(Code.E2M1, ScaleKind.E8M0, 32),
+    "nvfp4": _case(Code.E2M1, ScaleKind.E4M3, 16, hidden=208, intermediate=176, multiplier=0.37),
+    "long rows": _case(Code.UINT4, ScaleKind.BFLOAT16, 32, hidden=64, intermediate=4096 + 96),
+}
+
+
+def _scales(kind: ScaleKind, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
+    if kind is ScaleKind.E8M0:
+        return torch.randint(118, 124, shape, generator=generator, dtype=torch.uint8)
+    values = torch.rand(shape, generator=generator) * 0.02 + 0.01
+    if kind is ScaleKind.E4M3:
+        return (values * 100).to(torch.float8_e4m3fn).view(torch.uint8)
+    return values.to(kind.dtype)
+
+
+def _coded(coding: Coding, outputs: int, inputs: int, multiplier: float, generator: torch.Generator) -> CodedTensor:
+    codes = torch.randint(0, 256, (outputs, coding.row_bytes(inputs)), generator=generator, dtype=torch.uint8)
+    if coding.code is Code.E4M3:
+        codes[(codes & 0x7F) == 0x7F] = 0x38  # not a number, which has a test of its own
+    groups = (-(-outputs // coding.group_outputs), coding.num_groups(inputs))
+    zeros = None
+    if coding.has_zeros:
+        zeros = torch.randint(0, 1 << coding.code.bits, groups, generator=generator, dtype=torch.uint8)
+    return CodedTensor(coding, (outputs, inputs), codes, _scales(coding.scale, groups, generator), zeros, multiplier)
+
+
+def _layer(case: Case, *, gated: bool = True) -> LayerWeights:
+    generator = torch.Generator().manual_seed(1)
+
+    def expert() -> ExpertWeights:
+        wide = [_coded(case.coding, case.intermediate, case.hidden, case.multiplier, generator) for _ in range(2)]
+        down = _coded(case.down, case.hidden, case.intermediate, case.multiplier, generator)
+        return ExpertWeights(gate=wide[0] if gated else None, up=wide[1], down=down)
+
+    return LayerWeights(tuple(expert() for _ in range(NUM_EXPERTS)), "silu")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    pool = Pool([0, 1][: max(1, torch.get_num_threads())])
+    yield pool
+    pool.close()
+
+
+def _due(
+    layer: LayerWeights, hidden: torch.Tensor, ids: torch.Tensor, routing: torch.Tensor, round_inner: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The outputs in float64, and the sums of absolute values that errors are measured by."""
+    rows = hidden.double()
+    total, size = torch.zeros_like(rows), torch.zeros_like(rows)
+    for number, expert in enumerate(layer.experts):
+        assert isinstance(expert.up, CodedTensor)
+        assert isinstance(expert.down, CodedTensor)
+        up, down = dequantize(expert.up).double(), dequantize(expert.down).double()
+        inner, inner_size = rows @ up.T, rows.abs() @ up.abs().T
+        if isinstance(expert.gate, CodedTensor):
+            gate = dequantize(expert.gate).double()
+            gated, gate_size = rows @ gate.T, rows.abs() @ gate.abs().T
+            inner_size = gate_size * inner.abs() * 1.1 + torch.nn.functional.silu(gated).abs() * inner_size
+            inner = torch.nn.functional.silu(gated) * inner
+        else:
+            inner, inner_size = torch.nn.functional.silu(inner), inner_size * 1.1
+        if round_inner:
+            inner_size = inner_size + inner.abs()
+        weight = (routing * (ids == number)).sum(-1, keepdim=True).double()
+        total += weight * (inner @ down.T)
+        size += weight * ((inner.abs() + inner_size) @ down.abs().T)
+    return total, size
+
+
+@pytest.mark.parametrize("rows", [1, 3, 17, 64])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("tier", available_tiers())
+def test_every_tier_computes_what_the_codes_stand_for(pool: Pool, tier: str, name: str, rows: int) -> None:
+    layer = _layer(CASES[name])
+    generator = torch.Generator().manual_seed(rows)
+    hidden = torch.randn(rows, CASES[name].hidden, generator=generator)
+    hidden[0, 5] = 1000.0  # an outlier, which a scale for the whole row would let drown all others
+    ids = torch.stack([torch.randperm(NUM_EXPERTS, generator=generator)[:2] for _ in range(rows)]).int()
+    routing = torch.rand(rows, 2, generator=generator)
+    compute = NativeKernel(pool, tier).prepare(layer)
+    due, size = _due(layer, hidden, ids, routing, round_inner=False)
+    assert ((compute(hidden, ids, routing).double() - due).abs() <= FLOAT32_ERROR * size).all()
+    rounded = hidden.to(torch.bfloat16)
+    due, size = _due(layer, rounded, ids, routing, round_inner=True)
+    assert ((compute(rounded, ids, routing).double() - due).abs() <= BFLOAT16_ERROR * size).all()
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+@pytest.mark.parametrize("rows", [1, 17])
+def test_a_code_that_is_not_a_number_makes_its_output_none(pool: Pool, tier: str, rows: int) -> None:
+    layer = _layer(CASES["mxfp8"], gated=False)
+    down = layer.experts[1].down
+    assert isinstance(down, CodedTensor)
+    down.codes[7, 9], down.codes[8, 9] = 0x7F, 0xFF
+    output = NativeKernel(pool, tier).prepare(layer)(
+        torch.ones(rows, 256, dtype=torch.bfloat16), torch.ones(rows, 1, dtype=torch.int32), torch.ones(rows, 1)
+    )
+    assert output.isnan().sum(dim=0).nonzero().flatten().tolist() == [7, 8]
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+def test_the_smallest_numbers_of_fp8_count(pool: Pool, tier: str) -> None:
+    """Subnormal codes, which products of bfloat16 on some CPUs take for 0 unless they are widened with care."""
+    layer = _layer(CASES["fp8 channel"], gated=False)
+    up = layer.experts[0].up
+    assert isinstance(up, CodedTensor)
+    up.codes[:] = 0x01  # 2^-9
+    hidden, ids, routing = (
+        torch.ones(1, 202, dtype=torch.bfloat16),
+        torch.zeros(1, 1, dtype=torch.int32),
+        torch.ones(1, 1),
+    )
+    due, size = _due(layer, hidden, ids, routing, round_inner=True)
+    output = NativeKernel(pool, tier).prepare(layer)(hidden, ids, routing)
+    assert due.abs().max() > 0
+    assert ((output.double() - due).abs() <= BFLOAT16_ERROR * size).all()
