@@ -1,0 +1,28 @@
+"""Checkpoints in 8 and 4 bits through both services: transformers' tokens on the weights that the codes stand for."""
+
+from pathlib import Path
+
+import pytest
+
+from client import Client, GenerationChunk
+from tests.support import coded, reference
+from tests.support.checkpoints import write, write_tokenizer
+from tests.support.pairs import start
+
+NUM_TOKENS = 48
+SIZES = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
+
+
+@pytest.mark.parametrize("name", coded.FORMATS)
+def test_tokens_are_those_of_the_plain_form(name: str, tmp_path: Path) -> None:
+    plain = write("qwen3_moe", tmp_path / "plain", eos_token_id=None, **SIZES)
+    write_tokenizer(plain)
+    directory = coded.rewrite(plain, tmp_path / "coded", name, lambda tensor: "_proj." in tensor)
+    model = reference.load(plain)
+    with start(directory) as pair, Client(pair.target) as client:
+        for prompt in reference.PROMPTS:
+            expected, _ = reference.generate(model, prompt, NUM_TOKENS)
+            generated = client.generate(prompt, max_tokens=NUM_TOKENS, temperature=0)
+            assert [
+                token for event in generated if isinstance(event, GenerationChunk) for token in event.token_ids
+            ] == expected
