@@ -115,11 +115,12 @@ class Assignments:
 
 def layer_weights(checkpoint: Checkpoint, layer: CheckpointLayer) -> LayerWeights:
     """Views of a layer's matrices where they lie in the checkpoint's memory map."""
-    experts = tuple(_weights(checkpoint, expert) for expert in layer.experts)
+    experts = tuple(expert_weights(checkpoint, expert) for expert in layer.experts)
     return LayerWeights(experts, layer.activation.name, layer.activation.alpha, layer.activation.limit)
 
 
-def _weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
+def expert_weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
+    """One expert's matrices: views of the checkpoint's memory map, or repacked copies if its format demands it."""
     tensors: dict[str, Any] = {}
     for name, view in expert.views.items():
         tensors[name] = checkpoint.tensor(view)[0] if name.endswith("_bias") else checkpoint.matrix(view)

@@ -24,14 +24,14 @@ from fiddler.checkpoint.errors import (
     UnknownNamingError,
     UnsupportedDtypeError,
 )
-from fiddler.checkpoint.formats import AnyStored, detect, group_planes, parts_of
+from fiddler.checkpoint.formats import AnyStored, RepackedStored, detect, group_planes, parts_of
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
 from fiddler.checkpoint.moe_config import MoeConfig, mentions_experts, parse_config
 from fiddler.checkpoint.namings import NAMINGS
-from fiddler.checkpoint.safetensors_index import StoredFile, StoredTensor, read_files
-from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, WeightView
+from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
+from fiddler.checkpoint.views import CheckpointLayer, MatrixView, RepackedView, WeightView
 from fiddler.coding import CodedTensor
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
@@ -58,6 +58,8 @@ class Checkpoint:
     """How the experts' weights are stored, for people: "bfloat16", "fp8 128x128"."""
     is_coded: bool
     """Whether config.json names a format of 8 or 4 bits."""
+    is_repacked: bool
+    """Whether experts are copies in memory of their own, repacked from how they are stored."""
     dense_tensors: tuple[AnyStored, ...]
     """The tensors that belong to no expert."""
     dense_bytes: int
@@ -83,6 +85,7 @@ class Checkpoint:
         self.layers = tuple(build_layer(claim, moe) for claim in claims)
         self.files = tuple(file.path for file in files)
         self.is_coded = weight_format is not None
+        self.is_repacked = any(isinstance(tensor, RepackedStored) for tensor in experts)
         self.dense_tensors = tuple(dense)
         self._expert_parts = tuple(part for tensor in experts for part in parts_of(tensor))
         self.expert_tensor_names = frozenset(names | {part.name for part in self._expert_parts})
@@ -140,7 +143,7 @@ class Checkpoint:
         Raises:
             TypeError: The matrix is coded.
         """
-        if isinstance(view, CodedView):
+        if not isinstance(view, WeightView):
             raise TypeError(f"{view.name} is coded")
         return self._mapped[view.file].view(view)
 
@@ -148,6 +151,8 @@ class Checkpoint:
         """A matrix as it is stored, in the files' own pages but for zero points; see `tensor`."""
         if isinstance(view, WeightView):
             return self.tensor(view)
+        if isinstance(view, RepackedView):
+            return view.stored.repack({role: self._plane(part) for role, part in view.stored.sources.items()})
         stored = view.stored
         return CodedTensor(
             view.coding,
@@ -158,6 +163,12 @@ class Checkpoint:
             multiplier=1.0 if stored.multiplier is None else stored.factor(self._bytes(stored.multiplier)),
             first_output=view.first_output,
         )
+
+    def _plane(self, stored: StoredTensor) -> torch.Tensor:
+        """A plane of a repacked matrix, in the file's own pages."""
+        dtype, shape = TORCH_DTYPES[stored.dtype], stored.shape if len(stored.shape) == 2 else (1, *stored.shape)
+        view = WeightView.into(stored, shape=(shape[0], shape[1]), strides=(shape[1], 1), dtype=dtype)
+        return self._mapped[stored.file].view(view).view(stored.shape)
 
     def _bytes(self, stored: StoredTensor) -> torch.Tensor:
         """A copy of a small tensor's bytes."""

@@ -11,6 +11,7 @@ from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Coding
 
 if TYPE_CHECKING:
+    from fiddler.checkpoint.formats.repacked import RepackedStored
     from fiddler.checkpoint.formats.stored import CodedStored
 
 
@@ -121,7 +122,45 @@ class CodedView:
         return self.codes.span_bytes
 
 
-MatrixView = WeightView | CodedView
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepackedView:
+    """A logical [out_features, in_features] matrix inside safetensors files, coded and repacked when it is read."""
+
+    name: str
+    """Of the tensor, as its plain form would be called."""
+    coding: Coding
+    shape: tuple[int, int]
+    stored: "RepackedStored"
+
+    @property
+    def file(self) -> Path:
+        """The file of its first plane."""
+        return self.stored.file
+
+    @property
+    def planes(self) -> tuple[WeightView, ...]:
+        """What is read of the files, as rows of bytes."""
+        return self.stored.source_views()
+
+    @property
+    def plane_bytes(self) -> tuple[int, ...]:
+        """Bytes of each tensor that it takes in memory: codes, scales and zero points."""
+        outputs, inputs = self.shape
+        groups = outputs * self.coding.num_groups(inputs)
+        return outputs * self.coding.row_bytes(inputs), groups * self.coding.scale.dtype.itemsize, groups
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of codes, scales and zero points."""
+        return sum(self.plane_bytes)
+
+    @property
+    def span_bytes(self) -> tuple[int, int]:
+        """The first byte of its first plane in the file and the one after the last."""
+        return self.planes[0].span_bytes
+
+
+MatrixView = WeightView | CodedView | RepackedView
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +217,7 @@ class CheckpointLayer:
     def weight_format(self) -> str:
         """How its matrices are stored: a dtype or the name of a coding."""
         up = self.experts[0].up
-        return up.coding.name if isinstance(up, CodedView) else str(up.dtype).removeprefix("torch.")
+        return str(up.dtype).removeprefix("torch.") if isinstance(up, WeightView) else up.coding.name
 
     @property
     def num_experts(self) -> int:

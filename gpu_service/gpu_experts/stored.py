@@ -6,7 +6,7 @@ from pathlib import Path
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.errors import FileFormatError
 from fiddler.checkpoint.views import WeightView
-from fiddler.expert_math import ExpertWeights, layer_weights
+from fiddler.expert_math import ExpertWeights, expert_weights, layer_weights
 from gpu_service.gpu_experts.keys import ExpertKey
 
 
@@ -15,16 +15,20 @@ class StoredExperts:
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
-        self._layers = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
+        # repacked experts are copies: each is made when it is asked for, and is freed once it is on the device
+        lasting = () if checkpoint.is_repacked else checkpoint.layers
+        self._layers = tuple(layer_weights(checkpoint, layer) for layer in lasting)
         self._files: dict[Path, int] = {path: os.open(path, os.O_RDONLY) for path in checkpoint.files}
 
     @property
     def num_experts(self) -> list[int]:
         """Experts of each layer."""
-        return [len(layer.experts) for layer in self._layers]
+        return [layer.num_experts for layer in self._checkpoint.layers]
 
     def __getitem__(self, key: ExpertKey) -> ExpertWeights:
         layer, expert = key
+        if not self._layers:
+            return expert_weights(self._checkpoint, self._checkpoint.layers[layer].experts[expert])
         return self._layers[layer].experts[expert]
 
     def check(self, key: ExpertKey) -> None:

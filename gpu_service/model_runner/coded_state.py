@@ -12,30 +12,15 @@ from typing import Any
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint.formats import CodedStored
-from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.checkpoint.formats import AnyStored, CodedStored, RepackedStored
+from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredTensor
 from fiddler.coding import CodedTensor, dequantize
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class LazyTensor:
     """A tensor of the checkpoint that is read, and decoded if it is coded, when it is indexed."""
 
-    def __init__(self, stored: StoredTensor | CodedStored, dtype: torch.dtype) -> None:
+    def __init__(self, stored: AnyStored, dtype: torch.dtype) -> None:
         """Reads nothing yet.
 
         Args:
@@ -44,7 +29,7 @@ class LazyTensor:
         """
         self._stored = stored
         self.shape = torch.Size(stored.shape)
-        self.dtype = dtype if isinstance(stored, CodedStored) else _DTYPES[stored.dtype]
+        self.dtype = TORCH_DTYPES[stored.dtype] if isinstance(stored, StoredTensor) else dtype
 
     @property
     def ndim(self) -> int:
@@ -52,9 +37,9 @@ class LazyTensor:
         return len(self.shape)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
-        if isinstance(self._stored, CodedStored):
-            return dequantize(_read_coded(self._stored), self.dtype)[index]
-        return _read(self._stored).view(self.dtype).view(self.shape)[index]
+        if isinstance(self._stored, StoredTensor):
+            return _read(self._stored)[index]
+        return dequantize(_read_coded(self._stored), self.dtype)[index]
 
 
 class LazyState(Mapping[str, LazyTensor]):
@@ -79,18 +64,24 @@ class LazyState(Mapping[str, LazyTensor]):
         return len(self._tensors)
 
 
-def _read_coded(stored: CodedStored) -> CodedTensor:
+def _read_coded(stored: CodedStored | RepackedStored) -> CodedTensor:
+    if isinstance(stored, RepackedStored):
+        return stored.repack({role: _read(part) for role, part in stored.sources.items()})
     outputs, inputs = stored.shape
     coding = stored.coding
-    codes = _read(stored.codes).view(outputs, coding.row_bytes(inputs))
-    scales = _read(stored.scales).view(coding.scale.dtype).view(-1, coding.num_groups(inputs))
-    zeros = None if stored.zeros is None else stored.unpack_zeros(_read(stored.zeros))
-    multiplier = 1.0 if stored.multiplier is None else stored.factor(_read(stored.multiplier))
+    codes = _read_bytes(stored.codes).view(outputs, coding.row_bytes(inputs))
+    scales = _read_bytes(stored.scales).view(coding.scale.dtype).view(-1, coding.num_groups(inputs))
+    zeros = None if stored.zeros is None else stored.unpack_zeros(_read_bytes(stored.zeros))
+    multiplier = 1.0 if stored.multiplier is None else stored.factor(_read_bytes(stored.multiplier))
     return CodedTensor(coding, (outputs, inputs), codes, scales, zeros, multiplier)
 
 
 def _read(stored: StoredTensor) -> torch.Tensor:
-    """The bytes of a tensor, in memory of its own."""
+    """A tensor in memory of its own."""
+    return _read_bytes(stored).view(TORCH_DTYPES[stored.dtype]).view(stored.shape)
+
+
+def _read_bytes(stored: StoredTensor) -> torch.Tensor:
     return torch.frombuffer(bytearray(_bytes_of(stored.file, stored.begin, stored.num_bytes)), dtype=torch.uint8)
 
 

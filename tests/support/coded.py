@@ -173,6 +173,57 @@ def _mxfp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return codes.flatten(-2), (exponents + 127).to(torch.uint8), stands_for
 
 
+def gptq(bits: int, group: int | None, *, v2: bool = False, symmetric: bool = True) -> Coder:
+    """GPTQ in its first form, whose zero points are stored less one, or its second."""
+
+    def code(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        top = (1 << bits) - 1
+        groups = _groups(weight, group or weight.shape[-1])
+        scales, zeros = _scales_and_zeros(groups, top, symmetric)
+        codes = (groups / scales.float()[..., None] + zeros[..., None]).round().clamp(0, top)
+        stands_for = ((codes - zeros[..., None]) * scales.float()[..., None]).flatten(-2)
+        stem = name.removesuffix("weight")
+        size = group or weight.shape[-1]
+        stored = {
+            f"{stem}qweight": _words(codes.flatten(-2).T, bits, 0),
+            f"{stem}qzeros": _words((zeros if v2 else zeros - 1).T & top, bits, 1),
+            f"{stem}scales": scales.T,
+            f"{stem}g_idx": (torch.arange(weight.shape[-1]) // size).to(torch.int32),
+        }
+        return stored, stands_for
+
+    return code
+
+
+def awq(group: int) -> Coder:
+    """AWQ, version gemm."""
+
+    def code(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        groups = _groups(weight, group)
+        scales, zeros = _scales_and_zeros(groups, 15, symmetric=False)
+        codes = (groups / scales.float()[..., None] + zeros[..., None]).round().clamp(0, 15)
+        stands_for = ((codes - zeros[..., None]) * scales.float()[..., None]).flatten(-2)
+        stem = name.removesuffix("weight")
+
+        def interleaved(values: torch.Tensor) -> torch.Tensor:
+            """Of eight outputs 0, 2, 4, 6, 1, 3, 5, 7."""
+            eights = values.T.unflatten(-1, (-1, 8))
+            return _words(eights[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(-2), 4, 1)
+
+        stored = {f"{stem}qweight": interleaved(codes.flatten(-2)), f"{stem}qzeros": interleaved(zeros)}
+        return {**stored, f"{stem}scales": scales.T}, stands_for
+
+    return code
+
+
+def _scales_and_zeros(groups: torch.Tensor, top: int, symmetric: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    if symmetric:
+        return (torch.maximum(-low, high) * 2 / top).to(torch.float16), torch.full(low.shape, (top + 1) // 2)
+    scales = ((high - low) / top).to(torch.float16)
+    return scales, (-low / scales.float()).round().clamp(1, top).long()
+
+
 def _compressed_tensors(weights: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "quant_method": "compressed-tensors",
@@ -202,6 +253,16 @@ FORMATS: dict[str, tuple[Coder, dict[str, Any]]] = {
         _compressed_tensors({"type": "float", "num_bits": 4, "strategy": "group", "group_size": 32}),
     ),
     "nvfp4": (nvfp4(False), _compressed_tensors({"type": "float", "num_bits": 4, "strategy": "tensor_group"})),
+    "gptq": (gptq(4, 32), {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}),
+    "gptq asymmetric v2": (
+        gptq(4, 32, v2=True, symmetric=False),
+        {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"},
+    ),
+    "gptq 8 bits in one group": (
+        gptq(8, None),
+        {"quant_method": "gptq", "bits": 8, "group_size": -1, "desc_act": True},
+    ),
+    "awq": (awq(32), {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}),
     "nvfp4 of ModelOpt": (nvfp4(True), {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
 }
 """By name: what codes a matrix, and the quantization_config."""

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fiddler.checkpoint.errors import UnsupportedDtypeError
+from fiddler.checkpoint.formats.awq import Awq
 from fiddler.checkpoint.formats.compressed_tensors import CompressedTensors
 from fiddler.checkpoint.formats.fp8 import Fp8
+from fiddler.checkpoint.formats.gptq import Gptq
 from fiddler.checkpoint.formats.modelopt import ModelOpt
 from fiddler.checkpoint.formats.mxfp4 import Mxfp4
+from fiddler.checkpoint.formats.repacked import RepackedStored
 from fiddler.checkpoint.formats.stored import AnyStored, CodedStored, parts_of
 from fiddler.checkpoint.safetensors_index import StoredTensor
 
-__all__ = ["AnyStored", "CodedStored", "WeightFormat", "detect", "group_planes", "parts_of"]
+__all__ = ["AnyStored", "CodedStored", "RepackedStored", "WeightFormat", "detect", "group_planes", "parts_of"]
 
 
 class WeightFormat(Protocol):
@@ -33,7 +36,7 @@ class WeightFormat(Protocol):
         """
         ...
 
-    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
+    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored | RepackedStored:
         """Puts a tensor's planes together.
 
         Raises:
@@ -65,10 +68,14 @@ def _of_settings(settings: Mapping[str, Any], path: Path) -> WeightFormat:
             return CompressedTensors(settings)
         case "modelopt":
             return ModelOpt()
+        case "gptq":
+            return Gptq(settings, path)
+        case "awq":
+            return Awq(settings, path)
         case method:
             raise UnsupportedDtypeError(
                 f"{path} says in quantization_config that weights are in the format {method!r}, which is not "
-                "supported; supported are fp8, fbgemm_fp8, mxfp4, compressed-tensors and modelopt."
+                "supported; supported are fp8, fbgemm_fp8, mxfp4, compressed-tensors, modelopt, gptq and awq."
             )
 
 
@@ -89,7 +96,7 @@ def group_planes(tensors: Iterable[StoredTensor], weight_format: WeightFormat | 
     for name in planes:
         if name in by_name:
             planes[name].setdefault("codes", by_name[name])
-    coded = {name: roles for name, roles in planes.items() if roles.keys() & {"codes", "packed"}}
+    coded = {name: roles for name, roles in planes.items() if roles.keys() & {"codes", "packed", "qweight"}}
     owner = {tensor.name: name for name, roles in coded.items() for tensor in roles.values()}
     grouped: list[AnyStored] = []
     built: set[str] = set()

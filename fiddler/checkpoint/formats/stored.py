@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.formats.repacked import RepackedStored
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.checkpoint.views import CodedView, MatrixView, WeightView
 from fiddler.coding import Code, Coding, ScaleKind
@@ -130,12 +131,12 @@ class CodedStored:
         )
 
 
-AnyStored = StoredTensor | CodedStored
+AnyStored = StoredTensor | CodedStored | RepackedStored
 
 
 def parts_of(tensor: AnyStored) -> Iterator[StoredTensor]:
     """The tensors of the files that a tensor consists of."""
-    if isinstance(tensor, CodedStored):
+    if not isinstance(tensor, StoredTensor):
         yield from tensor.parts
     else:
         yield tensor
@@ -149,7 +150,7 @@ def view_into(
     Raises:
         UnsupportedDtypeError: See `CodedStored.view`.
     """
-    if isinstance(tensor, CodedStored):
+    if not isinstance(tensor, StoredTensor):
         return tensor.view(begin, shape, strides)
     return WeightView.into(tensor, begin=begin, shape=shape, strides=strides, dtype=dtype)
 

@@ -7,13 +7,13 @@ import torch
 
 from fiddler.checkpoint.claims import Claim
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
-from fiddler.checkpoint.formats.stored import CodedStored
 from fiddler.checkpoint.layouts.concatenated import concatenated_experts
 from fiddler.checkpoint.layouts.fused import fused_experts
 from fiddler.checkpoint.layouts.separate import separate_experts
 from fiddler.checkpoint.layouts.stacked import stacked_experts
 from fiddler.checkpoint.moe_config import MoeConfig
 from fiddler.checkpoint.namings import Layout
+from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.checkpoint.views import CheckpointLayer, Expert
 
 LAYOUTS: Final[Mapping[Layout, Callable[[Claim, MoeConfig, torch.dtype], tuple[Expert, ...]]]] = {
@@ -56,7 +56,7 @@ def build_layer(claim: Claim, config: MoeConfig) -> CheckpointLayer:
 
 def _common_dtype(claim: Claim) -> torch.dtype:
     """That of the plain tensors; if there are none, any will do."""
-    plain = [tensor for tensor in claim.tensors.values() if not isinstance(tensor, CodedStored)]
+    plain = [tensor for tensor in claim.tensors.values() if isinstance(tensor, StoredTensor)]
     if not plain:
         return torch.bfloat16
     first = plain[0]

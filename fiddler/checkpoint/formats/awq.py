@@ -1,0 +1,82 @@
+"""AWQ, version gemm: 4 bits in groups with zero points, packed along the outputs.
+
+X.qweight I32 [inputs, outputs / 8], whose fields hold outputs 0, 2, 4, 6, 1, 3, 5, 7 of eight; X.qzeros I32 [groups,
+outputs / 8] in the same order; X.scales [groups, outputs]. AutoAWQ: awq/utils/packing_utils.py.
+"""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.formats.repacked import Planes, RepackedStored, fields, pack_row_by_row
+from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
+from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.coding import Code, CodedTensor, Coding
+
+_PLANES = re.compile(r"(.*\.)(qweight|qzeros|scales)")
+_PLACES: Final = (0, 4, 1, 5, 2, 6, 3, 7)
+"""Of outputs 0 to 7 among the fields of a word."""
+_BITS: Final = 4
+
+
+class Awq:
+    """Checkpoints whose quant_method is awq."""
+
+    name = "awq"
+
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
+        """Reads the size of groups.
+
+        Args:
+            settings: The quantization_config.
+            path: Of config.json, for messages.
+
+        Raises:
+            UnsupportedDtypeError: Its version or its number of bits is not supported.
+        """
+        version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", _BITS)
+        if version != "gemm":
+            raise UnsupportedDtypeError(f"{path}: quantization_config.version: AWQ {version}; supported is gemm.")
+        if bits != _BITS:
+            raise UnsupportedDtypeError(f"{path}: quantization_config.bits: AWQ with {bits} bits; supported are 4.")
+        self._group = settings.get("group_size", 128)
+
+    def split(self, name: str) -> tuple[str, str] | None:
+        """See WeightFormat."""
+        match = _PLANES.fullmatch(name)
+        return (f"{match[1]}weight", match[2]) if match else None
+
+    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> RepackedStored:
+        """See WeightFormat."""
+        words = required(planes, "qweight", name, " (qweight)")
+        scales, zeros = required(planes, "scales", name, " (scales)"), required(planes, "qzeros", name, " (qzeros)")
+        inputs, outputs = words.shape[0], words.shape[-1] * 8
+        group = inputs if self._group in (-1, None) else int(self._group)
+        groups = -(-inputs // group)
+        if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs // 8):
+            raise ShapeError(
+                f"{scales.file} holds the tensors {scales.name!r} of shape {list(scales.shape)} and "
+                f"{zeros.name!r} of shape {list(zeros.shape)}; for {outputs} outputs and {inputs} inputs in groups of {group} they must be "
+                f"{[groups, outputs]} and {[groups, outputs // 8]}."
+            )
+        kind = SCALE_KINDS.get(scales.dtype)
+        if kind is None:
+            raise UnsupportedDtypeError(f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}.")
+        coding = Coding(Code.UINT4, kind, group, has_zeros=True)
+        sources = {"qweight": words, "qzeros": zeros, "scales": scales}
+        return RepackedStored(name, coding, (outputs, inputs), sources, partial(_repack, coding=coding))
+
+
+def _repack(planes: Planes, coding: Coding) -> CodedTensor:
+    order = torch.tensor(_PLACES)
+    codes = fields(planes["qweight"], _BITS)[..., order].flatten(1).T
+    zeros = fields(planes["qzeros"], _BITS)[..., order].flatten(1).T
+    shape = (codes.shape[0], codes.shape[1])
+    return CodedTensor(
+        coding, shape, pack_row_by_row(codes, _BITS), planes["scales"].T.contiguous(), zeros.contiguous()
+    )
