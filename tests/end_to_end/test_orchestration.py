@@ -131,7 +131,7 @@ _MISTAKES = {
     ),
     "a policy without its file": (("--placement", "popularity", "--gpu-expert-memory", "0.001"), "--popularity", 1),
     "a popularity file that is none": (("--popularity", "{file}"), "--popularity: {file} is not JSON: ", 1),
-    "a costs file that is none": (("--costs", "{file}"), "{file} is not JSON: ", 1),
+    "a costs file that is none": (("--costs", "{file}"), "--costs: {file} is not JSON: ", 1),
     "a popularity file of another model": (("--popularity", "{other}"), "--popularity: {other}: model_type: is", 1),
     "a popularity file that is missing": (("--popularity", "{file}.not"), "--popularity: {file}.not cannot be read", 1),
 }
