@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
 
 import torch
-import typer
 
-from benchmarks.harness.results import Append, Out, Quick, Report, report
+from benchmarks.harness.results import Append, Out, Quick, Report, Tier, report
 from benchmarks.harness.rounds import Work, interleave, milliseconds, ratios
 from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
@@ -71,9 +69,10 @@ def main(
     out: Out = None,
     append: Append = False,
     quick: Quick = False,
-    tier: Annotated[str, typer.Option(help="The kernel's tier.")] = available_tiers()[-1],
+    tier: Tier = None,
 ) -> None:
     """Runs the benchmark."""
+    tier = tier or available_tiers()[-1]
     cpus = choose_cpus(read_topology())
     with report(out, append) as results, _mapped() as noise:
         pool = Pool(cpus)
@@ -82,16 +81,18 @@ def main(
             experts = _experts(noise, layer)
             functions = {name: kernel.prepare(experts) for name, kernel in kernels.items()}
             for rows in _ROWS:
-                _measure(results, pool, noise, layer, functions, rows, 3 if quick else 11 if rows < 64 else 5)
+                rounds = 3 if quick else 11 if rows < 64 else 5
+                _measure(results, layer, functions, pool=pool, noise=noise, rows=rows, rounds=rounds)
         pool.close()
 
 
 def _measure(
     out: Report,
-    pool: Pool,
-    noise: torch.Tensor,
     layer: Layer,
     functions: Mapping[str, Callable[..., object]],
+    *,
+    pool: Pool,
+    noise: torch.Tensor,
     rows: int,
     rounds: int,
 ) -> None:

@@ -1,7 +1,7 @@
-"""What an expert computes, in PyTorch on any device, and the words for it: its weights, a layer's, who gets which rows.
+"""What an expert computes, in PyTorch on any device: its weights, a layer's weights, and which rows go to which expert.
 
-Both services compute experts: the CPU expert service where no faster kernel does, the GPU service those that lie on its
-device. It reads no file, and it does not decide where an expert is computed.
+Both services use it: the CPU expert service if it has no faster kernel, the GPU service for the experts resident on its
+device. It reads no file and does not decide where an expert is computed.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +20,7 @@ from fiddler.errors import UserError
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Combination = Callable[[torch.Tensor | None, torch.Tensor], torch.Tensor]
-"""What comes between an expert's projections: of (gate or None, up), both [rows, intermediate]."""
+"""What an expert computes between its projections, from gate (or None) and up, both [rows, intermediate]."""
 
 
 Matrix = torch.Tensor | CodedTensor
@@ -28,15 +28,15 @@ Matrix = torch.Tensor | CodedTensor
 
 
 class UnknownActivationError(UserError):
-    """The model's activation is none that is computed here."""
+    """The model's activation is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertWeights:
-    """One expert's matrices, wherever they lie, and its biases where it has any."""
+    """One expert's matrices, on any device, and its biases if it has any."""
 
     gate: Matrix | None
-    """[intermediate, hidden]; None where the expert is not gated."""
+    """[intermediate, hidden]; None if the expert is not gated."""
     up: Matrix
     """[intermediate, hidden]"""
     down: Matrix
@@ -48,10 +48,10 @@ class ExpertWeights:
     down_bias: torch.Tensor | None = None
     """[hidden]"""
     factor: Matrix | None = None
-    """[intermediate, hidden]; what it gives is multiplied with what up gives. OpenMoE's experts have one."""
+    """[intermediate, hidden]; its output is multiplied by that of up. OpenMoE's experts have one."""
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors that this expert has, each with its name above. Nothing else should list them.
+        """The tensors that this expert has, each with its name above. Use it instead of listing the names again.
 
         A coded matrix has several: its codes have the matrix's name, the others names such as "gate.scales".
         """
@@ -92,7 +92,7 @@ class LayerWeights:
 
     experts: tuple[ExpertWeights, ...]
     activation: str
-    """What transformers calls the function between an expert's projections."""
+    """What transformers calls the function between an expert's projections, or the name of a clamped one."""
     alpha: float = 1.702
     """Of the activation clamped_swiglu."""
     limit: float = 7.0
@@ -114,9 +114,9 @@ class Assignments:
 
 
 def layer_weights(checkpoint: Checkpoint, layer: CheckpointLayer) -> LayerWeights:
-    """Views of a layer's matrices where they lie in the checkpoint's memory map."""
+    """Views of a layer's matrices in the checkpoint's memory map."""
     experts = tuple(expert_weights(checkpoint, expert) for expert in layer.experts)
-    return LayerWeights(experts, layer.activation.name, layer.activation.alpha, layer.activation.limit)
+    return LayerWeights(experts, layer.activation.name, alpha=layer.activation.alpha, limit=layer.activation.limit)
 
 
 def expert_weights(checkpoint: Checkpoint, expert: Expert) -> ExpertWeights:
@@ -134,7 +134,7 @@ def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignmen
         expert_ids: [rows, k] int32; -1 is left out.
         routing_weights: [rows, k] float32.
     """
-    # numpy, whose operations cost a third of torch's on a handful of numbers
+    # numpy, whose operations take a third of the time of torch's on a handful of numbers
     flat = expert_ids.numpy().reshape(-1)
     order = flat.argsort(kind="stable")
     order = order[np.searchsorted(flat, 0, sorter=order) :]
@@ -149,7 +149,7 @@ def assign(expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Assignmen
 
 
 def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tensor) -> torch.Tensor:
-    """[rows, hidden] -> [rows, hidden]. Rows and weights of different dtypes meet in float32."""
+    """[rows, hidden] -> [rows, hidden]. If rows and weights differ in dtype, both are converted to float32."""
 
     def project(rows: torch.Tensor, weight: Matrix, bias: torch.Tensor | None) -> torch.Tensor:
         if isinstance(weight, CodedTensor):
@@ -176,8 +176,8 @@ def layer_forward(
     """[rows, hidden] -> [rows, hidden], the sum of routing weight x expert(row), taken in float32. On the CPU.
 
     Args:
-        layer: Its experts.
-        combine: Of the layer's activation.
+        layer: The experts.
+        combine: The combination of the layer's activation.
         hidden: [rows, hidden].
         expert_ids: [rows, k] int32; -1 is left out.
         routing_weights: [rows, k] float32.
@@ -194,15 +194,15 @@ def layer_forward(
 
 
 def combination(activation: str, alpha: float = 1.702, limit: float = 7.0) -> Combination:
-    """What comes between the projections of experts with this activation.
+    """What experts with this activation compute between their projections.
 
     Args:
-        activation: What transformers calls it, or one of the clamped ones.
+        activation: What transformers calls it, or one of `CLAMPED`.
         alpha: Of clamped_swiglu.
         limit: Of the clamped ones.
 
     Raises:
-        UnknownActivationError: It is none that is known.
+        UnknownActivationError: The activation is not supported.
     """
     if activation == "clamped_swiglu":
         return partial(_clamped_swiglu, alpha=alpha, limit=limit)
@@ -230,7 +230,7 @@ def _relu_squared(values: torch.Tensor) -> torch.Tensor:
 
 
 CLAMPED = ("clamped_silu", "clamped_swiglu")
-"""Activations that take gate and up together and need both."""
+"""Activations that are functions of gate and up together."""
 
 _GELU_TANH = partial(functional.gelu, approximate="tanh")
 _ACTIVATIONS: dict[str, Function] = {
@@ -245,7 +245,7 @@ _ACTIVATIONS: dict[str, Function] = {
 
 
 def layer_combination(activation: Activation) -> Combination:
-    """The same, of a layer of a checkpoint."""
+    """The combination of a checkpoint's activation."""
     return combination(activation.name, activation.alpha, activation.limit)
 
 
@@ -253,7 +253,7 @@ def activation_function(name: str) -> Function:
     """The activation that transformers calls by this name.
 
     Raises:
-        UnknownActivationError: It is none that is known.
+        UnknownActivationError: The activation is not supported.
     """
     if name not in _ACTIVATIONS:
         known = ", ".join(sorted([*_ACTIVATIONS, *CLAMPED]))

@@ -1,4 +1,4 @@
-"""Publishes what other parts count, read when /metrics is asked for. What each number means is metrics.py's."""
+"""Publishes the numbers that other parts count, read at each request for /metrics. metrics.py says what they mean."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,14 +14,14 @@ from gpu_service import metrics
 from gpu_service.engine.engine import Engine
 from gpu_service.moe.dispatcher import Dispatcher
 
-_MOST_SERIES = 1024  # layers x experts, up to which they are told one by one where nothing is said
+_MOST_SERIES = 1024  # layers x experts, up to which "auto" publishes each expert
 _COPY_REASONS = ("demand", "prefetch", "swap")
 
 ByExpert = Literal["auto", "on", "off"]
 
 
 class RoutingCollector(Collector):
-    """How often experts were chosen, where they were computed, and which of them lie on the device."""
+    """How often experts were chosen, where they were computed, and which are resident on the device."""
 
     def __init__(self, dispatcher: Dispatcher, checkpoint: Checkpoint, by_expert: ByExpert) -> None:
         """Reads nothing yet.
@@ -29,15 +29,15 @@ class RoutingCollector(Collector):
         Args:
             dispatcher: Counts.
             checkpoint: The layers.
-            by_expert: Whether to tell of each expert of each layer; auto: where there are at most 1024.
+            by_expert: Whether to publish each expert of each layer; auto: if there are at most 1024.
         """
         self._dispatcher = dispatcher
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
         self._layers = [str(layer.decoder_layer) for layer in checkpoint.layers]
-        self._tells_experts = by_expert == "on" or (by_expert == "auto" and sum(self._num_experts) <= _MOST_SERIES)
+        self._publishes_experts = by_expert == "on" or (by_expert == "auto" and sum(self._num_experts) <= _MOST_SERIES)
 
     def collect(self) -> Iterable[Metric]:
-        """Yields them all."""
+        """Yields the metrics."""
         selections, orchestration = self._dispatcher.selections, self._dispatcher.orchestration
         yield _by_two(metrics.EXPERT_SELECTIONS, self._layers, selections.read_routes())
         yield _by_layer(metrics.EXPERT_IMBALANCE, self._layers, selections.read_imbalance())
@@ -47,21 +47,21 @@ class RoutingCollector(Collector):
             resident.append({str(expert): int(expert in there) for expert in range(num_experts)})
         yield _by_layer(metrics.RESIDENT_EXPERTS, self._layers, [sum(layer.values()) for layer in resident])
         yield _value(metrics.EXPERT_SLOTS, orchestration.num_slots)
-        if self._tells_experts:
+        if self._publishes_experts:
             chosen = [{str(expert): count for expert, count in enumerate(counts)} for counts in selections.read()]
             yield _by_two(metrics.EXPERT_SELECTIONS_BY_EXPERT, self._layers, chosen)
             yield _by_two(metrics.EXPERT_RESIDENT, self._layers, resident)
 
 
 class CostCollector(Collector):
-    """What layers took, what the costs had said of it, and the costs."""
+    """The times of layers, predicted and actual, and the costs that predict them."""
 
     def __init__(self, dispatcher: Dispatcher, checkpoint: Checkpoint) -> None:
         self._dispatcher = dispatcher
         self._layers = [str(layer.decoder_layer) for layer in checkpoint.layers]
 
     def collect(self) -> Iterable[Metric]:
-        """Yields them all."""
+        """Yields the metrics."""
         costs = self._dispatcher.costs
         yield _by_layer(metrics.LAYER_SECONDS, self._layers, costs.seconds)
         yield _by_layer(metrics.LAYER_OVERLAP_SECONDS, self._layers, costs.overlap)
@@ -78,7 +78,7 @@ class CostCollector(Collector):
         yield from self._expected()
 
     def _expected(self) -> Iterable[Metric]:
-        """The costs of the first MoE layer; those of others are in proportion to their experts' bytes."""
+        """The costs of the first MoE layer; those of others are proportional to their experts' bytes."""
         latency = self._dispatcher.orchestration.latency
         if latency is None:
             return
@@ -92,7 +92,7 @@ class CostCollector(Collector):
 
 
 class EngineCollector(Collector):
-    """What the engine has under way, and room for."""
+    """The engine's requests and memory, in use and in total."""
 
     def __init__(self, engine: Engine, max_waiting: int, degraded_seconds: Callable[[], float]) -> None:
         self._engine = engine
@@ -100,7 +100,7 @@ class EngineCollector(Collector):
         self._degraded_seconds = degraded_seconds
 
     def collect(self) -> Iterable[Metric]:
-        """Yields them all."""
+        """Yields the metrics."""
         engine = self._engine
         yield _value(metrics.REQUESTS_RUNNING, engine.num_running)
         yield _value(metrics.REQUESTS_WAITING, engine.num_waiting)
@@ -113,7 +113,7 @@ class EngineCollector(Collector):
 
 
 def publish(*collectors: Collector, registry: CollectorRegistry = REGISTRY) -> None:
-    """Has them asked whenever /metrics is."""
+    """Registers collectors, so that each request for /metrics reads them."""
     for collector in collectors:
         registry.register(collector)
 
@@ -136,7 +136,7 @@ def _by_layer(family: CollectedMetric, layers: Sequence[str], values: Sequence[f
 
 
 def _by_two(family: CollectedMetric, layers: Sequence[str], values: Sequence[Mapping[str, float]]) -> Metric:
-    """Of each layer, values by a second label."""
+    """Values of each layer by a second label."""
     metric = family.new()
     for layer, by_label in zip(layers, values, strict=True):
         for label, value in by_label.items():

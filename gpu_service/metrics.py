@@ -1,13 +1,13 @@
-"""The GPU service's metrics: what each is called and means. docs/metrics.md is made from this file.
+"""The GPU service's metrics: each one's name and meaning. docs/metrics.md is generated from this file.
 
-Nothing is counted here. A CollectedMetric's numbers are kept by whoever knows them and published by collectors.py.
+Nothing is counted here. The number of a CollectedMetric is kept where it arises, and collectors.py publishes it.
 """
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from fiddler.metrics import LATENCY_BUCKETS, CollectedMetric
 
-# These three are vLLM's, so that the services can be compared.
+# These three are vLLM's, so that the two services can be compared.
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
@@ -23,19 +23,17 @@ _REQUEST_BUCKETS = (
 # Generation
 REQUESTS = Counter(
     "fiddler_requests_total",
-    "Generations that ended, by why and by their call's gRPC status; refused and failed ones have the reason error.",
+    "Generations that ended, by reason and by their call's gRPC status; refused and failed ones have the reason error.",
     ["finish_reason", "status"],
 )
 REQUESTS_RUNNING = CollectedMetric("fiddler_requests_running", "gauge", "Requests that are being computed.")
-REQUESTS_WAITING = CollectedMetric(
-    "fiddler_requests_waiting", "gauge", "Requests that wait until what they need is free."
-)
+REQUESTS_WAITING = CollectedMetric("fiddler_requests_waiting", "gauge", "Requests that wait for slots or memory.")
 REQUESTS_WAITING_LIMIT = CollectedMetric(
-    "fiddler_requests_waiting_limit", "gauge", "Requests that may wait (--max-waiting); one more is refused."
+    "fiddler_requests_waiting_limit", "gauge", "Requests that may wait (--max-waiting); another one is refused."
 )
-PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of requests that were well-formed.")
+PROMPT_TOKENS = Counter("fiddler_prompt_tokens_total", "Prompt tokens of well-formed requests.")
 CACHED_PROMPT_TOKENS = Counter(
-    "fiddler_cached_prompt_tokens_total", "Prompt tokens whose keys and values an earlier request had left."
+    "fiddler_cached_prompt_tokens_total", "Prompt tokens whose keys and values were taken from an earlier request."
 )
 GENERATION_TOKENS = Counter("fiddler_generation_tokens_total", "Tokens generated.")
 TIME_TO_FIRST_TOKEN = Histogram(
@@ -53,22 +51,22 @@ REQUEST_QUEUE_SECONDS = Histogram(
 )
 REQUEST_PREFILL_SECONDS = Histogram(
     "fiddler_request_prefill_seconds",
-    "Seconds from the beginning of a request's computation to its first token, of those that had one.",
+    "Seconds from the beginning of a request's computation to its first token, if it had one.",
     buckets=_REQUEST_BUCKETS,
 )
 REQUEST_DECODE_SECONDS = Histogram(
     "fiddler_request_decode_seconds",
-    "Seconds from a request's first token to its last, of those that had one.",
+    "Seconds from a request's first token to its last, if it had one.",
     buckets=_REQUEST_BUCKETS,
 )
 REQUEST_SECONDS = Histogram(
     "fiddler_request_end_to_end_seconds",
-    "Seconds from a request's arrival to its last token, of those that were completed.",
+    "Seconds from a completed request's arrival to its last token.",
     buckets=_REQUEST_BUCKETS,
 )
 STEP_SECONDS = Histogram(
     "fiddler_step_seconds",
-    "Seconds that the model took for one batch: a part of one prompt, or the next token of all who decode.",
+    "Seconds that the model took for one batch: a chunk of one prompt, or the next token of all generations.",
     ["phase"],
     buckets=LATENCY_BUCKETS,
 )
@@ -95,29 +93,27 @@ EXPERT_SELECTIONS_BY_EXPERT = CollectedMetric(
 EXPERT_RESIDENT = CollectedMetric(
     "fiddler_expert_resident",
     "gauge",
-    "1 where an expert's weights lie on the device to stay, else 0. Subject to --metrics-by-expert.",
+    "1 if an expert is resident on the device, else 0. Subject to --metrics-by-expert.",
     ("layer", "expert"),
 )
 RESIDENT_EXPERTS = CollectedMetric(
-    "fiddler_resident_experts", "gauge", "Experts of a layer whose weights lie on the device.", ("layer",)
+    "fiddler_resident_experts", "gauge", "Experts of a layer that are resident on the device.", ("layer",)
 )
-EXPERT_SLOTS = CollectedMetric(
-    "fiddler_expert_slots", "gauge", "Experts whose weights the device has room for, to stay."
-)
+EXPERT_SLOTS = CollectedMetric("fiddler_expert_slots", "gauge", "Experts that can be resident on the device.")
 EXPERT_IMBALANCE = CollectedMetric(
     "fiddler_expert_imbalance_ratio",
     "gauge",
-    "How often a layer's most chosen expert was chosen over the mean of all, lately (half of the weight is on the "
-    "last 64 selections per expert): 1 is even.",
+    "How often a layer's most chosen expert was recently chosen, divided by the mean of its experts (half of the weight"
+    " is on the last 64 selections per expert); 1 is even.",
     ("layer",),
 )
 PLACEMENT_SWAPS = Counter(
     "fiddler_placement_swaps_total",
-    "Experts that came to lie on the device to stay, by who had them copied: a batch, or the placement policy.",
+    "Experts that became resident on the device, by the cause of their copy: a batch, or the placement policy.",
     ["reason"],
 )
 PREFETCH_GUESSES = Counter(
-    "fiddler_prefetch_guesses_total", "Experts that a layer was guessed to want, by whether it did.", ["outcome"]
+    "fiddler_prefetch_guesses_total", "Experts predicted for a layer, by whether the prediction was right.", ["outcome"]
 )
 PREFETCHED_EXPERTS = Counter(
     "fiddler_prefetched_experts_total", "Experts copied ahead of their layer, by whether they were used.", ["outcome"]
@@ -127,48 +123,48 @@ PREFETCHED_EXPERTS = Counter(
 LAYER_SECONDS = CollectedMetric(
     "fiddler_layer_seconds_total",
     "counter",
-    "Seconds from a layer's router having chosen until its experts' sum was there.",
+    "Seconds from the router's choice until the sum of the layer's experts was computed.",
     ("layer",),
 )
 LAYER_PREDICTED_SECONDS = CollectedMetric(
     "fiddler_layer_predicted_seconds_total",
     "counter",
-    "Seconds that the costs predicted for what fiddler_layer_actual_seconds_total counts.",
+    "Seconds that the costs predicted for fiddler_layer_actual_seconds_total.",
     ("layer", "part"),
 )
 LAYER_ACTUAL_SECONDS = CollectedMetric(
     "fiddler_layer_actual_seconds_total",
     "counter",
-    "Seconds that a part of a layer took. Parts overlap, so that they add up to more than the layer.",
+    "Seconds that a part of a layer took. Parts overlap, so their sum exceeds the layer's time.",
     ("layer", "part"),
 )
 LAYER_OVERLAP_SECONDS = CollectedMetric(
     "fiddler_layer_overlap_seconds_total",
     "counter",
-    "Seconds in which both sides worked: of each layer, what the shorter of its CPU and GPU part took.",
+    "Seconds in which CPU and GPU both computed: for each layer, the shorter of its two parts.",
     ("layer",),
 )
 COST_SECONDS = CollectedMetric(
     "fiddler_cost_seconds",
     "gauge",
-    "Seconds that plans are made with now: one expert with one row, one copy, one message.",
+    "Seconds that plans are based on at present: one expert with one row, one copy, one message.",
     ("of",),
 )
 COST_CORRECTION = CollectedMetric(
     "fiddler_cost_correction_ratio",
     "gauge",
-    "What costs measured at start-up are multiplied with, since the machine is slower or faster now.",
+    "Factor on the costs measured at the start, to correct for a machine that is now slower or faster.",
     ("of",),
 )
 EXPERT_COPIED_BYTES = CollectedMetric(
     "fiddler_expert_copied_bytes_total",
     "counter",
-    "Bytes of expert weights copied to the device, by why.",
+    "Bytes of expert weights copied to the device, by reason.",
     ("reason",),
 )
 EXPERT_CALL_SECONDS = Histogram(
     "fiddler_expert_call_seconds",
-    "Seconds of a round trip: from sending a layer's rows to the CPU expert service until its answer is joined.",
+    "Seconds of a round trip: from sending a layer's rows to the CPU expert service until its answer is received.",
     buckets=LATENCY_BUCKETS,
 )
 EXPERT_CALL_BYTES = Counter(
@@ -185,22 +181,23 @@ EXPERT_SERVICE_RECONNECTS = Counter(
     "fiddler_expert_service_reconnects_total", "Times that the CPU expert service was in use again after a loss."
 )
 DEGRADED = Gauge(
-    "fiddler_degraded", "1 while the CPU expert service is lost and its experts are computed here, else 0."
+    "fiddler_degraded", "1 while the CPU expert service is lost and the GPU service computes its experts, else 0."
 )
 DEGRADED_SECONDS = CollectedMetric(
     "fiddler_degraded_seconds_total",
     "counter",
-    "Seconds without the CPU expert service, the present ones included.",
+    "Seconds without the CPU expert service, up to now.",
 )
 REPLANNED_LAYERS = Counter(
-    "fiddler_replanned_layers_total", "Messages to the CPU expert service whose experts were computed here instead."
+    "fiddler_replanned_layers_total",
+    "Messages to the CPU expert service whose experts the GPU service computed instead.",
 )
 NON_FINITE_ROWS = Counter(
     "fiddler_spoiled_rows_total",
-    "Rows that the CPU expert service answered with numbers that are not finite; their requests failed.",
+    "Rows that the CPU expert service answered with non-finite numbers; their requests failed.",
 )
 
-# What has never happened is 0 from the start, so that its first time is seen as an increase.
+# Series start at 0, so that the first event shows as an increase.
 for _reason in ("eos", "length", "stop"):
     REQUESTS.labels(_reason, "OK")
 for _reason, _status in (("cancelled", "OK"), ("cancelled", "CANCELLED"), ("deadline", "DEADLINE_EXCEEDED")):

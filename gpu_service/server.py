@@ -1,4 +1,4 @@
-"""Starts the GPU service's parts in order, keeps its health true, and stops it."""
+"""Starts the GPU service's parts in order, reports its health, and stops it."""
 
 import asyncio
 import contextlib
@@ -48,10 +48,10 @@ _log = structlog.get_logger("gpu_service")
 
 
 class Server:
-    """One GPU service. `run` returns when a signal has stopped it."""
+    """One GPU service. `run` returns after a signal has stopped it."""
 
     def __init__(self, settings: Settings, access: Access) -> None:
-        """Opens the checkpoint and binds nothing yet. Made in the event loop that runs it.
+        """Opens the checkpoint, without listening yet. Made in the event loop that runs it.
 
         Raises:
             UserError: The checkpoint or the popularity file is wrong, or the device is not there.
@@ -83,7 +83,7 @@ class Server:
 
         Raises:
             UserError: A flag, a file or the model is wrong.
-            HandshakeError: The CPU expert service serves something else.
+            HandshakeError: The CPU expert service serves another checkpoint or dtype.
             EngineStoppedError: The engine cannot go on.
         """
         stop = asyncio.Event()
@@ -102,7 +102,7 @@ class Server:
             work.cancel()
             stopping.cancel()
             await self._stop(server)
-        _log.info("stopped")
+        _log.info("service stopped")
 
     async def _listen(self) -> grpc.aio.Server:
         settings = self._settings
@@ -124,7 +124,7 @@ class Server:
         return server
 
     async def _start_and_watch(self) -> None:
-        """Loads while it waits for the expert service; then serves, with it or without, until the engine fails."""
+        """Loads the model while it waits for the CPU expert service; then serves until the engine fails."""
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         settings = self._settings
         budget = await in_thread(partial(warm_up, settings, model))
@@ -133,7 +133,7 @@ class Server:
         )
         model.dispatcher.max_rows = max_rows = max(chunks.alone, settings.max_slots)
         model.dispatcher.use(await self._make_orchestration(model, experts, max_rows))
-        model.dispatcher.clear_counts()  # of what was computed to measure
+        model.dispatcher.clear_counts()  # those of the measurements
         scheduler = Scheduler(model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks)
         engine = Engine(model, scheduler, self._step_failed)
         collectors.publish(
@@ -167,7 +167,7 @@ class Server:
     async def _make_orchestration(
         self, model: Model, experts: experts_pb2.DescribeResponse, max_rows: int
     ) -> Orchestration:
-        """Starts again if the CPU expert service is lost meanwhile."""
+        """Makes the orchestration; starts again if the CPU expert service is lost meanwhile."""
         while True:
             make = partial(
                 make_orchestration,
@@ -186,10 +186,10 @@ class Server:
                 experts = await self._await_experts()
 
     async def _await_experts(self) -> experts_pb2.DescribeResponse:
-        """Waits until the expert service is ready, saying so, and shakes hands.
+        """Waits until the CPU expert service is ready, and shakes hands. The log and callers learn that it waits.
 
         Raises:
-            HandshakeError: It serves something else.
+            HandshakeError: It serves another checkpoint or dtype.
         """
         reminded = time.monotonic()
         self._generations.unavailable = f"waiting for the CPU expert service at {self._settings.experts}"
@@ -207,7 +207,7 @@ class Server:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _step_failed(self, error: Exception) -> None:
-        """Called by the engine's thread."""
+        """The engine's thread calls this."""
         if isinstance(error, EngineStoppedError):
             self._loop.call_soon_threadsafe(self._engine_stopped, error)
 
@@ -222,10 +222,10 @@ class Server:
             await self._health.set(name, status)
 
     async def _stop(self, server: grpc.aio.Server) -> None:
-        """Lets generations go on for the grace period; what is left then fails, and its callers are told.
+        """Lets generations continue for the grace period; those that are left then fail, and their callers learn why.
 
-        Meanwhile the server still listens: it says that it is not serving, and refuses what is new by itself, so that
-        callers that have not noticed get an answer rather than a broken connection.
+        Meanwhile the server still listens: it reports that it is not serving, and refuses new calls, so that callers
+        that have not noticed get an answer rather than a broken connection.
         """
         self._generations.unavailable = "the service is stopping"
         await self._health.enter_graceful_shutdown()
@@ -236,7 +236,7 @@ class Server:
         if served := self._generations.served:
             stopping = asyncio.create_task(asyncio.to_thread(served.engine.stop))
             await asyncio.wait({stopping}, timeout=_LAST_STEP_SECONDS)
-            self._experts.abort()  # the engine may wait for an answer that never comes
+            self._experts.abort()  # the engine may be waiting for an answer that never comes
             await stopping
             self._save_popularity(served.model)
             served.model.dispatcher.close()
@@ -252,7 +252,7 @@ class Server:
         try:
             Popularity(tokens, tuple(tuple(layer) for layer in counts)).save(path, self._checkpoint)
         except OSError as error:
-            _log.error("--save-popularity: not written", file=str(path), reason=error.strerror)
+            _log.error("popularity file not written", file=str(path), reason=error.strerror)
 
 
 async def run(settings: Settings, access: Access) -> None:

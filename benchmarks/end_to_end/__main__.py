@@ -30,6 +30,7 @@ from tests.support.large_checkpoint import write_mixtral
 from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
+_DTYPE = "bfloat16"
 _PROMPT_TOKENS = 512
 _SHORT_PROMPT_TOKENS = 16
 _DECODED = 25
@@ -54,22 +55,22 @@ def main(
     """Runs the benchmark."""
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
-        _measure(judge, "demo", _DEMO, "bfloat16", rounds)
+        _measure(judge, "demo", _DEMO, rounds)
         directory = (checkpoint or Path(temporary)) / "mixtral_2_layers"
         if not (directory / "tokenizer.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
             write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
             checkpoints.write_tokenizer(directory)
-        _measure(judge, "mixtral_2_layers", directory, "bfloat16", rounds)
+        _measure(judge, "mixtral_2_layers", directory, rounds)
         judge.summarise()
 
 
-def _measure(judge: Judge, name: str, model: Path, dtype: str, rounds: int) -> None:
+def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
     speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
-    flags = ("--dtype", dtype)
+    flags = ("--dtype", _DTYPE)
     with (
         tempfile.TemporaryFile() as log,
-        Reference(model, dtype) as reference,
+        Reference(model, _DTYPE) as reference,
         Pair(model, log=log, gpu_arguments=("--device", "cpu", *flags), cpu_arguments=flags) as pair,
         Client(pair.target) as client,
     ):

@@ -15,6 +15,7 @@ import typer
 Out = Annotated[Path | None, typer.Option(help="Also write the results to this file.")]
 Append = Annotated[bool, typer.Option("--append", help="Add to that file, for a benchmark that is run in parts.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Measure less, to try the benchmark out.")]
+Tier = Annotated[str | None, typer.Option(help="The native kernel's tier. Unset: the CPU's best.")]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(help="Directory of the checkpoint with two layers of Mixtral's; written if it is missing, and kept."),

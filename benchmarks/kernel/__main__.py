@@ -24,11 +24,7 @@ Every round goes through all cases in turn. Weights are in a mapped file, as in 
 turn: more than a gigabyte is read between two uses of the same one.
 """
 
-from typing import Annotated
-
-import typer
-
-from benchmarks.harness.results import Append, Out, Quick, report
+from benchmarks.harness.results import Append, Out, Quick, Tier, report
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.kernel import layers, mixtral
 from benchmarks.kernel.peak import Peak
@@ -61,9 +57,10 @@ def main(
     out: Out = None,
     append: Append = False,
     quick: Quick = False,
-    tier: Annotated[str, typer.Option(help="The kernel's tier.")] = available_tiers()[-1],
+    tier: Tier = None,
 ) -> None:
     """Runs the benchmark."""
+    tier = tier or available_tiers()[-1]
     cpus = choose_cpus(read_topology())
     with report(out, append) as results, mapped() as weights:
         judge = Judge(results, TARGETS)
@@ -73,11 +70,12 @@ def main(
         few, many = (5, 3) if quick else (31, 15)
         # before PyTorch has threads that spin
         layers.measure_fixed_cost(judge, weights, kernel, few)
-        mixtral.measure(judge, pools[-1], Peak(cpus, tier), weights, kernel, few, many)
-        layers.measure_qwen(judge, pools[-1], weights, kernel, few)
+        peak = Peak(cpus, tier)
+        mixtral.measure(judge, kernel, pool=pools[-1], peak=peak, weights=weights, few=few, many=many)
+        layers.measure_qwen(judge, kernel, pool=pools[-1], weights=weights, rounds=few)
         shown = (pools[0], pools[-1]) if len(pools) > 1 else (pools[0],)
-        scaled = (2, 64) if quick else (7, layers.SCALING_ROWS[-1])
-        layers.measure_scaling(judge, list(shown), weights, tier, *scaled)
+        rounds, most_rows = (2, 64) if quick else (7, layers.SCALING_ROWS[-1])
+        layers.measure_scaling(judge, list(shown), tier, weights=weights, rounds=rounds, most_rows=most_rows)
         judge.summarise()
         for pool in pools:
             pool.close()

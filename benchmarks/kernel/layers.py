@@ -31,7 +31,7 @@ _CALLS = 200
 _ASLEEP_SECONDS = 0.001
 
 
-def measure_qwen(out: Judge, pool: Pool, weights: torch.Tensor, kernel: Kernel, rounds: int) -> None:
+def measure_qwen(out: Judge, kernel: Kernel, *, pool: Pool, weights: torch.Tensor, rounds: int) -> None:
     """Compares one token with reading, and 64 with PyTorch."""
     experts = layer(weights, QWEN3_30B_A3B)
     functions = {"ours": kernel.prepare(experts), "torch": PyTorchKernel(pool.num_threads).prepare(experts)}
@@ -83,7 +83,7 @@ def _timed(call: Work) -> float:
 
 
 def measure_scaling(
-    out: Judge, pools: list[Pool], weights: torch.Tensor, tier: str, rounds: int, most_rows: int
+    out: Judge, pools: list[Pool], tier: str, *, weights: torch.Tensor, rounds: int, most_rows: int
 ) -> None:
     """Measures one of Mixtral's experts by number of rows, with each pool's number of threads."""
     experts = layer(weights, MIXTRAL)

@@ -20,15 +20,15 @@ _WIDENED_FROM_ROWS = 64
 _WIDENED_EXPERTS = 2  # 1.4 GB: they are twice as large as in bfloat16
 
 
-def measure(out: Judge, pool: Pool, peak: Peak, weights: torch.Tensor, kernel: Kernel, few: int, many: int) -> None:
+def measure(out: Judge, kernel: Kernel, *, pool: Pool, peak: Peak, weights: torch.Tensor, few: int, many: int) -> None:
     """Measures all numbers of rows.
 
     Args:
         out: Takes the results.
+        kernel: The kernel to measure.
         pool: The kernel's threads.
         peak: Measures the peak speed of the vector units.
         weights: The mapped file.
-        kernel: The kernel to measure.
         few: Rounds of calls that take milliseconds.
         many: Rounds of calls that take longer.
     """

@@ -36,7 +36,7 @@ class _Switch:
             setattr(owner, name, function if self._is_on else _nothing)
 
 
-def _nothing(*arguments: object) -> int:
+def _nothing(*arguments: object, **named: object) -> int:
     return 0
 
 

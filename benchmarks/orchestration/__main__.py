@@ -78,7 +78,7 @@ def _cell(system: System, workload: Workload, requests: list[Request], counted: 
     kinds: list[type[Server]] = [ours.Ours, *([ours.OursBesideOthers] if workload.is_prompt else []), *_RIVALS]
     if workload.with_policies:
         kinds += _POLICIES
-    results = [run(kind, system, counted, workload, requests) for kind in kinds]
+    results = [run(kind, system, counted, workload=workload, requests=requests) for kind in kinds]
     return report.Cell(system, workload, bound.seconds(system, requests[1:], workload.is_prompt), results)
 
 

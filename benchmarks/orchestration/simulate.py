@@ -38,7 +38,7 @@ class Result:
 
 
 def run(
-    kind: type[Server], system: System, popularity: Popularity, workload: Workload, requests: Sequence[Request]
+    kind: type[Server], system: System, popularity: Popularity, *, workload: Workload, requests: Sequence[Request]
 ) -> Result:
     """Serves all requests in turn."""
     server = kind(system, popularity)

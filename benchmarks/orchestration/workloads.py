@@ -80,7 +80,14 @@ def trace_of(model: Model, seed: int) -> Trace:
         return Trace.load(RECORDED)
     distributions = {"mixtral": synthetic.MIXTRAL, "fine_grained": synthetic.FINE_GRAINED}[model.routing]
     routing = replace(distributions, num_layers=model.moe_layers, num_experts=model.experts, top_k=model.top_k)
-    return synthetic.generate(routing, _TOPICS, _GENERATIONS, PROMPT_TOKENS, STEPS, seed)
+    return synthetic.generate(
+        routing,
+        _TOPICS,
+        num_generations=_GENERATIONS,
+        prompt_tokens=PROMPT_TOKENS,
+        output_tokens=STEPS,
+        seed=seed,
+    )
 
 
 def _decode(trace: Trace, topics: tuple[str, ...], each: int) -> list[Request]:

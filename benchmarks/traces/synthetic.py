@@ -69,6 +69,7 @@ FINE_GRAINED = Routing("fine_grained", 48, 128, 8, _zipf(1.8, 18))
 def generate(
     routing: Routing,
     topics: Sequence[str] = ("first", "second"),
+    *,
     num_generations: int = 16,
     prompt_tokens: int = 64,
     output_tokens: int = 128,

@@ -1,4 +1,4 @@
-"""Where a service's costs come from: the file that fits this machine and model, or a measurement that is then kept."""
+"""Loads measured costs from the file for this machine and model, or measures them and saves the file."""
 
 import os
 import platform
@@ -25,70 +25,73 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTarget:
-    """What costs are of."""
+    """What costs are measured for: a model, its two sides, and the batches they are given."""
 
     checkpoint: Checkpoint
     client: RemoteExperts
     """Connected to the CPU expert service."""
     description: experts_pb2.DescribeResponse
-    """What that service said of itself."""
+    """That service's description of itself."""
     device: torch.device
     slots: ExpertSlots | None
-    """None where no expert is ever brought to the device."""
+    """None if no expert is ever copied to the device."""
     max_rows: int
     """The most rows of a batch."""
     experts_per_token: int
 
 
 def obtain(target: CalibrationTarget, file: Path | None, recalibrate: bool) -> LatencyModel:
-    """Costs from a file, or measured and written to it.
+    """Loads costs from a file, or measures them and saves the file.
 
     Args:
-        target: What they are of.
-        file: What the user names; None: one of this model's own in the user's cache.
-        recalibrate: Whether to measure whatever the file holds.
+        target: What the costs are for.
+        file: The file that the user names; None: a file for this model in the user's cache.
+        recalibrate: Whether to measure even if there is a file.
 
     Raises:
-        CostsFileError: The file is no file of costs, or another model's.
+        CostsFileError: The file that the user names is not a costs file, or another model's.
         ExpertServiceError: The CPU expert service was lost meanwhile.
     """
     path = file or _cache_file(target)
+    experts_per_row = max(1, target.experts_per_token)
+    event = "costs loaded"
     measurements = None if recalibrate else _read(target, path, is_named=file is not None)
     if measurements is None:
-        dtype = tensors.DTYPES[target.description.dtype]
+        event = "costs measured"
         measurements = calibrate(
             target.checkpoint,
             target.client,
-            dtype,
-            target.max_rows,
-            max(1, target.experts_per_token),
-            target.slots,
-            target.device,
+            dtype=tensors.DTYPES[target.description.dtype],
+            max_rows=target.max_rows,
+            experts_per_row=experts_per_row,
+            slots=target.slots,
+            device=target.device,
         )
         _save(target, path, measurements)
     layer_bytes = [expert_bytes(layer) for layer in target.checkpoint.layers]
-    latency = LatencyModel(measurements, layer_bytes, target.max_rows, experts_per_row=max(1, target.experts_per_token))
-    _tell(latency, target, path)
+    latency = LatencyModel(measurements, layer_bytes, target.max_rows, experts_per_row=experts_per_row)
+    _log_costs(event, latency, target, path=path)
     return latency
 
 
 def _read(target: CalibrationTarget, path: Path, is_named: bool) -> Measurements | None:
-    """What the file holds; None where it does not serve."""
+    """Returns what the file holds; None if there is none, or if it cannot be used and the user did not name it."""
     if not path.exists():
         return None
     try:
         machine, measurements = costs_file.load(path, _model(target))
     except CostsFileError as error:
         if is_named:
-            raise
-        _log.warning("costs are measured anew", reason=str(error))
+            choice = "name another file, or replace this one with --recalibrate"
+            raise CostsFileError(f"--costs: {error}; {choice}") from None
+        _log.warning("measuring costs again", reason=str(error))
         return None
     if differences := machine.differences(_machine(target)):
         if not is_named:
-            return None  # the machine has changed since
-        _log.warning("costs of another machine", file=str(path), measured_there_and_here=differences)
+            return None  # the machine has changed
+        _log.warning("using costs of another machine", file=str(path), measured_there_and_here=differences)
     if target.slots is not None and not (measurements.gpu and measurements.transfer):
-        _log.warning("costs are measured anew", reason=f"{path} has none of a device")
+        _log.warning("measuring costs again", reason=f"{path} holds no costs of a device")
         return None
     return measurements
 
@@ -96,16 +99,16 @@ def _read(target: CalibrationTarget, path: Path, is_named: bool) -> Measurements
 def _save(target: CalibrationTarget, path: Path, measurements: Measurements) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        costs_file.save(path, _model(target), _machine(target), measurements)
+        costs_file.save(path, model=_model(target), machine=_machine(target), measurements=measurements)
     except OSError as error:
-        _log.warning("costs are not kept", file=str(path), reason=error.strerror)
+        _log.warning("saving costs failed", file=str(path), reason=error.strerror)
 
 
-def _tell(latency: LatencyModel, target: CalibrationTarget, path: Path) -> None:
+def _log_costs(event: str, latency: LatencyModel, target: CalibrationTarget, *, path: Path) -> None:
     now = latency.costs(0)
     device = {"transfer_ms": _milliseconds(now.transfer), "device_ms": _milliseconds(now.gpu[1])}
     _log.info(
-        "costs",
+        event,
         file=str(path),
         cpu_ms=_milliseconds(now.cpu[1]),
         cpu_ms_of_most_rows=_milliseconds(now.cpu[-1]),
@@ -124,10 +127,10 @@ def _model(target: CalibrationTarget) -> ModelIdentity:
     checkpoint = target.checkpoint
     layer = checkpoint.layers[measured_layers(checkpoint)[0]]
     return ModelIdentity(
-        checkpoint.model_type,
-        checkpoint.fingerprint,
-        (layer.hidden_size, layer.intermediate_size),
-        tensors.dtype_name(target.description.weight_dtype),
+        model_type=checkpoint.model_type,
+        checkpoint_fingerprint=checkpoint.fingerprint,
+        expert_shape=(layer.hidden_size, layer.intermediate_size),
+        weight_dtype=tensors.dtype_name(target.description.weight_dtype),
     )
 
 
@@ -144,7 +147,7 @@ def _machine(target: CalibrationTarget) -> MachineIdentity:
 
 
 def cpu_name(cpuinfo: Path) -> str:
-    """The CPU's name, as the kernel tells it."""
+    """Returns the CPU's name, as the Linux kernel reports it."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:

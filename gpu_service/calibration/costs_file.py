@@ -7,7 +7,7 @@
      "measurements": {"expert_bytes": 352321536, "cpu": [[1, 0.0131], ...], "hop": [...], "gpu": [...],
                       "transfer": [0.0291, ...]}}
 
-Timings are raw, [rows, seconds] each or seconds alone, so that another version can fit them otherwise. A file of
+Timings are raw, [rows, seconds] each or seconds alone, so that another version can fit them in another way. A file of
 another model is refused. Of another machine it is not: `MachineIdentity.differences` reports what differs.
 """
 
@@ -34,28 +34,28 @@ class _Identity:
 
 @dataclass(frozen=True, slots=True)
 class ModelIdentity(_Identity):
-    """Whose experts were measured."""
+    """The model whose experts were measured."""
 
     model_type: str
     checkpoint_fingerprint: str
     expert_shape: tuple[int, int]
-    """(hidden, intermediate) of the layers that were measured."""
+    """(hidden, intermediate) of the measured layers."""
     weight_dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class MachineIdentity(_Identity):
-    """What computed them, and how."""
+    """The machine that computed them, and how."""
 
     cpu: str
     cores: int
     gpu: str
-    """Empty where experts are never brought to a device."""
+    """Empty without a GPU."""
     kernel: str
-    """Of the CPU expert service, as are its threads."""
+    """The kernel of the CPU expert service, which also reports its threads."""
     threads: int
     dtype: str
-    """That activations are in."""
+    """The dtype of activations."""
 
 
 class _Measurements(JsonFile):
@@ -75,7 +75,7 @@ class _Content(JsonFile):
     measurements: _Measurements
 
 
-def save(path: Path, model: ModelIdentity, machine: MachineIdentity, measurements: Measurements) -> None:
+def save(path: Path, *, model: ModelIdentity, machine: MachineIdentity, measurements: Measurements) -> None:
     """Writes the file completely or not at all.
 
     Raises:

@@ -21,9 +21,14 @@ from fiddler.checkpoint.moe_config import model_type_of
 from gpu_service.errors import ModelError
 from gpu_service.model_runner.coded_state import LazyState
 from gpu_service.model_runner.expert_check import check_experts
-from gpu_service.models import registry
 from gpu_service.models.config_fields import FieldError
-from gpu_service.models.registry import Architecture, Replacements, architecture_of, experts_by_interface, model_class
+from gpu_service.models.registry import (
+    Architecture,
+    Replacements,
+    architecture_of,
+    configuration_of,
+    experts_by_interface,
+)
 from gpu_service.moe.layer import MoeLayer
 
 _FAR: Final = 2
@@ -47,7 +52,7 @@ def read_config(directory: Path) -> Any:
     path = directory / "config.json"
     settings = read_json(path, ConfigError)
     model_type = model_type_of(settings) or ""
-    own = registry.CONFIGURATIONS.get(model_type)
+    own = configuration_of(model_type)
     if own is None and model_type not in CONFIG_MAPPING:
         raise ModelError(
             f"{path}: model_type: transformers {transformers.__version__} has no family {model_type!r}; a newer one may"
@@ -117,7 +122,7 @@ def _from_pretrained(checkpoint: Checkpoint, architecture: Architecture, config:
     }
     if checkpoint.is_coded:
         # an auto class does not take a state_dict
-        return model_class(architecture, config).from_pretrained(
+        return architecture.class_of(config).from_pretrained(
             None, state_dict=dict(LazyState(checkpoint, dtype)), **options
         )
     return architecture.auto_class.from_pretrained(
@@ -133,7 +138,7 @@ def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Archite
     """
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
     with _reported_as(what):
-        known = architecture.replacements() if architecture.replacements else {}
+        known = architecture.replacements()
         # replaced here, too, if known: building thousands of experts takes long even without memory
         with _replaced(known), torch.device("meta"):
             skeleton = architecture.auto_class.from_config(config)
@@ -205,10 +210,10 @@ def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, A
     """Refuses missing tensors, and those left over that are not experts of the checkpoint."""
     where = checkpoint.directory
     if report["missing_keys"]:
-        raise ModelError(f"{where}: the checkpoint lacks {names_of(report['missing_keys'])}")
+        raise ModelError(f"{where}: the checkpoint lacks {_first_names(report['missing_keys'])}")
     if report["mismatched_keys"]:
         wrong = [f"{name} is {list(stored)}, not {list(due)}" for name, stored, due in report["mismatched_keys"]]
-        raise ModelError(f"{where}: wrong shape: {names_of(wrong)}")
+        raise ModelError(f"{where}: wrong shape: {_first_names(wrong)}")
     experts = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, MoeLayer))
     left_over = {
         key
@@ -216,10 +221,10 @@ def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, A
         if key not in checkpoint.expert_tensor_names and not key.startswith(experts)
     }
     if left_over:
-        raise ModelError(f"{where}: the model has no place for {names_of(left_over)}")
+        raise ModelError(f"{where}: the model has no place for {_first_names(left_over)}")
 
 
-def names_of(keys: Any) -> str:
+def _first_names(keys: Any) -> str:
     """The first five of several names, in a sentence."""
     names = sorted(str(key) for key in keys)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

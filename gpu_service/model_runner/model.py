@@ -194,7 +194,7 @@ class Model:
             block = self._module.get_submodule(name.rpartition(".")[0])
             module.connect(index, self.dispatcher, block)
             # families with replacements of their own have routers that return no expert ids and weights
-            if self._architecture.replacements is None and (router := find_router(block)):
+            if not self._architecture.replaced and (router := find_router(block)):
                 self.routers[index] = router
             connected.add(index)
         for index, layer in enumerate(checkpoint.layers):

@@ -1,1 +1,1 @@
-"""What families of models need: the table of families, their blocks, and architectures written here."""
+"""What families of models need: the registry, the table of families, their blocks, and architectures written here."""

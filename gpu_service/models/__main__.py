@@ -1,6 +1,6 @@
-"""`python -m gpu_service.models`: the families of models, how each was verified, and what is refused and why.
+"""`python -m gpu_service.models`: prints which families of models are verified, and which are refused and why.
 
-It prints the tables of gpu_service/models/families.py and decides nothing. docs/models.md is what --markdown prints.
+The tables are those of gpu_service/models/families.py. `make models` writes docs/models.md with --format markdown.
 """
 
 import json
@@ -15,7 +15,7 @@ from gpu_service.models.glossary import FEATURES, METHODS
 
 
 class Form(Enum):
-    """How the tables are written."""
+    """How the tables are printed."""
 
     TEXT = "text"
     MARKDOWN = "markdown"
@@ -24,18 +24,18 @@ class Form(Enum):
 
 _HEAD: Final = """# Models
 
-The names are transformers' `model_type`s, which a checkpoint's config.json gives. This page is written by `make models`
-from [gpu_service/models/families.py](../gpu_service/families.py); `python -m gpu_service.models` prints the same.
+The names are transformers' `model_type`s, which are in a checkpoint's config.json. `make models` writes this page from
+[gpu_service/models/families.py](../gpu_service/models/families.py); `python -m gpu_service.models` prints the same.
 
-A family that has no row, being newer than this table, is served all the same where its experts have transformers'
-experts interface and compute what is computed here. Whether a checkpoint can be served, `python -m gpu_service --model
-DIR --dry-run` tells without serving it.
+A family that is newer than this table, and so has no row, is served too if its experts have transformers' experts
+interface and compute something that is supported here. `python -m gpu_service --model DIR --dry-run` checks whether a
+checkpoint can be served, without serving it.
 """
 _NOTES: Final = """
-"Runs" is said of the checkpoints that a family's authors publish. Where those are in a weight format that is not read
+"Runs" is about the checkpoints that a family's authors publish. If those are in a weight format that is not supported
 yet, the format is named; checkpoints of the same family in bfloat16, float16 or float32 run. Sequences of most families
-are computed together. Where layers keep states that only the model's own code knows, and where a decoder looks at what
-an encoder has read, sequences share each step but are computed one by one within it, and prompts are not divided.
+are computed together. If layers keep states that only the model's own code knows, or a decoder attends to the output of
+an encoder, sequences share each step but are computed one by one within it, and prompts are not divided.
 
 How they are verified:
 """
@@ -46,15 +46,15 @@ _BATCHES: Final = {
 
 
 def main(
-    form: Annotated[Form, typer.Option("--format", help="How they are written.")] = Form.TEXT,
+    form: Annotated[Form, typer.Option("--format", help="How the tables are printed.")] = Form.TEXT,
 ) -> None:
-    """Lists the families of models: how each was verified, whether it runs as published, what is refused and why."""
+    """Lists the families of models: how each was verified, whether it runs as published, which are refused and why."""
     write = {Form.TEXT: as_text, Form.MARKDOWN: as_markdown, Form.JSON: as_json}[form]
     sys.stdout.write(write())
 
 
 def as_text() -> str:
-    """For a terminal."""
+    """The tables for a terminal."""
     families = _verified()
     width = max(map(len, [*VERIFIED, *REFUSED]))
     lines = [f"{len(families)} families are verified:", ""]
@@ -68,7 +68,7 @@ def as_text() -> str:
 
 
 def as_json() -> str:
-    """One JSON object on a line for each family."""
+    """A line with a JSON object for each family."""
     objects: list[dict[str, Any]] = [
         {
             "model_type": family.model_type,

@@ -1,4 +1,4 @@
-"""Checks the fields of a config.json whose model code is ours, where nobody else would. It knows no family."""
+"""Checks the fields of a config.json for the model code in this package; transformers checks its own."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,14 +7,14 @@ Settings = Mapping[str, Any]
 
 
 class FieldError(ValueError):
-    """A field is missing or wrong. The text begins with its name."""
+    """A field is missing or wrong. The text begins with the field's name."""
 
 
 def require_counts(settings: Settings, names: Iterable[str]) -> None:
-    """Each must be there, and be a whole number of at least 1.
+    """Requires each field to be a whole number of at least 1.
 
     Raises:
-        FieldError: One is not.
+        FieldError: One is missing or wrong.
     """
     for name in names:
         require_present(settings, (name,))
@@ -22,10 +22,10 @@ def require_counts(settings: Settings, names: Iterable[str]) -> None:
 
 
 def require_present(settings: Settings, names: Iterable[str]) -> None:
-    """Each must be there.
+    """Requires each field to be there.
 
     Raises:
-        FieldError: One is not.
+        FieldError: One is missing.
     """
     for name in names:
         if name not in settings:
@@ -33,21 +33,21 @@ def require_present(settings: Settings, names: Iterable[str]) -> None:
 
 
 def allow_counts(settings: Settings, names: Iterable[str], least: int = 1) -> None:
-    """Each, where it is there and not null, must be a whole number of at least `least`.
+    """Requires each field to be missing, null, or a whole number of at least `least`.
 
     Raises:
-        FieldError: One is not.
+        FieldError: One is something else.
     """
     for name in names:
         if settings.get(name) is not None:
             _check_whole_number(settings, name, least)
 
 
-def require_one_of(settings: Settings, name: str, values: Iterable[Any], default: Any) -> None:
-    """A setting must be one of these; `default` is what it is where it is not there.
+def require_one_of(settings: Settings, name: str, values: Iterable[Any], *, default: Any) -> None:
+    """Requires a field to have one of these values; `default` is its value if it is missing.
 
     Raises:
-        FieldError: It is something else.
+        FieldError: It has another value.
     """
     allowed = list(values)
     value = settings.get(name, default)
@@ -55,8 +55,8 @@ def require_one_of(settings: Settings, name: str, values: Iterable[Any], default
         raise FieldError(f"{name}: must be {' or '.join(map(repr, allowed))}, got {value!r}")
 
 
-def require_number(settings: Settings, name: str, least: float, default: float) -> None:
-    """A setting must be a number of at least `least`; `default` is what it is where it is not there.
+def require_number(settings: Settings, name: str, *, least: float, default: float) -> None:
+    """Requires a field to be a number of at least `least`; `default` is its value if it is missing.
 
     Raises:
         FieldError: It is something else.
@@ -67,17 +67,17 @@ def require_number(settings: Settings, name: str, least: float, default: float) 
 
 
 def require_at_most(settings: Settings, name: str, other: str) -> None:
-    """One whole number must not be above another.
+    """Requires one whole number not to exceed another.
 
     Raises:
-        FieldError: It is.
+        FieldError: It does.
     """
     if settings[name] > settings[other]:
         raise FieldError(f"{name}: must be at most {other}, which is {settings[other]}, got {settings[name]}")
 
 
 def require_divisor(settings: Settings, name: str, other: str) -> None:
-    """One whole number, where it is there and not null, must divide another.
+    """Requires one whole number, if it is there and not null, to divide another.
 
     Raises:
         FieldError: It does not.

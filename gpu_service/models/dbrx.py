@@ -1,7 +1,7 @@
-"""What DBRX's configuration says in sections of its own. Its experts take what MoeLayer does and need no block here.
+"""What DBRX's configuration has in sections of its own. Its experts have MoeLayer's arguments and need no block here.
 
-The published config.json gives the base of the rotary positions (500,000) in attn_config, where transformers 5 does not
-look: it would compute them with 10,000.
+The published config.json has the base of the rotary positions (500,000) in attn_config, which transformers 5 does not
+read: it would compute them with 10,000.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ from gpu_service.models.config_fields import FieldError, Settings
 
 
 def complete_config(config: Any, settings: Settings) -> None:
-    """Takes the base from where the published config.json has it.
+    """Copies the base of the rotary positions from attn_config.
 
     Args:
         config: transformers' configuration, which is changed.
-        settings: What config.json says.
+        settings: The content of config.json.
 
     Raises:
-        FieldError: It is missing, or given in two places that disagree.
+        FieldError: The base is missing, or two sections give different ones.
     """
     section = settings.get("attn_config")
     base = section.get("rope_theta") if isinstance(section, dict) else None

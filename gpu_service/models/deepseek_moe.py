@@ -1,8 +1,8 @@
 """DeepSeek-MoE 16B (model_type deepseek): Llama's decoder with MoE blocks, written from the paper and its config.json.
 
-Dai et al., "DeepSeekMoE: Towards Ultimate Expert Specialization", arXiv 2401.06066, section 3: of every token's hidden
-state, each MoE block adds up the outputs of n_shared_experts experts that all tokens use and of num_experts_per_tok
-routed ones, weighted by their softmax affinities. It is not DeepSeek-V2 (deepseek_v2), whose attention is another.
+Dai et al., "DeepSeekMoE: Towards Ultimate Expert Specialization", arXiv 2401.06066, section 3: for every token, each
+MoE block adds up the outputs of n_shared_experts experts that all tokens use and of num_experts_per_tok routed ones,
+weighted by their softmax affinities. It is not DeepSeek-V2 (deepseek_v2), whose attention is different.
 """
 
 from copy import copy
@@ -40,7 +40,7 @@ _COUNTS = (
 
 @strict
 class DeepseekConfig(LlamaConfig):  # type: ignore[no-untyped-call]
-    """A config.json of model_type deepseek; what is not named here is as Llama's."""
+    """A config.json of model_type deepseek; all other fields are Llama's."""
 
     model_type = "deepseek"
 
@@ -51,11 +51,11 @@ class DeepseekConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     num_experts_per_tok: int | None = None
     """Of the routed ones."""
     first_k_dense_replace: int = 0
-    """So many layers, from the first on, have an MLP and no experts."""
+    """The number of first layers that have an MLP and no experts."""
     moe_layer_freq: int = 1
-    """Of the layers after those, the ones whose index is a multiple of it have experts."""
+    """Of the later layers, those whose index is a multiple of this have experts."""
     norm_topk_prob: bool = False
-    """Whether the routing weights of a token are made to sum up to 1."""
+    """Whether the routing weights of a token are divided by their sum."""
     scoring_func: str = "softmax"
 
     @classmethod
@@ -69,12 +69,12 @@ class DeepseekConfig(LlamaConfig):  # type: ignore[no-untyped-call]
         return super().from_dict(config_dict, **kwargs)
 
     def has_experts(self, layer_idx: int) -> bool:
-        """Whether a decoder layer has a MoE block in the place of its MLP."""
+        """Whether a decoder layer has a MoE block instead of an MLP."""
         return layer_idx >= self.first_k_dense_replace and layer_idx % self.moe_layer_freq == 0
 
 
 def check(settings: Settings) -> None:
-    """Makes sure that what the model is built from is there.
+    """Checks the fields that the model is built from.
 
     Raises:
         FieldError: A field is missing or wrong.
@@ -85,19 +85,20 @@ def check(settings: Settings) -> None:
     require_divisor(settings, "num_attention_heads", "hidden_size")
     require_divisor(settings, "num_key_value_heads", "num_attention_heads")
     allow_counts(settings, ("first_k_dense_replace",), least=0)
-    require_one_of(settings, "norm_topk_prob", (False, True), False)
-    require_one_of(settings, "scoring_func", ("softmax",), "softmax")
+    require_one_of(settings, "norm_topk_prob", (False, True), default=False)
+    require_one_of(settings, "scoring_func", ("softmax",), default="softmax")
     scaling = settings.get("rope_scaling") or {}
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else scaling
     if kind not in (None, "default", "linear"):
-        # "dynamic" there is, too: angles that depend on the longest sequence of a batch, so on one's neighbours
+        # there is "dynamic", too: its angles depend on the longest sequence of the batch, and so on other sequences
         raise FieldError(f"rope_scaling: its type must be linear, or it must be null, got {kind!r}")
 
 
 class Router(nn.Module):
     """Softmax over all experts, of which the num_experts_per_tok largest are used.
 
-    The paper does not divide them by their sum (equations 9 to 11), and published models say so in norm_topk_prob.
+    The paper does not divide their affinities by the sum (equations 9 to 11), and norm_topk_prob of published models
+    says the same.
     """
 
     def __init__(self, config: DeepseekConfig) -> None:
@@ -111,8 +112,8 @@ class Router(nn.Module):
     def forward(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[rows, hidden] -> logits [rows, experts], weights [rows, k] and expert ids [rows, k].
 
-        All is computed in float32, as transformers does for its later families: in bfloat16, affinities that differ by
-        less than 1 % would be equal, and which expert is used a matter of chance.
+        Everything is computed in float32, as transformers does for its later families: in bfloat16, affinities that
+        differ by less than 1 % would be equal, and the choice between their experts arbitrary.
         """
         logits = functional.linear(hidden.to(torch.float32), self.weight.to(torch.float32))
         weights, ids = logits.softmax(dim=-1).topk(self.num_experts_per_token, dim=-1)
@@ -138,7 +139,7 @@ class MoeBlock(nn.Module):
 
 
 def _shared_experts(config: DeepseekConfig) -> LlamaMLP:
-    """All of them as one MLP, which is how they are stored: their outputs are added up, none weighted."""
+    """All shared experts as one MLP, as they are stored: their outputs are added up without weights."""
     assert config.n_shared_experts is not None
     assert config.moe_intermediate_size is not None
     shared = copy(config)
@@ -147,7 +148,7 @@ def _shared_experts(config: DeepseekConfig) -> LlamaMLP:
 
 
 class DeepseekModel(LlamaModel):  # type: ignore[no-untyped-call]
-    """Without a head."""
+    """The decoder without a head."""
 
     config_class = DeepseekConfig
 
@@ -160,7 +161,7 @@ class DeepseekModel(LlamaModel):  # type: ignore[no-untyped-call]
 
 
 class DeepseekForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
-    """The model that generates text; its experts are MoeLayers, which are to be connected."""
+    """The model that generates text. Its experts are MoeLayers, which must be connected."""
 
     config_class = DeepseekConfig
 
@@ -171,5 +172,5 @@ class DeepseekForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(cls, config: DeepseekConfig) -> "DeepseekForCausalLM":
-        """The model without its weights, as transformers' Auto classes make one."""
+        """The model with random weights, like transformers' Auto classes."""
         return cls(config)

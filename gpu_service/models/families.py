@@ -1,8 +1,8 @@
-"""Which families of transformers are served, how that was shown, and why others are not.
+"""Which families of models are served, which test shows it, and why others are refused.
 
-It is the table behind `python -m gpu_service.models` and docs/models.md, and it decides nothing: what can be built is
-built (gpu_service/models/registry.py), whether or not it has a row. tests/families walks all families of the installed
-transformers and fails on one that has none. Names are transformers' `model_type`s.
+This is the table behind `python -m gpu_service.models` and docs/models.md. It decides nothing: a model that can be
+built (gpu_service/models/registry.py) is served whether or not its family has a row. A test fails if a family of the
+installed transformers has none. Names are transformers' `model_type`s.
 """
 
 from dataclasses import dataclass
@@ -15,25 +15,25 @@ from fiddler.checkpoint.moe_config import model_type_of
 
 SWEEP: Final = "tests/families/test_sweep.py"
 OWN: Final = "tests/end_to_end/test_own_architectures.py"
-"""Of families that are published with code of their own, none of which is run, and that transformers does not know."""
+"""For families that transformers does not know and that are published with code, which is not run."""
 
 NLLB: Final = "tests/families/test_nllb.py"
-"""Of the family whose experts transformers computes wrongly, against its model with that mended."""
+"""For the family whose experts transformers computes wrongly: the test mends transformers' model."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFamily:
-    """A family that is served, and what its tiny checkpoints have that others have not."""
+    """A family that is served, and the structures that distinguish its tiny checkpoints."""
 
     model_type: str
     features: tuple[str, ...]
-    """In alphabetical order; the test computes them from the model."""
+    """In alphabetical order; a test computes them from the model."""
     is_batched: bool = True
     """Whether sequences are computed together; if not, one after another within a step."""
     needs: str = ""
-    """The weight format of the published checkpoints where it is one that is not read yet; others of the family run."""
+    """The weight format of the published checkpoints if it is not supported yet. Others of the family run."""
     test: str = SWEEP
-    """What shows that its tokens are transformers', or an independent reference's."""
+    """The test that compares its tokens with those of transformers or of an independent reference."""
 
 
 _VERIFIED = (
@@ -202,28 +202,28 @@ VERIFIED: Final = {family.model_type: family for family in _VERIFIED}
 SWEPT: Final = {name: family for name, family in VERIFIED.items() if family.test == SWEEP}
 
 _NO_INTERFACE = "its experts do not have transformers' experts interface"
-_SOFTCAPPED = "its experts' activation is softcapped, and no kernel here has that"
+_SOFTCAPPED = "its experts' activation is softcapped, which no kernel here supports"
 
 REFUSED: Final[dict[str, str]] = {
-    "diffusion_gemma": "it writes blocks of text by diffusion, not one token after another",
+    "diffusion_gemma": "it generates blocks of text by diffusion, not one token after another",
     "doge": "its experts are rows of embedding tables, found by product keys, and not matrices",
     "ernie4_5_vl_moe": "its layers have two sets of experts each, of two sizes: for text and for images",
     "inkling2": _SOFTCAPPED,
     "inkling2_text": _SOFTCAPPED,
-    "kimi_k25": "its checkpoints are published in packed INT4, a format that is not read yet",
-    "longcat_flash": f"{_NO_INTERFACE}, and some of them have no weights and hand rows through",
-    "muse_spark": "its experts' outputs are normalised before they are weighted, which nothing here computes",
+    "kimi_k25": "its checkpoints are published in packed INT4, a format that is not supported yet",
+    "longcat_flash": f"{_NO_INTERFACE}, and some of them have no weights and return rows unchanged",
+    "muse_spark": "its experts' outputs are normalised before they are weighted, which is not supported",
     "nemo_speechlm": "it transcribes speech, and is not prompted with text",
     "qwen3_omni_moe": "it is two models, one that thinks and one that speaks; qwen3_omni_moe_thinker is the former",
-    "step3p7": "it clamps its experts' activation by layer, and no kernel here has that",
+    "step3p7": "it clamps its experts' activation by layer, which no kernel here supports",
 }
-"""By model_type, why not, in words that follow "refused: "."""
+"""By model_type, the reason, as it follows "refused: "."""
 
 
 def reason(directory: Path, error: Exception) -> str:
-    """The sentence for an error at the start.
+    """The message for an error while a model is loaded: the table's reason if its family is refused, else the error's.
 
-    A family that is refused fails somewhere, in words about tensors or classes; the table knows what lies behind it.
+    A refused family fails at some point, with a message about tensors or classes; the table gives the cause.
     """
     return refusal(directory) or str(error)
 

@@ -1,7 +1,7 @@
-"""JetMoE's MLP block, whose router gives rows sorted by expert, and which adds a bias to the experts' sum.
+"""JetMoE's MLP block, whose router returns rows sorted by expert, and which adds a bias to the sum of the experts.
 
-JetMoE's attention has experts, too: a quarter of all expert weights, whose query comes before the attention and whose
-output after it. They stay with the attention, in the dense part (decision 13).
+JetMoE's attention has experts, too: a quarter of all expert weights, for the query before the attention and the output
+after it. They stay with the attention, in the dense part (decision 13).
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from gpu_service.moe.layer import MoeLayer
 
 
 class JetMoeBlock(nn.Module):
-    """In the place of JetMoeMoE."""
+    """Replaces JetMoeMoE."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class JetMoeBlock(nn.Module):
     def forward(self, layer_input: torch.Tensor) -> torch.Tensor:
         """[sequences, tokens, hidden] -> the same."""
         rows = layer_input.reshape(-1, layer_input.shape[-1])
-        # as JetMoeTopKGating does before it sorts
+        # what JetMoeTopKGating computes before it sorts
         top_logits, expert_ids = self.router.layer(rows).float().topk(self.router.top_k, dim=1)
         routing_weights = torch.softmax(top_logits, dim=1).type_as(rows)
         output: torch.Tensor = self.experts(rows, expert_ids, routing_weights) + self.bias

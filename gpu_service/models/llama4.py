@@ -1,8 +1,8 @@
-"""Llama-4's MoE block, whose router scales what experts take in rather than what they give out.
+"""Llama-4's MoE block, whose router scales the inputs of experts rather than their outputs.
 
-An expert is not linear, so that the score cannot be a routing weight: each row is sent scaled, with a routing weight of
-1, once for each of its experts. The published models choose one expert per token, so that this is no row more. (What
-transformers computes of the experts that were not chosen is their output for a row of zeros, which is zero.)
+An expert is not linear, so the score cannot be a routing weight: each row is sent scaled, with a routing weight of 1,
+once for each of its experts. The published models choose one expert per token, so no rows are added. (transformers also
+computes the experts that were not chosen, for a row of zeros, which gives zero.)
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from gpu_service.moe.layer import BlockExperts
 
 
 class Llama4Block(nn.Module):
-    """In the place of Llama4TextMoe."""
+    """Replaces Llama4TextMoe."""
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Llama4Block(nn.Module):
         self.shared_expert = modeling_llama4.Llama4TextMLP(config)  # type: ignore[no-untyped-call]
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[..., hidden] -> [rows, hidden], and the router's logits [rows, experts]."""
+        """[..., hidden] -> outputs [rows, hidden] and the router's logits [rows, experts]."""
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         all_scores, logits = self.router(rows)
         scores, expert_ids = all_scores.topk(self.router.top_k, dim=1)

@@ -1,7 +1,7 @@
-"""The experts of NLLB-MoE (NLLB Team, arXiv 2207.04672, section 6.2), of which each row gets the two likeliest.
+"""The experts of NLLB-MoE (NLLB Team, arXiv 2207.04672, section 6.2); each row uses the two likeliest.
 
-transformers 5 passes the mask of the first choices where its experts expect their ids, so that all rows go to experts 0
-and 1. Here they go to the experts that the router chose, as in fairseq, which trained the model, and in transformers 4.
+transformers 5 passes a mask of the first choices to experts that expect ids, so that all rows go to experts 0 and 1.
+Here they go to the experts that the router chose, as in fairseq, which trained the model, and in transformers 4.
 """
 
 from typing import Any
@@ -15,31 +15,31 @@ _EXPERTS_PER_TOKEN = 2
 
 
 class NllbExperts(MoeLayer):
-    """In the place of NllbMoeExperts."""
+    """Replaces NllbMoeExperts."""
 
     def __init__(self, config: Any, ffn_dim: int) -> None:
         super().__init__(config)
-        self._kept = 1 - config.moe_token_dropout  # of outputs, some of which are dropped in training
+        self._kept = 1 - config.moe_token_dropout  # the share of outputs that training does not drop
 
     def forward(self, hidden: torch.Tensor, first_choices: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
         """[rows, hidden] -> [rows, hidden].
 
         Args:
             hidden: [rows, hidden].
-            first_choices: [rows, experts]; not read.
-            routing_weights: [rows, experts]: of the chosen experts, and 0 of all others and of those that have no room.
+            first_choices: [rows, experts]; not used.
+            routing_weights: [rows, experts]: 0 for experts that were not chosen or have no room.
         """
         weights, expert_ids = routing_weights.topk(_EXPERTS_PER_TOKEN, dim=-1)
         return super().forward(hidden, expert_ids.masked_fill(weights == 0, -1), weights * self._kept)
 
 
 def check_config(config: Any, settings: Settings) -> None:
-    """Makes sure that what a router chooses is not drawn.
+    """Checks that the router chooses experts without drawing random numbers.
 
     Raises:
-        FieldError: It is.
+        FieldError: It draws some.
     """
-    require_one_of(settings, "second_expert_policy", ("all",), "all")
+    require_one_of(settings, "second_expert_policy", ("all",), default="all")
 
 
 def num_experts_per_token(config: Any) -> int:

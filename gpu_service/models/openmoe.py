@@ -1,9 +1,9 @@
-"""OpenMoE (base, 8B, 34B): ST-MoE's decoder with rotary positions, from the paper and the checkpoints' facts.
+"""OpenMoE (base, 8B, 34B): ST-MoE's decoder with rotary positions, written from the paper and the checkpoints.
 
-Xue et al., "OpenMoE: An Early Effort on Open Mixture-of-Experts Language Models", arXiv 2402.01739. It comes from T5X,
-and differs from Llama, whose configuration it was published with, in that attention scores are not divided by the
-square root of the head's size, in MLPs whose gate is a SwiGLU itself, and in MoE layers: every moe_layer_interval-th
-has experts, and behind them an MLP of its own with a norm and a residual of its own.
+Xue et al., "OpenMoE: An Early Effort on Open Mixture-of-Experts Language Models", arXiv 2402.01739. It comes from T5X
+and was published with Llama's configuration, but differs from Llama: attention scores are not divided by the square
+root of the head's size; the gate of an MLP is itself a SwiGLU; every moe_layer_interval-th layer has experts, followed
+by another MLP with its own norm and residual.
 
 Experts have room for a limited number of a prompt's tokens, in evaluation too; see decision 15.
 """
@@ -55,16 +55,16 @@ _ROPE_THETA = 10000.0
 
 @strict
 class OpenMoeConfig(LlamaConfig):  # type: ignore[no-untyped-call]
-    """A config.json that names OpenMoeForCausalLM; what is not named here is as Llama's."""
+    """A config.json that names OpenMoeForCausalLM; all other fields are Llama's."""
 
     model_type = "openmoe"
 
     num_experts: int | None = None
     moe_layer_interval: int | None = None
-    """Every so many layers, the last of them has experts."""
+    """One in this many layers has experts: the last of them."""
     router_topk: int = 2
     router_capacity_factor_eval: float | int = 2.0
-    """An expert has room for so many times the tokens that it would get if they were spread evenly."""
+    """An expert has room for this many times the tokens that it would get if they were spread evenly."""
     router_min_capacity: int = 4
     router_drop_tks: bool = True
 
@@ -76,19 +76,19 @@ class OpenMoeConfig(LlamaConfig):  # type: ignore[no-untyped-call]
             FieldError: A field is missing or wrong.
         """
         check(config_dict)
-        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)  # it says llama
+        return super().from_dict({**config_dict, "model_type": cls.model_type}, **kwargs)  # config.json says llama
 
     def validate_architecture(self) -> None:
-        """Heads of any size: those of the 8B model, 24 of 128, are wider together than its hidden state."""
+        """Allows heads of any size: those of the 8B model, 24 of 128, are together wider than its hidden state."""
 
     def has_experts(self, layer_idx: int) -> bool:
-        """Whether a decoder layer has a MoE block in the place of its MLP."""
+        """Whether a decoder layer has a MoE block instead of an MLP."""
         assert self.moe_layer_interval is not None
         return (layer_idx + 1) % self.moe_layer_interval == 0
 
 
 def check(settings: Settings) -> None:
-    """Makes sure that what the model is built from is there, and is what OpenMoE's code computes.
+    """Checks the fields that the model is built from, and that they ask for what OpenMoE's code computes.
 
     Raises:
         FieldError: A field is missing or wrong.
@@ -99,20 +99,20 @@ def check(settings: Settings) -> None:
     if settings["head_dim"] % 2:
         raise FieldError(f"head_dim: must be even, got {settings['head_dim']}")
     require_present(settings, ("router_drop_tks", "router_capacity_factor_eval", "hidden_act"))
-    require_one_of(settings, "router_topk", (2,), None)
-    require_one_of(settings, "router_drop_tks", (False, True), None)
-    require_number(settings, "router_capacity_factor_eval", 0, 2.0)
-    require_one_of(settings, "hidden_act", ("swiglu",), None)
-    require_one_of(settings, "mlp_gated", (True,), True)
-    require_one_of(settings, "rope_theta", (_ROPE_THETA, int(_ROPE_THETA)), _ROPE_THETA)
-    require_one_of(settings, "rope_scaling", (None,), None)
+    require_one_of(settings, "router_topk", (2,), default=None)
+    require_one_of(settings, "router_drop_tks", (False, True), default=None)
+    require_number(settings, "router_capacity_factor_eval", least=0, default=2.0)
+    require_one_of(settings, "hidden_act", ("swiglu",), default=None)
+    require_one_of(settings, "mlp_gated", (True,), default=True)
+    require_one_of(settings, "rope_theta", (_ROPE_THETA, int(_ROPE_THETA)), default=_ROPE_THETA)
+    require_one_of(settings, "rope_scaling", (None,), default=None)
     if settings["num_experts"] < settings["router_topk"]:
         raise FieldError(f"num_experts: must be at least router_topk, which is 2, got {settings['num_experts']}")
     require_at_most(settings, "moe_layer_interval", "num_hidden_layers")
 
 
 def capacity(config: OpenMoeConfig, num_tokens: int) -> int:
-    """How many assignments of a prompt of so many tokens an expert has room for: an even number."""
+    """The assignments that an expert has room for in a prompt of `num_tokens` tokens: an even number."""
     assert config.num_experts is not None
     even_share = config.router_topk * num_tokens / config.num_experts
     room = math.floor(config.router_capacity_factor_eval * even_share)
@@ -123,10 +123,10 @@ def has_room(ids: torch.Tensor, num_experts: int, room: int) -> torch.Tensor:
     """Which assignments find room at their experts.
 
     Args:
-        ids: [sequences, tokens, k], of each token the expert it wants most first. All tokens' first choices come before
-            all second ones, and earlier tokens before later ones; those that found no room count, too.
-        num_experts: Of the layer.
-        room: Of each expert, for each sequence.
+        ids: [sequences, tokens, k], the preferred expert of each token first. The first choices of all tokens are
+            served before any second choice, and earlier tokens before later ones; assignments without room count, too.
+        num_experts: In the layer.
+        room: Assignments that each expert has room for, in each sequence.
 
     Returns:
         [sequences, tokens, k] bool.
@@ -138,7 +138,7 @@ def has_room(ids: torch.Tensor, num_experts: int, room: int) -> torch.Tensor:
 
 
 class MoeBlock(nn.Module):
-    """The router, which is a parameter and no module as published, and the experts."""
+    """The router, which is a parameter rather than a module as published, and the experts."""
 
     def __init__(self, config: OpenMoeConfig) -> None:
         super().__init__()
@@ -148,15 +148,15 @@ class MoeBlock(nn.Module):
         self.experts = MoeLayer(config)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[sequences, tokens, hidden] -> the same; sequences of several tokens are whole prompts."""
+        """[sequences, tokens, hidden] -> the same; several tokens of a sequence are a whole prompt."""
         ids, weights = self.route(hidden)
         output: torch.Tensor = self.experts(hidden, ids.flatten(0, 1), weights.flatten(0, 1))
         return output
 
     def route(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Expert ids, -1 where there is no room, and weights, both [sequences, tokens, 2].
+        """Expert ids, -1 if the expert has no room, and weights, both [sequences, tokens, 2].
 
-        Weights are the two largest of a softmax over all experts, in float32, and are not divided by their sum.
+        Weights are the two largest of a softmax over all experts, in float32, not divided by their sum.
         """
         logits = functional.linear(hidden.to(torch.float32), self.gate_weight.to(torch.float32))
         weights, ids = logits.softmax(dim=-1).topk(self.config.router_topk, dim=-1)
@@ -168,7 +168,7 @@ class MoeBlock(nn.Module):
 
 
 class Mlp(nn.Module):
-    """down(a * silu(b) * up(x)), where gate(x) is a and b, one behind the other."""
+    """down(a * silu(b) * up(x)), with gate(x) = (a | b)."""
 
     def __init__(self, config: OpenMoeConfig) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Mlp(nn.Module):
 
 
 class Attention(LlamaAttention):
-    """Llama's without the division by the square root of the head's size, as in T5."""
+    """Llama's attention without the division by the square root of the head's size, as in T5."""
 
     def __init__(self, config: OpenMoeConfig, layer_idx: int) -> None:
         super().__init__(config, layer_idx)
@@ -192,7 +192,7 @@ class Attention(LlamaAttention):
 
 
 class DecoderLayer(nn.Module):
-    """Attention, an MLP or experts, and behind experts one more MLP."""
+    """Attention, an MLP or experts, and another MLP after experts."""
 
     def __init__(self, config: OpenMoeConfig, layer_idx: int) -> None:
         super().__init__()
@@ -206,7 +206,7 @@ class DecoderLayer(nn.Module):
             self.extra_mlp = Mlp(config)
 
     def forward(self, hidden_states: torch.Tensor, **attention: Any) -> torch.Tensor:
-        """[sequences, tokens, hidden] -> the same; more arguments are the attention's."""
+        """[sequences, tokens, hidden] -> the same; further arguments are the attention's."""
         attended, _ = self.self_attn(self.input_layernorm(hidden_states), **attention)
         hidden_states = hidden_states + attended
         hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -216,12 +216,12 @@ class DecoderLayer(nn.Module):
 
 
 class OpenMoeModel(LlamaModel):  # type: ignore[no-untyped-call]
-    """Without a head."""
+    """The decoder without a head."""
 
     config_class = OpenMoeConfig
 
     def __init__(self, config: OpenMoeConfig) -> None:
-        LlamaPreTrainedModel.__init__(self, config)  # LlamaModel's own would build Llama's layers
+        LlamaPreTrainedModel.__init__(self, config)  # LlamaModel's would build Llama's layers
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList([DecoderLayer(config, index) for index in range(config.num_hidden_layers)])
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
@@ -231,7 +231,7 @@ class OpenMoeModel(LlamaModel):  # type: ignore[no-untyped-call]
 
 
 class OpenMoeForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
-    """The model that generates text; its experts are MoeLayers, which are to be connected."""
+    """The model that generates text. Its experts are MoeLayers, which must be connected."""
 
     config_class = OpenMoeConfig
 
@@ -243,10 +243,10 @@ class OpenMoeForCausalLM(LlamaForCausalLM):  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_config(cls, config: OpenMoeConfig) -> "OpenMoeForCausalLM":
-        """The model without its weights, as transformers' Auto classes make one."""
+        """The model with random weights, like transformers' Auto classes."""
         return cls(config)
 
     @property
     def needs_whole_prompts(self) -> bool:
-        """Whether a prompt must be computed at once: what an expert has room for depends on all of it."""
+        """Whether a prompt must be computed at once, because an expert's room depends on the whole prompt."""
         return bool(self.config.router_drop_tks)

@@ -1,88 +1,58 @@
-"""How a model is built: which of transformers' classes builds it, and what takes its experts' place.
+"""How a model is built: by which class, and with what in the place of its experts.
 
-Nearly every family has transformers' experts interface and needs no row here: it is built as `Architecture()` says. A
-row of `ARCHITECTURES` is for a family that is built otherwise, and one of `CONFIGURATIONS` for one whose model code is
-ours, too. This module loads no weights.
+Nearly every family has transformers' experts interface and needs no row here: `Architecture()` describes it.
+`ARCHITECTURES` has a row for each family that is built differently, `CONFIGURATIONS` for each whose model code is in
+this package. Rows give the full names of classes, so that a family's modelling code is imported only when a model of it
+is built. No weights are loaded here.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final
 
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoModelForMultimodalLM,
-    AutoModelForSeq2SeqLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 from transformers.models.auto.auto_factory import _get_model_class
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from gpu_service.models import dbrx, nllb_moe
-from gpu_service.models.deepseek_moe import DeepseekConfig, DeepseekForCausalLM
-from gpu_service.models.jetmoe import JetMoeBlock
-from gpu_service.models.llama4 import Llama4Block
-from gpu_service.models.nllb_moe import NllbExperts
-from gpu_service.models.openmoe import OpenMoeConfig, OpenMoeForCausalLM
-from gpu_service.models.switch_transformers import SwitchExperts
 from gpu_service.moe.layer import MoeLayer
 
 Replacements = Mapping[type[nn.Module], type[nn.Module]]
-
-
-def replacing(class_path: str, replacement: type[nn.Module]) -> Callable[[], Replacements]:
-    """What puts something in the place of one of transformers' classes.
-
-    Args:
-        class_path: Where transformers has the class, as in "dbrx.modeling_dbrx.DbrxExperts".
-        replacement: What is built instead, with the same arguments.
-    """
-    module_path, _, class_name = class_path.rpartition(".")
-
-    def replacements() -> Replacements:
-        return {getattr(import_module(f"transformers.models.{module_path}"), class_name): replacement}
-
-    return replacements
-
+"""What is built in the place of a model's classes: a MoeLayer, or a block that has one."""
 
 _LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")
 
 
 def experts_by_interface(skeleton: nn.Module) -> Replacements:
-    """The experts classes of a model, which transformers' experts interface gives a method of this name."""
+    """The classes of a model's experts, recognised by the method `_apply_gate` of transformers' experts interface."""
     return {type(module): MoeLayer for module in skeleton.modules() if hasattr(module, "_apply_gate")}
 
 
 def layer_number(module_name: str) -> int | None:
-    """The decoder layer of a module of the model, counted as `fiddler.checkpoint.CheckpointLayer.decoder_layer`."""
+    """The decoder layer of a module, counted as `fiddler.checkpoint.CheckpointLayer.decoder_layer`; None if unknown."""
     match = _LAYER_NUMBER.search(module_name)
     return int(match[1]) if match else None
 
 
 def num_experts_per_token(config: Any) -> int:
-    """The experts that each token uses, by what configurations call them; 0 where none says."""
+    """The experts that each token uses, under any of the names in configurations; 0 if there is none of them."""
     text_config = config.get_text_config(decoder=True)
     names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "router_topk")
     return next((value for name in names if isinstance(value := getattr(text_config, name, None), int)), 0)
 
 
-def _leave_config(config: Any, settings: Mapping[str, Any]) -> None:
-    """Says nothing besides."""
-
-
 class AutoModelThatWrites:
-    """transformers' class for models of text, or, where a family has none, the one that also takes images and sound.
+    """transformers' class for models of text or, if a family has none, the one that also takes images and sound.
 
-    Prompts are text alone either way; the towers are loaded with the rest of the dense part.
+    Prompts are text alone either way; the towers for other input are loaded with the rest of the dense part.
     """
 
     @staticmethod
     def from_config(config: Any, **settings: Any) -> Any:
-        """The model of a configuration, its weights random."""
+        """The model of a configuration, with random weights."""
         return _auto_class(config).from_config(config, **settings)
 
     @staticmethod
@@ -92,75 +62,95 @@ class AutoModelThatWrites:
         return _auto_class(config).from_pretrained(directory, config=config, **settings)
 
 
-def model_class(architecture: "Architecture", config: Any) -> Any:
-    """The class itself that the architecture's auto class builds for a configuration."""
-    auto_class = _auto_class(config) if architecture.auto_class is AutoModelThatWrites else architecture.auto_class
-    mapping = getattr(auto_class, "_model_mapping", None)
-    return auto_class if mapping is None else _get_model_class(config, mapping)  # type: ignore[no-untyped-call]
-
-
 def _auto_class(config: Any) -> Any:
-    is_known = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
-    return AutoModelForMultimodalLM if is_known else AutoModelForCausalLM
+    is_multimodal = type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return AutoModelForMultimodalLM if is_multimodal else AutoModelForCausalLM
 
 
-@dataclass(frozen=True, slots=True)
+def _leave_config(config: Any, settings: Mapping[str, Any]) -> None:
+    """Adds nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """How models of one model_type are built."""
+    """How models of one model_type are built. Classes are given by their full names."""
 
-    auto_class: Any = AutoModelThatWrites
-    """Which of transformers' Auto classes builds the model, or what has their from_config and from_pretrained."""
-    replacements: Callable[[], Replacements] | None = None
-    """What to replace; None: the experts classes, which `experts_by_interface` finds.
+    model_class: str = "gpu_service.models.registry.AutoModelThatWrites"
+    """One of transformers' Auto classes, or a class with their from_config and from_pretrained."""
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    """The classes of transformers to replace, and by what; none: the experts that `experts_by_interface` finds.
 
-    transformers builds a replacement with the arguments of what it replaces; `MoeLayer.connect` is called once the
-    model is loaded. It has no parameters of the experts, since what it has is loaded.
+    transformers builds a replacement with the arguments of the original. It must have no parameters for the experts,
+    since all of its parameters are loaded. `MoeLayer.connect` is called once the model is loaded.
     """
     layer_number: Callable[[str], int | None] = layer_number
     """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
     num_experts_per_token: Callable[[Any], int] = num_experts_per_token
-    """How many experts each token uses, told from transformers' configuration."""
+    """How many experts each token uses, from transformers' configuration."""
     complete_config: Callable[[Any, Mapping[str, Any]], None] = _leave_config
-    """Puts into transformers' configuration what config.json says where transformers does not look.
+    """Adds to transformers' configuration the settings of config.json that transformers does not read.
 
-    It raises a gpu_service.models.config_fields.FieldError where that is missing or wrong.
+    It raises a gpu_service.models.config_fields.FieldError if one is missing or wrong.
     """
 
+    @property
+    def auto_class(self) -> Any:
+        """The class that builds the model."""
+        return _imported(self.model_class)
 
-_SWITCH_EXPERTS: Final = "switch_transformers.modeling_switch_transformers.SwitchTransformersExperts"
-_LLAMA4: Final = replacing("llama4.modeling_llama4.Llama4TextMoe", Llama4Block)
+    def class_of(self, config: Any) -> Any:
+        """The class that `auto_class` chooses for a configuration."""
+        auto_class = _auto_class(config) if self.auto_class is AutoModelThatWrites else self.auto_class
+        mapping = getattr(auto_class, "_model_mapping", None)
+        return auto_class if mapping is None else _get_model_class(config, mapping)  # type: ignore[no-untyped-call]
+
+    def replacements(self) -> Replacements:
+        """The classes to replace, and by what; empty if `experts_by_interface` finds them."""
+        return {_imported(original): _imported(ours) for original, ours in self.replaced.items()}
+
+
+_SEQ2SEQ: Final = "transformers.AutoModelForSeq2SeqLM"
+_LLAMA4: Final = {"transformers.models.llama4.modeling_llama4.Llama4TextMoe": "gpu_service.models.llama4.Llama4Block"}
+_NLLB: Final = {
+    "transformers.models.nllb_moe.modeling_nllb_moe.NllbMoeExperts": "gpu_service.models.nllb_moe.NllbExperts"
+}
+_SWITCH: Final = {
+    "transformers.models.switch_transformers.modeling_switch_transformers.SwitchTransformersExperts": (
+        "gpu_service.models.switch_transformers.SwitchExperts"
+    )
+}
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
     "dbrx": Architecture(
-        replacements=replacing("dbrx.modeling_dbrx.DbrxExperts", MoeLayer),
+        replaced={"transformers.models.dbrx.modeling_dbrx.DbrxExperts": "gpu_service.moe.layer.MoeLayer"},
         num_experts_per_token=dbrx.num_experts_per_token,
         complete_config=dbrx.complete_config,
     ),
-    # ours are built with MoeLayers, so that there is nothing to replace
-    "deepseek": Architecture(auto_class=DeepseekForCausalLM),
+    # the models of this package are built with MoeLayers, so nothing is replaced
+    "deepseek": Architecture(model_class="gpu_service.models.deepseek_moe.DeepseekForCausalLM"),
+    "jetmoe": Architecture(
+        replaced={"transformers.models.jetmoe.modeling_jetmoe.JetMoeMoE": "gpu_service.models.jetmoe.JetMoeBlock"}
+    ),
+    "llama4": Architecture(model_class="transformers.AutoModelForImageTextToText", replaced=_LLAMA4),
+    "llama4_text": Architecture(replaced=_LLAMA4),
     "nllb-moe": Architecture(
-        auto_class=AutoModelForSeq2SeqLM,
-        replacements=replacing("nllb_moe.modeling_nllb_moe.NllbMoeExperts", NllbExperts),
+        model_class=_SEQ2SEQ,
+        replaced=_NLLB,
         num_experts_per_token=nllb_moe.num_experts_per_token,
         complete_config=nllb_moe.check_config,
     ),
-    "openmoe": Architecture(auto_class=OpenMoeForCausalLM),
-    "jetmoe": Architecture(replacements=replacing("jetmoe.modeling_jetmoe.JetMoeMoE", JetMoeBlock)),
-    "llama4": Architecture(auto_class=AutoModelForImageTextToText, replacements=_LLAMA4),
-    "llama4_text": Architecture(replacements=_LLAMA4),
-    "switch_transformers": Architecture(
-        auto_class=AutoModelForSeq2SeqLM,
-        replacements=replacing(_SWITCH_EXPERTS, SwitchExperts),
-        num_experts_per_token=lambda config: 1,
-    ),
+    "openmoe": Architecture(model_class="gpu_service.models.openmoe.OpenMoeForCausalLM"),
+    "switch_transformers": Architecture(model_class=_SEQ2SEQ, replaced=_SWITCH, num_experts_per_token=lambda config: 1),
 }
-"""By model_type, what is built otherwise than by default."""
+"""The families that are built differently, by model_type."""
 
-CONFIGURATIONS: Final[dict[str, type[DeepseekConfig | OpenMoeConfig]]] = {
-    "deepseek": DeepseekConfig,
-    "openmoe": OpenMoeConfig,
+CONFIGURATIONS: Final = {
+    "deepseek": "gpu_service.models.deepseek_moe.DeepseekConfig",
+    "openmoe": "gpu_service.models.openmoe.OpenMoeConfig",
 }
-"""What reads a config.json that transformers does not know, by model_type (see `fiddler.checkpoint.moe_config`)."""
+"""The classes that read a config.json which transformers does not know, by `fiddler.checkpoint`'s model_type."""
+
+_DEFAULT: Final = Architecture()
 
 
 def architecture_of(model_type: str) -> Architecture:
@@ -168,7 +158,11 @@ def architecture_of(model_type: str) -> Architecture:
     return ARCHITECTURES.get(model_type, _DEFAULT)
 
 
-_DEFAULT: Final = Architecture()
+def configuration_of(model_type: str) -> Any:
+    """The class of this package that reads a config.json of this type; None if transformers reads it."""
+    return _imported(CONFIGURATIONS[model_type]) if model_type in CONFIGURATIONS else None
 
 
-"""What is built in the place of a model's classes: a MoeLayer, or a block that has one."""
+def _imported(full_name: str) -> Any:
+    module, _, name = full_name.rpartition(".")
+    return getattr(import_module(module), name)

@@ -1,7 +1,7 @@
-"""The experts of Switch Transformers, which are told by a mask which rows they get: none beyond their capacity.
+"""The experts of Switch Transformers, which get their rows as a mask: none beyond an expert's capacity.
 
-The router, transformers' own, counts the capacity for each sequence, over the tokens of one forward. What it drops goes
-to no expert, and its output is zero, so that the residual alone goes on.
+The router, transformers' own, applies the capacity to each sequence, over the tokens of one forward. A row that it
+drops goes to no expert and has an output of zero, so that only the residual is passed on.
 """
 
 from types import SimpleNamespace
@@ -12,10 +12,10 @@ from gpu_service.moe.layer import MoeLayer
 
 
 class SwitchExperts(MoeLayer):
-    """In the place of SwitchTransformersExperts."""
+    """Replaces SwitchTransformersExperts."""
 
     def __getitem__(self, name: str) -> SimpleNamespace:
-        """Empty weights for transformers' initialisation, which draws each expert's by its name."""
+        """Empty weights for transformers' initialisation, which fills those of each expert by its name."""
         return SimpleNamespace(wi=SimpleNamespace(weight=torch.empty(0)), wo=SimpleNamespace(weight=torch.empty(0)))
 
     def forward(
@@ -25,7 +25,8 @@ class SwitchExperts(MoeLayer):
 
         Args:
             hidden: [rows, hidden].
-            selected_experts: [rows, 1, experts], 1 where a row goes to an expert; of a row that is dropped, zeros.
+            selected_experts: [rows, 1, experts], 1 at the expert that a row goes to; all zeros for a row that is
+                dropped.
             routing_weights: [rows, 1].
         """
         chosen, expert_ids = selected_experts.max(-1)

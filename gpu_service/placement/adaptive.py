@@ -1,6 +1,6 @@
-"""The placement policy that follows the load: the likeliest experts are resident, as far as their copies pay. No torch.
+"""The placement policy that follows the load: the likeliest experts are resident, as far as their copies pay.
 
-How likely an expert is comes from expert_usage.py; here it is turned into seconds.
+usage.py estimates how likely an expert is; this module turns that into seconds.
 """
 
 import math
@@ -8,27 +8,32 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from typing_extensions import override
+
 from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.placement.policy import Inputs, StaticPolicy, Swap, even_spread, most_popular
 from gpu_service.placement.usage import HALF_LIFE_STEPS, LayerUsage
 from gpu_service.planning.latency_model import Costs
 
 HORIZON_STEPS = HALF_LIFE_STEPS
-"""Over how many steps a swap must pay: as far ahead as the estimate looks back."""
+"""The number of steps within which a swap must pay: as far ahead as the estimate looks back."""
 
 PAYBACK = 3.0
-"""How many times its own copy a swap must save. The copy takes time from copies that someone waits for and memory
-bandwidth from the CPU's experts, and two experts that are nearly as likely must not take turns."""
+"""A swap must save so many times the duration of its own copy. The copy delays copies that the engine waits for, takes
+memory bandwidth from the experts on the CPU, and two almost equally likely experts must not replace each other in turn.
+"""
 
 MIN_STEPS = 16
-"""Steps of evidence before a layer's experts are told apart."""
+"""Steps of evidence that are needed before a layer's experts are ranked."""
 
 _SCANNED_EXPERTS = 32
+"""At least so many experts, in whole layers, are ranked again at each step."""
 _CANDIDATES_PER_LAYER = 4
+"""Experts of each kind that a ranking keeps."""
 
 
 class _Candidate(NamedTuple):
-    """An expert and how likely a step is to use it; ordered by that."""
+    """An expert and the probability that a step uses it. Candidates sort by the probability."""
 
     probability: float
     key: ExpertKey
@@ -37,9 +42,9 @@ class _Candidate(NamedTuple):
 class AdaptivePlacement(StaticPolicy):
     """Starts from the popularity file, or from an even spread over layers, and swaps in the background.
 
-    A resident expert saves, in each step that uses it, the difference between having it computed elsewhere and
-    computing it here. So a swap gains the difference of two probabilities times that, over HORIZON_STEPS steps, and
-    costs a copy.
+    In each step that uses it, a resident expert saves the difference between its cost elsewhere and its cost on the
+    GPU. A swap therefore gains the difference of the two experts' probabilities times that saving, over HORIZON_STEPS
+    steps, and costs a copy.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -49,26 +54,27 @@ class AdaptivePlacement(StaticPolicy):
             for usage, counts in zip(self._usage, inputs.popularity.counts, strict=True):
                 usage.seed([count / inputs.popularity.tokens for count in counts])
         self._latest: list[Sequence[int]] = [()] * len(self._usage)
-        # by layer, as of its latest scan: the likeliest experts that are not resident, and the least likely that are;
-        # each list ends with the one to take first
+        # by layer, at its latest scan: the likeliest experts that are not resident, and the least likely that are;
+        # each list ends with its first choice
         self._wanted: list[list[_Candidate]] = [[] for _ in self._usage]
         self._spare: list[list[_Candidate]] = [[] for _ in self._usage]
         self._next_scan = 0
 
+    @override
     def initial(self) -> list[ExpertKey]:
-        """See Placement."""
         inputs = self._inputs
         if inputs.popularity:
             return most_popular(inputs.num_experts, inputs.popularity, self.capacity)
         return even_spread(inputs.num_experts, None, self.capacity)
 
+    @override
     def observe(self, layer: int, counts: Sequence[int]) -> None:
-        """See Placement."""
         self._usage[layer].observe(counts)
         self._latest[layer] = counts
 
+    @override
     def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
-        """See Placement. The copy is made in any case, so that it need not pay."""
+        # the copy is made in any case, so that it need not pay
         layer, expert = key
         spare = self._first_spare(resident)
         if spare is None or self._usage[layer].estimate()(expert) <= spare.probability:
@@ -77,8 +83,8 @@ class AdaptivePlacement(StaticPolicy):
             return None
         return spare.key
 
+    @override
     def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
-        """See Placement."""
         needed = _needed_gain(self._inputs.costs())
         if needed >= 1:
             return []
@@ -104,7 +110,7 @@ class AdaptivePlacement(StaticPolicy):
             head = max(heads)
             if head.key not in resident:
                 return head
-            self._wanted[head.key[0]].pop()  # loaded since its layer's scan
+            self._wanted[head.key[0]].pop()  # it was loaded after its layer's scan
         return None
 
     def _first_spare(self, resident: Collection[ExpertKey]) -> _Candidate | None:
@@ -116,7 +122,7 @@ class AdaptivePlacement(StaticPolicy):
         return None
 
     def _scan_some(self, resident: Collection[ExpertKey]) -> None:
-        """Looks at the next layers in turn, so that a call takes as long for many layers as for few."""
+        """Scans some layers in turn, so that a call takes as long with many layers as with few."""
         num_scanned = 0
         for _ in self._usage:
             layer = self._next_scan
@@ -142,8 +148,8 @@ class AdaptivePlacement(StaticPolicy):
 
 
 def _needed_gain(costs: Costs) -> float:
-    """By how much likelier an expert must be than the one it replaces for its copy to pay; 1 or more: none can be."""
-    # without the CPU expert service a round trip never ends, and all that is not resident is streamed
+    """Returns by how much likelier an expert must be than the one it replaces for a swap to pay; 1 or more: never."""
+    # without a CPU expert service the round trip is infinite, and everything that is not resident is streamed
     elsewhere = costs.transfer if math.isinf(costs.round_trip) else min(costs.cpu[1], costs.transfer)
     saved = HORIZON_STEPS * (elsewhere - costs.gpu[1])
     return PAYBACK * costs.transfer / saved if saved > 0 and not math.isinf(costs.transfer) else math.inf

@@ -1,12 +1,14 @@
-"""Which experts lie on the GPU: the policies, each one class and a row of POLICIES. Pure Python; no torch.
+"""Which experts are resident on the GPU: the policies, each of them one class and one row of POLICIES.
 
-A policy says what to load at the start, sees what every batch asked for, and proposes: a slot for an expert whose
-weights were just brought for one batch, or a swap in the background. Whoever holds the slots carries it out, or not.
-docs/placement.md says which policy is for whom.
+A policy decides what to load at the start, learns what every batch used, and proposes changes: that an expert which was
+streamed for one batch stays, or a swap in the background. moe/orchestrated.py carries them out. docs/placement.md
+compares the policies.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
+
+from typing_extensions import override
 
 from gpu_service.errors import PlacementError
 from gpu_service.gpu_experts.keys import ExpertKey, all_keys
@@ -24,23 +26,23 @@ __all__ = ["POLICIES", "Inputs", "Placement", "Swap", "build"]
 
 
 class NonePlacement(StaticPolicy):
-    """Nothing is resident; what the GPU computes is streamed."""
+    """Keeps nothing resident; what the GPU computes is streamed."""
 
+    @override
     def initial(self) -> list[ExpertKey]:
-        """See Placement."""
         return []
 
 
 class LayersPlacement(StaticPolicy):
-    """The first layers whole, and the first experts of the next one: a slot left empty would save nothing."""
+    """Keeps the first layers whole, and the first experts of the next layer, so that no slot stays empty."""
 
+    @override
     def initial(self) -> list[ExpertKey]:
-        """See Placement."""
         return all_keys(self._inputs.num_experts)[: self.capacity]
 
 
 class PopularityPlacement(StaticPolicy):
-    """The experts that the popularity file counts most often, and never others."""
+    """Keeps the experts that the popularity file counts most often, and never others."""
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
@@ -51,30 +53,31 @@ class PopularityPlacement(StaticPolicy):
             )
         self._popularity = inputs.popularity
 
+    @override
     def initial(self) -> list[ExpertKey]:
-        """See Placement."""
         return most_popular(self._inputs.num_experts, self._popularity, self.capacity)
 
 
 class LruPlacement(StaticPolicy):
-    """What was streamed stays, in the slot of its layer's least recently used expert.
+    """Keeps what was streamed, in the slot of its layer's least recently used expert.
 
-    Of its own layer, as in mixtral-offloading, since layers come in turn: the least recently used of all experts are
-    the next layer's, which are about to be used. The even spread over layers that it starts with never changes.
+    It evicts within a layer, as mixtral-offloading does, because layers run in turn: the least recently used of all
+    experts belong to the next layer and are about to be used. So the even spread over layers, with which it starts,
+    never changes.
     """
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
-        # by layer, experts as a dict's keys, from the least to the most recently used
+        # by layer, experts as keys of a dict, from the least to the most recently used
         self._order = [dict.fromkeys(range(count)) for count in inputs.num_experts]
         self._in_use: list[frozenset[int]] = [frozenset()] * len(inputs.num_experts)
 
+    @override
     def initial(self) -> list[ExpertKey]:
-        """See Placement."""
         return even_spread(self._inputs.num_experts, self._inputs.popularity, self.capacity)
 
+    @override
     def observe(self, layer: int, counts: Sequence[int]) -> None:
-        """See Placement."""
         order = self._order[layer]
         in_use = [expert for expert, count in enumerate(counts) if count]
         self._in_use[layer] = frozenset(in_use)
@@ -82,8 +85,8 @@ class LruPlacement(StaticPolicy):
             del order[expert]
             order[expert] = None
 
+    @override
     def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
-        """See Placement."""
         layer = key[0]
         oldest = next((expert for expert in self._order[layer] if (layer, expert) in resident), None)
         return None if oldest is None or oldest in self._in_use[layer] else (layer, oldest)
@@ -99,10 +102,10 @@ POLICIES: Final[Mapping[str, Callable[[Inputs], Placement]]] = {
 
 
 def build(policy: str, inputs: Inputs) -> Placement:
-    """The policy of a name.
+    """Creates the policy of a name.
 
     Raises:
-        PlacementError: There is none of that name, or it lacks its file.
+        PlacementError: There is no policy of that name, or it needs a file that was not given.
     """
     if policy not in POLICIES:
         raise PlacementError(f"--placement: no policy is called {policy!r}; known: {', '.join(POLICIES)}")

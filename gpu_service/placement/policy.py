@@ -1,11 +1,13 @@
-"""What a placement policy is: its words, its interface, and what policies share. placement.py has the policies.
+"""The interface of a placement policy, its inputs, and what policies share.
 
-Pure Python; torch is not imported here, and no weight is moved.
+A policy only decides; it moves no weight.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+
+from typing_extensions import override
 
 from gpu_service.gpu_experts.keys import ExpertKey, all_keys
 from gpu_service.placement.popularity import Popularity
@@ -14,85 +16,86 @@ from gpu_service.planning.latency_model import Costs
 
 @dataclass(frozen=True, slots=True)
 class Swap:
-    """One expert to copy to the GPU, and the one whose slot it takes."""
+    """An expert to copy to the GPU, and the expert whose slot it takes."""
 
     load: ExpertKey
     evict: ExpertKey | None
-    """None: a slot is free."""
+    """None: a free slot is used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a policy may know."""
+    """What a policy is given."""
 
     num_experts: Sequence[int]
-    """By layer."""
+    """Experts of each layer."""
     capacity: int
-    """Slots on the GPU."""
+    """Resident slots on the GPU."""
     popularity: Popularity | None
     costs: Callable[[], Costs]
-    """The costs as they are known now."""
+    """Returns the present costs."""
 
 
 class Placement(Protocol):
-    """A policy. It keeps no record of what is resident and is told at each question.
+    """A policy. It keeps no record of what is resident; each call passes that.
 
-    `resident` is what holds a slot, experts whose copy is under way included. Nothing in it is ever loaded, nothing
-    else is ever evicted. The same questions get the same answers: there is no chance in it.
+    `resident` is every expert that holds a slot, including those being copied. A policy never loads an expert that is
+    in it, and never evicts one that is not. It is deterministic: the same calls give the same answers.
     """
 
     capacity: int
-    """Slots on the GPU. Whoever gives slots up lowers it."""
+    """Resident slots on the GPU. It is lowered when slots are given up."""
 
     def initial(self) -> list[ExpertKey]:
-        """What to load at the start: at most `capacity`, the most wanted first."""
+        """Returns what to load at the start: at most `capacity` experts, the most valuable first."""
         ...
 
     def observe(self, layer: int, counts: Sequence[int]) -> None:
-        """Takes note of one layer's batch: rows by expert. Comes before anything is asked about that batch.
+        """Learns from one layer's batch: rows by expert. Called before any other call about that batch.
 
-        The policy may keep the counts; they must not change.
+        The policy may keep `counts`; the caller must not change them.
         """
         ...
 
     def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
-        """Whose slot an expert takes that is copied for the batch at hand: never one that the batch uses in its layer.
+        """Returns the expert whose slot a streamed expert takes over; None if the streamed expert does not stay.
 
-        None: it does not stay.
+        It is never an expert that the current batch uses in that layer.
         """
         ...
 
     def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
-        """At most `limit` swaps that pay now, best first. Asked between two batches."""
+        """Returns at most `limit` swaps that pay now, best first. Called between two batches."""
         ...
 
 
-class StaticPolicy:
-    """Nothing changes after the start: the part of Placement that policies without memory of batches share."""
+class StaticPolicy(Placement):
+    """Changes nothing after the start: the base of policies, which override what they do otherwise."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.capacity = inputs.capacity
         self._inputs = inputs
 
+    @override
     def observe(self, layer: int, counts: Sequence[int]) -> None:
-        """See Placement."""
+        pass
 
+    @override
     def victim(self, key: ExpertKey, resident: Collection[ExpertKey]) -> ExpertKey | None:
-        """See Placement."""
         return None
 
+    @override
     def swaps(self, resident: Collection[ExpertKey], limit: int) -> list[Swap]:
-        """See Placement."""
         return []
 
 
 def most_popular(num_experts: Sequence[int], popularity: Popularity, capacity: int) -> list[ExpertKey]:
-    """Those that are counted most often, whichever layers they are in; ties in the order of layers and experts."""
+    """Returns the experts with the highest counts of all layers; ties in the order of layers and experts."""
     return sorted(all_keys(num_experts), key=lambda key: -popularity.counts[key[0]][key[1]])[:capacity]
 
 
 def even_spread(num_experts: Sequence[int], popularity: Popularity | None, capacity: int) -> list[ExpertKey]:
-    """One expert of every layer, then a second of every layer, and so on; a layer's most popular first, if known."""
+    """Returns one expert of every layer, then a second of every layer, and so on; each layer's most popular first."""
     ranked: list[tuple[int, ExpertKey]] = []
     for layer, count in enumerate(num_experts):
         counts = popularity.counts[layer] if popularity else [0] * count

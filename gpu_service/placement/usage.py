@@ -1,39 +1,41 @@
-"""How likely each expert of a layer is to be used by the next step, estimated from the steps so far. No torch here.
+"""How likely each expert of a layer is to be used by the next step, estimated from the steps so far.
 
-The recent past weighs more: what is HALF_LIFE_STEPS steps old, half. A step of the usual size says who was used. A
-longer one, a prompt, uses nearly every expert; it says how popular each is, and so how likely a step of the usual size
-would have used it.
+Recent steps weigh more: a step that is HALF_LIFE_STEPS old counts half. A step of the usual size shows which experts
+are used. A longer one, a prompt, uses nearly every expert; its counts show how popular each expert is, and so how
+likely a step of the usual size would have used it.
 """
 
 from collections.abc import Callable, Sequence
 from operator import mul
 
 HALF_LIFE_STEPS = 256
-"""The longer, the surer the estimate; the shorter, the sooner a new topic shows."""
+"""A longer half-life makes the estimate more certain; a shorter one follows a new topic sooner."""
 
 MAX_WEIGHT = 16.0
-"""A prompt is as much evidence as so many steps at most: it tells its topic, and may be one of several in turn."""
+"""The most steps that a prompt counts for: it shows its own topic, and prompts of several topics may alternate."""
 
 REPETITION = 1.5
-"""How much more the counts of a run of steps scatter than those of independent ones, since a token's experts are likely
-to be the next one's too. (1 + r) / (1 - r), where r is the correlation between one step and the next, 0.2."""
+"""By which factor counts of consecutive steps vary more than those of independent steps, because one token's experts
+are likely to be used by the next token too: (1 + r) / (1 - r) with r = 0.2, the correlation between consecutive
+steps."""
 
 _GROWTH = 2.0 ** (1 / HALF_LIFE_STEPS)
-_LARGE = 1e100  # its square is still a float
+_LARGE = 1e100
+"""Numbers are scaled down beyond this; its square is still a float."""
 
 
 class LayerUsage:
     """The estimate for one layer.
 
-    Nothing is made smaller as time goes by; later evidence is entered larger instead, so that a step costs no more than
-    going through its counts. All is divided once the numbers are large.
+    Old evidence is not reduced with each step. Instead, new evidence is entered with a growing weight, so that a step
+    costs one pass over its counts. Everything is scaled down when the numbers become large.
     """
 
     __slots__ = ("_increment", "_mass", "_num_observed", "_squares", "_usual", "used")
 
     def __init__(self, num_experts: int) -> None:
         self.used = [0.0] * num_experts
-        """By expert, evidence of its use, in the order of their probabilities."""
+        """By expert, evidence of its use; it sorts experts as their probabilities do."""
         self._mass = 0.0
         self._squares = 0.0
         self._increment = 1.0
@@ -42,20 +44,20 @@ class LayerUsage:
 
     @property
     def num_steps(self) -> float:
-        """How many steps of equal weight would be as much evidence."""
+        """The number of equally weighted steps that would be as much evidence."""
         return self._mass * self._mass / self._squares if self._squares else 0.0
 
     def seed(self, shares: Sequence[float]) -> None:
-        """Starts from a prior that is as much evidence as HALF_LIFE_STEPS steps.
+        """Starts from a prior that counts as HALF_LIFE_STEPS steps.
 
         Args:
-            shares: By expert, of how many tokens it was chosen.
+            shares: By expert, the share of tokens that chose it.
         """
         self._mass = self._squares = float(HALF_LIFE_STEPS)
         self.used = [HALF_LIFE_STEPS * min(share, 1.0) for share in shares]
 
     def observe(self, counts: Sequence[int]) -> None:
-        """Takes note of one step: rows by expert."""
+        """Adds one step: rows by expert."""
         total = sum(counts)
         if not total:
             return
@@ -63,7 +65,7 @@ class LayerUsage:
         if self._increment > _LARGE:
             self._shrink()
         self._num_observed += 1
-        # more selections than experts do not say how many more are usual
+        # capped: beyond the number of experts, the total no longer shows what is usual
         size = min(total, len(counts))
         self._usual += (size - self._usual) / min(self._num_observed, HALF_LIFE_STEPS)
         used, amount = self.used, self._increment
@@ -72,7 +74,7 @@ class LayerUsage:
                 if count:
                     used[expert] += amount
         else:
-            # what is usual is not known from the first steps, so that they weigh as one
+            # the first steps do not show yet what is usual, so that their weight is limited
             amount *= min(total / self._usual, MAX_WEIGHT, self._num_observed)
             scale = self._usual / total
             for expert, count in enumerate(counts):
@@ -82,11 +84,11 @@ class LayerUsage:
         self._squares += amount * amount
 
     def estimate(self) -> Callable[[int], float]:
-        """Each expert's probability, by its number, to be used by a step of the usual size.
+        """Returns the probability, by the expert's number, that a step of the usual size uses it.
 
-        It is drawn towards the layer's mean, as far as chance explains how far the experts are apart (the estimator of
-        James and Stein). Of many experts that are equally popular some look popular by chance, and whoever takes those
-        that look best takes the luckiest.
+        Estimates are shrunk towards the layer's mean by the share of their variance that chance explains (the
+        James-Stein estimator). Otherwise, of many equally popular experts, those with the highest counts by chance
+        would be preferred.
         """
         used, mass = self.used, self._mass
         if not mass:

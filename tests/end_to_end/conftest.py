@@ -1,4 +1,4 @@
-"""What the tests of exactness share: a checkpoint of each verified family, and transformers' model of it."""
+"""Shared by the tests of exactness: a checkpoint of each verified family, and transformers' model of it."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""TLS, mutual TLS and tokens, through real processes: who is let in, and what others are told."""
+"""TLS, mutual TLS and tokens, through real processes: who may call, and what others receive."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ TOKEN, LISTED, LATER = "the-token-of-the-file", "the-token-of-the-environment", 
 
 @dataclass(frozen=True)
 class Served:
-    """A GPU service that runs."""
+    """A running GPU service."""
 
     target: str
     process: subprocess.Popen[bytes]
@@ -34,7 +34,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Files:
-    """What is needed to be let in."""
+    """What a caller needs."""
 
     authority: Authority
     server: Identity
@@ -57,7 +57,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 @contextmanager
 def _gpu_service(model: Path, experts: str, log: Path, *arguments: str, **environment: str) -> Iterator[Served]:
-    """A GPU service of its own at another pair's expert service, not yet ready."""
+    """A separate GPU service, not yet ready, at another pair's CPU expert service."""
     flags = ("--device", "cpu", "--dtype", "float32", "--experts", experts, *arguments)
     with log.open("wb") as file:
         beside = WarmPair(model, gpu_arguments=flags, log=file, environment=environment)
@@ -69,7 +69,7 @@ def _gpu_service(model: Path, experts: str, log: Path, *arguments: str, **enviro
 
 @pytest.fixture(scope="module")
 def services(tiny: Path, pair: Pair, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
-    """One with TLS that asks for a token, and one with mutual TLS."""
+    """A service with TLS that requires a token, and one with mutual TLS."""
     logs = tmp_path_factory.mktemp("logs")
     encrypted = ("--tls-cert", str(files.server.certificate), "--tls-key", str(files.server.key))
     asks_for_tokens = ("--tokens-file", str(files.tokens))

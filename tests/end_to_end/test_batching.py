@@ -1,4 +1,4 @@
-"""Whatever runs beside a request, and whatever the cache held before: its tokens are those of transformers."""
+"""A request's tokens are those of transformers, whatever runs at the same time or was in the cache before."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,7 @@ def model(tiny: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def make_engine(tiny: Path) -> Iterator[MakeEngine]:
-    """Engines in this process on one CPU expert service."""
+    """Engines in this process that share a CPU expert service."""
     pair, engines = start(tiny), list[reference.RecordingEngine]()
 
     def make(**more: Any) -> reference.RecordingEngine:
@@ -65,7 +65,7 @@ def test_what_an_earlier_request_left_changes_nothing(make_engine: MakeEngine, m
     follower, again = engine.request(continued, NUM_TOKENS), engine.request(reference.PROMPTS[2], NUM_TOKENS)
     other = engine.request([*continued[:40], 3, 4, 5], NUM_TOKENS)
     engine.run(follower, again, other)
-    # the last token that was made was not computed on
+    # the last token was generated but not computed
     cached = [engine.answers[each].cached_prompt_tokens for each in (follower, again, other)]
     assert cached == [len(first.prompt) + NUM_TOKENS - 1, len(first.prompt) - 1, 40]
     for request in (first, follower, again, other):
@@ -130,7 +130,7 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
 ) -> None:
     engine = make_engine(max_slots=3)
     long, failing, last = (engine.request(prompt, NUM_TOKENS) for prompt in (reference.PROMPTS[2], [5, 6, 7], [8, 9]))
-    follower = engine.request([30, 31], NUM_TOKENS)  # short, so that its row shows what lies beyond it
+    follower = engine.request([30, 31], NUM_TOKENS)  # short, so that stale content of its row would show
     forward = engine.model.forward
 
     def non_finite(token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Beams equal transformers' generate(num_beams=...), token for token, alone and with seven other requests beside."""
+"""Beams equal transformers' generate(num_beams=...), token for token, alone and with seven other requests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +60,7 @@ def _expected(model: Any, num_beams: int, eos: list[int], **more: Any) -> Beams:
 
 @pytest.fixture(scope="module")
 def eos(model: Any) -> list[int]:
-    """Two tokens that end some beams early: that begin and that come late in what would be the best one."""
+    """Two tokens that end some beams early: the first one, and a late one, of the best beam without them."""
     best = _expected(model, 4, [])[0][0]
     return [best[NUM_TOKENS // 3], best[-2]]
 
@@ -88,7 +88,7 @@ def _request(
     max_tokens: int = NUM_TOKENS,
     **more: Any,
 ) -> Any:
-    """A search; `fields` are the request's, and the others the beams'."""
+    """A beam search; `fields` are the request's, the others the beams'."""
     beam = BeamParameters(num_beams, num_return_sequences=min(num_beams, 3), **more)
     return engine.request(PROMPT, max_tokens, beam=beam, eos_ids=frozenset(eos), **fields or {})
 
@@ -106,7 +106,7 @@ def test_beams_alone(
 def test_beams_with_seven_other_requests_beside(
     engine: reference.RecordingEngine, model: Any, expected: dict[int, Beams], eos: list[int], num_beams: int
 ) -> None:
-    """Five greedy ones, a sampled one and other beams, and all of them are as they would be alone."""
+    """Runs five greedy requests, a sampled one and other beams, and checks that all are as they would be alone."""
     beams, other_beams = _request(engine, num_beams, eos), _request(engine, 4, eos)
     sampling = SamplingParameters(temperature=0.8, top_k=20, seed=7)
     sampled = [engine.request(PROMPT, NUM_TOKENS, sampling=sampling) for _ in range(2)]

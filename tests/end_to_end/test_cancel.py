@@ -14,7 +14,7 @@ from pair import Pair
 
 NUM_CALLS = 640
 NUM_LEAVE = 500
-"""At least; the others stay to the end."""
+"""At least; the others read to the end."""
 NUM_AT_ONCE = 40
 SETTLE_SECONDS = 30
 PROMPT = [5, 9, 11]
@@ -24,7 +24,7 @@ _WAYS = ("cancel", "cancel", "disconnect", "deadline", "abort", "stay")
 
 
 async def _leave(target: str, chance: random.Random, number: int) -> str:
-    """One call that ends in some way. Returns which, and what an abort is said to have done."""
+    """Makes one call that ends in some way. Returns which, and what Abort answered."""
     way = chance.choice(_WAYS)
     async with grpc.aio.insecure_channel(target) as channel:
         stub: Any = generation_pb2_grpc.GenerationServiceStub(channel)
@@ -39,7 +39,7 @@ async def _leave(target: str, chance: random.Random, number: int) -> str:
             elif way == "disconnect":
                 await channel.close(None)
             elif way == "abort":
-                # it may have ended by then, or not have been read yet; where it was there, its stream ends
+                # the request may have ended by then, or not have been read yet; otherwise its stream ends
                 answer = await stub.Abort(generation_pb2.AbortRequest(request_id=f"request-{number}"))
                 call.cancel()
                 return f"{way} {answer.aborted}"
@@ -54,7 +54,7 @@ async def _leave(target: str, chance: random.Random, number: int) -> str:
 
 
 def _request(chance: random.Random, number: int) -> GenerateRequest:
-    """One generation, three sampled ones, or beams; of a prompt that others begin like, or a long one of its own."""
+    """One generation, three sampled ones, or beams, of a prompt with a shared beginning or a long one of its own."""
     ids = chance.choice([PROMPT, [7] * 40, [chance.randrange(3, 300) for _ in range(100)]])
     message = GenerateRequest(
         token_ids=TokenIds(ids=ids), max_tokens=chance.randint(1, 30), request_id=f"request-{number}"
@@ -100,7 +100,7 @@ def _tokens(stub: generation_pb2_grpc.GenerationServiceStub) -> list[int]:
 
 
 def _held(stub: generation_pb2_grpc.GenerationServiceStub, metrics_port: int) -> dict[str, int]:
-    """What requests hold."""
+    """What requests occupy."""
     info = stub.GetServerInfo(generation_pb2.GetServerInfoRequest())
     with urlopen(f"http://127.0.0.1:{metrics_port}/metrics", timeout=10) as response:
         lines = [line.split() for line in response.read().decode().splitlines() if line.startswith("fiddler_requests_")]

@@ -39,7 +39,7 @@ def family_pair(family: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def engine(family: Path, family_pair: Pair) -> Iterator[reference.RecordingEngine]:
-    """An engine in this process beside the pair's, on the same CPU expert service."""
+    """An engine in this process on the pair's CPU expert service."""
     engine = reference.RecordingEngine(family, family_pair.experts)
     yield engine
     engine.close()

@@ -25,7 +25,7 @@ def _log(pair_log: Path) -> str:
 
 
 def _gpu_service_alone(model: Path, experts: str, *arguments: str) -> tuple[int, str]:
-    """Runs a GPU service until it ends by itself; returns its exit status and what it said."""
+    """Runs a GPU service until it ends by itself; returns its exit status and its log."""
     with tempfile.TemporaryFile() as log:
         pair = WarmPair(model, gpu_arguments=("--device", "cpu", "--experts", experts, *arguments), log=log)
         try:
@@ -189,7 +189,7 @@ def test_a_file_that_is_wrong_is_named_in_a_line(tiny: Path, pair: Pair, tmp_pat
     if isinstance(content, dict):
         content = json.loads(path.read_bytes()) | content
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    # the CPU expert service of the same directory, where it starts at all
+    # the CPU expert service of the same directory, if it starts at all
     beside = WarmPair(model, gpu_arguments=("--device", "cpu"), log=subprocess.DEVNULL)
     try:
         beside.start("cpu_expert_service")

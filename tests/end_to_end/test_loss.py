@@ -18,7 +18,7 @@ EIGHT = [[3 + index, *range(20, 20 + 9 * index), 7] for index in range(8)]
 
 @pytest.fixture(scope="module")
 def pair(tiny: Path) -> Iterator[Pair]:
-    """Each test leaves it whole."""
+    """A pair that each test leaves intact."""
     with start(tiny, "--expert-timeout-seconds", "1") as running:
         yield running
 

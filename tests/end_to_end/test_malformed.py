@@ -1,4 +1,4 @@
-"""A thousand requests that are wrong, among fifty that are right: each is told its field, and nobody is disturbed."""
+"""A thousand wrong requests among fifty right ones: each answer names the field, and no right one is disturbed."""
 
 import threading
 from typing import Any
@@ -16,7 +16,7 @@ from tests.support.calls import Stub, connect, generate_one, refusal, request, s
 NUM_MALFORMED, NUM_GOOD = 1000, 50
 CONTEXT, VOCAB_SIZE = 512, 320
 RSS_BOUND_BYTES = 32 * 2**20
-"""How much the service may have grown by, after messages of 10 MB and more."""
+"""The most by which the service may have grown after messages of 10 MB and more."""
 
 Case = tuple[GenerateRequest, str]
 _INT32, _UINT32 = 2**31, 2**32
@@ -25,7 +25,7 @@ _UNKNOWN_TOKEN = st.integers(VOCAB_SIZE, _UINT32 - 1)
 
 
 def _outside(least: float, most: float) -> st.SearchStrategy[float]:
-    """Numbers that are not from least to most, infinities, and what is no number."""
+    """Numbers outside least to most, infinities and NaN."""
     below, above = st.floats(max_value=least, exclude_max=True), st.floats(min_value=most, exclude_min=True)
     return below | above | _NAN
 
@@ -123,7 +123,7 @@ MALFORMED: st.SearchStrategy[Case] = st.one_of(
     st.integers(CONTEXT, 2 * CONTEXT).flatmap(_wrong_prompts),
     _MESSAGES.map(lambda messages: (GenerateRequest(chat=Chat(messages=messages)), "chat")),
 )
-"""Requests that have one thing wrong with them, and the field that the answer must name."""
+"""Requests with one wrong field, and the field that the answer must name."""
 
 
 def _large() -> list[Case]:

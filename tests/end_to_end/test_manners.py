@@ -1,4 +1,4 @@
-"""How the GPU service behaves when it is asked for too much, left alone, or told to stop, through real processes."""
+"""How the GPU service handles overload, callers that leave or do not read, and its own end, through real processes."""
 
 import signal
 import subprocess
@@ -42,7 +42,7 @@ STREAM_WINDOW_BYTES = 65536
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Mixtral that can go on for long."""
+    """A tiny Mixtral with a long context."""
     directory = tmp_path_factory.mktemp("long")
     checkpoints.write("mixtral", directory, eos_token_id=None, max_position_embeddings=CONTEXT)
     checkpoints.write_tokenizer(directory)
@@ -51,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def crowded(model: Path) -> Iterator[Pair]:
-    """A pair that has few places, and lets nobody ask for much."""
+    """A pair with few slots and low limits."""
     places = f"--max-slots {SLOTS} --max-waiting {WAITING} --max-context {CONTEXT}"
     limits = (
         f"--max-message-bytes {MESSAGE_BYTES} --max-tokens-limit {LONG} --max-n 1 --max-beams 2"
@@ -80,7 +80,7 @@ def _wait_for(condition: Any) -> None:
 
 
 def _fill(client: Client, num_running: int, num_waiting: int) -> list[Generation]:
-    """Long generations in all those places."""
+    """Long generations in all slots."""
     generations = [client.generate(PROMPT, max_tokens=LONG) for _ in range(num_running + num_waiting)]
     _wait_for(
         lambda: ((info := client.server_info()).running_requests, info.waiting_requests) == (num_running, num_waiting)
@@ -89,7 +89,7 @@ def _fill(client: Client, num_running: int, num_waiting: int) -> list[Generation
 
 
 def _ended(pair: Pair, finish_reason: str) -> float:
-    """How many generations ended that way so far."""
+    """How many generations have ended that way."""
     with urlopen(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     name = f'fiddler_requests_total{{finish_reason="{finish_reason}",'
@@ -186,7 +186,7 @@ def test_a_deadline_is_the_reason_and_frees_the_slot(client: Client, crowded: Pa
 def test_a_reader_that_stops_is_ended_and_others_are_not_slowed(client: Client, crowded: Pair) -> None:
     expected = client.generate(PROMPT, max_tokens=5, temperature=0).text()
     errors_before = _ended(crowded, "error")
-    # what it does not read soon fills the stream's window, whose size is not to be adapted
+    # unread messages soon fill the stream's window, which must keep its size
     options = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES)]
     with grpc.insecure_channel(crowded.target, options) as channel:
         request = generation_pb2.GenerateRequest(
@@ -208,7 +208,7 @@ def test_a_reader_that_stops_is_ended_and_others_are_not_slowed(client: Client, 
 
 @pytest.fixture
 def stopping(model: Path, crowded: Pair, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """A GPU service of its own, with a grace period of so many seconds."""
+    """A separate GPU service with a grace period of so many seconds."""
     arguments = ("--experts", crowded.experts, "--max-slots", "8", "--max-context", str(CONTEXT))
     beside = start(model, *arguments, "--grace-seconds", str(request.param))
     try:

@@ -1,4 +1,4 @@
-"""What both services hold in memory of a checkpoint of a gigabyte. benchmarks/memory.py prints the figures."""
+"""How much memory both services use for a checkpoint of a gigabyte. benchmarks/memory.py prints the figures."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.support import checkpoints
 
 GIGABYTE = 10**9
 FIXED_BYTES = 600 * 10**6
-"""What the GPU service may take for Python, torch and transformers."""
+"""What the GPU service may use for Python, torch and transformers."""
 
 
 @pytest.fixture(scope="module")
@@ -39,5 +39,5 @@ def test_no_service_holds_a_copy_of_the_experts(large: Path, tiny: Path) -> None
         cpu_mapped = _bytes(pair, "cpu_expert_service", "RssFile")
     assert gpu_resident <= 1.25 * checkpoint.dense_bytes + FIXED_BYTES
     assert cpu_mapped > checkpoint.expert_bytes, "all experts were read in, and are the files' own pages"
-    # what large messages and PyTorch take to compute differs by machine; a copy of one layer would be a fifth
+    # the memory of large messages and of PyTorch's kernels differs by machine; a copy of one layer would be a fifth
     assert cpu_anonymous - tiny_anonymous < 0.1 * checkpoint.expert_bytes

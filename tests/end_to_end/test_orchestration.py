@@ -1,4 +1,4 @@
-"""Real pairs whose experts take other ways than the socket, chosen by costs; and what users may get wrong there."""
+"""Real pairs whose costs send experts by other routes than the socket, and the mistakes that users may make there."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ def measured(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _costs(measured: Path, path: Path, cpu_seconds: float, transfer_seconds: float) -> Path:
-    """A file of costs under which the planner takes another way; of another machine, so that it is told."""
+    """A costs file that makes the planner choose another route; of another machine, which the log reports."""
     content = json.loads(measured.read_text())
     content["machine"]["cpu"] = "another"
     content["measurements"] |= {
@@ -131,7 +131,7 @@ _MISTAKES = {
     ),
     "a policy without its file": (("--placement", "popularity", "--gpu-expert-memory", "0.001"), "--popularity", 1),
     "a popularity file that is none": (("--popularity", "{file}"), "--popularity: {file} is not JSON: ", 1),
-    "a costs file that is none": (("--costs", "{file}"), "{file} is not JSON: ", 1),
+    "a costs file that is none": (("--costs", "{file}"), "--costs: {file} is not JSON: ", 1),
     "a popularity file of another model": (("--popularity", "{other}"), "--popularity: {other}: model_type: is", 1),
     "a popularity file that is missing": (("--popularity", "{file}.not"), "--popularity: {file}.not cannot be read", 1),
 }

@@ -25,7 +25,7 @@ NUM_TOKENS = 32
 LOGITS_TOLERANCE = 1e-4
 CPU = torch.device("cpu")
 LONG = [7] * 17 + [30, 31]
-"""A text of one word over and over, which OpenMoE's experts have no room for."""
+"""One word repeated more often than the capacity of OpenMoE's experts allows."""
 
 Continuation = tuple[list[int], torch.Tensor]
 
@@ -53,14 +53,14 @@ def running(directory: Path) -> Iterator[Pair]:
 
 @pytest.fixture(scope="module")
 def engine(directory: Path, running: Pair) -> Iterator[reference.RecordingEngine]:
-    """An engine in this process that divides prompts after 16 tokens, where it may."""
+    """An engine in this process that divides prompts after 16 tokens, if the model allows it."""
     engine = reference.RecordingEngine(directory, running.experts, prefill_chunk=16)
     yield engine
     engine.close()
 
 
 def _assert_greedy(plain: PlainModel, prompt: Sequence[int], tokens: list[int]) -> torch.Tensor:
-    """The reference would have chosen each of the tokens; returns its logits, [tokens, vocab]."""
+    """Checks that the reference chooses each of the tokens; returns its logits [tokens, vocab]."""
     assert len(tokens) == NUM_TOKENS
     logits = plain.continuation(list(prompt), tokens)
     assert logits.argmax(-1).tolist() == tokens
@@ -79,7 +79,7 @@ def _tokens(client: Client, prompt: list[int]) -> list[int]:
 
 
 def _greedy(directory: Path, prompt: Sequence[int], dtype: torch.dtype = torch.float32) -> Continuation:
-    """Of a model whose experts are computed in this process."""
+    """The engine of a model whose experts this process computes."""
     checkpoint = Checkpoint.open(directory)
     dispatcher = Dispatcher(checkpoint, CPU, InProcessExperts(checkpoint))
     model = Model(checkpoint, dispatcher, device=CPU, dtype=dtype, num_rows=1, max_context=128)

@@ -1,4 +1,4 @@
-"""What GenerationService has besides the tokens themselves: names, Abort, chat, Tokenize, Detokenize, what it says."""
+"""GenerationService apart from the tokens: request ids, Abort, chat, Tokenize, Detokenize and the descriptions."""
 
 import threading
 import time
@@ -182,7 +182,7 @@ def test_an_aborted_call_is_told_the_end_of_all_its_generations(stub: Stub, fiel
 
 
 def test_abort_is_true_about_what_it_did(stub: Stub) -> None:
-    """Requests that end by themselves at about the same time: whoever comes first, both are told the same."""
+    """Aborts at about the time when a request ends by itself: Abort and the stream agree on which came first."""
     assert not stub.Abort(AbortRequest(request_id="nobody")).aborted
     for number in range(20):
         name, reasons = f"short-{number}", list[int]()
@@ -219,7 +219,7 @@ def test_a_waiting_request_can_be_aborted_by_the_name_that_the_server_gave_it(st
 
 
 def _wait_until_one_waits(stub: Stub) -> generation_pb2.GetServerInfoResponse:
-    """The engine looks at its calls between two steps."""
+    """The engine reads its inbox between two steps."""
     deadline = time.monotonic() + 20
     while not (info := stub.GetServerInfo(GetServerInfoRequest())).waiting_requests:
         assert time.monotonic() < deadline, info

@@ -1,4 +1,4 @@
-"""What is drawn, taken or searched for equals what transformers makes, family by family, through real services."""
+"""Sampled, greedy and beam-searched tokens equal transformers', family by family, through real services."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +42,7 @@ def stub(directory: Path) -> Iterator[Stub]:
 
 
 def _expected(model: Any, prompt: list[int], settings: dict[str, Any], seed: int) -> tuple[list[int], torch.Tensor]:
-    """What transformers generates, and the logits [tokens, vocab] that it was chosen by."""
+    """What transformers generates, and the logits [tokens, vocab] that chose it."""
     theirs: dict[str, Any] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | settings
     if "logit_bias" in theirs:
         theirs["sequence_bias"] = {(token,): bias for token, bias in theirs.pop("logit_bias").items()}
@@ -77,7 +77,7 @@ def test_a_seed_draws_the_tokens_of_transformers_alone_and_among_seven_others(st
 
 @dataclass(frozen=True)
 class _Kind:
-    """A request, and what transformers makes of it: the tokens of each generation."""
+    """A request, and transformers' tokens for each of its generations."""
 
     prompt: list[int]
     fields: dict[str, Any]
@@ -100,7 +100,7 @@ def _drawn(model: Any, prompt: list[int], seed: int) -> _Kind:
 
 
 def _up_to(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    """Without the padding that follows an end."""
+    """Without the padding after an end."""
     length = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[:length]
 
@@ -122,7 +122,7 @@ def _searched(model: Any, prompt: list[int], num_beams: int, ends: Sequence[int]
 
 
 def test_every_kind_of_request_is_the_same_alone_and_with_seven_others_of_all_kinds(stub: Stub, model: Any) -> None:
-    """Two that take the likeliest, two that draw, and beams; two of whose tokens end some beams early."""
+    """Two greedy requests, two that draw, and beams, some of which two tokens end early."""
     best = _searched(model, PROMPTS[1], 4, []).expected[0]
     ends = [best[NUM_TOKENS // 3], best[-2]]
     kinds = [
@@ -169,7 +169,7 @@ def test_the_prompts_log_probabilities_are_those_of_a_forward(stub: Stub, model:
 
 
 def _assert_logprobs(told: Any, tokens: list[int], logits: torch.Tensor, num_top: int) -> None:
-    """Alternatives are compared by their values, since near equals may change places."""
+    """Compares alternatives by their values, since almost equal ones may change places."""
     expected = torch.log_softmax(logits, -1)
     assert [each.token_id for each in told] == tokens
     for row, each in zip(expected, told, strict=True):
@@ -181,7 +181,7 @@ def _assert_logprobs(told: Any, tokens: list[int], logits: torch.Tensor, num_top
 
 
 def _ending(stub: Stub, **fields: Any) -> Answer:
-    """A model that would do nothing but end."""
+    """A model that would end at once."""
     parameters = sampling(temperature=0, logit_bias={EOS: 100})
     return generate_one(stub, "It was a fine morning", max_tokens=9, sampling=parameters, **fields)
 

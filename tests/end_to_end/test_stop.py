@@ -1,4 +1,4 @@
-"""Stop texts through real services: generations end where transformers ends them, and the text where they begin."""
+"""Stop texts through real services: a generation ends where transformers ends it, its text before the stop text."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +32,12 @@ def tokenizer(tiny: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def text(stub: Stub) -> str:
-    """What the model says."""
+    """What the model generates."""
     return generate_one(stub, PROMPT, max_tokens=NUM_TOKENS, sampling=sampling(temperature=0)).text
 
 
 def _slices(text: str) -> list[str]:
-    """Texts of several lengths from all over it, of whole characters."""
+    """Parts of it of several lengths, from all over it, in whole characters."""
     slices = [text[begin : begin + 1 + begin % 5] for begin in range(1, len(text) - 5, 3)]
     return list(dict.fromkeys(each for each in slices if "\ufffd" not in each))[:14]
 

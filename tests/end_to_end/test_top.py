@@ -47,7 +47,7 @@ def test_a_generation_is_seen_as_it_was(pair: Pair) -> None:
     assert sample.window_seconds is not None
     assert sample.tokens_per_second == pytest.approx(NUM_TOKENS / sample.window_seconds)
     assert sample.prompt_tokens_per_second == pytest.approx(len(PROMPT) / sample.window_seconds)
-    # the last token is chosen and not computed
+    # the last token is chosen, but not computed
     selections = TOP_K * (len(PROMPT) + NUM_TOKENS - 1)
     assert len(sample.layers) == NUM_LAYERS
     for layer in sample.layers:

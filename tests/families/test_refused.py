@@ -11,9 +11,9 @@ from gpu_service.models.families import REFUSED, reason
 from tests.support.families import tiny
 from tests.support.families.engine import Engine
 
-NAMES, SUMS = "named in no known way", "combine their projections otherwise than silu"
+NAMES, SUMS = "have unknown names", "do not combine their projections as silu does"
 SYMPTOMS = {
-    "diffusion_gemma": "has other experts already",
+    "diffusion_gemma": "already has other experts",
     "doge": NAMES,
     "inkling2": SUMS,
     "inkling2_text": SUMS,
@@ -21,7 +21,7 @@ SYMPTOMS = {
     "muse_spark": "transposed or not",
     "step3p7": NAMES,
 }
-"""What the code says of tiny ones. Of the others transformers writes none so small."""
+"""What the messages say about tiny checkpoints. transformers cannot write such small ones of the other families."""
 
 
 @pytest.mark.parametrize("family", SYMPTOMS)

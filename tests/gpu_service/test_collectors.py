@@ -1,4 +1,4 @@
-"""How experts that come to lie on the device are counted, and from how many on each is told by itself."""
+"""How experts that become resident are counted, and up to how many are published one by one."""
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -55,7 +55,7 @@ def _counted() -> dict[str, float]:
 
 
 def test_what_comes_to_stay_is_counted_by_who_had_it_copied(slots: ExpertSlots) -> None:
-    latency: Any = LatencyModel.__new__(LatencyModel)  # nothing of this asks what anything costs
+    latency: Any = LatencyModel.__new__(LatencyModel)  # nothing here asks for costs
     policy: Any = _Scripted()
     orchestration = Orchestrated(
         latency=latency,

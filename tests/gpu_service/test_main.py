@@ -30,7 +30,7 @@ def fail(*arguments, **named):
 model.load_model = fail
 sys.exit(service.main())
 """
-"""The service, with a fault in what a start calls in a thread."""
+"""The service, with a fault in a function that the start calls in a thread."""
 
 
 def _raising(error: Exception) -> Callable[..., NoReturn]:

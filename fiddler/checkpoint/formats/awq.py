@@ -61,8 +61,8 @@ class Awq:
         if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs // 8):
             raise ShapeError(
                 f"{scales.file} holds the tensors {scales.name!r} of shape {list(scales.shape)} and "
-                f"{zeros.name!r} of shape {list(zeros.shape)}; for {outputs} outputs and {inputs} inputs in groups of {group} they must be "
-                f"{[groups, outputs]} and {[groups, outputs // 8]}."
+                f"{zeros.name!r} of shape {list(zeros.shape)}; for {outputs} outputs and {inputs} inputs in groups of "
+                f"{group} they must be {[groups, outputs]} and {[groups, outputs // 8]}."
             )
         kind = SCALE_KINDS.get(scales.dtype)
         if kind is None:

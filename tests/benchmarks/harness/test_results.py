@@ -39,9 +39,14 @@ def test_without_a_file_results_are_printed_alone(capsys: pytest.CaptureFixture[
 def test_an_interrupted_run_leaves_the_file_of_the_last_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_text("of the last run\n")
-    with pytest.raises(KeyboardInterrupt), report(path, append=False) as results:
-        results.record("a.subject", files=2)
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with report(path, append=False) as results:
+            results.record("a.subject", files=2)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "of the last run\n"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -53,5 +53,5 @@ def test_the_last_expert_is_divided_so_that_both_sides_end_together() -> None:
 def test_no_strategy_whose_experts_stay_is_faster(kind: type[Server], prompt_only: bool) -> None:
     requests = [request(seed, rows=4) for seed in range(3)]
     workload = Workload("prefill" if prompt_only else "decode", "", lambda trace: requests)
-    result = run(kind, system(), POPULARITY, workload, requests)
+    result = run(kind, system(), POPULARITY, workload=workload, requests=requests)
     assert bound.seconds(system(), requests[1:], prompt_only) < result.seconds

@@ -1,4 +1,4 @@
-"""Calls are counted until they are over, and one whose reader is gone for good is ended from outside."""
+"""Calls are counted until they are over, and a call whose reader never returns is ended from outside."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ LARGE = GenerateResponse(chunk=Chunk(text="x" * 10_000))
 
 
 class Endless(generation_pb2_grpc.GenerationServiceServicer):
-    """Sends as long as somebody reads.
+    """Sends for as long as its caller reads.
 
     Attributes:
         calls: Its calls.
@@ -37,7 +37,7 @@ class Endless(generation_pb2_grpc.GenerationServiceServicer):
             self.num_sent += 1
 
     async def stall(self) -> Call:
-        """Waits until the call waits for its reader."""
+        """Waits until the call is blocked by its reader."""
         before = -1
         while self.num_sent != before:
             before = self.num_sent

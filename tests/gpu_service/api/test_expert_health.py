@@ -1,4 +1,4 @@
-"""What health, metrics and the log say of the CPU expert service."""
+"""What health checks, metrics and the log report about the CPU expert service."""
 
 import asyncio
 import threading

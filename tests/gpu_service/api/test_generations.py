@@ -1,4 +1,4 @@
-"""The API without a transport: what a second front would be told, and what is counted and logged of it."""
+"""The API without a transport: what a front receives, and what is counted and logged."""
 
 import threading
 from collections.abc import AsyncIterator

@@ -11,7 +11,7 @@ _NO_TEXT = b"\xff\xfe"
 
 
 def _spoil(request: GenerateRequest | TokenizeRequest) -> bytes:
-    """The message with what is not UTF-8 in place of "??"."""
+    """The message with invalid UTF-8 in place of "??"."""
     data = request.SerializeToString()
     assert data.count(b"??") == 1
     return data.replace(b"??", _NO_TEXT)

@@ -1,4 +1,4 @@
-"""What callers are told where something breaks that nobody has foreseen. What they are told otherwise is end to end."""
+"""What callers receive after an unforeseen error. tests/end_to_end has the other errors."""
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -18,7 +18,7 @@ EXPECTED = grpc.StatusCode.INTERNAL, "the computation failed; the service's log 
 
 
 class _BrokenTokenizer:
-    """It knows no text, and says so in no way that is expected."""
+    """Raises an unforeseen error for every text."""
 
     longest_token = 10
 

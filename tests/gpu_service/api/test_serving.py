@@ -1,4 +1,4 @@
-"""What a service that is ready says of itself."""
+"""Whether a model that is served has room for a request."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -20,7 +20,7 @@ MEASURED = Measurements(
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "costs.json"
-    costs_file.save(path, MODEL, MACHINE, MEASURED)
+    costs_file.save(path, model=MODEL, machine=MACHINE, measurements=MEASURED)
     return path
 
 
@@ -43,14 +43,15 @@ def test_what_is_saved_is_loaded(path: Path) -> None:
 
 def test_a_file_without_a_device_is_loaded(path: Path) -> None:
     measured = replace(MEASURED, gpu=(), transfer=())
-    costs_file.save(path, MODEL, MACHINE, measured)
+    costs_file.save(path, model=MODEL, machine=MACHINE, measurements=measured)
     assert costs_file.load(path, MODEL)[1] == measured
 
 
 def test_a_file_that_cannot_be_replaced_stays(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_text()
+    infinite = replace(MEASURED, transfer=(float("inf"),))
     with pytest.raises(ValueError, match="JSON compliant"):
-        costs_file.save(path, MODEL, MACHINE, replace(MEASURED, transfer=(float("inf"),)))
+        costs_file.save(path, model=MODEL, machine=MACHINE, measurements=infinite)
     assert path.read_text() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 

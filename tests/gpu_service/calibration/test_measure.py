@@ -107,7 +107,7 @@ def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_power_of_two_is_measured_several_times_where_there_is_time() -> None:
     machine = _Machine(0.0001, 0.001)
-    samples = measure_by_rows(machine.seconds_of, 100, 10.0, machine.clock)
+    samples = measure_by_rows(machine.seconds_of, 100, 10.0, clock=machine.clock)
     assert sorted({rows for rows, _ in samples}) == [1, 2, 4, 8, 16, 32, 64]
     assert all(machine.asked.count(rows) == 5 for rows, _ in samples)
     assert samples[0] == pytest.approx((1, 0.0011))
@@ -115,7 +115,7 @@ def test_every_power_of_two_is_measured_several_times_where_there_is_time() -> N
 
 def test_a_slow_machine_is_measured_as_far_as_time_allows_and_coarsely() -> None:
     machine = _Machine(0.02, 0.02)
-    samples = measure_by_rows(machine.seconds_of, 512, 1.0, machine.clock)
+    samples = measure_by_rows(machine.seconds_of, 512, 1.0, clock=machine.clock)
     assert machine.now - 100 <= 1.0
     rows = {rows for rows, _ in samples}
     assert {1, 4, 16} <= rows
@@ -125,18 +125,18 @@ def test_a_slow_machine_is_measured_as_far_as_time_allows_and_coarsely() -> None
 
 def test_one_row_is_measured_several_times_where_time_allows() -> None:
     machine = _Machine(0.0, 0.3)
-    samples = measure_by_rows(machine.seconds_of, 512, 1.0, machine.clock)
+    samples = measure_by_rows(machine.seconds_of, 512, 1.0, clock=machine.clock)
     assert [rows for rows, _ in samples] == [1, 1, 1]
 
 
 def test_one_row_is_measured_whatever_it_takes() -> None:
     machine = _Machine(0.0, 30.0)
-    assert measure_by_rows(machine.seconds_of, 512, 1.0, machine.clock) == ((1, 30.0),)
+    assert measure_by_rows(machine.seconds_of, 512, 1.0, clock=machine.clock) == ((1, 30.0),)
 
 
 def test_an_expert_costs_its_share_of_a_message_to_several(checkpoint: Checkpoint) -> None:
     service = _Service()
-    measured = calibrate(checkpoint, service, torch.float32, max_rows=8, experts_per_row=3)
+    measured = calibrate(checkpoint, service, dtype=torch.float32, max_rows=8, experts_per_row=3)
     assert {seconds for _, seconds in measured.cpu} == {SECONDS_OF_AN_EXPERT}
     assert {rows for rows, _ in measured.cpu} == {1, 2, 4, 8}
     assert (measured.gpu, measured.transfer) == ((), ())
@@ -147,7 +147,7 @@ def test_an_expert_costs_its_share_of_a_message_to_several(checkpoint: Checkpoin
 
 def test_messages_that_compute_nothing_tell_what_the_hop_takes(checkpoint: Checkpoint) -> None:
     service = _Service()
-    measured = calibrate(checkpoint, service, torch.float32, max_rows=8, experts_per_row=2)
+    measured = calibrate(checkpoint, service, dtype=torch.float32, max_rows=8, experts_per_row=2)
     idle = [ids.shape[0] for _, ids in service.messages if ids.max() < 0]
     assert idle == [rows for rows, _ in measured.hop]
     assert set(idle) == {1, 8}
@@ -156,7 +156,7 @@ def test_messages_that_compute_nothing_tell_what_the_hop_takes(checkpoint: Check
 
 def test_no_two_messages_in_a_row_are_for_the_same_experts(checkpoint: Checkpoint) -> None:
     service = _Service()
-    calibrate(checkpoint, service, torch.float32, max_rows=8, experts_per_row=2)
+    calibrate(checkpoint, service, dtype=torch.float32, max_rows=8, experts_per_row=2)
     asked = [(layer, frozenset(ids.flatten().tolist())) for layer, ids in service.messages if ids.max() >= 0]
     assert all(before != after for before, after in pairwise(asked))
     assert {layer for layer, _ in asked} == {0, 1, 2}
@@ -165,7 +165,9 @@ def test_no_two_messages_in_a_row_are_for_the_same_experts(checkpoint: Checkpoin
 
 def test_the_device_is_measured_where_experts_are_brought_to_it(checkpoint: Checkpoint) -> None:
     with closing(_Slots(checkpoint)) as slots:
-        measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
+        measured = calibrate(
+            checkpoint, _Service(), dtype=torch.float32, max_rows=8, experts_per_row=2, slots=slots, device=CPU
+        )
         assert measured.transfer == (0.5,)
         assert 1 in {rows for rows, _ in measured.gpu}
         assert all(seconds > 0 for _, seconds in measured.gpu)
@@ -176,7 +178,9 @@ def test_the_device_is_measured_where_experts_are_brought_to_it(checkpoint: Chec
 
 def test_the_device_is_not_measured_where_no_slot_is_free(checkpoint: Checkpoint) -> None:
     with closing(_Slots(checkpoint, transfer_seconds=float("inf"))) as slots:
-        measured = calibrate(checkpoint, _Service(), torch.float32, 8, 2, slots, CPU)
+        measured = calibrate(
+            checkpoint, _Service(), dtype=torch.float32, max_rows=8, experts_per_row=2, slots=slots, device=CPU
+        )
         assert (measured.gpu, measured.transfer, slots.copies) == ((), (), [])
 
 
@@ -192,7 +196,7 @@ def test_a_real_service_is_measured_through_its_socket(model: Path, tmp_path: Pa
         client = ExpertClient(service.address, torch.float32, timeout_seconds=20, max_message_bytes=2**20)
         client.connect(checkpoint.fingerprint)
         try:
-            measured = calibrate(checkpoint, client, torch.float32, max_rows, experts_per_row=2)
+            measured = calibrate(checkpoint, client, dtype=torch.float32, max_rows=max_rows, experts_per_row=2)
         finally:
             client.close()
     assert {rows for rows, _ in measured.hop} == {1, max_rows}

@@ -1,4 +1,4 @@
-"""The command that counts, against what transformers' own router says."""
+"""The profile command against transformers' own router."""
 
 import json
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def prompts(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(tiny: Path) -> Popularity:
-    """Counted by transformers, which is given the prompts and its own greedy continuations."""
+    """Counted by transformers on the prompts and its own greedy continuations."""
     from gpu_service.text.tokenizer import Tokenizer
 
     model, tokenizer = reference.load(tiny), Tokenizer(tiny)
@@ -50,7 +50,7 @@ def expected(tiny: Path) -> Popularity:
     for text in TEXTS:
         prompt = tokenizer.encode(text)
         output, _ = reference.generate(model, prompt, MAX_TOKENS)
-        sequence = [*prompt, *output[:-1]]  # the last one is chosen, and nothing is computed of it
+        sequence = [*prompt, *output[:-1]]  # the last token is chosen, but not computed
         routers = model(torch.tensor([sequence]), output_router_logits=True).router_logits
         for layer, logits in enumerate(routers):
             chosen = logits.topk(config.num_experts_per_tok).indices

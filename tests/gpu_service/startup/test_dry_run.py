@@ -1,4 +1,4 @@
-"""`--dry-run` says what a start would come to, or in one sentence why there would be none."""
+"""`--dry-run` reports what would be served, or in one line why the model cannot be."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ from tests.support.tampering import edit_config, edit_tensors
 from tests.support.warm_processes import WarmProcess
 
 GB_PER_SECOND = 1e9
-"""Of memory, in these tests."""
+"""The memory bandwidth in these tests."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_experts_that_memory_does_not_hold_are_told(monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[int], None]:
-    """Sets the free memory of a GPU that is not there; it reads ten times as fast as the host."""
+    """Sets the free memory of a simulated GPU, which reads ten times as fast as the host."""
 
     def set_free(num_bytes: int) -> None:
         monkeypatch.setattr(dry_run, "device_of", lambda name: torch.device("cuda", 0))
@@ -97,7 +97,7 @@ def test_what_would_lie_on_a_gpu(gpu: Callable[[int], None], tiny: Path) -> None
     seconds = checkpoint.dense_bytes / (10 * GB_PER_SECOND) + remote / GB_PER_SECOND
     assert _rate(told["decode"]) == pytest.approx(1 / seconds, rel=0.01)
     assert _report(tiny, *settings, "--placement", "none")["resident"].startswith("no expert")
-    assert _report(tiny, *settings[2:])["resident"] != told["resident"], "keys and values take a quarter if not told"
+    assert _report(tiny, *settings[2:])["resident"] != told["resident"], "keys and values take a quarter by default"
 
 
 def test_dense_weights_that_do_not_fit_are_told(gpu: Callable[[int], None], tiny: Path) -> None:
