@@ -75,21 +75,19 @@ def layer(weights: torch.Tensor, shape: Shape) -> LayerWeights:
 def widened(experts: LayerWeights, count: int) -> list[ExpertWeights]:
     """The first `count` experts in float32."""
     return [
-        ExpertWeights(expert.gate.float(), expert.up.float(), expert.down.float())
+        expert.with_tensors({name: tensor.float() for name, tensor in expert.tensors()})
         for expert in experts.experts[:count]
-        if expert.gate is not None
     ]
 
 
 def torch_expert(experts: list[ExpertWeights], rows: torch.Tensor) -> Callable[[], object]:
     """One expert in as few PyTorch operations as possible; each call uses the next expert."""
-    turns = cycle(experts)
+    turns = cycle([tuple(tensor for _, tensor in expert.matrices()) for expert in experts])
 
     def compute() -> torch.Tensor:
-        expert = next(turns)
-        assert expert.gate is not None
-        combined = functional.silu(functional.linear(rows, expert.gate)) * functional.linear(rows, expert.up)
-        return functional.linear(combined, expert.down)
+        gate, up, down = next(turns)
+        combined = functional.silu(functional.linear(rows, gate)) * functional.linear(rows, up)
+        return functional.linear(combined, down)
 
     with torch.inference_mode():
         compute()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from tests.support.weights import plain
 
 ERROR = {torch.float32: 1e-6, torch.bfloat16: 0.015}
 """Largest distance from the exact result by the dtype of the rows, relative to the experts' outputs.
@@ -56,10 +57,10 @@ class Problem:
 
     def _expert(self, number: int, row: torch.Tensor) -> torch.Tensor:
         expert, activation = self.experts[number], ACTIVATIONS[self.activation]
-        up = expert.up.double() @ row
-        gate = up if expert.gate is None else expert.gate.double() @ row
+        up = plain(expert.up).double() @ row
+        gate = up if expert.gate is None else plain(expert.gate).double() @ row
         inner = torch.tensor([activation(value) for value in gate.tolist()], dtype=torch.float64)
-        return expert.down.double() @ (inner if expert.gate is None else inner * up)
+        return plain(expert.down).double() @ (inner if expert.gate is None else inner * up)
 
 
 @st.composite

@@ -19,6 +19,7 @@ from cpu_expert_service.native import NativeError, NativeUnavailableError, Pool,
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
 from fiddler.expert_math import ExpertWeights, LayerWeights, UnknownActivationError
+from tests.support.weights import plain
 
 try:
     AVAILABLE = available_tiers()
@@ -83,15 +84,15 @@ class Problem:
 
     def _expert(self, expert: ExpertWeights, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The exact output, and what its error is proportional to: sum |w||x| of each projection, passed on."""
-        up, up_scale = _project(expert.up, expert.up_bias, x)
+        up, up_scale = _project(plain(expert.up), expert.up_bias, x)
         if expert.factor is not None:
-            factor, factor_scale = _project(expert.factor, None, x)
+            factor, factor_scale = _project(plain(expert.factor), None, x)
             up, up_scale = up * factor, up_scale * factor.abs() + up.abs() * factor_scale
         if expert.gate is None:
             inner, slope = self._activate(up)
             inner_scale = inner.abs() + slope * up_scale
         else:
-            gate, gate_scale = _project(expert.gate, expert.gate_bias, x)
+            gate, gate_scale = _project(plain(expert.gate), expert.gate_bias, x)
             if self.layer.activation == "clamped_swiglu":
                 gate, up = gate.clamp(max=self.layer.limit), up.clamp(-self.layer.limit, self.layer.limit) + 1
             if self.layer.activation == "clamped_silu":
@@ -99,8 +100,8 @@ class Problem:
             activated, slope = self._activate(gate)
             inner = activated * up
             inner_scale = inner.abs() + activated.abs() * up_scale + slope * gate_scale * up.abs()
-        output, output_scale = _project(expert.down, expert.down_bias, inner)
-        return output, output_scale + expert.down.double().abs() @ inner_scale
+        output, output_scale = _project(plain(expert.down), expert.down_bias, inner)
+        return output, output_scale + plain(expert.down).double().abs() @ inner_scale
 
     def _activate(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each value, the activation and a bound of its slope nearby."""
@@ -120,7 +121,7 @@ class Problem:
                 return functional.relu(values), slope
 
     def tolerance(self, kernel: NativeKernel) -> float:
-        dtypes = {self.hidden.dtype, self.layer.experts[0].up.dtype}
+        dtypes = {self.hidden.dtype, plain(self.layer.experts[0].up).dtype}
         rounds = kernel.name.endswith("bf16") and dtypes == {torch.bfloat16}
         return BFLOAT16_ERROR if rounds else FLOAT32_ERROR
 
@@ -316,7 +317,8 @@ def test_denormals_are_0_at_worst(kernel: NativeKernel, dtype: torch.dtype, rows
     problem = make_problem(rows, 1, 1, 64, 64, dtype=dtype)
     tiny = torch.finfo(dtype).smallest_normal / 4
     experts = tuple(
-        replace(expert, up=(expert.up.double() * tiny).to(dtype).contiguous()) for expert in problem.layer.experts
+        replace(expert, up=(plain(expert.up).double() * tiny).to(dtype).contiguous())
+        for expert in problem.layer.experts
     )
     problem = replace(problem, layer=LayerWeights(experts, "relu"))
     assert_close(problem, kernel)
@@ -355,11 +357,11 @@ def test_copies_in_ram_give_the_same_result(kernel: NativeKernel) -> None:
         problem = make_problem(5, 2, 3, 130, 70, layout=layout)
         progress = Mock()
         (copy,) = copy_layers([problem.layer], kernel.pool, progress)
-        assert all(expert.up.is_contiguous() for expert in copy.experts)
+        assert all(plain(expert.up).is_contiguous() for expert in copy.experts)
         done_bytes, total_bytes = progress.call_args.args
         assert done_bytes == total_bytes
         for copied, expert in zip(copy.experts, problem.layer.experts, strict=True):
-            assert torch.equal(copied.down, expert.down)
+            assert torch.equal(plain(copied.down), plain(expert.down))
         assert_close(replace(problem, layer=copy), kernel)
 
 

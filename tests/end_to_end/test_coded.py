@@ -1,6 +1,7 @@
 """Checkpoints in 8 and 4 bits through both services: transformers' tokens on the weights that the codes stand for."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.support.checkpoints import write, write_tokenizer
 from tests.support.pairs import start
 
 NUM_TOKENS = 48
-SIZES = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
 
 
 @pytest.mark.parametrize("name", coded.FORMATS)

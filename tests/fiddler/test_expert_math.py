@@ -15,6 +15,7 @@ from fiddler.checkpoint import Checkpoint, Expert
 from fiddler.expert_math import (
     CLAMPED,
     ExpertWeights,
+    Matrix,
     UnknownActivationError,
     activation_function,
     assign,
@@ -24,6 +25,7 @@ from fiddler.expert_math import (
 )
 from tests.support import checkpoints
 from tests.support.families import tiny
+from tests.support.weights import plain
 
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "relu2", "silu", "swish")
 
@@ -82,32 +84,30 @@ def _expert(dtype: torch.dtype, *, gated: bool = True, biases: bool = False) -> 
 def test_an_expert_without_a_gate_activates_up() -> None:
     expert, rows = _expert(torch.float32, gated=False), _random(3, 6)
     output = expert_forward(expert, combination("relu"), rows)
-    torch.testing.assert_close(output, (rows @ expert.up.T).relu() @ expert.down.T)
+    torch.testing.assert_close(output, (rows @ plain(expert.up).T).relu() @ plain(expert.down).T)
 
 
 def test_biases_and_the_clamped_swiglu_of_gpt_oss() -> None:
     expert, rows = _expert(torch.float32, biases=True), _random(3, 6) * 4
-    assert expert.gate is not None
     assert expert.gate_bias is not None
     assert expert.up_bias is not None
     assert expert.down_bias is not None
-    gate = (rows @ expert.gate.T + expert.gate_bias).clamp(max=2.0)
-    up = (rows @ expert.up.T + expert.up_bias).clamp(-2.0, 2.0)
+    gate = (rows @ plain(expert.gate).T + expert.gate_bias).clamp(max=2.0)
+    up = (rows @ plain(expert.up).T + expert.up_bias).clamp(-2.0, 2.0)
     inner = (up + 1) * gate / (1 + torch.exp(-1.5 * gate))
-    expected = inner @ expert.down.T + expert.down_bias
-    assert float((rows @ expert.gate.T + expert.gate_bias).max()) > 2.0, "the clamp has something to do"
+    expected = inner @ plain(expert.down).T + expert.down_bias
+    assert float((rows @ plain(expert.gate).T + expert.gate_bias).max()) > 2.0, "the clamp has something to do"
     combine = combination("clamped_swiglu", alpha=1.5, limit=2.0)
     torch.testing.assert_close(expert_forward(expert, combine, rows), expected)
 
 
 def test_the_clamped_silu_of_deepseek_v4() -> None:
     expert, rows = _expert(torch.float32), _random(3, 6) * 4
-    assert expert.gate is not None
-    gate, up = rows @ expert.gate.T, rows @ expert.up.T
+    gate, up = rows @ plain(expert.gate).T, rows @ plain(expert.up).T
     assert float(gate.max()) > 2.0, "the clamp has something to do"
     assert float(up.abs().max()) > 2.0, "so has the other"
     gate, up = gate.clamp(max=2.0), up.clamp(-2.0, 2.0)
-    expected = (gate / (1 + torch.exp(-gate)) * up) @ expert.down.T
+    expected = (gate / (1 + torch.exp(-gate)) * up) @ plain(expert.down).T
     torch.testing.assert_close(expert_forward(expert, combination("clamped_silu", limit=2.0), rows), expected)
 
 
@@ -116,9 +116,8 @@ def test_the_clamped_silu_of_deepseek_v4() -> None:
 def test_rows_and_weights_of_different_dtypes_meet_in_float32(stored: torch.dtype, biases: bool) -> None:
     expert, rows = _expert(stored, biases=biases), _random(3, 6)
 
-    def linear(rows: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> torch.Tensor:
-        assert weight is not None
-        return functional.linear(rows, weight.float(), None if bias is None else bias.float())
+    def linear(rows: torch.Tensor, weight: Matrix | None, bias: torch.Tensor | None) -> torch.Tensor:
+        return functional.linear(rows, plain(weight).float(), None if bias is None else bias.float())
 
     inner = functional.silu(linear(rows, expert.gate, expert.gate_bias)) * linear(rows, expert.up, expert.up_bias)
     output = expert_forward(expert, combination("silu"), rows)
@@ -134,7 +133,7 @@ def test_the_weights_of_a_layer_are_views_of_the_checkpoint(tmp_path: Path) -> N
         assert stored.gate is not None
         assert expert.gate is not None
         for view, matrix in ((stored.gate, expert.gate), (stored.up, expert.up), (stored.down, expert.down)):
-            assert matrix.data_ptr() == checkpoint.tensor(view).data_ptr()
+            assert plain(matrix).data_ptr() == checkpoint.tensor(view).data_ptr()
             assert matrix.shape == view.shape
     assert expert.up_bias is None
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from fiddler.checkpoint import Checkpoint
 from tests.support.large_checkpoint import write_large
 from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors, write_index
+from tests.support.weights import plain_view
 
 __all__ = [
     "CONFIGS",
@@ -190,7 +191,7 @@ def scale_expert(directory: Path, layer: int, expert: int, factor: float) -> Non
     """Multiplies the down matrix of one expert of decoder layer `layer` by `factor`, in the file."""
     checkpoint = Checkpoint.open(directory)
     (moe_layer,) = (candidate for candidate in checkpoint.layers if candidate.decoder_layer == layer)
-    view = moe_layer.experts[expert].down
+    view = plain_view(moe_layer.experts[expert].down)
     checkpoint.close()
     begin, end = view.span_bytes
     with view.file.open("r+b") as file:

@@ -20,7 +20,7 @@ _E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 
 
 def _groups(weight: torch.Tensor, size: int) -> torch.Tensor:
-    return weight.unflatten(-1, (-1, size))
+    return weight.reshape(*weight.shape[:-1], -1, size)
 
 
 def _nearest_e2m1(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,7 +40,7 @@ def _words(values: torch.Tensor, bits: int, dim: int) -> torch.Tensor:
     per_word = 32 // bits
     values = values.to(torch.int64).movedim(dim, -1)
     short = -values.shape[-1] % per_word
-    values = torch.nn.functional.pad(values, (0, short)).unflatten(-1, (-1, per_word))
+    values = _groups(torch.nn.functional.pad(values, (0, short)), per_word)
     words = (values << (torch.arange(per_word) * bits)).sum(-1)
     return (words - (words >= 2**31) * 2**32).to(torch.int32).movedim(-1, dim).contiguous()
 
@@ -161,7 +161,7 @@ def nvfp4(of_modelopt: bool) -> Coder:
 def mxfp4_blocks(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """gpt-oss's stacked experts; the weight is [experts, outputs, inputs]."""
     codes, scales, stands_for = _mxfp4(weight)
-    blocks = _pairs(codes).unflatten(-1, (-1, 16))
+    blocks = _groups(_pairs(codes), 16)
     return {f"{name}_blocks": blocks, f"{name}_scales": scales}, stands_for
 
 

@@ -15,6 +15,7 @@ from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, CopyCancelledError, Job, Urgency
 from gpu_service.gpu_experts.lanes import HostLane
 from tests.support.lanes import SECONDS, GatedLane
+from tests.support.weights import plain
 
 ROWS, COLUMNS = 4, 8
 ROW_BYTES = COLUMNS * 4
@@ -41,11 +42,12 @@ def _job(seed: int = 0, urgency: Urgency = Urgency.DEMAND) -> Job:
 def _rows_of(job: Job) -> list[int]:
     """The addresses of a job's chunks."""
     source = job._source
-    return [matrix[row].data_ptr() for matrix in (source.up, source.down) for row in range(ROWS // 2)]
+    return [matrix[row].data_ptr() for matrix in (plain(source.up), plain(source.down)) for row in range(ROWS // 2)]
 
 
 def _has_arrived(job: Job) -> bool:
-    return torch.equal(job._target.up, job._source.up) and torch.equal(job._target.down, job._source.down)
+    arrived = dict(job._target.tensors())
+    return all(torch.equal(arrived[name], tensor) for name, tensor in job._source.tensors())
 
 
 @pytest.fixture

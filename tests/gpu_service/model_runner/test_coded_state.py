@@ -1,6 +1,7 @@
 """The dense part of a coded checkpoint: decoded while it is loaded, bit-equal to transformers' of its plain form."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from gpu_service.model_runner.loading import load, read_config
 from tests.support import coded
 from tests.support.checkpoints import write
 
-SIZES = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

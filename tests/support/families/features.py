@@ -7,6 +7,7 @@ from transformers import DynamicCache
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.views import Expert
 from gpu_service.model_runner.encoder_decoder import num_layers
+from tests.support.weights import plain_view
 
 
 def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
@@ -38,10 +39,11 @@ def _expert_features(expert: Expert) -> set[str]:
         features.add("not gated")
     elif expert.gate.file == expert.up.file and expert.gate.name == expert.up.name:
         features.add("fused")
-        apart = (expert.up.offset_bytes - expert.gate.offset_bytes) // expert.up.dtype.itemsize
+        gate, up = plain_view(expert.gate), plain_view(expert.up)
+        apart = (up.offset_bytes - gate.offset_bytes) // up.dtype.itemsize
         if apart in (1, expert.up.shape[1]) and expert.up.shape[0] > 1:
             features.add("interleaved")
-    if expert.up.strides[1] != 1 or expert.down.strides[1] != 1:
+    if plain_view(expert.up).strides[1] != 1 or plain_view(expert.down).strides[1] != 1:
         features.add("transposed")
     if expert.up_bias is not None:
         features.add("biases")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.support import coded
 from tests.support.checkpoints import write
 
 # sizes that groups of 32 divide, and that are no multiple of a block of 128
-SIZES = {"hidden_size": 64, "moe_intermediate_size": 96}
+SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96}
 
 
 def _experts(name: str) -> bool:

@@ -1,0 +1,21 @@
+"""Plain weights, in tests that compute with them themselves."""
+
+import torch
+
+from fiddler.checkpoint.views import CodedView, MatrixView, WeightView
+from fiddler.coding import CodedTensor
+from fiddler.expert_math import Matrix
+
+
+def plain(matrix: Matrix | None) -> torch.Tensor:
+    """A matrix that the test knows to be there and not coded."""
+    assert matrix is not None
+    assert not isinstance(matrix, CodedTensor)
+    return matrix
+
+
+def plain_view(view: MatrixView | None) -> WeightView:
+    """The same of a checkpoint's view."""
+    assert view is not None
+    assert not isinstance(view, CodedView)
+    return view
