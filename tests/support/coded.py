@@ -207,7 +207,7 @@ def awq(group: int) -> Coder:
 
         def interleaved(values: torch.Tensor) -> torch.Tensor:
             """Of eight outputs 0, 2, 4, 6, 1, 3, 5, 7."""
-            eights = values.T.unflatten(-1, (-1, 8))
+            eights = _groups(values.T, 8)
             return _words(eights[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(-2), 4, 1)
 
         stored = {f"{stem}qweight": interleaved(codes.flatten(-2)), f"{stem}qzeros": interleaved(zeros)}

@@ -2,7 +2,7 @@
 
 import torch
 
-from fiddler.checkpoint.views import CodedView, MatrixView, WeightView
+from fiddler.checkpoint.views import MatrixView, WeightView
 from fiddler.coding import CodedTensor
 from fiddler.expert_math import Matrix
 
@@ -16,6 +16,5 @@ def plain(matrix: Matrix | None) -> torch.Tensor:
 
 def plain_view(view: MatrixView | None) -> WeightView:
     """The same of a checkpoint's view."""
-    assert view is not None
-    assert not isinstance(view, CodedView)
+    assert isinstance(view, WeightView)
     return view
