@@ -13,6 +13,8 @@ knows no published format; `fiddler.formats` does.
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
 from typing import Final
 
 import torch
@@ -74,6 +76,10 @@ _KINDS: Final = {
     Code.E2M1: "fp4",
 }
 _E2M1: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_WEIGHTS_AT_A_TIME: Final = 2**22
+"""Decoded at a time: few enough to be small next to a matrix, enough for a device's launches to cost little."""
+_SCRATCH_BYTES_PER_WEIGHT: Final = 16
+"""Of those, at most: float32 weights, the codes as indices, scales and zero points as float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,22 +150,52 @@ class CodedTensor:
 
 
 def dequantize(coded: CodedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """The matrix [outputs, inputs] that a coded one stands for: computed in float32, rounded once to `dtype`."""
+    """The matrix [outputs, inputs] that a coded one stands for: computed in float32, rounded once to `dtype`.
+
+    It is decoded some rows at a time; see `dequantize_bytes` for the memory that this takes.
+    """
     outputs, inputs = coded.shape
-    coding = coded.coding
-    weights = _decode(coded.codes, coding.code, inputs)
-    rows = (torch.arange(outputs, device=coded.device) + coded.first_output) // coding.group_outputs
-    if coded.zeros is not None:
-        weights -= _spread(coded.zeros.to(torch.float32), rows, coding.group_inputs, inputs)
+    step = max(1, _WEIGHTS_AT_A_TIME // inputs)
+    if outputs <= step:
+        return _dequantize_rows(coded, 0, outputs).to(dtype)
+    weights = torch.empty(outputs, inputs, dtype=dtype, device=coded.device)
+    for begin in range(0, outputs, step):
+        end = min(begin + step, outputs)
+        weights[begin:end] = _dequantize_rows(coded, begin, end)
+    return weights
+
+
+def dequantize_bytes(shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """The most bytes that `dequantize` takes for a matrix of this shape while it runs, the result included."""
+    num_weights = prod(shape)
+    at_a_time = min(num_weights, max(_WEIGHTS_AT_A_TIME, shape[1]))
+    return num_weights * dtype.itemsize + at_a_time * _SCRATCH_BYTES_PER_WEIGHT
+
+
+def _dequantize_rows(coded: CodedTensor, begin: int, end: int) -> torch.Tensor:
+    """Some rows: [end - begin, inputs] float32."""
+    inputs, coding = coded.shape[1], coded.coding
+    weights = _decode(coded.codes[begin:end], coding.code)
+    groups = (torch.arange(begin, end, device=coded.device) + coded.first_output) // coding.group_outputs
+    scales = decode_scales(coded.coding.scale, coded.scales[groups], coded.multiplier)
+    if inputs % coding.group_inputs == 0:
+        grouped = weights.view(end - begin, -1, coding.group_inputs)
+        scales = scales[..., None]
+        zeros = None if coded.zeros is None else coded.zeros[groups][..., None]
+    else:
+        grouped = weights
+        scales = _spread(scales, coding.group_inputs, inputs)
+        zeros = None if coded.zeros is None else _spread(coded.zeros[groups], coding.group_inputs, inputs)
+    if zeros is not None:
+        grouped -= zeros
     elif coding.code.usual_zero:
-        weights -= coding.code.usual_zero
-    weights *= _spread(decode_scales(coded), rows, coding.group_inputs, inputs)
-    return weights.to(dtype)
+        grouped -= coding.code.usual_zero
+    grouped *= scales
+    return weights
 
 
-def decode_scales(coded: CodedTensor) -> torch.Tensor:
-    """[groups of outputs, groups of inputs] float32, the matrix's multiplier included."""
-    kind, scales = coded.coding.scale, coded.scales
+def decode_scales(kind: ScaleKind, scales: torch.Tensor, multiplier: float = 1.0) -> torch.Tensor:
+    """Scales as stored -> float32 of the same shape, times the matrix's multiplier."""
     if kind is ScaleKind.E8M0:
         # bits rather than arithmetic: 2^-127, which e = 0 stands for, is a subnormal number
         exponents = scales.to(torch.int32)
@@ -169,25 +205,32 @@ def decode_scales(coded: CodedTensor) -> torch.Tensor:
         values = scales.view(torch.float8_e4m3fn).to(torch.float32)
     else:
         values = scales.to(torch.float32)
-    return values if coded.multiplier == 1.0 else values * coded.multiplier
+    return values if multiplier == 1.0 else values * multiplier
 
 
-def _decode(codes: torch.Tensor, code: Code, inputs: int) -> torch.Tensor:
-    """[outputs, bytes] uint8 -> [outputs, inputs] float32, zero points not yet taken off."""
+def _decode(codes: torch.Tensor, code: Code) -> torch.Tensor:
+    """[rows, bytes] uint8 -> [rows, inputs] float32, zero points not yet subtracted."""
     if code is Code.E4M3:
         return codes.view(torch.float8_e4m3fn).to(torch.float32)
     if code is Code.INT8:
         return codes.view(torch.int8).to(torch.float32)
     if code is Code.UINT8:
         return codes.to(torch.float32)
-    nibbles = torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)[:, :inputs]
-    if code is Code.UINT4:
-        return nibbles.to(torch.float32)
-    values = torch.tensor([*_E2M1, *(-value for value in _E2M1)], device=codes.device)
-    return values[nibbles.to(torch.int64)]
+    return _pairs(code, codes.device)[codes.to(torch.int32)].view(torch.float32)
 
 
-def _spread(groups: torch.Tensor, rows: torch.Tensor, group_inputs: int, inputs: int) -> torch.Tensor:
-    """[groups of outputs, groups of inputs] -> what each weight's group has, broadcast where a row has one group."""
-    by_row = groups[rows]
-    return by_row if by_row.shape[1] == 1 else by_row.repeat_interleave(group_inputs, dim=1)[:, :inputs]
+@lru_cache
+def _pairs(code: Code, device: torch.device) -> torch.Tensor:
+    """[256] int64, each two float32: what the two 4-bit codes of a byte stand for.
+
+    Kept, since each copy to a device would stop its stream; in one number, since that is looked up faster than two.
+    """
+    values = torch.tensor(range(16) if code is Code.UINT4 else [*_E2M1, *(-value for value in _E2M1)])
+    numbers = torch.arange(256)
+    pairs = torch.stack((values[numbers & 15], values[numbers >> 4]), dim=-1).to(torch.float32)
+    return pairs.view(torch.int64).squeeze(-1).to(device)
+
+
+def _spread(groups: torch.Tensor, group_inputs: int, inputs: int) -> torch.Tensor:
+    """[rows, groups of inputs] -> [rows, inputs], where the last group is shorter."""
+    return groups.repeat_interleave(group_inputs, dim=1)[:, :inputs]

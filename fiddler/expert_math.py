@@ -152,8 +152,8 @@ def expert_forward(expert: ExpertWeights, combine: Combination, rows: torch.Tens
     """[rows, hidden] -> [rows, hidden]. If rows and weights differ in dtype, both are converted to float32."""
 
     def project(rows: torch.Tensor, weight: Matrix, bias: torch.Tensor | None) -> torch.Tensor:
-        if isinstance(weight, CodedTensor):
-            weight = dequantize(weight, rows.dtype)
+        if isinstance(weight, CodedTensor):  # one at a time: the GPU service's memory holds one decoded matrix
+            weight = dequantize(weight, rows.dtype if bias is None else torch.promote_types(rows.dtype, bias.dtype))
         if rows.dtype == weight.dtype and (bias is None or bias.dtype == rows.dtype):
             return functional.linear(rows, weight, bias)
         bias = None if bias is None else bias.to(torch.float32)

@@ -9,6 +9,9 @@ import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
+from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.checkpoint.views import MatrixView, WeightView
+from fiddler.coding import dequantize_bytes
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.memory_budget import DeviceMemory
@@ -61,7 +64,7 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
         checkpoint.layers,
         experts_per_token=model.num_experts_per_token,
         num_tokens=max_tokens,
-        value_bytes=model.dtype.itemsize,
+        dtype=model.dtype,
     )
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
@@ -74,13 +77,16 @@ def check_dense_weights(checkpoint: Checkpoint, *, device: torch.device, dtype: 
     Raises:
         FlagError: It does not.
     """
-    stored = checkpoint.expert_dtype  # stands for the dense weights', as elsewhere
-    if device.type != "cpu" or dtype is stored:
-        return
-    num_bytes = checkpoint.dense_bytes * dtype.itemsize // stored.itemsize
-    if shortage := host_memory.shortage(num_bytes):
-        names = (str(each).removeprefix("torch.") for each in (dtype, stored))
-        raise FlagError("--dtype: dense weights in {}, converted from {}, {}; raise the limit".format(*names, shortage))
+    stored = checkpoint.expert_dtype  # stands for the plain dense weights', as elsewhere
+    converted = [
+        tensor for tensor in checkpoint.dense_tensors if dtype is not stored or not isinstance(tensor, StoredTensor)
+    ]
+    num_bytes = sum(math.prod(tensor.shape) for tensor in converted) * dtype.itemsize
+    if device.type == "cpu" and (shortage := host_memory.shortage(num_bytes)):
+        coded = sorted({tensor.dtype for tensor in converted if not isinstance(tensor, StoredTensor)})
+        source = " and ".join(coded) or str(stored).removeprefix("torch.")
+        name = str(dtype).removeprefix("torch.")
+        raise FlagError(f"--dtype: dense weights in {name}, converted from {source}, {shortage}; raise the limit")
 
 
 def check_kv_cache(budget: KvBudget, device: torch.device) -> None:
@@ -94,27 +100,42 @@ def check_kv_cache(budget: KvBudget, device: torch.device) -> None:
 
 
 def experts_workspace_bytes(
-    layers: Sequence[CheckpointLayer], *, experts_per_token: int, num_tokens: int, value_bytes: int
+    layers: Sequence[CheckpointLayer], *, experts_per_token: int, num_tokens: int, dtype: torch.dtype
 ) -> int:
     """Bytes that gpu_experts/compute.py needs, in addition to the weights, for the experts of one layer.
 
-    One expert is computed at a time. It is assumed to have at most twice its even share of the rows; more are held by
-    the reserve, and if that is too small, slots are evicted for them.
+    One expert is computed at a time, and one matrix of it is decoded or converted at a time. It is assumed to have at
+    most twice its even share of the rows; more are held by the reserve, and if that is too small, slots are evicted for
+    them.
 
     Args:
         layers: The MoE layers; the largest counts.
         experts_per_token: How many experts a token is routed to; 0 if unknown.
         num_tokens: The tokens of a step.
-        value_bytes: Of one value of the hidden rows.
+        dtype: Of the hidden rows.
     """
     most = 0
+    value_bytes = dtype.itemsize
     for layer in layers:
         share = 2 * num_tokens * max(1, experts_per_token) / layer.num_experts
         rows = min(num_tokens, math.ceil(share))
         # up, gate, the activated gate and their product; the row, the expert's output, and that in float32, twice
         expert = rows * (4 * layer.intermediate_size * value_bytes + layer.hidden_size * (2 * value_bytes + 8))
-        most = max(most, expert + num_tokens * layer.hidden_size * 4)  # the float32 sums
+        sums = num_tokens * layer.hidden_size * 4  # in float32
+        most = max(most, expert + sums + _largest_scratch(layer, dtype))
     return most
+
+
+def _largest_scratch(layer: CheckpointLayer, dtype: torch.dtype) -> int:
+    """Bytes of the largest matrix in the form that it is computed in, if it is stored in another."""
+    # all experts of a layer are of one shape
+    return max(_scratch(view, dtype) for view in layer.experts[0].views.values())
+
+
+def _scratch(view: MatrixView, dtype: torch.dtype) -> int:
+    if not isinstance(view, WeightView):
+        return dequantize_bytes(view.shape, dtype)
+    return 0 if view.dtype is dtype else math.prod(view.shape) * torch.float32.itemsize
 
 
 def _workspace_bytes(model: Model, max_tokens: int) -> int:

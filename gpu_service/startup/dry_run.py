@@ -51,8 +51,8 @@ class Candidate:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the dense weights in the dtype of the computation. Their stored dtype is taken to be the experts'."""
-        return self.checkpoint.dense_bytes * self.dtype.itemsize // self.checkpoint.expert_dtype.itemsize
+        """Of the dense weights in the dtype of the computation."""
+        return self.checkpoint.num_dense_weights * self.dtype.itemsize
 
     @property
     def expert_bytes_per_token(self) -> int:
@@ -129,7 +129,7 @@ def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
         candidate.checkpoint.layers,
         experts_per_token=candidate.experts_per_token,
         num_tokens=num_tokens,
-        value_bytes=candidate.dtype.itemsize,
+        dtype=candidate.dtype,
     )
     return DeviceMemory(total, max(0, free - int(kept)), workspace_bytes)
 
@@ -142,13 +142,12 @@ def _weights(candidate: Candidate) -> list[tuple[str, str]]:
     counts = sorted({layer.num_experts for layer in layers})
     sizes = sorted({expert_bytes(layer) for layer in layers})
     wanted = f", {candidate.experts_per_token} of them for each token" if candidate.experts_per_token else ""
-    stored = str(checkpoint.expert_dtype).removeprefix("torch.")
     return [
         ("model", str(checkpoint.directory)),
         ("family", f"{checkpoint.model_type}, {how}"),
         ("dense", format_bytes(checkpoint.dense_bytes)),
-        ("experts", f"{format_bytes(checkpoint.expert_bytes)} in {stored}: {len(layers)} layers x {_span(counts, str)} "
-         f"of {_span(sizes, format_bytes)}{wanted}"),
+        ("experts", f"{format_bytes(checkpoint.expert_bytes)} in {checkpoint.weight_format}: {len(layers)} layers x "
+         f"{_span(counts, str)} of {_span(sizes, format_bytes)}{wanted}"),
     ]  # fmt: skip
 
 

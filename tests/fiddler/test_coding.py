@@ -1,10 +1,14 @@
 """What coded matrices stand for, held against computations of their own."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from fiddler.coding import Code, CodedTensor, Coding, ScaleKind, dequantize
+from fiddler import coding as coding_module
+from fiddler.coding import Code, CodedTensor, Coding, ScaleKind, dequantize, dequantize_bytes
+from tests.support.memory_use import peak_bytes
 
 ROWS, INPUTS = 6, 128
 
@@ -86,3 +90,48 @@ def test_a_multiplier_counts_for_the_whole_matrix_and_rounding_comes_last() -> N
     coded = CodedTensor(coding, (ROWS, INPUTS), codes, scales, multiplier=0.25)
     assert torch.equal(dequantize(coded), plain * 0.25)
     assert torch.equal(dequantize(coded, torch.bfloat16), (plain * 0.25).to(torch.bfloat16))
+
+
+CODINGS = (
+    Coding(Code.E4M3, ScaleKind.FLOAT32, 128, 128),
+    Coding(Code.E4M3, ScaleKind.E8M0, 32),
+    Coding(Code.INT8, ScaleKind.BFLOAT16, 320),
+    Coding(Code.UINT8, ScaleKind.FLOAT16, 32, has_zeros=True),
+    Coding(Code.UINT4, ScaleKind.BFLOAT16, 32),
+    Coding(Code.UINT4, ScaleKind.FLOAT16, 64, has_zeros=True),
+    Coding(Code.E2M1, ScaleKind.E4M3, 16),
+)
+"""Of 320 inputs."""
+
+
+def _random(coding: Coding, outputs: int, inputs: int = 320) -> CodedTensor:
+    first = 37 if coding.group_outputs > 1 else 0
+    groups = (-(-(first + outputs) // coding.group_outputs), coding.num_groups(inputs))
+    kind = coding.scale.dtype
+    scales = torch.randint(100, 120, groups).to(kind) if kind is torch.uint8 else torch.rand(groups).to(kind)
+    codes = torch.randint(0, 120, (outputs, coding.row_bytes(inputs)), dtype=torch.uint8)
+    zeros = torch.randint(0, 16, groups, dtype=torch.uint8) if coding.has_zeros else None
+    return CodedTensor(coding, (outputs, inputs), codes, scales, zeros, first_output=first)
+
+
+@pytest.mark.parametrize("coding", CODINGS, ids=lambda coding: coding.name)
+def test_a_large_matrix_is_decoded_some_rows_at_a_time(coding: Coding, monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = _random(coding, 201)
+    whole = {dtype: dequantize(coded, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    for at_a_time in (1, 320 * 100, 320 * 200, 320 * 201):
+        monkeypatch.setattr(coding_module, "_WEIGHTS_AT_A_TIME", at_a_time)
+        for dtype, due in whole.items():
+            assert torch.equal(dequantize(coded, dtype), due)
+
+
+@pytest.mark.parametrize("coding", CODINGS, ids=lambda coding: coding.name)
+def test_decoding_takes_no_more_memory_than_is_said(coding: Coding, monkeypatch: pytest.MonkeyPatch) -> None:
+    coded = _random(coding, 1000)
+    dequantize(coded)  # makes the tables that stay
+    for at_a_time in (320 * 100, 320 * 1000):
+        monkeypatch.setattr(coding_module, "_WEIGHTS_AT_A_TIME", at_a_time)
+        for dtype in (torch.float32, torch.bfloat16):
+            peak = peak_bytes(partial(dequantize, coded, dtype))
+            said = dequantize_bytes(coded.shape, dtype)
+            assert 1000 * 320 * dtype.itemsize < peak <= said
+            assert said < peak * 6, "not much more either"

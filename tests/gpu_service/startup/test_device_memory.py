@@ -1,5 +1,8 @@
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -7,6 +10,8 @@ import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
+from fiddler.coding import dequantize_bytes
+from fiddler.expert_math import expert_forward, layer_combination, layer_weights
 from fiddler.host_memory import HostMemory
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
@@ -16,17 +21,21 @@ from gpu_service.settings import Settings
 from gpu_service.startup import dry_run
 from gpu_service.startup.device_memory import check_dense_weights, check_kv_cache, experts_workspace_bytes
 from gpu_service.startup.model import load_model, warm_up
-from tests.support.pairs import DEMO, write_tiny
+from tests.support import checkpoints, coded
+from tests.support.memory_use import peak_bytes
+from tests.support.pairs import DEMO
 
 
 @pytest.fixture(scope="module")
 def layers(tmp_path_factory: pytest.TempPathFactory) -> Sequence[CheckpointLayer]:
-    return Checkpoint.open(write_tiny(tmp_path_factory.mktemp("mixtral"), "mixtral")).layers
+    directory = tmp_path_factory.mktemp("mixtral")
+    return Checkpoint.open(checkpoints.write("mixtral", directory, dtype=torch.bfloat16)).layers
 
 
-def _workspace(layers: Sequence[CheckpointLayer], experts_per_token: int, num_tokens: int) -> int:
-    """In bfloat16."""
-    return experts_workspace_bytes(layers, experts_per_token=experts_per_token, num_tokens=num_tokens, value_bytes=2)
+def _workspace(
+    layers: Sequence[CheckpointLayer], experts_per_token: int, num_tokens: int, dtype: torch.dtype = torch.bfloat16
+) -> int:
+    return experts_workspace_bytes(layers, experts_per_token=experts_per_token, num_tokens=num_tokens, dtype=dtype)
 
 
 def test_experts_take_more_for_a_larger_chunk_and_no_more_than_all_of_its_rows(
@@ -51,6 +60,23 @@ def test_the_largest_layer_counts(layers: Sequence[CheckpointLayer]) -> None:
     assert _workspace([first], 2, 512) > _workspace(layers, 2, 512)
 
 
+@pytest.mark.parametrize("name", ["fp8 block", "mxfp4", "int4 group 32 asymmetric"])
+def test_one_decoded_matrix_counts(name: str, tmp_path: Path) -> None:
+    plain = checkpoints.write("qwen3_moe", tmp_path / "plain", dtype=torch.float32, moe_intermediate_size=96)
+    directory = coded.rewrite(plain, tmp_path / "coded", name, lambda tensor: ".experts." in tensor)
+    checkpoint, layers = Checkpoint.open(directory), Checkpoint.open(plain).layers
+    matrix = (96, 64)
+    added = _workspace(checkpoint.layers, 3, 64) - _workspace(layers, 3, 64)
+    assert added == dequantize_bytes(matrix, torch.bfloat16) - 4 * 96 * 64, "the plain ones are made float32"
+    expert = layer_weights(checkpoint, checkpoint.layers[0]).experts[0]
+    combine = layer_combination(checkpoint.layers[0].activation)
+    for dtype in (torch.bfloat16, torch.float32):
+        rows = torch.randn(64, 64, dtype=dtype)
+        expert_forward(expert, combine, rows)  # once without being measured: tables that stay are made
+        peak = peak_bytes(partial(expert_forward, expert, combine, rows))
+        assert dequantize_bytes(matrix, dtype) / 4 < peak <= _workspace(checkpoint.layers, 8, 64, dtype)
+
+
 @pytest.fixture
 def two_megabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Free in the control group of this process."""
@@ -71,6 +97,22 @@ def test_dense_weights_that_are_converted_must_fit_in_the_hosts_memory() -> None
         dry_run.report(Settings(model=DEMO, device="cpu", dtype="float32", dry_run=True))
     check_dense_weights(demo, device=torch.device("cpu"), dtype=torch.bfloat16)
     check_dense_weights(demo, device=torch.device("cuda"), dtype=torch.float32)
+
+
+def test_coded_dense_weights_are_converted_in_any_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = checkpoints.write("qwen3_moe", tmp_path / "plain")
+    directory = coded.rewrite(plain, tmp_path / "coded", "fp8 block", lambda tensor: "self_attn" in tensor)
+    checkpoint, device = Checkpoint.open(directory), torch.device("cpu")
+    num_weights = sum(math.prod(each.shape) for each in checkpoint.dense_tensors if "_proj" in each.name)
+    assert num_weights
+    for spare in (0, -1):
+        free = HostMemory(total_bytes=2**30, free_bytes=4 * num_weights + spare)
+        monkeypatch.setattr(host_memory, "measure", lambda free=free: free)
+        if spare == 0:
+            check_dense_weights(checkpoint, device=device, dtype=torch.float32)
+        else:
+            with pytest.raises(FlagError, match=r"^--dtype: dense weights in float32, converted from fp8 128x64, "):
+                check_dense_weights(checkpoint, device=device, dtype=torch.float32)
 
 
 @pytest.mark.usefixtures("two_megabytes")

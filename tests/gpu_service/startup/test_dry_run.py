@@ -10,12 +10,15 @@ import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
+from fiddler.coding import dequantize_bytes
 from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
 from gpu_service.models.families import REFUSED
 from gpu_service.settings import Settings
 from gpu_service.startup import dry_run, read_bandwidth
+from gpu_service.startup.device_memory import experts_workspace_bytes
+from tests.support import checkpoints, coded
 from tests.support.pairs import DEMO, write_tiny
 from tests.support.tampering import edit_config, edit_tensors
 from tests.support.warm_processes import WarmProcess
@@ -81,6 +84,28 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[int], None]:
         monkeypatch.setattr(read_bandwidth, "device_bytes_per_second", lambda device: 10 * GB_PER_SECOND)
 
     return set_free
+
+
+def test_on_a_gpu_experts_stay_coded_and_one_matrix_is_decoded_at_a_time(
+    gpu: Callable[[int], None], tmp_path: Path
+) -> None:
+    plain = checkpoints.write("qwen3_moe", tmp_path / "plain", moe_intermediate_size=96)
+    checkpoints.write_tokenizer(plain)
+    directory = coded.rewrite(plain, tmp_path / "coded", "mxfp4", lambda tensor: "_proj." in tensor)
+    checkpoint = Checkpoint.open(directory)
+    assert checkpoint.dense_bytes < 4 * checkpoint.num_dense_weights, "coded, too"
+    needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), 2)
+    assert needs.slot_bytes < 2 * checkpoint.expert_bytes / 24, "packed"
+    workspace = experts_workspace_bytes(checkpoint.layers, experts_per_token=3, num_tokens=1, dtype=torch.bfloat16)
+    decoded = dequantize_bytes((96, 64), torch.bfloat16)
+    assert workspace > decoded
+    room = RESERVE_BYTES + workspace + (2 + 6) * needs.allocated_bytes
+    settings = ("--kv-memory", "0.25", "--prefill-chunk", "1", "--max-slots", "1", "--dtype", "bfloat16")
+    for spare, resident in ((0, 6), (-1, 5)):
+        gpu(2 * checkpoint.num_dense_weights + 2**28 + room + spare)
+        told = _report(directory, *settings)
+        assert told["resident"].startswith(f"at least {resident} of 24 experts, and ")
+    assert " in fp4 group 32: 3 layers x 8 of " in told["experts"]
 
 
 def test_what_would_lie_on_a_gpu(gpu: Callable[[int], None], tiny: Path) -> None:
