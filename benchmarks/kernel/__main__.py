@@ -14,6 +14,9 @@ kernel.bf16.mN.torch_over_read             torch over that time: the upper bound
 kernel.bf16.m1.TIER_over_avx512            time of another tier over that of avx512
 kernel.bf16.m1.ram_over_mmap               time with copies in huge pages over that with the mapped file
 kernel.qwen3_30b_a3b.*                     a layer of 128 small experts, 8 for each token
+kernel.FORMAT.mN.speedup_over_bf16         bf16 over the same expert in FORMAT, which is int8, fp8, int4 or mxfp4
+kernel.FORMAT.m1.fraction_of_read_bandwidth  the time of reading its packed bytes once, over ours
+kernel.FORMAT.qwen3_30b_a3b.*              the same for a layer of small experts
 kernel.layer.fixed_cost                    us of one call with experts too small to cost anything
 kernel.scaling.threadsT.mN, .torch.mN      ms against rows and threads: docs/kernel_scaling.svg
 
@@ -26,7 +29,7 @@ turn: more than a gigabyte is read between two uses of the same one.
 
 from benchmarks.harness.results import Append, Out, Quick, Tier, report
 from benchmarks.harness.targets import Judge, Target
-from benchmarks.kernel import layers, mixtral
+from benchmarks.kernel import coded, layers, mixtral
 from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import mapped
 from cpu_expert_service.cpus import choose_cpus, read_topology
@@ -50,6 +53,7 @@ TARGETS = {
     "kernel.qwen3_30b_a3b.m64.speedup_over_torch": Target(3.0),
     "kernel.bf16.m1.avx2_over_avx512": Target(1.10, at_least=False),
     "kernel.layer.fixed_cost": Target(30, at_least=False),
+    **coded.TARGETS,
 }
 
 
@@ -72,6 +76,7 @@ def main(
         layers.measure_fixed_cost(judge, weights, kernel, few)
         peak = Peak(cpus, tier)
         mixtral.measure(judge, kernel, pool=pools[-1], peak=peak, weights=weights, few=few, many=many)
+        coded.measure(judge, kernel, pool=pools[-1], weights=weights, rounds=few)
         layers.measure_qwen(judge, kernel, pool=pools[-1], weights=weights, rounds=few)
         shown = (pools[0], pools[-1]) if len(pools) > 1 else (pools[0],)
         rounds, most_rows = (2, 64) if quick else (7, layers.SCALING_ROWS[-1])

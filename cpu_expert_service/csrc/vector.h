@@ -40,8 +40,11 @@ void project_plain(const Matrix* matrices, const Block* blocks, int num_matrices
 template <class T, class Code>
 void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
                    const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
-  if (count <= T::coded_rows) {
+  if (count <= coded_wide<T>) {
     return project_codes<T, Code, 4>(matrices, blocks, num_matrices, begin, end, x, count, length);
+  }
+  if (count <= T::coded_rows) {
+    return project_codes<T, Code, 2>(matrices, blocks, num_matrices, begin, end, x, count, length);
   }
   unsigned char* memory = decoded_memory(decoded_bytes<T>(length));
   for (int i = 0; i < num_matrices; ++i) {

@@ -14,6 +14,10 @@ namespace {
 constexpr int64_t decoded_outputs = panel_outputs;  // whose weights are decoded at a time: those of a whole panel
 constexpr int64_t scale_segment = 4096;  // inputs whose scales are decoded at a time
 
+// Hidden rows whose sums, of a group and in all, leave registers for four weight rows; for more there are two.
+template <class T>
+constexpr int64_t coded_wide = T::coded_rows < 3 ? T::coded_rows : 3;
+
 // A thread's memory for decoded weights, which only grows.
 inline unsigned char* decoded_memory(int64_t bytes) {
   struct Memory {
@@ -120,7 +124,7 @@ void coded_block(const Matrix* const* matrices, const int64_t* outputs, const ty
     const int64_t last = smaller(first + scale_segment, length);
     for (int r = 0; r < R; ++r) {
       const int64_t group_inputs = codings[r]->group_inputs, group = first / group_inputs;
-      load_scales(*codings[r], outputs[r], group, (last - 1) / group_inputs - group + 1, T::template factor<Code>, scales[r]);
+      load_scales(*codings[r], outputs[r], group, (last - 1) / group_inputs - group + 1, T::template pair_factor<Code>, scales[r]);
       scales[r][(last - 1) / group_inputs - group + 1] = 0.0f;  // beside an odd number of halves
     }
     coded_dot<T, Code, R, M>(codes, rows, codings, outputs, x, first, last, total);
@@ -155,7 +159,7 @@ void project_codes(const Matrix* matrices, const Block* blocks, int num_matrices
       outputs[r] = begin + offset;
       results[r] = blocks[r % num_matrices].results + offset;
     }
-    coded_some<T, Code, R, T::coded_rows>(rows, outputs, x, count, length, results, pitch);
+    coded_some<T, Code, R, R == 4 ? coded_wide<T> : T::coded_rows>(rows, outputs, x, count, length, results, pitch);
   }
   if constexpr (R > 1) {
     const int64_t done = part * parts;

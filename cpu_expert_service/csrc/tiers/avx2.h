@@ -55,6 +55,8 @@ struct Avx2 {
   // small, which their scales make up for.
   template <class Code>
   static constexpr float factor = std::is_same_v<Code, E4m3> ? 256.0f : 1.0f;
+  template <class Code>
+  static constexpr float pair_factor = factor<Code>;  // of what `decode` makes
   using Plain = Fp32;
   using Zero = Vector;
   static constexpr int64_t coded_rows = 1;  // hidden rows up to which codes are multiplied as they are decoded

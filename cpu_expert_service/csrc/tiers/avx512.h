@@ -49,9 +49,11 @@ struct Avx512 {
   // small, which their scales make up for.
   template <class Code>
   static constexpr float factor = std::is_same_v<Code, E4m3> ? 256.0f : 1.0f;
+  template <class Code>
+  static constexpr float pair_factor = factor<Code>;  // of what `decode` makes
   using Plain = Fp32;
   using Zero = Vector;
-  static constexpr int64_t coded_rows = 3;  // hidden rows up to which codes are multiplied as they are decoded
+  static constexpr int64_t coded_rows = 6;  // hidden rows up to which codes are multiplied as they are decoded
 
   static Vector splat(float value) { return _mm512_set1_ps(value); }
   static Vector two_splats(float low, float high) { return _mm512_mask_blend_ps(0xff00, splat(low), splat(high)); }

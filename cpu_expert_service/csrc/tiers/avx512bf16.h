@@ -1,6 +1,8 @@
 // AVX512_BF16: vdpbf16ps multiplies pairs of bfloat16 and adds them to float32. It reads denormals as 0.
 #pragma once
 
+#include <limits>
+
 #include "tiers/avx512.h"
 
 namespace fiddler {
@@ -17,6 +19,10 @@ struct Bf16Table {
   }
 };
 alignas(64) constexpr Bf16Table integers_from_minus_16([](int i) { return static_cast<float>(i - 16); });
+// Denormals in their places, and what is not a number in the last one.
+alignas(64) constexpr Bf16Table e4m3_specials([](int i) {
+  return i == 31 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(i) * 0x1p-9f;
+});
 alignas(64) constexpr Bf16Table e2m1_values([](int i) { return e2m1(static_cast<unsigned>(i) & 15u); });
 
 struct Avx512Bf16 : Avx512 {
@@ -35,9 +41,11 @@ struct Avx512Bf16 : Avx512 {
     return _mm512_dpbf16_ps(sum, (__m512bh)weights, (__m512bh)x);
   }
 
-  // Codes as pairs of bfloat16, which hold them exactly; those of E4m3 as in Avx512.
+  // Codes as pairs of bfloat16, which hold them exactly.
   using Plain = Bf16;
   using Zero = __m512i;
+  template <class Code>
+  static constexpr float pair_factor = 1.0f;
 
   static void store_plain(Bf16* to, Vector value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
@@ -60,13 +68,16 @@ struct Avx512Bf16 : Avx512 {
         return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_add_epi16(index, zero), _mm512_load_si512(integers_from_minus_16.values)));
       }
     } else if constexpr (std::is_same_v<Code, E4m3>) {
+      // The exponent's bias moves from 7 to 127. Denormals, 0 and what is not a number come from a table: 0x7f is next to 0
+      // once 1 is added, and has the last place there.
       const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
       const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
-      const __mmask32 is_nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
-      const __m512i sign = _mm512_slli_epi16(_mm512_and_si512(wide, _mm512_set1_epi16(0x80)), 8);
-      const __m512i half = _mm512_or_si512(_mm512_mask_blend_epi16(is_nan, _mm512_slli_epi16(magnitude, 7),
-                                                                   _mm512_set1_epi16(0x7e00)), sign);
-      return pairs(_mm512_cvtph_ps(_mm512_castsi512_si256(half)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)));
+      const __m512i next = _mm512_and_si512(_mm512_add_epi16(magnitude, _mm512_set1_epi16(1)), _mm512_set1_epi16(0x7f));
+      const __mmask32 is_special = _mm512_cmple_epu16_mask(next, _mm512_set1_epi16(8));
+      const __m512i usual = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(0x3c00));
+      const __m512i bits = _mm512_mask_permutexvar_epi16(usual, is_special, magnitude, _mm512_load_si512(e4m3_specials.values));
+      const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(wide, 8), _mm512_set1_epi16(static_cast<short>(0x8000)));
+      return _mm512_castsi512_ps(_mm512_or_si512(bits, sign));
     } else {
       const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
       const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16));
