@@ -9,8 +9,8 @@ import pytest
 from client import ClientError, DeadlineError, InvalidRequestError, ServerError, UnavailableError
 from client.top.scrape import Endpoint, parse
 from pair import free_port
-from tests.client.top.conftest import Page
 from tests.support.expositions import CPU_BUILD, GPU_BUILD
+from tests.support.metrics_pages import Page
 
 
 def _endpoint(address: str) -> Endpoint:
