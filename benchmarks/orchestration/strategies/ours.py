@@ -131,7 +131,12 @@ class Ours(Server):
         began = self.link.demand_begins(self.now) if copies else self.now
         # background copies use memory bandwidth, too
         copying = sum(copies) / self.link.bytes_per_second or self.link.background_seconds
-        memory = overlap(remote.cpu_seconds, remote.memory_share, copying, self._copy_share if copying else 0.0)
+        memory = overlap(
+            first_seconds=remote.cpu_seconds,
+            first_share=remote.memory_share,
+            second_seconds=copying,
+            second_share=self._copy_share if copying else 0.0,
+        )
         cpu_end = self.now
         if plan.remote:
             cpu_end += remote.seconds(memory.end(remote.cpu_seconds))
