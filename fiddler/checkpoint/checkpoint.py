@@ -53,7 +53,9 @@ class Checkpoint:
     expert_bytes: int
     """Bytes of the tensors that belong to experts."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]) -> None:
+    def __init__(
+        self, directory: Path, *, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]
+    ) -> None:
         """Finds the experts among the tensors; `open` calls it."""
         tensors = [tensor for file in files for tensor in file.tensors]
         claims = claim_tensors(tensors, NAMINGS, moe)
@@ -90,7 +92,8 @@ class Checkpoint:
                 raise DirectoryError(f"{config_path} is missing.")
             config = read_json(config_path, ConfigError)
             weight_format.check_config(config, config_path)
-            return cls(directory, config, parse_config(config, config_path), read_files(directory))
+            moe, files = parse_config(config, config_path), read_files(directory)
+            return cls(directory, config=config, moe=moe, files=files)
 
     @cached_property
     def fingerprint(self) -> str:
