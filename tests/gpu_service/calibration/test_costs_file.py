@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _edit(path: Path, *keys: Any, value: Any = None) -> None:
-    """Sets what lies under the keys; removes it where there is no value."""
+    """Sets the value under the keys, or removes it if none is given."""
     content = target = json.loads(path.read_text())
     for key in keys[:-1]:
         target = target[key]

@@ -15,7 +15,7 @@ from gpu_service.moe.prefetch import Prefetcher, Trial
 
 
 class _Router(nn.Module):
-    """Every row wants the experts it was made with."""
+    """Chooses the same experts for every row."""
 
     def __init__(self, *experts: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The policies, alone and on traces; what they gain is counted in hits."""
+"""The policies, alone and on traces; their gain is counted in hits."""
 
 import dataclasses
 import subprocess
@@ -42,7 +42,7 @@ def _counted(trace: Trace, topic: str) -> Popularity:
 
 @dataclasses.dataclass
 class _Replay:
-    """What happened to a policy on a trace; makes sure of what holds for every policy."""
+    """Runs a policy on a trace, and checks what must hold for every policy."""
 
     placement: Placement
     num_experts: Sequence[int]
@@ -115,7 +115,7 @@ def _cases(draw: st.DrawFn) -> tuple[list[int], int, Popularity | None, list[lis
     counts = st.tuples(*(st.tuples(*[st.integers(0, 50)] * count) for count in num_experts))
     popularity = draw(st.none() | st.builds(Popularity, st.integers(1, 100), counts))
     one = st.tuples(*(st.lists(st.sampled_from([0, 0, 1, 2, 40]), min_size=n, max_size=n) for n in num_experts))
-    # few different steps, many times each: a policy must have had time to make up its mind
+    # few different steps, many times each, so that a policy has the evidence to decide
     steps = [list(step) for step in draw(st.lists(one, min_size=1, max_size=4)) for _ in range(MIN_STEPS + 4)]
     return num_experts, capacity, popularity, steps
 
@@ -240,7 +240,7 @@ def test_lru_never_swaps_in_the_background() -> None:
 
 
 def test_lru_hits_as_often_as_a_cache_for_each_layer() -> None:
-    """Against caches written as anybody would: an ordered dict for each layer."""
+    """Compared with the obvious implementation: an ordered dict for each layer."""
     trace = Trace.load()
     slots = 3
     caches = [OrderedDict.fromkeys(range(slots)) for _ in trace.num_experts]
@@ -309,7 +309,7 @@ def test_adaptive_evicts_once_no_slot_is_free() -> None:
 
 
 def test_adaptive_does_not_load_what_came_by_another_way() -> None:
-    """Of so many experts a call looks at one layer only, and goes by what it saw of the others."""
+    """With so many experts a call scans one layer only, and uses the latest scan of the others."""
     adaptive = _adaptive(num_experts=[100, 100], capacity=2)
     _uses(adaptive, [1 if expert < 2 else 0 for expert in range(100)])
     assert adaptive.swaps({(0, 50), (0, 51)}, 0) == []
@@ -437,7 +437,7 @@ def test_adaptive_follows_a_shift_among_many_small_experts() -> None:
 
 @pytest.mark.parametrize("skew", [0.0, 0.28])
 def test_adaptive_hardly_swaps_while_nothing_changes(skew: float) -> None:
-    """Mixtral's shape: as uneven as it is measured, and perfectly even, where all differences are chance."""
+    """Mixtral's shape: as uneven as measured, and perfectly even, so that all differences are chance."""
     routing = dataclasses.replace(synthetic.MIXTRAL, num_layers=8, log_popularity=lambda scores: skew * scores)
     trace = synthetic.generate(routing, topics=("only",), num_generations=8)
     replay = _replay("adaptive", trace, 28, _counted(trace, "only")).steps(trace.steps())
