@@ -67,7 +67,9 @@ def make_orchestration(
         if slots is None:
             return MeasuredRemote(latency, settings.expert_timeout_seconds)
         num_experts = [layer.num_experts for layer in checkpoint.layers]
-        inputs = policies.Inputs(num_experts, slots.capacity, popularity, lambda: latency.costs(0))
+        inputs = policies.Inputs(
+            num_experts=num_experts, capacity=slots.capacity, popularity=popularity, costs=lambda: latency.costs(0)
+        )
         policy = policies.build(settings.placement, inputs)
         _fill(slots, policy)
     except BaseException:

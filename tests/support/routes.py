@@ -31,6 +31,7 @@ def use_route(
     checkpoint: Checkpoint,
     slots: ExpertSlots,
     route: Route,
+    *,
     prefetcher: Prefetcher | None = None,
 ) -> None:
     """Makes a dispatcher plan with these costs, and fills the slots as the policy decides."""
@@ -43,7 +44,9 @@ def use_route(
     )
     num_experts = [layer.num_experts for layer in checkpoint.layers]
     latency = LatencyModel(measured, [1] * len(num_experts), _MAX_ROWS)
-    inputs = policies.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
+    inputs = policies.Inputs(
+        num_experts=num_experts, capacity=slots.capacity, popularity=None, costs=lambda: latency.costs(0)
+    )
     policy = policies.build(route.policy, inputs)
     slots.load(policy.initial())
     dispatcher.use(

@@ -72,7 +72,9 @@ class Ours(Server):
         num_experts = [model.experts] * model.moe_layers
         everything_fits = system.expert_slots == sum(num_experts)
         capacity = system.expert_slots - (0 if everything_fits else min(_STREAMING_SLOTS, system.expert_slots))
-        inputs = policies.Inputs(num_experts, capacity, popularity, lambda: self._latency.costs(0))
+        inputs = policies.Inputs(
+            num_experts=num_experts, capacity=capacity, popularity=popularity, costs=lambda: self._latency.costs(0)
+        )
         self._placement = policies.build(self.policy, inputs)
         self._taken: set[ExpertKey] = set(self._placement.initial())
         """Experts that hold a slot."""

@@ -35,7 +35,9 @@ def orchestrated(checkpoint: Checkpoint, latency: LatencyModel) -> Iterator[Orch
     """With room for experts 0 and 1 of the first layer."""
     slots = ExpertSlots(checkpoint, torch.device("cpu"), 2)
     num_experts = [layer.num_experts for layer in checkpoint.layers]
-    policy = policies.build("layers", policies.Inputs(num_experts, 2, None, lambda: latency.costs(0)))
+    policy = policies.build(
+        "layers", policies.Inputs(num_experts=num_experts, capacity=2, popularity=None, costs=lambda: latency.costs(0))
+    )
     slots.load(policy.initial())
     orchestrated = Orchestrated(
         latency=latency,

@@ -92,7 +92,7 @@ def _slots_of(model: Model, family: Path, way: Way) -> Iterator[ExpertSlots]:
     num_experts = sum(layer.num_experts for layer in checkpoint.layers)
     slots = ExpertSlots(checkpoint, CPU, min(way.capacity, num_experts))
     prefetcher = Prefetcher(model.routers, slots, always=True) if way.prefetch else None
-    use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher)
+    use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher=prefetcher)
     model.dispatcher.selections.clear()
     try:
         yield slots

@@ -25,7 +25,7 @@ any_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def _inputs(num_experts: Sequence[int], capacity: int, popularity: Popularity | None = None) -> Inputs:
-    return Inputs(num_experts, capacity, popularity, lambda: COSTS)
+    return Inputs(num_experts=num_experts, capacity=capacity, popularity=popularity, costs=lambda: COSTS)
 
 
 def _popularity(*counts: Sequence[float], tokens: int = 100) -> Popularity:
@@ -263,7 +263,7 @@ def test_lru_hits_as_often_as_a_cache_for_each_layer() -> None:
 
 
 def _adaptive(costs: Costs = COSTS, num_experts: Sequence[int] = (4,), capacity: int = 1) -> Placement:
-    return build("adaptive", Inputs(num_experts, capacity, None, lambda: costs))
+    return build("adaptive", Inputs(num_experts=num_experts, capacity=capacity, popularity=None, costs=lambda: costs))
 
 
 def _uses(placement: Placement, *counts: Sequence[int], times: int = 100, layer: int = 0) -> None:
@@ -353,7 +353,7 @@ def test_adaptive_swaps_where_it_pays(costs: Costs, pays: bool) -> None:
 
 def test_adaptive_reckons_with_the_costs_of_the_moment() -> None:
     current = [dataclasses.replace(COSTS, cpu=[0, 1e-3])]
-    adaptive = build("adaptive", Inputs([4], 1, None, lambda: current[0]))
+    adaptive = build("adaptive", Inputs(num_experts=[4], capacity=1, popularity=None, costs=lambda: current[0]))
     _uses(adaptive, [0, 0, 0, 1])
     assert adaptive.swaps({(0, 0)}, 1) == []
     current[0] = COSTS
@@ -428,7 +428,7 @@ def test_adaptive_follows_a_shift_among_many_small_experts() -> None:
     trace = synthetic.generate(routing, num_generations=4)
     costs = dataclasses.replace(COSTS, cpu=[0, 0.5e-3], gpu=[0, 0.1e-3], transfer=1e-3)
     file = _counted(trace, "first")
-    inputs = Inputs(trace.num_experts, 64, file, lambda: costs)
+    inputs = Inputs(num_experts=trace.num_experts, capacity=64, popularity=file, costs=lambda: costs)
     static = _by_topic(_replay("popularity", trace, 64, file), trace, trace.steps())
     adaptive = _by_topic(_Replay(build("adaptive", inputs), trace.num_experts), trace, trace.steps(), limit=2)
     best = _by_topic(_replay("popularity", trace, 64, _counted(trace, "second")), trace, trace.steps())
