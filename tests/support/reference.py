@@ -1,4 +1,4 @@
-"""What transformers says, and engines of ours that record what they compute."""
+"""transformers' own results, and engines of ours that record what they compute."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
 
 
 def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], torch.Tensor]:
-    """The greedy tokens that transformers generates, and the logits [tokens, vocab] that they were chosen by."""
+    """The greedy tokens that transformers generates, and the logits [tokens, vocab] that chose them."""
     output = model.generate(
         torch.tensor([prompt]),
         max_new_tokens=num_tokens,
@@ -36,19 +36,19 @@ def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[i
         output_logits=True,
         return_dict_in_generate=True,
     )
-    # an encoder's input is not the beginning of what is generated; the decoder's own start token is
+    # the output of an encoder-decoder model begins with the decoder's start token, not with the prompt
     begin = 1 if model.config.is_encoder_decoder else len(prompt)
     return output.sequences[0, begin:].tolist(), torch.cat(output.logits).float()
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Transformers' own model, experts and all."""
+    """Transformers' own model, including the experts."""
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     return model.eval()
 
 
 class RecordingEngine:
-    """An engine in this process, without its thread, on a CPU expert service in another; it keeps what it makes."""
+    """An engine in this process, without its thread, on the CPU expert service of another. It records its results."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class RecordingEngine:
         self.answers: dict[Request, Answer] = {}
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
-        """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen by."""
+        """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that chose them."""
         requests = [self.request(prompt, num_tokens) for prompt in prompts]
         self.run(*requests)
         first = [self.answers[request].generations[0] for request in requests]
@@ -100,7 +100,7 @@ class RecordingEngine:
                 pass
 
     def request(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Request:
-        """A request whose events are kept; greedy, unless more is said."""
+        """A request whose events are recorded; greedy by default."""
         events: list[Event] = []
         request = request_of(prompt, max_tokens, emit=events.append, **more)
         self.events[request] = events
@@ -126,7 +126,7 @@ class RecordingEngine:
 
 
 class RecordingStepper(Stepper):
-    """A stepper that keeps the logits each token was chosen by."""
+    """A stepper that records the logits that chose each token."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
