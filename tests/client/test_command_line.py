@@ -1,4 +1,4 @@
-"""`python -m client`, as a process."""
+"""`python -m client`: outputs, options, exit statuses, and what a terminal shows."""
 
 import gc
 import json
@@ -286,12 +286,12 @@ def test_each_error_is_one_line_and_has_its_exit_status(
     server.service.script = fail_with(status, chunk("first", 1))
     assert main(["a prompt", "--target", server.target]) == exit_status
     output = capfd.readouterr()
-    assert output.out == "first\n"  # so that the error starts a line of its own
+    assert output.out == "first\n", "the error begins a new line"
     assert output.err == f"client: {' '.join(status.message.split())}\n"
 
 
 def test_no_call_is_left_to_be_deleted_when_python_exits(server: FakeServer) -> None:
-    # there it could wait forever for a lock that a stopped thread of gRPC holds
+    # Deleting it at exit could wait forever for a lock that a stopped thread of gRPC holds.
     server.service.script = fail_with(rpc.StatusError(grpc.StatusCode.INTERNAL, "it broke"), chunk("first", 1))
     gc.disable()
     try:
@@ -380,7 +380,7 @@ def test_a_terminal_shows_how_it_gets_on_and_then_one_dim_line_of_figures(server
     *live, last = shown.split("\r\x1b[K")
     assert [line.strip() for line in live[:3]] == ["", "waiting for the first token", "1 tokens"]
     assert live[3].startswith("2 tokens, ")
-    assert last.startswith("\x1b[2m4 tokens, first after ")  # dim
+    assert last.startswith("\x1b[2m4 tokens, first after "), "dim"
     assert shown.count("\n") == 1
     assert "ended by length" in last
     seconds = float(last.partition("after ")[2].partition(" s")[0])
