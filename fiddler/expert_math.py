@@ -212,7 +212,7 @@ def combination(activation: str, alpha: float = 1.702, limit: float = 7.0) -> Co
     return lambda gate, up: activate(up) if gate is None else activate(gate) * up
 
 
-def _clamped_swiglu(gate: torch.Tensor | None, up: torch.Tensor, alpha: float, limit: float) -> torch.Tensor:
+def _clamped_swiglu(gate: torch.Tensor | None, up: torch.Tensor, *, alpha: float, limit: float) -> torch.Tensor:
     """gpt-oss's activation."""
     assert gate is not None
     gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)

@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from fiddler import rpc
+from fiddler.errors import UserError
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
 _config_file: ContextVar[Path | None] = ContextVar("_config_file", default=None)
@@ -85,7 +86,7 @@ class ProgramSettings(BaseSettings):
             return cls(_cli_parse_args=arguments, _cli_prog_name=f"python -m {cls.program}")
         except ValidationError as error:
             problems = [f"{_flag(problem['loc'])}: {_message(problem)}" for problem in error.errors()]
-        except (SettingsError, ValueError) as error:
+        except (SettingsError, UserError) as error:
             problems = [str(error.__cause__ or error).removeprefix("error parsing CLI: ")]
         finally:
             _config_file.reset(file)
@@ -104,7 +105,7 @@ class ProgramSettings(BaseSettings):
         ours = {name for name in os.environ if name.upper().startswith(prefix)} - cls.secrets
         unknown = sorted(name for name in ours if name.upper() not in known)
         if unknown:
-            raise ValueError(f"environment variable {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+            raise UserError(f"environment variable {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
 
 
 class ServiceSettings(ProgramSettings):
@@ -130,22 +131,22 @@ def _toml_source(settings_class: type[BaseSettings], path: Path) -> TomlConfigSe
     """The settings in a file.
 
     Raises:
-        ValueError: It cannot be read, is not TOML, or has a key that is not a setting.
+        UserError: It cannot be read, is not TOML, or has a key that is not a setting.
     """
     path = path.expanduser()
     try:
         path.open().close()
         if not path.is_file():  # pydantic would take it for an empty one
-            raise ValueError(f"--config: {path} is not a file")
+            raise UserError(f"--config: {path} is not a file")
         source = TomlConfigSettingsSource(settings_class, path)
     except OSError as error:
-        raise ValueError(f"--config: cannot read {path}: {error.strerror}") from None
+        raise UserError(f"--config: cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config: {path} is not TOML: {error}") from None
+        raise UserError(f"--config: {path} is not TOML: {error}") from None
     known = settings_class.model_fields.keys() - {"config"}
     unknown = sorted(source.toml_data.keys() - known)
     if unknown:
-        raise ValueError(f"--config: {path}: {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+        raise UserError(f"--config: {path}: {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
     return source
 
 

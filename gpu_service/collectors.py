@@ -7,6 +7,7 @@ from typing import Literal
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+from typing_extensions import override
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import CollectedMetric
@@ -36,8 +37,8 @@ class RoutingCollector(Collector):
         self._layers = [str(layer.decoder_layer) for layer in checkpoint.layers]
         self._publishes_experts = by_expert == "on" or (by_expert == "auto" and sum(self._num_experts) <= _MOST_SERIES)
 
+    @override
     def collect(self) -> Iterable[Metric]:
-        """Yields the metrics."""
         selections, orchestration = self._dispatcher.selections, self._dispatcher.orchestration
         yield _by_two(metrics.EXPERT_SELECTIONS, self._layers, selections.read_routes())
         yield _by_layer(metrics.EXPERT_IMBALANCE, self._layers, selections.read_imbalance())
@@ -60,8 +61,8 @@ class CostCollector(Collector):
         self._dispatcher = dispatcher
         self._layers = [str(layer.decoder_layer) for layer in checkpoint.layers]
 
+    @override
     def collect(self) -> Iterable[Metric]:
-        """Yields the metrics."""
         costs = self._dispatcher.costs
         yield _by_layer(metrics.LAYER_SECONDS, self._layers, costs.seconds)
         yield _by_layer(metrics.LAYER_OVERLAP_SECONDS, self._layers, costs.overlap)
@@ -99,8 +100,8 @@ class EngineCollector(Collector):
         self._max_waiting = max_waiting
         self._degraded_seconds = degraded_seconds
 
+    @override
     def collect(self) -> Iterable[Metric]:
-        """Yields the metrics."""
         engine = self._engine
         yield _value(metrics.REQUESTS_RUNNING, engine.num_running)
         yield _value(metrics.REQUESTS_WAITING, engine.num_waiting)

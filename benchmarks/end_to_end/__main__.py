@@ -55,17 +55,17 @@ def main(
     """Runs the benchmark."""
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
-        _measure(judge, "demo", _DEMO, rounds)
+        _measure(judge, "demo", _DEMO, rounds=rounds)
         directory = (checkpoint or Path(temporary)) / "mixtral_2_layers"
         if not (directory / "tokenizer.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
             write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
             checkpoints.write_tokenizer(directory)
-        _measure(judge, "mixtral_2_layers", directory, rounds)
+        _measure(judge, "mixtral_2_layers", directory, rounds=rounds)
         judge.summarise()
 
 
-def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
+def _measure(judge: Judge, name: str, model: Path, *, rounds: int) -> None:
     speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
     flags = ("--dtype", _DTYPE)
     with (

@@ -73,7 +73,7 @@ def main(
         PyTorchKernel(len(cpus))  # sets PyTorch's number of threads
         few, many = (5, 3) if quick else (31, 15)
         # before PyTorch has threads that spin
-        layers.measure_fixed_cost(judge, weights, kernel, few)
+        layers.measure_fixed_cost(judge, kernel, weights=weights, rounds=few)
         peak = Peak(cpus, tier)
         mixtral.measure(judge, kernel, pool=pools[-1], peak=peak, weights=weights, few=few, many=many)
         coded.measure(judge, kernel, pool=pools[-1], weights=weights, rounds=few)

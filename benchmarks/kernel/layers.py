@@ -42,7 +42,10 @@ def measure_qwen(out: Judge, kernel: Kernel, *, pool: Pool, weights: torch.Tenso
         cases: dict[str, Work] = {name: layer_call(compute, hidden, ids) for name, compute in functions.items()}
         if rows == 1:
             num_bytes = QWEN3_TOP_K * QWEN3_30B_A3B.expert_bytes
-            cases |= {f"streams{streams}": read_loop(pool, weights, num_bytes, streams) for streams in STREAMS}
+            cases |= {
+                f"streams{streams}": read_loop(pool, weights, num_bytes=num_bytes, streams=streams)
+                for streams in STREAMS
+            }
         samples = interleave(cases, rounds)
         for name in functions:
             out.samples(f"{_QWEN}.m{rows}.{name}", milliseconds(samples[name]), "ms")
@@ -60,7 +63,7 @@ def _choose(rows: int, generator: torch.Generator) -> torch.Tensor:
     return scores.topk(QWEN3_TOP_K).indices.to(torch.int32)
 
 
-def measure_fixed_cost(out: Judge, weights: torch.Tensor, kernel: Kernel, rounds: int) -> None:
+def measure_fixed_cost(out: Judge, kernel: Kernel, *, weights: torch.Tensor, rounds: int) -> None:
     """Measures a call that computes next to nothing, with threads awake and with threads asleep."""
     compute = kernel.prepare(layer(weights, TINY))
     call = layer_call(compute, torch.zeros(1, TINY.hidden, dtype=torch.bfloat16), [torch.tensor([[1, 5]]).int()])

@@ -34,7 +34,7 @@ def measure(out: Judge, kernel: Kernel, *, pool: Pool, peak: Peak, weights: torc
     """
     experts = layer(weights, MIXTRAL)
     compute = kernel.prepare(experts)
-    streams = _measure_one_row(out, pool, weights, few)
+    streams = _measure_one_row(out, pool, weights=weights, rounds=few)
     wide: list[ExpertWeights] = []
     peaks = peak.measure()
     for rows in ROWS:
@@ -42,7 +42,7 @@ def measure(out: Judge, kernel: Kernel, *, pool: Pool, peak: Peak, weights: torc
         cases: dict[str, Work] = {
             "torch": torch_expert(list(experts.experts), hidden),
             "ours": layer_call(compute, hidden, same_expert(rows, MIXTRAL.num_experts)),
-            "read": read_loop(pool, weights, MIXTRAL.expert_bytes, streams),
+            "read": read_loop(pool, weights, num_bytes=MIXTRAL.expert_bytes, streams=streams),
         }
         if rows >= _WIDENED_FROM_ROWS:
             wide = wide or widened(experts, _WIDENED_EXPERTS)
@@ -54,7 +54,7 @@ def measure(out: Judge, kernel: Kernel, *, pool: Pool, peak: Peak, weights: torc
         _report(out, rows, samples, peaks)
 
 
-def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int) -> int:
+def _measure_one_row(out: Judge, pool: Pool, *, weights: torch.Tensor, rounds: int) -> int:
     """Measures every tier and the read loops; returns the number of streams of the fastest loop."""
     experts = layer(weights, MIXTRAL)
     hidden = torch.randn(1, MIXTRAL.hidden, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
@@ -64,7 +64,7 @@ def _measure_one_row(out: Judge, pool: Pool, weights: torch.Tensor, rounds: int)
         tier: layer_call(NativeKernel(pool, tier).prepare(experts), hidden, ids) for tier in tiers
     }
     for streams in STREAMS:
-        cases[f"streams{streams}"] = read_loop(pool, weights, MIXTRAL.expert_bytes, streams)
+        cases[f"streams{streams}"] = read_loop(pool, weights, num_bytes=MIXTRAL.expert_bytes, streams=streams)
     copies = copy_layers([experts], pool, lambda done, total: None)
     cases["ram"] = layer_call(NativeKernel(pool, tiers[-1]).prepare(copies[0]), hidden, ids)
     samples = interleave(cases, rounds)

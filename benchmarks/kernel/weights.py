@@ -106,7 +106,7 @@ def same_expert(num_rows: int, num_experts: int) -> list[torch.Tensor]:
     return [torch.full((num_rows, 1), expert, dtype=torch.int32) for expert in range(num_experts)]
 
 
-def read_loop(pool: Pool, weights: torch.Tensor, num_bytes: int, streams: int) -> Callable[[], None]:
+def read_loop(pool: Pool, weights: torch.Tensor, *, num_bytes: int, streams: int) -> Callable[[], None]:
     """A call that reads `num_bytes`; each call reads the bytes that follow the last one's."""
     count = weights.numel() * weights.itemsize // num_bytes
     turns = cycle(weights.data_ptr() + number * num_bytes for number in range(count))

@@ -69,7 +69,7 @@ def main(
         judge = Judge(results, TARGETS)
         for name in models.split(","):
             model = _DEMO if name == "demo" else _mixtral((checkpoint or Path(temporary)) / name)
-            _measure(judge, name, model, rounds)
+            _measure(judge, name, model, rounds=rounds)
         judge.summarise()
 
 
@@ -81,7 +81,7 @@ def _mixtral(directory: Path) -> Path:
     return directory
 
 
-def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
+def _measure(judge: Judge, name: str, model: Path, *, rounds: int) -> None:
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
     with (
         tempfile.TemporaryFile() as log,

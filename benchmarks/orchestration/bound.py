@@ -27,7 +27,7 @@ def seconds(system: System, requests: Sequence[Request], is_prompt: bool) -> flo
         residents = _most_worth(system, steps)
         for number, batch in enumerate(steps, 1):
             context = batch.rows if is_prompt else request.prompt.rows + number
-            total += _step(system, batch, context, residents, 1 if is_prompt else batch.rows)
+            total += _step(system, batch, residents, context=context, sequences=1 if is_prompt else batch.rows)
     return total
 
 
@@ -42,7 +42,7 @@ def _most_worth(system: System, steps: Sequence[Batch]) -> set[ExpertKey]:
     return set(sorted(worth, key=lambda key: -worth[key])[: system.expert_slots])
 
 
-def _step(system: System, batch: Batch, context: int, on_gpu: set[ExpertKey], sequences: int) -> float:
+def _step(system: System, batch: Batch, on_gpu: set[ExpertKey], *, context: int, sequences: int) -> float:
     model, costs, rows = system.model, system.costs, batch.rows
     dense = model.layers * system.attention_seconds(rows, context, launch_seconds=0.0)
     dense += system.ends_seconds(rows, sequences)
@@ -54,16 +54,16 @@ def _step(system: System, batch: Batch, context: int, on_gpu: set[ExpertKey], se
             count = routed.counts[expert]
             sides = system.gpu_seconds(model.expert_parameters, count), costs.cpu[count]
             (residents if (layer, expert) in on_gpu else missing).append(sides)
-    return dense + divide(dense, residents, missing, system.transfer_seconds)
+    return dense + divide(residents, missing, head_start=dense, transfer=system.transfer_seconds)
 
 
-def divide(head_start: float, residents: Sequence[Sides], missing: Sequence[Sides], transfer: float) -> float:
+def divide(residents: Sequence[Sides], missing: Sequence[Sides], *, head_start: float, transfer: float) -> float:
     """A lower bound of all divisions of experts between CPU and GPU, even if single experts can be divided.
 
     Args:
-        head_start: Seconds of copying before the experts' time begins.
         residents: Experts that are resident on the GPU.
         missing: Experts that must be copied before the GPU computes them.
+        head_start: Seconds of copying before the experts' time begins.
         transfer: Seconds of one copy.
     """
     cpu = sorted((cpu for _, cpu in missing), reverse=True)

@@ -33,7 +33,7 @@ class Overlap(NamedTuple):
         return slowed if slowed <= self.both_seconds else alone_seconds + self.both_seconds * (1 - 1 / self.slowdown)
 
 
-def overlap(first_seconds: float, first_share: float, second_seconds: float, second_share: float) -> Overlap:
+def overlap(*, first_seconds: float, first_share: float, second_seconds: float, second_share: float) -> Overlap:
     """Two kinds of work that each use a share of the memory's bandwidth. If the sum exceeds 1, both slow down alike."""
     slowdown = max(1.0, first_share + second_share)
     return Overlap(slowdown, min(first_seconds, second_seconds) * slowdown)

@@ -108,7 +108,7 @@ def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int 
     generations = []
     for seed, (topic, text) in enumerate(tqdm(texts, desc="generations", disable=None)):
         prompt = tokenizer.encode(text)
-        _generate(model, prompt, output_tokens, seed)
+        _generate(model, prompt, output_tokens=output_tokens, seed=seed)
         ids = recorder.take()
         generations.append(Generation(topic, ids[:, : len(prompt)], ids[:, len(prompt) :]))
     return Trace(
@@ -120,7 +120,7 @@ def record(openings: Mapping[str, Sequence[str]] = OPENINGS, output_tokens: int 
     )
 
 
-def _generate(model: Model, prompt: list[int], output_tokens: int, seed: int) -> None:
+def _generate(model: Model, prompt: list[int], *, output_tokens: int, seed: int) -> None:
     # the last token is sampled but not computed; end-of-sequence tokens do not end the generation
     sampling = SamplingParameters(temperature=TEMPERATURE, seed=seed)
     request = Request(prompt=prompt, sampling=sampling, ending=Ending(output_tokens + 1), emit=lambda event: None)

@@ -93,14 +93,16 @@ def generate(
         own = random.standard_normal(shape)
         scores = np.sqrt(1 - routing.topic_share) * common + np.sqrt(routing.topic_share) * own
         popularity = routing.log_popularity(scores.astype(np.float32))
-        tokens = _draw(routing, popularity, num_generations, prompt_tokens + output_tokens, random)
+        tokens = _draw(
+            routing, popularity, random, num_generations=num_generations, num_tokens=prompt_tokens + output_tokens
+        )
         generations += [Generation(topic, one[:, :prompt_tokens], one[:, prompt_tokens:]) for one in tokens]
     provenance = f"synthetic, seed {seed}: {', '.join(topics)}"
     return Trace(routing.name, (routing.num_experts,) * routing.num_layers, routing.top_k, provenance, (*generations,))
 
 
 def _draw(
-    routing: Routing, popularity: Weights, num_generations: int, num_tokens: int, random: np.random.Generator
+    routing: Routing, popularity: Weights, random: np.random.Generator, *, num_generations: int, num_tokens: int
 ) -> Ids:
     """Returns [generations, layers, tokens, k]. All generations advance by one token at a time."""
     ids = np.empty((num_generations, routing.num_layers, num_tokens, routing.top_k), dtype=np.int16)

@@ -68,7 +68,9 @@ class Checkpoint:
     expert_bytes: int
     """Bytes of the tensors that belong to experts."""
 
-    def __init__(self, directory: Path, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]) -> None:
+    def __init__(
+        self, directory: Path, *, config: dict[str, Any], moe: MoeConfig, files: tuple[StoredFile, ...]
+    ) -> None:
         """Finds the experts among the tensors; `open` calls it."""
         weight_format = detect(config, moe.path)
         tensors = group_planes((tensor for file in files for tensor in file.tensors), weight_format)
@@ -112,7 +114,8 @@ class Checkpoint:
             if not config_path.is_file():
                 raise DirectoryError(f"{config_path} is missing.")
             config = read_json(config_path, ConfigError)
-            return cls(directory, config, parse_config(config, config_path), read_files(directory))
+            moe, files = parse_config(config, config_path), read_files(directory)
+            return cls(directory, config=config, moe=moe, files=files)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class ExpertServiceStub:
-    """Computes experts where their weights lie. Every call is a pure function of its message and the checkpoint, so that
-    repeating one is always safe.
+    """Computes experts on the CPU, from the weights in host memory. The result of a call depends only on its message and
+    the checkpoint, so repeating a call is always safe.
     """
 
     def __init__(self, channel):
@@ -49,22 +49,22 @@ class ExpertServiceStub:
 
 
 class ExpertServiceServicer:
-    """Computes experts where their weights lie. Every call is a pure function of its message and the checkpoint, so that
-    repeating one is always safe.
+    """Computes experts on the CPU, from the weights in host memory. The result of a call depends only on its message and
+    the checkpoint, so repeating a call is always safe.
     """
 
     def Describe(self, request, context):
-        """The handshake. Fails with FAILED_PRECONDITION where the caller expects another protocol version, checkpoint or
-        dtype than the service has: such a pair must not speak further.
+        """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint or
+        dtype than the service has. Such a caller must not go on to Run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Run(self, request_iterator, context):
-        """One message for each MoE layer and batch; replies come in the order of the requests. A message that is wrong
-        (INVALID_ARGUMENT) or whose time has run out (DEADLINE_EXCEEDED) ends this stream and no other; the caller opens
-        a new stream and sends again what was not answered.
+        """One request for each MoE layer and batch. Responses arrive in the order of the requests. An invalid request
+        (INVALID_ARGUMENT) and a request whose time has run out (DEADLINE_EXCEEDED) end this stream, but no other. The
+        caller then opens a new stream and repeats the requests that were not answered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,8 +92,8 @@ def add_ExpertServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExpertService:
-    """Computes experts where their weights lie. Every call is a pure function of its message and the checkpoint, so that
-    repeating one is always safe.
+    """Computes experts on the CPU, from the weights in host memory. The result of a call depends only on its message and
+    the checkpoint, so repeating a call is always safe.
     """
 
     @staticmethod

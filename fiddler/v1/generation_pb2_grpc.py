@@ -72,26 +72,27 @@ class GenerationServiceServicer:
     """
 
     def Generate(self, request, context):
-        """Streams one request's generations: chunks as tokens are made, then one `complete` for each. Ending the call early
-        cancels it and frees what it held. INVALID_ARGUMENT names the field that is wrong, in the message and in a
-        google.rpc.BadRequest; RESOURCE_EXHAUSTED where too many requests wait (with a google.rpc.RetryInfo) or the reader
-        stopped reading; UNAVAILABLE where the service is starting or stopping; UNAUTHENTICATED without a valid token where
-        the server asks for one.
+        """Streams the generations of one request: chunks as tokens are generated, then one `complete` for each generation.
+        Ending the call early cancels the request and frees its memory. Errors:
+        INVALID_ARGUMENT    A field is wrong. The message and a google.rpc.BadRequest name it.
+        RESOURCE_EXHAUSTED  Too many requests are waiting (with a google.rpc.RetryInfo), or the caller reads too slowly.
+        UNAVAILABLE         The service is starting or stopping.
+        UNAUTHENTICATED     The server requires a token, and the call has none or an invalid one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends a generation that another call streams, which then gets its `complete` with FINISH_REASON_CANCELLED. The
-        answer says what was done.
+        """Ends a request that another call streams. That call then receives a `complete` with FINISH_REASON_CANCELLED for
+        each generation that was not complete.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Turns text, or a chat, into the token ids that Generate would compute on.
+        """Turns a text or a chat into the token ids that Generate would compute.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,14 +106,14 @@ class GenerationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """Tells about the model that is served.
+        """Describes the model that is served.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetServerInfo(self, request, context):
-        """Tells about the server and what it is doing.
+        """Describes the server and its load.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -35,13 +35,13 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
     return prompt
 
 
-def of_text(text: str, model: Model, tokenizer: Tokenizer, add_special_tokens: bool = True) -> list[int]:
+def of_text(text: str, model: Model, tokenizer: Tokenizer, *, add_special_tokens: bool = True) -> list[int]:
     """The token ids of a text, which may exceed the context, but not by far.
 
     Raises:
         RequestError: `text` is too long.
     """
-    _check_length(len(text), "text", model, tokenizer)
+    _check_length("text", len(text), model=model, tokenizer=tokenizer)
     return tokenizer.encode(text, add_special_tokens)
 
 
@@ -64,7 +64,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
         if not message.role:
             raise RequestError(f"chat.messages[{position}].role", "must not be empty")
     num_characters = sum(len(message.role) + len(message.content) for message in chat.messages)
-    _check_length(num_characters, "chat.messages", model, tokenizer)
+    _check_length("chat.messages", num_characters, model=model, tokenizer=tokenizer)
     try:
         text = tokenizer.render([(message.role, message.content) for message in chat.messages])
     except ChatTemplateError as error:
@@ -90,7 +90,7 @@ def tokenize(
         token_ids = of_chat(message.chat, model, tokenizer)
     else:
         add_special_tokens = message.add_special_tokens or not message.HasField("add_special_tokens")
-        token_ids = of_text(message.text, model, tokenizer, add_special_tokens)
+        token_ids = of_text(message.text, model, tokenizer, add_special_tokens=add_special_tokens)
     texts = [tokenizer.token_text(token_id) for token_id in token_ids]
     return generation_pb2.TokenizeResponse(token_ids=token_ids, tokens=texts)
 
@@ -124,7 +124,7 @@ def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
             )
 
 
-def _check_length(num_characters: int, field: str, model: Model, tokenizer: Tokenizer) -> None:
+def _check_length(field: str, num_characters: int, *, model: Model, tokenizer: Tokenizer) -> None:
     """Refuses a far too long text without encoding it, which would take long."""
     if num_characters > model.max_context * tokenizer.longest_token:
         raise RequestError(

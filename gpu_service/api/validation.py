@@ -54,8 +54,8 @@ def parse_request(
     beam = _beam(message, limits)
     sampling = sampling_of(message.sampling, model, draws=beam is None)
     n = _number_of_generations(message, sampling, limits)
-    logprobs = _alternatives(message, "logprobs", model, limits)
-    prompt_logprobs = _alternatives(message, "prompt_logprobs", model, limits)
+    logprobs = _alternatives(message, "logprobs", model=model, limits=limits)
+    prompt_logprobs = _alternatives(message, "prompt_logprobs", model=model, limits=limits)
     _check_continues(message, model)
     sampling = replace(sampling, forced_bos_token_id=_forced_bos_token_id(message, model))
     stop_ids = _stop_ids(message, model)
@@ -63,8 +63,8 @@ def parse_request(
     _check_stop(message, limits)
     request_id = _request_id(message)
     prompt = prompts.of_request(message, model, tokenizer)  # after the other checks, since it may take long
-    max_tokens = _max_tokens(message, len(prompt), model, limits)
-    min_tokens = _min_tokens(message, max_tokens, stop_ids | eos_ids, model)
+    max_tokens = _max_tokens(message, len(prompt), model=model, limits=limits)
+    min_tokens = _min_tokens(message, max_tokens, end_ids=stop_ids | eos_ids, model=model)
     stop = None
     if message.stop:
         stop = StopStrings(message.stop, tokenizer, include=message.include_stop_in_output, min_tokens=min_tokens)
@@ -93,11 +93,11 @@ def _beam(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> Bea
         if is_set:
             raise RequestError(field, "must be unset with beam_search")
     search = message.beam_search
-    _check_range("beam_search.num_beams", search.num_beams, 1, limits.max_beams)
+    _check_range("beam_search.num_beams", search.num_beams, least=1, most=limits.max_beams)
     count = search.num_return_sequences if search.HasField("num_return_sequences") else 1
-    _check_range("beam_search.num_return_sequences", count, 1, search.num_beams)
+    _check_range("beam_search.num_return_sequences", count, least=1, most=search.num_beams)
     penalty = search.length_penalty if search.HasField("length_penalty") else 1.0
-    _check_range("beam_search.length_penalty", penalty, -_MAX_LENGTH_PENALTY, _MAX_LENGTH_PENALTY)
+    _check_range("beam_search.length_penalty", penalty, least=-_MAX_LENGTH_PENALTY, most=_MAX_LENGTH_PENALTY)
     stop = search.stop if search.HasField("stop") else generation_pb2.BEAM_STOP_HEURISTIC
     if stop not in _EARLY_STOPPING:
         names = ", ".join(generation_pb2.BeamStop.Name(number) for number in sorted(_EARLY_STOPPING))
@@ -109,7 +109,7 @@ def _number_of_generations(
     message: generation_pb2.GenerateRequest, sampling: SamplingParameters, limits: RequestLimits
 ) -> int:
     n = message.n if message.HasField("n") else 1
-    _check_range("n", n, 1, limits.max_n)
+    _check_range("n", n, least=1, most=limits.max_n)
     if n > 1 and sampling.temperature == 0:
         raise RequestError("n", f"must be 1 if the temperature is 0, since all generations would be alike, got {n}")
     check_seed(sampling.seed, n)
@@ -119,13 +119,14 @@ def _number_of_generations(
 def _alternatives(
     message: generation_pb2.GenerateRequest,
     name: Literal["logprobs", "prompt_logprobs"],
+    *,
     model: Model,
     limits: RequestLimits,
 ) -> int | None:
     if not message.HasField(name):
         return None
     count: int = getattr(message, name)
-    _check_range(name, count, 0, min(limits.max_logprobs, model.vocab_size))
+    _check_range(name, count, least=0, most=min(limits.max_logprobs, model.vocab_size))
     return count
 
 
@@ -170,7 +171,7 @@ def _check_stop(message: generation_pb2.GenerateRequest, limits: RequestLimits) 
 
 
 def _max_tokens(
-    message: generation_pb2.GenerateRequest, prompt_tokens: int, model: Model, limits: RequestLimits
+    message: generation_pb2.GenerateRequest, prompt_tokens: int, *, model: Model, limits: RequestLimits
 ) -> int:
     room = model.max_context - prompt_tokens
     limit = room if limits.max_tokens is None else limits.max_tokens
@@ -189,7 +190,9 @@ def _max_tokens(
     return message.max_tokens
 
 
-def _min_tokens(message: generation_pb2.GenerateRequest, max_tokens: int, end_ids: frozenset[int], model: Model) -> int:
+def _min_tokens(
+    message: generation_pb2.GenerateRequest, max_tokens: int, *, end_ids: frozenset[int], model: Model
+) -> int:
     if not 0 <= message.min_tokens <= max_tokens:
         problem = f"must be 0 to {max_tokens}, the most tokens to generate, got {message.min_tokens}"
         raise RequestError("min_tokens", problem)
@@ -216,6 +219,6 @@ def check_request_id(request_id: str) -> None:
         raise RequestError("request_id", problem)
 
 
-def _check_range(field: str, value: float, least: float, most: float) -> None:
+def _check_range(field: str, value: float, *, least: float, most: float) -> None:
     if not least <= value <= most:  # NaN fails, too
         raise RequestError(field, f"must be {least} to {most}, got {show(value)}")

@@ -32,7 +32,7 @@ class _Identity:
         return {name: values for name, values in pairs.items() if values[0] != values[1]}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity(_Identity):
     """The model whose experts were measured."""
 
@@ -43,7 +43,7 @@ class ModelIdentity(_Identity):
     weight_dtype: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineIdentity(_Identity):
     """The machine that computed them, and how."""
 

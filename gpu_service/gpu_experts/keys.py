@@ -14,3 +14,15 @@ def all_keys(num_experts: Sequence[int]) -> list[ExpertKey]:
         num_experts: The number of experts of each MoE layer.
     """
     return [(layer, expert) for layer, count in enumerate(num_experts) for expert in range(count)]
+
+
+def spread_keys(num_experts: Sequence[int], count: int) -> list[ExpertKey]:
+    """Returns experts that are spread evenly over the checkpoint.
+
+    Args:
+        num_experts: The number of experts of each MoE layer.
+        count: How many to return; all of them if there are fewer.
+    """
+    keys = all_keys(num_experts)
+    count = min(count, len(keys))
+    return [keys[len(keys) * number // count] for number in range(count)]

@@ -5,7 +5,7 @@ import time
 from functools import partial
 
 from gpu_service.gpu_experts.copier import Copier, Job, Urgency
-from gpu_service.gpu_experts.keys import ExpertKey, all_keys
+from gpu_service.gpu_experts.keys import ExpertKey, spread_keys
 from gpu_service.gpu_experts.lanes import Lane
 from gpu_service.gpu_experts.slots import Slot
 from gpu_service.gpu_experts.stored import StoredExperts
@@ -35,14 +35,8 @@ def time_transfer(slot: Slot, stored: StoredExperts, *, copier: Copier, lane: La
         lane.synchronize()
         return time.perf_counter() - began
 
-    keys = _sample(stored, slot.num_bytes)
+    num_samples = min(max(_SAMPLE_BYTES // slot.num_bytes, _MIN_SAMPLES), _MAX_SAMPLES)
+    keys = spread_keys(stored.num_experts, num_samples)
     for key in keys:  # untimed: the first read of a page of the map waits for the disk
         seconds(key)
     return statistics.median(seconds(key) for key in keys)
-
-
-def _sample(stored: StoredExperts, slot_bytes: int) -> list[ExpertKey]:
-    """Returns experts spread evenly over the checkpoint."""
-    keys = all_keys(stored.num_experts)
-    wanted = min(max(_SAMPLE_BYTES // slot_bytes, _MIN_SAMPLES), _MAX_SAMPLES, len(keys))
-    return [keys[len(keys) * number // wanted] for number in range(wanted)]

@@ -79,7 +79,7 @@ class Together(Forward):
         self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any
     ) -> Iterator[torch.Tensor]:
         for begin, end in self._groups(positions):
-            yield self._compute(token_ids[begin:end], positions[begin:end], first_row + begin, kept)
+            yield self._compute(token_ids[begin:end], positions[begin:end], first_row=first_row + begin, kept=kept)
 
     def _groups(self, positions: torch.Tensor) -> Iterator[tuple[int, int]]:
         """(begin, end) of the sequences that one forward can compute."""
@@ -93,7 +93,7 @@ class Together(Forward):
             yield begin, end
             begin = end
 
-    def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, kept: Any) -> torch.Tensor:
+    def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any) -> torch.Tensor:
         self.cache.begin(first_row, positions, self._device)
         positions = positions.to(self._device)
         output = self._module(

@@ -44,7 +44,7 @@ class KvCache:
 
     is_compileable = False
 
-    def __init__(self, num_rows: int, max_length: int, is_divisible: bool = True) -> None:
+    def __init__(self, num_rows: int, max_length: int, *, is_divisible: bool = True) -> None:
         """Takes no memory yet.
 
         Args:
@@ -110,7 +110,7 @@ class KvCache:
         self._store(values, value_states)
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
 
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+    def copy(self, source: int, target: int, *, start: int, stop: int) -> None:
         """Copies positions start to stop - 1 of one row over another's."""
         for block in self._all_blocks():
             block.rows[target, :, start:stop] = block.rows[source, :, start:stop]

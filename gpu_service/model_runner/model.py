@@ -119,12 +119,12 @@ class Model:
         """
         began = time.monotonic()
         try:
-            logits = self._compute(token_ids, positions, first_row, wants)
+            logits = self._compute(token_ids, positions, first_row=first_row, wants=wants)
         except torch.OutOfMemoryError:
             self.dispatcher.cancel_batch()
             if not self.dispatcher.make_room() or not self._forward.is_repeatable:
                 raise
-            logits = self._compute(token_ids, positions, first_row, wants)
+            logits = self._compute(token_ids, positions, first_row=first_row, wants=wants)
         except Exception:
             self.dispatcher.cancel_batch()
             raise
@@ -161,7 +161,9 @@ class Model:
             temperature_step=step,
         )
 
-    def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, first_row: int, wants: Logits) -> torch.Tensor:
+    def _compute(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+    ) -> torch.Tensor:
         num_tokens = token_ids.shape[1]
         self._non_finite.clear()
         self.dispatcher.take_non_finite()  # a batch that failed may have left some

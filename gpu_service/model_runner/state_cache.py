@@ -18,7 +18,7 @@ class StateCache:
 
     is_divisible = False
 
-    def __init__(self, config: Any, num_rows: int, max_length: int, is_made_by_model: bool = False) -> None:
+    def __init__(self, config: Any, num_rows: int, max_length: int, *, is_made_by_model: bool = False) -> None:
         """Holds nothing yet.
 
         Args:
@@ -47,7 +47,7 @@ class StateCache:
         """Stores the cache that the model returned for a row."""
         self._rows[row] = cache
 
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+    def copy(self, source: int, target: int, *, start: int, stop: int) -> None:
         """Makes a row hold all that another holds, whatever the positions."""
         self._rows[target] = copy.deepcopy(self._rows[source])
 

@@ -220,16 +220,11 @@ REFUSED: Final[dict[str, str]] = {
 """By model_type, the reason, as it follows "refused: "."""
 
 
-def reason(directory: Path, error: Exception) -> str:
-    """The message for an error while a model is loaded: the table's reason if its family is refused, else the error's.
-
-    A refused family fails at some point, with a message about tensors or classes; the table gives the cause.
-    """
-    return refusal(directory) or str(error)
-
-
 def refusal(directory: Path) -> str | None:
-    """Why the model's family is refused, in a sentence; None if it is not."""
+    """Why the model's family is refused, in a sentence; None if it is not.
+
+    A refused family fails at some point, with a message about tensors or classes. This message gives the cause.
+    """
     path = directory / "config.json"
     try:
         model_type = model_type_of(read_json(path, ConfigError))

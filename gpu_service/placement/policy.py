@@ -23,7 +23,7 @@ class Swap:
     """None: a free slot is used."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """What a policy is given."""
 

@@ -69,7 +69,7 @@ def plan(
     gpu = costs.gpu
     resident_seconds = sum([gpu[counts[expert]] for expert in here])
     if not rest:
-        return Plan(tuple(here), (), (), 0.0, resident_seconds)
+        return Plan(resident=tuple(here), streamed=(), remote=(), remote_seconds=0.0, gpu_seconds=resident_seconds)
     rest.sort(key=counts.__getitem__, reverse=True)
     copies = [costs.transfer * pending.get(expert, 1.0) for expert in rest] if pending else None
     split = _split([counts[expert] for expert in rest], costs, resident_seconds=resident_seconds, copies=copies)
@@ -78,15 +78,25 @@ def plan(
     if pending:  # copies under way first, those with least left at the front, so that the GPU can start early
         streamed.sort(key=lambda expert: pending.get(expert, 2.0))
     remote.sort()
-    return Plan(tuple(here), tuple(streamed), tuple(remote), split.remote_seconds, split.gpu_seconds)
+    return Plan(
+        resident=tuple(here),
+        streamed=tuple(streamed),
+        remote=tuple(remote),
+        remote_seconds=split.remote_seconds,
+        gpu_seconds=split.gpu_seconds,
+    )
 
 
 def all_remote(counts: Sequence[int], costs: Costs | None = None) -> Plan:
     """Plans a layer without any expert on the GPU. Without costs, it predicts infinite seconds."""
     remote = tuple([expert for expert, count in enumerate(counts) if count])
-    if costs is None or not remote:
-        return Plan((), (), remote, math.inf if remote else 0.0, 0.0)
-    return Plan((), (), remote, costs.round_trip + sum(costs.remote[counts[expert]] for expert in remote), 0.0)
+    if not remote:
+        seconds = 0.0
+    elif costs is None:
+        seconds = math.inf
+    else:
+        seconds = costs.round_trip + sum(costs.remote[counts[expert]] for expert in remote)
+    return Plan(resident=(), streamed=(), remote=remote, remote_seconds=seconds, gpu_seconds=0.0)
 
 
 def chunks(expert_ids: npt.NDArray[np.int32], costs: Costs, most: int = 8) -> int:

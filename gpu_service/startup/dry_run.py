@@ -31,6 +31,7 @@ from gpu_service.settings import Settings
 from gpu_service.startup import read_bandwidth
 from gpu_service.startup.device_memory import check_dense_weights, device_of, experts_workspace_bytes
 from gpu_service.startup.experts import NUM_STREAMING
+from gpu_service.startup.model import check_routing
 from gpu_service.text.tokenizer import Tokenizer
 
 
@@ -85,6 +86,7 @@ def examine(settings: Settings) -> Candidate:
     config = read_config(checkpoint.directory)
     architecture = architecture_of(config.model_type)
     find_replacements(checkpoint, config, architecture)
+    check_routing(checkpoint, architecture.num_experts_per_token(config))
     check_generation_config(checkpoint.directory, read_generation_config(checkpoint.directory, config))
     Tokenizer(checkpoint.directory)
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)

@@ -52,7 +52,7 @@ def make_orchestration(
         ExpertServiceError: The CPU expert service was lost meanwhile.
         UserError: A flag asks for what is not there, or a file is wrong.
     """
-    slots = _allocate_slots(settings, checkpoint, model, max_rows)
+    slots = _allocate_slots(settings, checkpoint, model, max_rows=max_rows)
     try:
         target = CalibrationTarget(
             checkpoint=checkpoint,
@@ -67,7 +67,9 @@ def make_orchestration(
         if slots is None:
             return MeasuredRemote(latency, settings.expert_timeout_seconds)
         num_experts = [layer.num_experts for layer in checkpoint.layers]
-        inputs = policies.Inputs(num_experts, slots.capacity, popularity, lambda: latency.costs(0))
+        inputs = policies.Inputs(
+            num_experts=num_experts, capacity=slots.capacity, popularity=popularity, costs=lambda: latency.costs(0)
+        )
         policy = policies.build(settings.placement, inputs)
         _fill(slots, policy)
     except BaseException:
@@ -84,7 +86,7 @@ def make_orchestration(
     )
 
 
-def _allocate_slots(settings: Settings, checkpoint: Checkpoint, model: Model, max_rows: int) -> ExpertSlots | None:
+def _allocate_slots(settings: Settings, checkpoint: Checkpoint, model: Model, *, max_rows: int) -> ExpertSlots | None:
     """The slots; None if the device is the CPU and the flags ask for none, since it computes experts without slots."""
     needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), NUM_STREAMING)
     memory = device_memory.measure(model, checkpoint, max_rows)

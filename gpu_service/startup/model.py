@@ -64,12 +64,25 @@ def load_model(
             num_rows=settings.max_slots,
             max_context=settings.max_context,
         )
+    check_routing(checkpoint, model.num_experts_per_token)
     check_generation_config(checkpoint.directory, model.generation_config)
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
         _log.warning("generation settings ignored", file=str(file), settings=ignored)
     _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
     return model, tokenizer
+
+
+def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:
+    """Checks that a layer has as many experts as a token is routed to.
+
+    Raises:
+        ModelError: It has fewer, so that no token could be computed.
+    """
+    most = max(layer.num_experts for layer in checkpoint.layers)
+    if experts_per_token > most:
+        path = checkpoint.directory / "config.json"
+        raise ModelError(f"{path}: a token is routed to {experts_per_token} experts, and no layer has more than {most}")
 
 
 def warm_up(settings: Settings, model: Model) -> KvBudget:

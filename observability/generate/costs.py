@@ -65,7 +65,7 @@ _PARTS = (
         "barchart",
         [
             Query(
-                f"{total_rate(_ACTUAL, LAYERS, 'layer, part', '$__range')} / ignoring (layer, part) group_left "
+                f"{total_rate(_ACTUAL, LAYERS, 'layer, part', window='$__range')} / ignoring (layer, part) group_left "
                 + total_rate("fiddler_step_seconds_count", HERE, window="$__range"),
                 instant=True,
             )

@@ -19,7 +19,7 @@ def rate(metric: str, selector: str, window: str = WINDOW) -> str:
     return f"rate({metric}{{{selector}}}[{window}])"
 
 
-def total_rate(metric: str, selector: str, by: str = "", window: str = WINDOW) -> str:
+def total_rate(metric: str, selector: str, by: str = "", *, window: str = WINDOW) -> str:
     """The rate per second, summed by the labels in `by`."""
     return f"sum by ({by}) ({rate(metric, selector, window)})" if by else f"sum({rate(metric, selector, window)})"
 

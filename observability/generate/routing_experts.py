@@ -5,7 +5,7 @@ from observability.generate.model import Panel, Query
 
 _BY_EXPERT = "fiddler_expert_selections_by_expert_total"
 _OVER_TIME = padded(total_rate(_BY_EXPERT, LAYERS, "layer, expert"))
-_IN_RANGE = total_rate(_BY_EXPERT, LAYERS, "layer, expert", "$__range")
+_IN_RANGE = total_rate(_BY_EXPERT, LAYERS, "layer, expert", window="$__range")
 _ROUTES = f"sum by (route) (instance_route:fiddler_expert_selections:rate1m{{{HERE}}})"
 
 EXPERTS = (

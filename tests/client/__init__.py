@@ -1,1 +1,1 @@
-"""Tests of the client, against a server that answers from a script."""
+"""Tests of the client with a server that answers by a script."""

@@ -1,4 +1,4 @@
-"""The asynchronous client. What it shares with the synchronous one is tested there."""
+"""The asynchronous client. test_client.py tests what it shares with the synchronous one."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -150,7 +150,8 @@ async def test_cancelling_the_reading_task_cancels_on_the_server(server: FakeSer
     server.service.script = hang_after(chunk("first", 1))
     generation = client.generate("a prompt")
     await anext(generation)
-    with pytest.raises(TimeoutError):  # which asyncio makes only of its own cancellation
+    # asyncio.timeout turns only its own cancellation into a TimeoutError.
+    with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await anext(generation)
     assert await was_cancelled(server)

@@ -176,7 +176,7 @@ def test_each_status_has_its_error(server: FakeServer, code: grpc.StatusCode, ki
         assert type(raised.value) is kind
         assert raised.value.code is code
         assert raised.value.message == "so it is"
-        with pytest.raises(kind):  # and it stays so
+        with pytest.raises(kind):  # again
             next(generation)
 
 
@@ -338,7 +338,8 @@ def test_messages_over_grpcs_own_limit_arrive(server: FakeServer) -> None:
 
 def test_silence_is_pinged(server: FakeServer) -> None:
     server.service.script = hang_after()
-    refused = pytest.raises(UnavailableError, match=r"(?i)too many pings")  # that is, it pinged, and went on pinging
+    # A server with default settings refuses frequent pings, which shows that the client sends them.
+    refused = pytest.raises(UnavailableError, match=r"(?i)too many pings")
     with Client(server.target, keepalive_seconds=0.5, retry_unavailable=False) as client, refused:
         client.generate("a prompt", timeout=TIMEOUT_SECONDS).text()
 

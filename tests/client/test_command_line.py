@@ -1,9 +1,8 @@
-"""`python -m client`, as a process."""
+"""`python -m client`: outputs, options, exit statuses, and what a terminal shows."""
 
 import gc
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from client.__main__ import main
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import GenerateResponse
+from tests.support.command_lines import TIMEOUT_SECONDS, assert_one_line, command, run, started, started_at
 from tests.support.fake_server import (
     PIECES,
     FakeServer,
@@ -28,52 +28,27 @@ from tests.support.fake_server import (
     in_turn,
     tell_a_story,
 )
+from tests.support.terminals import terminal
 
-TIMEOUT_SECONDS = 20.0
+MODULE = "client"
 STORY = "".join(PIECES) + "\n"
 
 
 @pytest.fixture(autouse=True)
 def _buffered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # with it, what is not flushed would arrive as well
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "client", *arguments]
-
-
-def run(*arguments: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        command(*arguments),
-        input=stdin,
-        capture_output=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-        env={**os.environ, **environment},
-    )
-
-
-def start(*arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
-def assert_one_line(stderr: str | bytes, *words: str) -> None:
-    text = stderr.decode() if isinstance(stderr, bytes) else stderr
-    assert text.startswith("client: ")
-    assert text.count("\n") == 1
-    for word in words:
-        assert word in text
+    # PYTHONUNBUFFERED would hide a missing flush.
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
 
 
 def test_the_text_is_printed_and_ends_in_a_newline(server: FakeServer) -> None:
-    done = run("a prompt", "--target", server.target)
+    done = run(MODULE, "a prompt", "--target", server.target)
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, STORY, b"")
     assert server.service.requests[0].text == "a prompt"
 
 
 def test_the_text_is_printed_as_it_comes(server: FakeServer) -> None:
     server.service.script = hang_after(chunk("first", 1))
-    with start("a prompt", "--target", server.target) as process:
+    with started(MODULE, "a prompt", "--target", server.target) as process:
         assert process.stdout is not None
         assert os.read(process.stdout.fileno(), 100) == b"first"
         process.kill()
@@ -197,7 +172,7 @@ def test_info_is_two_lines_of_json(server: FakeServer, capfd: pytest.CaptureFixt
 def test_abort_says_what_it_did(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--abort", "mine", "--target", server.target]) == 0
     assert main(["--abort", "another", "--target", server.target]) == 1
-    assert_one_line(capfd.readouterr().err, "no request another is under way")
+    assert_one_line(capfd.readouterr().err, MODULE, "no request another is under way")
 
 
 def test_what_is_not_given_stays_unset(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +182,7 @@ def test_what_is_not_given_stays_unset(server: FakeServer, capfd: pytest.Capture
 
 
 def test_json_is_each_message_by_its_proto_names(server: FakeServer) -> None:
-    done = run("a prompt", "--target", server.target, "--json")
+    done = run(MODULE, "a prompt", "--target", server.target, "--json")
     assert (done.returncode, done.stderr) == (0, b"")
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert messages == [
@@ -227,7 +202,7 @@ def test_json_is_each_message_by_its_proto_names(server: FakeServer) -> None:
 
 def test_json_is_printed_as_it_comes(server: FakeServer) -> None:
     server.service.script = hang_after(chunk("first", 1))
-    with start("a prompt", "--target", server.target, "--json") as process:
+    with started(MODULE, "a prompt", "--target", server.target, "--json") as process:
         assert process.stdout is not None
         assert json.loads(os.read(process.stdout.fileno(), 1000)) == {
             "chunk": {"index": 0, "token_ids": [1], "text": "first", "logprobs": []}
@@ -236,7 +211,7 @@ def test_json_is_printed_as_it_comes(server: FakeServer) -> None:
 
 
 def test_a_dash_reads_the_prompt_from_standard_input(server: FakeServer) -> None:
-    assert run("-", "--target", server.target, stdin="zwei\nZeilen é".encode()).returncode == 0
+    assert run(MODULE, "-", "--target", server.target, stdin="zwei\nZeilen é".encode()).returncode == 0
     assert server.service.requests[0].text == "zwei\nZeilen é"
 
 
@@ -246,21 +221,21 @@ def test_a_prompt_may_start_with_a_dash(server: FakeServer, capfd: pytest.Captur
 
 
 def test_standard_input_that_is_no_text_is_refused(server: FakeServer) -> None:
-    done = run("-", "--target", server.target, stdin=b"ab\xff")
+    done = run(MODULE, "-", "--target", server.target, stdin=b"ab\xff")
     assert done.returncode == 2
-    assert_one_line(done.stderr, "prompt", "UTF-8", "byte 2")
+    assert_one_line(done.stderr, MODULE, "prompt", "UTF-8", "byte 2")
 
 
 def test_an_argument_that_is_no_text_is_refused(server: FakeServer) -> None:
-    arguments = [argument.encode() for argument in command("prompt", "--target", server.target)]
+    arguments = [argument.encode() for argument in command(MODULE, "prompt", "--target", server.target)]
     arguments[3] = b"ab\xff"
     done = subprocess.run(arguments, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
     assert done.returncode == 2
-    assert_one_line(done.stderr, "text: must be text")
+    assert_one_line(done.stderr, MODULE, "text: must be text")
 
 
 def test_an_output_that_cannot_show_a_character_shows_another(server: FakeServer) -> None:
-    done = run("a prompt", "--target", server.target, PYTHONIOENCODING="ascii")
+    done = run(MODULE, "a prompt", "--target", server.target, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stdout) == (0, b"Once upon a time ??\n")
 
 
@@ -290,7 +265,7 @@ def test_wrong_usage_is_one_line_and_2(
     assert main(arguments) == 2
     output = capsys.readouterr()
     assert output.out == ""
-    assert_one_line(output.err, *words)
+    assert_one_line(output.err, MODULE, *words)
 
 
 @pytest.mark.parametrize(
@@ -311,12 +286,12 @@ def test_each_error_is_one_line_and_has_its_exit_status(
     server.service.script = fail_with(status, chunk("first", 1))
     assert main(["a prompt", "--target", server.target]) == exit_status
     output = capfd.readouterr()
-    assert output.out == "first\n"  # so that the error starts a line of its own
+    assert output.out == "first\n", "the error begins a new line"
     assert output.err == f"client: {' '.join(status.message.split())}\n"
 
 
 def test_no_call_is_left_to_be_deleted_when_python_exits(server: FakeServer) -> None:
-    # there it could wait forever for a lock that a stopped thread of gRPC holds
+    # Deleting it at exit could wait forever for a lock that a stopped thread of gRPC holds.
     server.service.script = fail_with(rpc.StatusError(grpc.StatusCode.INTERNAL, "it broke"), chunk("first", 1))
     gc.disable()
     try:
@@ -327,21 +302,21 @@ def test_no_call_is_left_to_be_deleted_when_python_exits(server: FakeServer) -> 
 
 
 def test_nobody_listening_is_3(tmp_path: Path) -> None:
-    done = run("a prompt", "--target", f"unix:{tmp_path}/nobody")
+    done = run(MODULE, "a prompt", "--target", f"unix:{tmp_path}/nobody")
     assert (done.returncode, done.stdout) == (3, b"")
-    assert_one_line(done.stderr, "nobody")
+    assert_one_line(done.stderr, MODULE, "nobody")
 
 
 def test_the_timeout_is_5(server: FakeServer, capfd: pytest.CaptureFixture[str]) -> None:
     server.service.script = hang_after()
     assert main(["a prompt", "--target", server.target, "--timeout", "0.3"]) == 5
-    assert_one_line(capfd.readouterr().err, "eadline")
+    assert_one_line(capfd.readouterr().err, MODULE, "eadline")
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_an_interrupt_cancels_on_the_server_and_is_130(server: FakeServer, options: list[str]) -> None:
     server.service.script = hang_after(chunk("first", 1))
-    with start("a prompt", "--target", server.target, *options) as process:
+    with started(MODULE, "a prompt", "--target", server.target, *options) as process:
         assert process.stdout is not None
         os.read(process.stdout.fileno(), 1000)
         process.send_signal(signal.SIGINT)
@@ -358,7 +333,7 @@ def test_a_reader_that_leaves_ends_it_quietly(server: FakeServer, options: list[
             time.sleep(0.01)
 
     server.service.script = endless
-    with start("a prompt", "--target", server.target, *options) as process:
+    with started(MODULE, "a prompt", "--target", server.target, *options) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         os.read(process.stdout.fileno(), 4)
@@ -371,30 +346,23 @@ def test_a_reader_that_leaves_ends_it_quietly(server: FakeServer, options: list[
 def test_an_output_that_is_full_is_an_error(server: FakeServer) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            command("a prompt", "--target", server.target),
+            command(MODULE, "a prompt", "--target", server.target),
             stdout=full,
             stderr=subprocess.PIPE,
             timeout=TIMEOUT_SECONDS,
             check=False,
         )
     assert done.returncode == 1
-    assert_one_line(done.stderr, "No space left")
+    assert_one_line(done.stderr, MODULE, "No space left")
 
 
-def on_a_terminal(*arguments: str) -> tuple[bytes, str]:
-    """Standard output, and what a terminal shows of standard error."""
-    ours, theirs = pty.openpty()
+def standard_error_at_a_terminal(*arguments: str) -> tuple[bytes, str]:
+    """Runs the client; returns its standard output, and what a terminal shows of standard error."""
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "40"}
     environment.pop("NO_COLOR", None)
-    with subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=theirs, env=environment) as process:
+    with terminal() as screen, started(MODULE, *arguments, stderr=screen.device, env=environment) as process:
         output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
-    os.write(theirs, b"|")  # so that there is something to read, and an end to it
-    shown = b""
-    while not shown.endswith(b"|"):
-        shown += os.read(ours, 10_000)
-    os.close(ours)
-    os.close(theirs)
-    return output, shown.decode().removesuffix("|")
+        return output, screen.read_rest()
 
 
 def test_a_terminal_shows_how_it_gets_on_and_then_one_dim_line_of_figures(server: FakeServer) -> None:
@@ -407,12 +375,12 @@ def test_a_terminal_shows_how_it_gets_on_and_then_one_dim_line_of_figures(server
         yield complete(completion_tokens=4)
 
     server.service.script = script
-    output, shown = on_a_terminal("a prompt", "--target", server.target)
+    output, shown = standard_error_at_a_terminal("a prompt", "--target", server.target)
     assert output == b"ab\n"
     *live, last = shown.split("\r\x1b[K")
     assert [line.strip() for line in live[:3]] == ["", "waiting for the first token", "1 tokens"]
     assert live[3].startswith("2 tokens, ")
-    assert last.startswith("\x1b[2m4 tokens, first after ")  # dim
+    assert last.startswith("\x1b[2m4 tokens, first after "), "dim"
     assert shown.count("\n") == 1
     assert "ended by length" in last
     seconds = float(last.partition("after ")[2].partition(" s")[0])
@@ -423,7 +391,9 @@ def test_a_terminal_shows_how_it_gets_on_and_then_one_dim_line_of_figures(server
 
 def test_a_terminal_that_shows_the_text_is_not_written_over(server: FakeServer) -> None:
     server.service.script = lambda request, context: iter([chunk("first", 1), chunk(" second", 2), complete()])
-    shown = all_on_a_terminal("a prompt", "--target", server.target)
+    with terminal() as screen, started_at(screen, MODULE, "a prompt", "--target", server.target) as process:
+        assert screen.wait_for_exit(process) == 0
+        shown = screen.read_rest()
     before, text, after = shown.partition("first second\r\n")
     assert text
     assert before.endswith("\r\x1b[K")
@@ -438,31 +408,16 @@ def test_the_best_beam_so_far_is_shown_on_a_terminal(server: FakeServer) -> None
         yield complete()
 
     server.service.script = script
-    _, shown = on_a_terminal("a prompt", "--target", server.target, "--num-beams", "2", "--stream-best")
+    _, shown = standard_error_at_a_terminal("a prompt", "--target", server.target, "--num-beams", "2", "--stream-best")
     assert "2 tokens, best score so far -0.250: so " in shown
 
 
-def all_on_a_terminal(*arguments: str) -> str:
-    """What a terminal shows of both outputs."""
-    ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"}
-    with subprocess.Popen(command(*arguments), stdout=theirs, stderr=theirs, env=environment) as process:
-        assert process.wait(TIMEOUT_SECONDS) == 0
-    os.write(theirs, b"|")
-    shown = b""
-    while not shown.endswith(b"|"):
-        shown += os.read(ours, 10_000)
-    os.close(ours)
-    os.close(theirs)
-    return shown.decode().removesuffix("|")
-
-
 def test_json_prints_no_figures(server: FakeServer) -> None:
-    assert on_a_terminal("a prompt", "--target", server.target, "--json")[1] == ""
+    assert standard_error_at_a_terminal("a prompt", "--target", server.target, "--json")[1] == ""
 
 
 def test_help_lists_the_exit_statuses() -> None:
-    done = run("--help")
+    done = run(MODULE, "--help")
     assert done.returncode == 0
     assert b"Exit status: 0" in done.stdout
     assert b"130 interrupted" in done.stdout.replace(b"\n  ", b" ")
@@ -474,5 +429,5 @@ def test_help_imports_neither_grpc_nor_rich() -> None:
 
 
 def test_a_proxy_is_not_asked_for_this_machine(server: FakeServer) -> None:
-    done = run("a prompt", "--target", server.target, http_proxy="http://127.0.0.1:1", no_proxy="")
+    done = run(MODULE, "a prompt", "--target", server.target, http_proxy="http://127.0.0.1:1", no_proxy="")
     assert (done.returncode, done.stdout.decode()) == (0, STORY)

@@ -1,4 +1,4 @@
-"""Flags of the command line that are derived from annotated options."""
+"""The flags that are derived from annotated options."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -14,7 +14,7 @@ from fiddler.command_line import run
 
 
 class SomeOptions(TypedDict, total=False):
-    """What a new option may look like."""
+    """Options of every type that the library's options have."""
 
     new_number: Annotated[float | None, Option("A new sampler's number.")]
     new_count: Annotated[int | None, Option("A new sampler's count.")]

@@ -1,5 +1,6 @@
-"""`python -m client.health`."""
+"""`python -m client.health`: outputs and exit statuses."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -47,8 +48,6 @@ def test_nothing_answering_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_a_server_that_is_stuck_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import socket
-
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(f"{tmp_path}/stuck")
         stuck.listen()

@@ -1,4 +1,4 @@
-"""What is asked and what is answered: every option, every event, by both clients."""
+"""Requests and answers of both clients: every option and every event."""
 
 from typing import Any
 
@@ -98,7 +98,7 @@ CHAT = generation_pb2.Chat(
 
 
 def _leaves(message: type[Any], path: str = "") -> set[str]:
-    """The paths of all fields of a request but the prompt's."""
+    """The paths of all fields of a request except its prompt."""
     paths = set()
     for field in message.DESCRIPTOR.fields:
         inner = field.message_type

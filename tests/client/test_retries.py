@@ -1,4 +1,4 @@
-"""When a generation is asked for again: only while nothing of it has come, and within its timeout."""
+"""Retries: only before the first message of an answer, and within the call's timeout."""
 
 import asyncio
 import threading
@@ -57,7 +57,7 @@ async def test_unavailable_before_the_first_message_is_asked_again(
     server.service.script = in_turn(wrap(fail_with(GONE)), wrap(fail_with(GONE)), tell_a_story)
     assert await text(server, kind) == STORY
     assert len(server.service.requests) == 3
-    assert all(seconds < 11 for seconds in server.service.deadlines), "the caller's own, as gRPC rounds it"
+    assert all(seconds < 11 for seconds in server.service.deadlines), "the caller's timeout, as gRPC rounds it"
 
 
 @both

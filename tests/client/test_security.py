@@ -1,4 +1,4 @@
-"""TLS and tokens, as far as the client alone decides. Real servers that ask for them are in tests/end_to_end."""
+"""TLS and tokens in the client. tests/end_to_end has real servers that require them."""
 
 from collections.abc import Iterator
 from pathlib import Path

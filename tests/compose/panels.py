@@ -54,7 +54,7 @@ def check_constant(idle: Snapshot, later: Snapshot, events: set[str]) -> None:
         raise ComposeError("queries that changed:\n" + "\n".join(moved))
 
 
-def check_integral(prometheus: Prometheus, metric: str, expected: int, seconds: int) -> float:
+def check_integral(prometheus: Prometheus, metric: str, *, expected: int, seconds: int) -> float:
     """Integrates the panel of a counter's rate over the last seconds, and compares it with the expected count.
 
     Returns:

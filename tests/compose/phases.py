@@ -176,7 +176,7 @@ class Phases:
         counts["fiddler_expert_selections_by_expert_total"] = 4 * expected["selections of layer 0"]
         window = int(seconds) + 45
         ratios = [
-            panels.check_integral(self.prometheus, metric, count, window + int(time.monotonic() % 1))
+            panels.check_integral(self.prometheus, metric, expected=count, seconds=window + int(time.monotonic() % 1))
             for metric, count in counts.items()
         ]
         return ", ".join(f"{ratio:.2f}" for ratio in ratios)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def attempt(
     return done
 
 
-def wait(what: str, condition: Callable[[], bool], timeout_seconds: float = 120, poll_seconds: float = 0.5) -> float:
+def wait(what: str, condition: Callable[[], bool], *, timeout_seconds: float = 120, poll_seconds: float = 0.5) -> float:
     """Waits until a condition holds, and returns the seconds of the wait.
 
     Raises:
@@ -132,7 +133,7 @@ class Stack:
     def wait_until_healthy(self, *services: str, timeout_seconds: float = 240) -> None:
         """Waits for compose.yaml's health checks."""
         for service in services:
-            wait(f"{service} is healthy", lambda service=service: self.is_healthy(service), timeout_seconds)  # type: ignore[misc]
+            wait(f"{service} is healthy", partial(self.is_healthy, service), timeout_seconds=timeout_seconds)
 
 
 def image(service: str) -> str:

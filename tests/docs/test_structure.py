@@ -2,9 +2,10 @@
 
 import re
 import tomllib
+from collections import Counter
 from pathlib import Path
 
-from tests.support.pages import ROOT, TOPS, text_of
+from tests.support.pages import ROOT, TOPS, code_files, text_of
 
 PAGE = text_of("docs/structure.md")
 MIRRORS = [top for top in TOPS if top != "tests"]
@@ -102,3 +103,11 @@ def test_every_contract_is_named() -> None:
         name = str(contract["name"])
         words = next((words for start, words in described.items() if name.startswith(start)), name.partition(",")[0])
         assert words.lower() in text.lower(), name
+
+
+def test_folders_and_files_are_of_the_size_that_the_page_states() -> None:
+    sources = [path for path in code_files() if path.suffix in {".py", ".cpp", ".h"} and "v1" not in path.parts]
+    ours = [path for path in sources if not path.is_relative_to(ROOT / "tests")]
+    assert len(ours) > 200
+    assert [path for path in ours if len(path.read_text().splitlines()) > 300] == []
+    assert {folder: count for folder, count in Counter(path.parent for path in ours).items() if count > 16} == {}

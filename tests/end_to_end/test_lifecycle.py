@@ -168,7 +168,11 @@ _WRONG_FILES = {
     "a field of a wrong type": ("config.json", {"num_attention_heads": "four"}, "num_attention_heads"),
     "an unknown activation": ("config.json", {"hidden_act": "nope"}, "nope"),
     "quantised": ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
-    "more experts per token than there are": ("config.json", {"num_experts_per_tok": 99}, "could not be computed"),
+    "more experts per token than there are": (
+        "config.json",
+        {"num_experts_per_tok": 99},
+        "a token is routed to 99 experts",
+    ),
     "generation_config that is a list": ("generation_config.json", [], "generation_config.json"),
     "generation_config that is no JSON": ("generation_config.json", "{", "generation_config.json"),
     "a default that is out of range": (
@@ -177,7 +181,7 @@ _WRONG_FILES = {
         "temperature: must be 0",
     ),
     "a default of a wrong type": ("generation_config.json", {"do_sample": True, "top_p": "hot"}, "top_p"),
-    "tokenizer that is a list": ("tokenizer.json", [], "no tokenizer"),
+    "tokenizer that is a list": ("tokenizer.json", [], "cannot read the tokenizer"),
 }
 
 
@@ -190,12 +194,12 @@ def test_a_file_that_is_wrong_is_named_in_a_line(tiny: Path, pair: Pair, tmp_pat
         content = json.loads(path.read_bytes()) | content
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     # the CPU expert service of the same directory, if it starts at all
-    beside = WarmPair(model, gpu_arguments=("--device", "cpu"), log=subprocess.DEVNULL)
+    experts = WarmPair(model, gpu_arguments=("--device", "cpu"), log=subprocess.DEVNULL)
     try:
-        beside.start("cpu_expert_service")
-        status, log = _gpu_service_alone(model, beside.experts)
+        experts.start("cpu_expert_service")
+        status, log = _gpu_service_alone(model, experts.experts)
     finally:
-        beside.close()
+        experts.close()
     assert status == 1
     assert text in log
     assert str(model) in log
@@ -219,9 +223,9 @@ def test_a_model_that_cannot_run_is_refused_in_a_line(tiny: Path, tmp_path: Path
     elif kind == "no tokenizer":
         for file in model.glob("tokenizer*"):
             file.unlink()
-        text = "no tokenizer"
+        text = "cannot read the tokenizer"
     else:
-        text, arguments = "--device: cuda was asked for", ("--device", "cuda")
+        text, arguments = "--device: PyTorch finds no CUDA device", ("--device", "cuda")
     with (tmp_path / "log").open("wb") as log:
         pair = WarmPair(model, gpu_arguments=arguments, log=log)
         try:

@@ -1,4 +1,4 @@
-"""What tests of families share."""
+"""Fixtures of the tests of families."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ from tests.support.families.engine import best_kernel
 @pytest.fixture(scope="module")
 def kernel() -> Iterator[Kernel]:
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices are so small that threads only wait for each other
+    torch.set_num_threads(1)  # the matrices are so small that threads only wait for each other
     kernel = best_kernel()
     yield kernel
     if isinstance(kernel, NativeKernel):

@@ -1,8 +1,8 @@
-"""`make sweep`: every family through the two services as processes, on a real socket: its tokens are transformers'.
+"""`make sweep`: every family through the two services as processes, over a real socket, compared with transformers.
 
-tests/families/test_sweep.py holds every logit of every family against transformers in one process, which costs a tenth
-of this; here it is the tokens and what the client is told of their probabilities. While one family is tested, the next
-one's checkpoint is written, transformers' tokens are made, and its pair starts.
+tests/families/test_sweep.py compares every logit of every family in one process, in a tenth of the time. Here tokens
+and their log probabilities are compared as the client gets them. While one family is tested, the next one's checkpoint
+is written, transformers generates its tokens, and its pair starts.
 """
 
 import math
@@ -27,7 +27,7 @@ from tests.support.pairs import start
 
 NUM_TOKENS = 32
 TOLERANCE = 1e-4
-"""Largest difference of a log probability, in units of how far any is from that of a token chosen blindly."""
+"""Largest difference of a log probability, in units of the largest distance from that of a random token."""
 
 Continuation = tuple[list[int], list[float]]
 """Tokens, and the log probability of each."""
@@ -35,7 +35,7 @@ Continuation = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class Running:
-    """A family's pair, and what transformers makes of its checkpoint."""
+    """A family's pair, and what transformers generates with its checkpoint."""
 
     directory: Path
     pair: Pair
@@ -43,7 +43,7 @@ class Running:
 
 
 class Ahead:
-    """Prepares families in another thread, one before it is asked for."""
+    """Prepares families in another thread, one ahead of the tests."""
 
     def __init__(self, families: Sequence[str], directory: Path) -> None:
         self._families = families
@@ -53,7 +53,7 @@ class Ahead:
         self._prepared: dict[str, Future[Running]] = {}
 
     def running(self, family: str) -> Running:
-        """The family's pair; begins to prepare the next one's."""
+        """The family's pair; the next family is prepared meanwhile."""
         following = self._families[self._families.index(family) :][:2]
         for name in following:
             if name not in self._prepared:
@@ -87,7 +87,7 @@ def ahead(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         str(item.callspec.params["family"]) for item in request.session.items if isinstance(item, pytest.Function)
     ]
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # matrices are so small that threads only wait for each other
+    torch.set_num_threads(1)  # the matrices are so small that threads only wait for each other
     ahead = Ahead(selected, tmp_path_factory.mktemp("sweep"))
     yield ahead
     ahead.close()
@@ -110,7 +110,7 @@ def _generate(client: Client, prompt: Sequence[int], num_tokens: int = NUM_TOKEN
 
 
 def _largest_difference(actual: Continuation, expected: Continuation) -> float:
-    """Of the log probabilities, in units of how far any is from log(1 / vocabulary): some logits are small."""
+    """Of log probabilities, in units of the largest distance from log(1 / vocabulary), since some logits are small."""
     scale = max(abs(due + math.log(VOCAB_SIZE)) for due in expected[1])
     return max(abs(one - other) for one, other in zip(actual[1], expected[1], strict=True)) / scale
 
@@ -125,11 +125,11 @@ def test_the_pair_gives_the_tokens_of_transformers(family: str, ahead: Ahead) ->
             assert [tokens for tokens, _ in continuations] == [tokens for tokens, _ in running.expected]
             for actual, expected in zip(continuations, running.expected, strict=True):
                 assert _largest_difference(actual, expected) < TOLERANCE
-        assert _notices_an_expert(client, running), "1 % more in an expert changes what comes out"
+        assert _notices_an_expert(client, running), "1 % more in an expert changes the output"
 
 
 def _notices_an_expert(client: Client, running: Running) -> bool:
-    """Whether 1 % in any one expert, in the file that the services have mapped, makes more than the tolerance."""
+    """Whether 1 % more in some expert, in the file that the services have mapped, exceeds the tolerance."""
     checkpoint = Checkpoint.open(running.directory)
     experts = [
         (layer.decoder_layer, expert) for layer in checkpoint.layers[::-1] for expert in range(layer.num_experts)
@@ -138,9 +138,9 @@ def _notices_an_expert(client: Client, running: Running) -> bool:
 
 
 def _is_noticed(client: Client, running: Running, layer: int, expert: int) -> bool:
-    checkpoints.scale_expert(running.directory, layer, expert, 1.01)
+    checkpoints.scale_expert(running.directory, layer=layer, expert=expert, factor=1.01)
     try:
         actual = _generate(client, reference.PROMPTS[2], NUM_TOKENS)
     finally:
-        checkpoints.scale_expert(running.directory, layer, expert, 1 / 1.01)
+        checkpoints.scale_expert(running.directory, layer=layer, expert=expert, factor=1 / 1.01)
     return _largest_difference(actual, running.expected[2]) > TOLERANCE

@@ -30,7 +30,7 @@ _EXPERTS = {
     "llama4": ("language_model.model.layers.1.feed_forward.experts.gate_up_proj", [8, 64, 192]),
     "llama4_text": ("model.layers.1.feed_forward.experts.gate_up_proj", [8, 64, 192]),
 }
-"""A tensor of experts as the hub has it."""
+"""A tensor of experts and its shape on the hub."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _logits(directory: Path, prompt: list[int]) -> torch.Tensor:
 
 
 def test_a_sharded_checkpoint_in_half_precision_agrees(case: Case, tmp_path: Path) -> None:
-    directory = tiny.write(case.family, tmp_path, torch.bfloat16)
+    directory = tiny.write(case.family, tmp_path, dtype=torch.bfloat16)
     checkpoints.shard(directory, 3)
     model = architecture_of(case.family).auto_class.from_pretrained(directory, dtype=torch.float32).eval()
     expected = reference.generate(model, reference.PROMPTS[1], NUM_TOKENS)[1]
@@ -101,7 +101,7 @@ def test_dbrx_takes_the_base_of_its_positions_from_where_the_hub_has_it(tmp_path
     del settings["rope_parameters"]
     (tmp_path / "config.json").write_text(json.dumps(settings))
     config = AutoConfig.from_pretrained(tmp_path)
-    assert config.rope_parameters["rope_theta"] == 10_000  # where transformers does not look
+    assert config.rope_parameters["rope_theta"] == 10_000  # since transformers does not read attn_config
     config.rope_parameters["rope_theta"] = base
     model = architecture_of("dbrx").auto_class.from_pretrained(tmp_path, config=config, dtype=torch.float32).eval()
     prompt = reference.PROMPTS[2]

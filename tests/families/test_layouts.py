@@ -24,7 +24,7 @@ SMALL_SHARD = "200KB"
 
 
 def _assert_same(directory: Path, kernel: Kernel) -> None:
-    """Of the longest prompt: tokens, and every logit, in float32 from whatever is stored."""
+    """Compares tokens and every logit after the longest prompt, computed in float32 whatever dtype is stored."""
     model = (
         architecture_of(Checkpoint.open(directory).model_type)
         .auto_class.from_pretrained(directory, dtype=torch.float32)
@@ -42,7 +42,7 @@ def _assert_same(directory: Path, kernel: Kernel) -> None:
 def test_a_sharded_checkpoint_in_half_precision(
     family: str, dtype: torch.dtype, kernel: Kernel, tmp_path: Path
 ) -> None:
-    tiny.write(family, tmp_path, dtype, max_shard_size=SMALL_SHARD)
+    tiny.write(family, tmp_path, dtype=dtype, max_shard_size=SMALL_SHARD)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     _assert_same(tmp_path, kernel)
 

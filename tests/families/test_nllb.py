@@ -1,7 +1,7 @@
 """NLLB-MoE, an encoder and a decoder whose tokens have two experts each, through the two real services.
 
-transformers 5 computes NLLB-MoE's experts wrongly (see gpu_service/models/nllb_moe.py), so that the reference is its
-model with the experts' sum written out here: of each token's two likeliest experts, times 1 - moe_token_dropout.
+transformers 5 computes NLLB-MoE's experts wrongly (see gpu_service/models/nllb_moe.py). So the reference is its model
+with a sum of the experts that is written here: of each token's two likeliest ones, times 1 - moe_token_dropout.
 """
 
 import json
@@ -49,7 +49,7 @@ _OF_TRANSFORMERS = NllbMoeExperts.forward
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _mended() -> Iterator[None]:
+def _corrected() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NllbMoeExperts, "forward", _sum_of_experts)
         yield
@@ -89,7 +89,7 @@ def _assert_equal(directory: Path, model: Any, prompt: list[int]) -> None:
 
 
 def test_transformers_itself_computes_two_experts_for_all(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where this fails, it is mended: then the family belongs to the sweep like any other."""
+    """If this fails, transformers has been corrected, and the family belongs in the sweep like any other."""
     monkeypatch.setattr(NllbMoeExperts, "forward", _OF_TRANSFORMERS)
     used = set[str]()
     for name, module in model.named_modules():
@@ -169,7 +169,7 @@ def test_one_expert_scaled_by_a_hundredth_is_noticed(directory: Path, layer: int
     ((_, unscaled),) = engine.generate([REPEATED], 8)
     counts = engine.model.dispatcher.selections.read()[layer]
     number = engine.checkpoint.layers[layer].decoder_layer
-    checkpoints.scale_expert(tmp_path, number, counts.index(max(counts)), 1.01)
+    checkpoints.scale_expert(tmp_path, layer=number, expert=counts.index(max(counts)), factor=1.01)
     ((_, logits),) = Engine(tmp_path, PyTorchKernel(1)).generate([REPEATED], 8)
     assert (logits - unscaled).abs().max() > 2 * TOLERANCE * unscaled.abs().max()
 
@@ -191,7 +191,7 @@ def test_other_settings_agree(settings: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_a_sharded_checkpoint_in_half_precision_agrees(tmp_path: Path) -> None:
-    directory = tiny.write(FAMILY, tmp_path, torch.bfloat16)
+    directory = tiny.write(FAMILY, tmp_path, dtype=torch.bfloat16)
     checkpoints.shard(directory, 3)
     _assert_equal(directory, _load(directory), REPEATED)
 

@@ -7,7 +7,7 @@ import pytest
 from cpu_expert_service.kernel import PyTorchKernel
 from fiddler.checkpoint.errors import CheckpointError
 from gpu_service.errors import ModelError
-from gpu_service.models.families import REFUSED, reason
+from gpu_service.models.families import REFUSED, refusal
 from tests.support.families import tiny
 from tests.support.families.engine import Engine
 
@@ -33,4 +33,11 @@ def test_a_family_that_computes_something_else_is_refused(family: str, tmp_path:
     assert str(tmp_path) in message
     assert SYMPTOMS[family] in message
     assert "\n" not in message
-    assert reason(tmp_path, caught.value).endswith(f"config.json: model_type: {family} is refused: {REFUSED[family]}")
+    assert refusal(tmp_path) == f"{tmp_path / 'config.json'}: model_type: {family} is refused: {REFUSED[family]}"
+
+
+def test_a_family_that_is_served_is_not_refused(tmp_path: Path) -> None:
+    tiny.write("mixtral", tmp_path)
+    assert refusal(tmp_path) is None
+    (tmp_path / "config.json").unlink()
+    assert refusal(tmp_path) is None

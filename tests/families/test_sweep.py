@@ -1,7 +1,6 @@
-"""Every family that is claimed: its tokens are transformers', alone and beside others, and its experts matter.
+"""Every verified family: its tokens are those of transformers, alone and batched with others, and its experts matter.
 
-In one process, with the real engine, dispatcher and kernel; test_pairs.py has a family of each structure go through the
-two real services.
+In one process, with the real engine, dispatcher and kernel. sweep.py runs the same families through the two services.
 """
 
 from dataclasses import dataclass
@@ -23,14 +22,14 @@ TOLERANCE = 5e-5
 """Largest difference of a logit, in units of the largest logit."""
 
 MAX_ROWS = 48
-"""Of a layer at once: fewer than the longest prompt has, so that it is computed in parts."""
+"""Rows of a layer at once: fewer than the longest prompt has, so that it is computed in parts."""
 
 Expected = list[tuple[list[int], torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A family's checkpoint, and what transformers makes of it."""
+    """A family's checkpoint, and what transformers generates with it."""
 
     directory: Path
     expected: Expected
@@ -82,11 +81,11 @@ def test_one_expert_scaled_by_a_hundredth_is_noticed(case: Case, engine: Engine,
     def is_noticed(layer: int) -> bool:
         counts, decoder_layer = selections[layer], engine.checkpoint.layers[layer].decoder_layer
         expert = counts.index(max(counts))
-        checkpoints.scale_expert(case.directory, decoder_layer, expert, 1.01)
+        checkpoints.scale_expert(case.directory, layer=decoder_layer, expert=expert, factor=1.01)
         try:
             ((_, logits),) = Engine(case.directory, kernel).generate([prompt], num_tokens)
         finally:
-            checkpoints.scale_expert(case.directory, decoder_layer, expert, 1 / 1.01)
+            checkpoints.scale_expert(case.directory, layer=decoder_layer, expert=expert, factor=1 / 1.01)
         return _difference(logits, expected) > enough
 
     # norms hide much of an early layer; of the last layer, only the latest tokens' experts matter

@@ -28,7 +28,7 @@ TOLERANCE = 5e-5
 FAMILY = "switch_transformers"
 CONTEXT = 128
 REPEATED = [7] * 20 + [30, 31]
-"""A text of one word over and over, more often than an expert has room for."""
+"""A text of one repeated word, more often than an expert has room for."""
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_tokens_that_are_no_text_are_left_out_of_it(directory: Path) -> None:
 
 
 def _drops(model: Any, prompt: list[int]) -> list[int]:
-    """How many rows transformers' routers drop of a prompt, by layer of the encoder and then the decoder."""
+    """How many rows of a prompt transformers' routers drop, by layer of the encoder and then of the decoder."""
     drops = []
 
     def count(router: torch.nn.Module, inputs: Any, output: Any) -> None:
@@ -244,13 +244,13 @@ def test_an_expert_of_the_decoder_scaled_by_a_hundredth_is_noticed(
     engine.model.dispatcher.selections.clear()
     ((_, unscaled),) = engine.generate([REPEATED], 8)
     counts = engine.model.dispatcher.selections.read()[-1]
-    checkpoints.scale_expert(scaled, layer.decoder_layer, counts.index(max(counts)), 1.01)
+    checkpoints.scale_expert(scaled, layer=layer.decoder_layer, expert=counts.index(max(counts)), factor=1.01)
     ((_, logits),) = Engine(scaled, kernel).generate([REPEATED], 8)
     assert (logits - unscaled).abs().max() > 10 * TOLERANCE * unscaled.abs().max()
 
 
 def test_the_hub_s_layout_gives_the_same(directory: Path, kernel: Kernel, model: Any, tmp_path: Path) -> None:
-    """Tied embeddings stored four times, no generation_config.json, and settings that nothing reads any more."""
+    """Tied embeddings stored four times, no generation_config.json, and settings that are no longer read."""
     published = _edited(
         directory,
         tmp_path / "published",
@@ -285,6 +285,6 @@ def test_other_settings_agree(settings: dict[str, Any], kernel: Kernel, tmp_path
 
 
 def test_a_sharded_checkpoint_in_half_precision_agrees(kernel: Kernel, tmp_path: Path) -> None:
-    directory = tiny.write(FAMILY, tmp_path, torch.bfloat16)
+    directory = tiny.write(FAMILY, tmp_path, dtype=torch.bfloat16)
     checkpoints.shard(directory, 3)
     _assert_equal(Engine(directory, kernel), _load(directory), REPEATED)

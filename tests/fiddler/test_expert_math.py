@@ -1,4 +1,4 @@
-"""What both services compute an expert with, against transformers and plain loops."""
+"""What both services compute experts with, compared with transformers and plain loops."""
 
 from collections import defaultdict
 from dataclasses import fields, replace

@@ -286,6 +286,15 @@ def test_an_unreadable_file_is_refused(content: bytes | None, problem: str, refu
     assert refused(ToySettings, "--config", str(path)).startswith(problem.format(path=path))
 
 
+def test_a_fault_of_the_program_is_not_taken_for_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("planted")
+
+    monkeypatch.setattr(ToySettings, "_refuse_unknown_environment", fail)
+    with pytest.raises(ValueError, match=r"^planted$"):
+        ToySettings.load(["--model", "/nowhere"])
+
+
 def test_a_directory_is_no_file(refused: Refused, tmp_path: Path) -> None:
     assert refused(ToySettings, "--config", str(tmp_path)) == f"--config: cannot read {tmp_path}: Is a directory"
 

@@ -1,1 +1,1 @@
-"""Clients that were not written here, against the server: what they need is what the contract promises to anyone."""
+"""Clients that were not written here, against a pair. They need what the protocol promises to every client."""

@@ -1,4 +1,4 @@
-"""A client in another language: node, with descriptors that it gets by reflection."""
+"""A client in another language: node, with the descriptors that it gets by reflection."""
 
 import json
 import shutil
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.served import PROMPT, SERVICES, Served, assert_a_generation
+from pair import Pair
+from tests.support.interop import PROMPT, SERVICES, assert_a_generation
 
 FOLDER = Path(__file__).parent / "node"
 MAX_TOKENS = 8
@@ -25,8 +26,8 @@ def generate(target: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
 
 
-def test_a_generation_streams_to_a_client_in_another_language(served: Served) -> None:
-    done = generate(served.target)
+def test_a_generation_streams_to_a_client_in_another_language(pair: Pair) -> None:
+    done = generate(pair.target)
     assert (done.returncode, done.stderr) == (0, "")
     services, *messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert set(services["services"]) >= SERVICES

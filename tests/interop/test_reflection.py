@@ -1,11 +1,12 @@
-"""grpc-requests, a Python client that learns services and their types from reflection alone."""
+"""grpc-requests, a Python client that learns the services and their types by reflection alone."""
 
 from typing import Any
 
 import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 
-from tests.support.served import PROMPT, SERVICES, Served, assert_a_generation
+from pair import Pair
+from tests.support.interop import PROMPT, SERVICES, assert_a_generation
 
 grpc_requests = pytest.importorskip("grpc_requests", reason="grpc-requests is not installed")
 
@@ -14,9 +15,9 @@ SERVICE = "fiddler.v1.GenerationService"
 
 
 @pytest.fixture
-def stranger(served: Served) -> Any:
-    # a pool of its own: the default one knows our types from our own stubs, which a stranger has not
-    return grpc_requests.Client(served.target, descriptor_pool=DescriptorPool())
+def stranger(pair: Pair) -> Any:
+    # The default pool knows the types from our generated stubs, which a foreign client does not have.
+    return grpc_requests.Client(pair.target, descriptor_pool=DescriptorPool())
 
 
 def test_reflection_lists_the_services(stranger: Any) -> None:

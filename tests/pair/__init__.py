@@ -1,1 +1,1 @@
-"""The launcher of both services."""
+"""Tests of `pair`, which launches both services."""

@@ -1,4 +1,4 @@
-"""Both services start together and end together, and nothing is left behind."""
+"""Both services start and end together, and leave nothing behind."""
 
 import contextlib
 import os
@@ -75,7 +75,7 @@ class Launcher:
 
     def __init__(self, program: tuple[str, ...], model: Path, log: Path) -> None:
         self.log = log
-        # a file, since a pipe would stay open as long as a service that was left behind
+        # A file, since a service that is left behind would keep a pipe open.
         with log.open("wb") as stderr:
             command = [sys.executable, *program, *_arguments(model)]
             self.process = subprocess.Popen(command, stderr=stderr, start_new_session=True)
@@ -139,22 +139,22 @@ import os, runpy, signal, subprocess, sys
 class Popen(subprocess.Popen):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
-        print("born", self.pid, file=sys.stderr, flush=True)
+        print("started", self.pid, file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGTERM)
 
 subprocess.Popen = Popen
 runpy.run_module("pair", run_name="__main__")
 """
-"""The launcher, with a signal at the worst moment: a service is born, and nobody has written down which."""
+"""The launcher, with a signal between the start of a service and its registration."""
 
 
 def test_a_signal_during_the_start_leaves_no_service_behind(launch: Launch, tiny: Path) -> None:
     launcher = launch(tiny, "-c", INTERRUPTED)
     assert launcher.wait() == 0
     lines = launcher.log.read_text().splitlines()
-    born = [int(line.removeprefix("born ")) for line in lines if line.startswith("born ")]
-    assert born
-    assert not any(psutil.pid_exists(pid) for pid in born)
+    started = [int(line.removeprefix("started ")) for line in lines if line.startswith("started ")]
+    assert started
+    assert not any(psutil.pid_exists(pid) for pid in started)
 
 
 def test_a_missing_model_is_told_by_the_launcher_and_the_service(launch: Launch, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Helpers that tests in several folders share."""
+"""Helpers of the tests, one subject a file."""

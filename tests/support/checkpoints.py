@@ -84,14 +84,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granitemoe": {"intermediate_size": 48, "num_local_experts": 8, "num_experts_per_tok": 2},
 }
 
-# One for each way to name experts tensor by tensor; granitemoe fuses them on the hub, too.
 FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v2", "olmoe")
+"""Families whose experts have a tensor for each projection; granitemoe's are fused on the hub, too."""
 
 
 def build(
     family: str, *, dtype: torch.dtype = torch.float32, seed: int = 0, std: float = 0.2, **config_overrides: Any
 ) -> PreTrainedModel:
-    """A tiny random model; the default standard deviation of its matrices is large enough for experts to matter."""
+    """A tiny random model. By default its matrices have a standard deviation at which experts matter."""
     config = AutoConfig.for_model(family, **_SHARED | CONFIGS[family] | config_overrides)
     with torch.random.fork_rng(devices=[]):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
@@ -116,7 +116,7 @@ def write(
     shards: int = 1,
     **config_overrides: Any,
 ) -> Path:
-    """Writes what `build` makes, as the hub would hold it; more than one shard makes an index. Returns `directory`."""
+    """Writes what `build` makes as on the hub, with an index if there are several shards. Returns `directory`."""
     model = build(family, dtype=dtype, seed=seed, std=std, **config_overrides)
     model.save_pretrained(directory)
     if shards > 1:
@@ -161,9 +161,9 @@ def shard(directory: Path, count: int) -> None:
 
 
 def fuse(directory: Path, *, transposed: bool = False, interleaved: bool = False, suffix: str = "") -> Path:
-    """Rewrites a checkpoint with a tensor per projection as one with two tensors per layer, in place.
+    """Rewrites a checkpoint with a tensor for each projection as one with two tensors for each layer, in place.
 
-    `transposed` stores [E, H, 2I] and [E, I, H], `interleaved` alternates gate and up and calls the model gpt_oss.
+    `transposed` stores [E, H, 2I] and [E, I, H]; `interleaved` alternates gate and up and names the model gpt_oss.
     """
     checkpoint = Checkpoint.open(directory)
     fused: Tensors = {}
@@ -187,7 +187,7 @@ def fuse(directory: Path, *, transposed: bool = False, interleaved: bool = False
     return directory
 
 
-def scale_expert(directory: Path, layer: int, expert: int, factor: float) -> None:
+def scale_expert(directory: Path, *, layer: int, expert: int, factor: float) -> None:
     """Multiplies the down matrix of one expert of decoder layer `layer` by `factor`, in the file."""
     checkpoint = Checkpoint.open(directory)
     (moe_layer,) = (candidate for candidate in checkpoint.layers if candidate.decoder_layer == layer)

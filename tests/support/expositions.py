@@ -1,4 +1,4 @@
-"""Expositions made by hand, in the text format that the services answer with, and sources that give them in turn."""
+"""Expositions in the services' text format, and a source that returns them in turn."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,15 +22,15 @@ def gpu_service(
     start: float = 1000.0,
     **values: float,
 ) -> str:
-    """What the GPU service exports.
+    """An exposition of the GPU service.
 
     Args:
         counts: Selections by layer and expert.
-        routes: By layer, selections by route; all of counts by the remote one unless said.
-        resident: By layer, the experts on the device; None exports no flags.
-        histograms: Cumulative counts by bound, by the histogram's name without "fiddler_".
-        start: When its process started.
-        values: Others, by their names without "fiddler_".
+        routes: For each layer the selections by route; by default all of counts are remote.
+        resident: For each layer the experts on the device; None exports no flags.
+        histograms: For each histogram, named without "fiddler_", its cumulative counts by bound.
+        start: The process's start time.
+        values: Other metrics, named without "fiddler_".
     """
     lines = [f"process_start_time_seconds {start}"]
     for layer, experts in enumerate(counts):
@@ -49,7 +49,7 @@ def gpu_service(
 
 
 def cpu_expert_service(start: float = 1000.0, **values: float) -> str:
-    """What the CPU expert service exports; values by their names without "fiddler_expert_"."""
+    """An exposition of the CPU expert service, with metrics named without "fiddler_expert_"."""
     lines = [
         f"process_start_time_seconds {start}",
         *(f"fiddler_expert_{name} {value}" for name, value in values.items()),
@@ -59,7 +59,13 @@ def cpu_expert_service(start: float = 1000.0, **values: float) -> str:
 
 @dataclass
 class Script:
-    """A source that answers with one exposition after the other, or with an error, some seconds apart."""
+    """A source of metrics that returns expositions, or raises errors, in turn.
+
+    Attributes:
+        answers: The expositions and errors.
+        apart_seconds: The time between readings.
+        url: The source's URL.
+    """
 
     answers: Sequence[str | ClientError]
     apart_seconds: float = 2.0
@@ -70,6 +76,7 @@ class Script:
         self._turns = iter(enumerate(self.answers))
 
     def scrape(self, timeout_seconds: float) -> Exposition:
+        """Returns the next exposition, or raises the next error."""
         turn, answer = next(self._turns)
         if isinstance(answer, ClientError):
             raise answer

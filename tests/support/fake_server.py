@@ -1,4 +1,4 @@
-"""A generation server without a model: it answers as it is told and notes what it was asked."""
+"""A GPU service without a model. It answers by a script and records the requests."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,17 +16,20 @@ from fiddler.v1 import generation_pb2, generation_pb2_grpc, tensor_pb2
 
 SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 PIECES = ("Once", " upon", "", " a time é🙂")
-"""The text of the chunks that are answered unless a test says otherwise."""
+"""The texts of the chunks that the default script sends."""
 
 Responses = Iterator[generation_pb2.GenerateResponse]
 Script = Callable[[generation_pb2.GenerateRequest, grpc.ServicerContext], Responses]
+"""How the server answers a request."""
 
 
 def chunk(text: str, *token_ids: int) -> generation_pb2.GenerateResponse:
+    """A chunk of generation 0."""
     return generation_pb2.GenerateResponse(chunk=generation_pb2.Chunk(token_ids=token_ids, text=text))
 
 
 def complete(completion_tokens: int = len(PIECES)) -> generation_pb2.GenerateResponse:
+    """The end of generation 0, after a prompt of 3 tokens, by its length."""
     return generation_pb2.GenerateResponse(
         complete=generation_pb2.Complete(
             finish_reason=generation_pb2.FINISH_REASON_LENGTH,
@@ -37,13 +40,14 @@ def complete(completion_tokens: int = len(PIECES)) -> generation_pb2.GenerateRes
 
 
 def tell_a_story(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
+    """The default script: a chunk for each of PIECES, then a complete."""
     for token_id, text in enumerate(PIECES):
         yield chunk(text, token_id)
     yield complete()
 
 
 def hang_after(*responses: generation_pb2.GenerateResponse) -> Script:
-    """Sends those, then nothing until the call is over."""
+    """Sends these responses, then nothing until the call ends."""
 
     def script(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
         over = threading.Event()
@@ -55,7 +59,7 @@ def hang_after(*responses: generation_pb2.GenerateResponse) -> Script:
 
 
 def fail_with(status: rpc.StatusError, *responses: generation_pb2.GenerateResponse) -> Script:
-    """Sends those, then that status."""
+    """Sends these responses, then fails with a status."""
 
     def script(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
         yield from responses
@@ -65,7 +69,7 @@ def fail_with(status: rpc.StatusError, *responses: generation_pb2.GenerateRespon
 
 
 def in_turn(*scripts: Script) -> Script:
-    """Does the first, then the second, and so on, for one call each, and then the last for all others."""
+    """Uses each script for one call, in order, and the last one for all further calls."""
     left = list(scripts)
 
     def script(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
@@ -75,7 +79,7 @@ def in_turn(*scripts: Script) -> Script:
 
 
 def taken(script: Script, request_id: str = "theirs") -> Script:
-    """Tells the request's name at once, as a server does that has taken it, and then goes on."""
+    """Sends the request's name at once, as a server does when it accepts a request, and goes on with a script."""
 
     def with_metadata(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
         context.send_initial_metadata((("fiddler-request-id", request_id),))
@@ -85,15 +89,15 @@ def taken(script: Script, request_id: str = "theirs") -> Script:
 
 
 class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
-    """Answers by a script.
+    """Answers requests by a script and records them.
 
     Attributes:
-        script: What the next generations do.
-        requests: The requests that came, in order.
-        deadlines: The seconds that each of them was given; centuries where it may take forever.
-        metadata: The metadata that each of them brought.
-        has_chat_template: Whether the model can chat.
-        cancelled: Set when a generation was ended by its caller before the server was done.
+        script: How further requests are answered.
+        requests: The requests received, in order.
+        deadlines: The seconds until the deadline of each request; centuries if it has none.
+        metadata: The metadata of each request.
+        has_chat_template: Whether the model has a chat template.
+        cancelled: Set when a caller ends a call before the server does.
     """
 
     def __init__(self) -> None:
@@ -161,12 +165,12 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
 
 @dataclass
 class FakeServer:
-    """A server that listens.
+    """A running server.
 
     Attributes:
-        target: Where it listens.
-        service: What answers there.
-        health: What answers for its health.
+        target: The address.
+        service: The generation service.
+        health: The health service.
     """
 
     target: str
@@ -176,7 +180,7 @@ class FakeServer:
 
 @contextmanager
 def serving(listen: str = "127.0.0.1:0", credentials: grpc.ServerCredentials | None = None) -> Iterator[FakeServer]:
-    """Serves generations, health and reflection there."""
+    """Serves generations, health and reflection at an address."""
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
     fake = FakeServer(listen)
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(fake.service, server)

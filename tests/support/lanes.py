@@ -1,4 +1,4 @@
-"""Lanes for tests: one that copies only as far as it is let, and one that imitates a device with two streams."""
+"""Lanes for tests: one that copies only as far as a test lets it, and one that imitates a device with two streams."""
 
 import threading
 from collections import deque
@@ -13,7 +13,7 @@ SECONDS = 20
 
 
 class GatedLane(HostLane):
-    """Copies a chunk each time that a test says so."""
+    """Copies a chunk for each permit that a test gives."""
 
     def __init__(self, chunk_bytes: int) -> None:
         super().__init__(chunk_bytes)
@@ -39,30 +39,30 @@ class GatedLane(HostLane):
             self._changed.notify_all()
 
     def wait_at_gate(self) -> None:
-        """Waits until a chunk is in hand, so that what it is of is decided."""
+        """Waits until a chunk is chosen and waits for its permit."""
         with self._changed:
             assert self._changed.wait_for(lambda: self._at_gate > 0, SECONDS)
 
     def let_through(self, chunks: int = 1) -> None:
-        """Lets some chunks through."""
+        """Permits some chunks."""
         with self._changed:
             self._permits += chunks
             self._changed.notify_all()
 
     def step(self, chunks: int = 1) -> None:
-        """Lets some chunks through and waits until they are copied."""
+        """Permits some chunks and waits until they are copied."""
         goal = len(self.copied) + chunks
         self.let_through(chunks)
         with self._changed:
             assert self._changed.wait_for(lambda: len(self.copied) >= goal, SECONDS)
 
     def open(self) -> None:
-        """Lets everything through from now on."""
+        """Permits everything from now on."""
         self.let_through(10**9)
 
 
 class Stream:
-    """Work in order, done when a test says so."""
+    """Work that a test carries out, in order."""
 
     def __init__(self) -> None:
         self.work: deque[Callable[[], bool]] = deque()
@@ -85,7 +85,7 @@ class Stream:
         self.work.append(lambda: point.reached)
 
     def advance(self) -> bool:
-        """Does what comes next; whether it could."""
+        """Carries out the next work, if its marks allow. Returns whether it did."""
         if not self.work or not self.work[0]():
             return False
         self.work.popleft()
@@ -102,7 +102,7 @@ class Point:
 
 
 class TwoStreamsLane(HostLane):
-    """Copies and computations are enqueued, as on a GPU, and done in any order that their marks allow."""
+    """Enqueues copies and computations, as on a GPU, to be carried out in any order that their marks allow."""
 
     def __init__(self, chunk_bytes: int) -> None:
         super().__init__(chunk_bytes)
@@ -132,5 +132,5 @@ class TwoStreamsLane(HostLane):
     def synchronize(self) -> None:
         while self.copies.advance() or self.compute.advance():
             pass
-        assert not self.copies.work, "a copy waits for what never comes"
-        assert not self.compute.work, "a computation waits for what never comes"
+        assert not self.copies.work, "a copy waits for a mark that is never reached"
+        assert not self.compute.work, "a computation waits for a mark that is never reached"

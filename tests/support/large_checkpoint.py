@@ -1,4 +1,4 @@
-"""A checkpoint of a gigabyte or so, for tests that measure memory; written at the speed of the disk."""
+"""A checkpoint of about a gigabyte, for tests that measure memory; written at the speed of the disk."""
 
 import json
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def write_large(directory: Path, total_bytes: int) -> Path:
-    """A bf16 Mixtral of about `total_bytes` (250 MB or more), an eighth of it dense; it runs, but says nothing."""
+    """A bf16 Mixtral of about `total_bytes` (250 MB or more), an eighth of it dense. Its output is noise."""
     hidden, inner, num_experts = 1024, 3584, 8
     vocab_size = max(320, total_bytes // 8 // (2 * 2 * hidden))
     layer_bytes = 2 * (num_experts * 3 * hidden * inner + 5 * hidden * hidden // 2)
@@ -29,7 +29,7 @@ def write_mixtral(
 ) -> Path:
     """A bf16 Mixtral of that shape, with a quarter as many heads for keys and values.
 
-    All matrices are slices of one block of noise, so that writing takes no longer than the disk does.
+    All matrices are slices of one block of noise, so that only the disk limits the speed of writing.
     """
     config = AutoConfig.for_model(
         "mixtral",
@@ -78,7 +78,7 @@ def _mixtral_layer_shapes(layer: int, hidden: int, inner: int, num_experts: int)
 
 
 def _write_noise(file: Path, shapes: Shapes, noise: torch.Tensor) -> None:
-    """A bf16 safetensors file: vectors are ones, matrices are slices of the noise, repeated where it is too short."""
+    """A bf16 safetensors file: vectors are ones, matrices are slices of the noise, repeated if it is too short."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for name, shape in shapes.items():

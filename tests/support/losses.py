@@ -1,4 +1,4 @@
-"""Takes the CPU expert service away from a pair under load, gives it back, and says what the generations noticed."""
+"""Kills and restarts the CPU expert service of a pair under load, and records what its generations noticed."""
 
 import random
 import signal
@@ -24,13 +24,13 @@ _PATIENCE_SECONDS = 60.0
 
 
 def tokens_of(client: Client, prompt: Sequence[int], num_tokens: int) -> list[int]:
-    """The greedy continuation of a prompt."""
+    """The token ids of a prompt's greedy continuation."""
     messages = client.generate(prompt, max_tokens=num_tokens, temperature=0, timeout=_PATIENCE_SECONDS)
     return [token for message in messages if isinstance(message, GenerationChunk) for token in message.token_ids]
 
 
 def metric(pair: Pair, name: str, **labels: str) -> float:
-    """The sum of a metric's samples of the GPU service that have these labels."""
+    """The sum of those samples of a metric of the GPU service that have these labels."""
     with urlopen(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics", timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
     samples = (sample for family in families for sample in family.samples)
@@ -38,39 +38,39 @@ def metric(pair: Pair, name: str, **labels: str) -> float:
 
 
 def in_use(pair: Pair) -> bool:
-    """Whether the GPU service says that it uses the CPU expert service."""
+    """Whether the GPU service reports that it uses the CPU expert service."""
     return ask_health(pair.target, _EXPERT_SERVICE) == "SERVING"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> float:
-    """Returns the time.monotonic() at which something was so."""
+    """Waits until a condition holds; returns that time.monotonic()."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(_POLL_SECONDS)
     return time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one loss took."""
+    """The times of one loss, as time.monotonic()."""
 
     killed_at: float
-    """time.monotonic(), as are the others."""
     noticed_at: float
+    """When the GPU service reported the loss."""
     serving_at: float
-    """When the service that was started anew said that it serves."""
+    """When the restarted service reported that it is serving."""
     used_at: float
-    """When the GPU service used it."""
+    """When the GPU service used it again."""
 
     @property
     def recovery_seconds(self) -> float:
-        """From the service's return until it was used."""
+        """From the return of the service until it was used again."""
         return max(0.0, self.used_at - self.serving_at)
 
 
 def lose(pair: Pair, delay_seconds: float = 0.0) -> Loss:
-    """Kills the CPU expert service, starts it anew after a while, and waits until it is used again."""
+    """Kills the CPU expert service, restarts it after a delay, and waits until it is used again."""
     killed_at = time.monotonic()
     pair.stop(EXPERTS, signal.SIGKILL)
     noticed_at = wait_until(lambda: not in_use(pair))
@@ -81,7 +81,7 @@ def lose(pair: Pair, delay_seconds: float = 0.0) -> Loss:
 
 
 def lose_at_random(pair: Pair, times: int, seed: int, longest_seconds: float) -> list[Loss]:
-    """Loses the service at random moments after it was used again."""
+    """Kills the service several times, each at a random moment after it was used again."""
     moments = random.Random(seed)
     losses = []
     for _ in range(times):
@@ -92,22 +92,24 @@ def lose_at_random(pair: Pair, times: int, seed: int, longest_seconds: float) ->
 
 @dataclass
 class Generations:
-    """Generations that follow one another, several at a time, between `with Generations(...)` and its end.
+    """Repeats generations of several prompts at a time, within `with Generations(...)`.
 
-    Each is held against the tokens that its prompt has undisturbed.
+    Each generation is compared with the tokens of the same prompt without a loss.
     """
 
     target: str
     prompts: Sequence[Sequence[int]]
-    """One for each that runs at a time."""
+    """The prompts, one for each generation that runs at a time."""
     expected: Sequence[Sequence[int]]
-    """Their tokens."""
+    """The expected token ids of each prompt."""
     num_right: int = 0
+    """How many generations had the expected tokens."""
     wrong: list[str] = field(default_factory=list)
-    """What came instead."""
+    """Descriptions of generations with other tokens."""
     failed: list[str] = field(default_factory=list)
+    """Descriptions of generations that failed."""
     hung: list[str] = field(default_factory=list)
-    """Those that were not done within a minute."""
+    """Descriptions of generations that took more than a minute."""
     _arrivals: list[list[float]] = field(init=False)
     _threads: list[threading.Thread] = field(init=False)
     _enough: threading.Event = field(default_factory=threading.Event)
@@ -131,7 +133,7 @@ class Generations:
             thread.join()
 
     def stall_seconds(self, moment: float) -> float:
-        """How long it took from a time.monotonic() until each had a token again."""
+        """How long it took from a time.monotonic() until every prompt had another token."""
         return max(
             next((arrival for arrival in arrivals if arrival > moment), time.monotonic()) - moment
             for arrivals in self._arrivals

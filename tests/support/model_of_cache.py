@@ -25,7 +25,7 @@ class ModelOfCache:
         self.num_copied = 0
         self.num_reshaped = 0
 
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
+    def copy(self, source: int, target: int, *, start: int, stop: int) -> None:
         self.cells[target][start:stop] = self.cells[source][start:stop]
         self.num_copied += stop - start
 

@@ -1,4 +1,4 @@
-"""Pairs of real processes on small checkpoints."""
+"""Pairs of services in real processes, on small checkpoints."""
 
 import subprocess
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ _FLOAT32 = ("--dtype", "float32")
 
 
 def write_tiny(directory: Path, family: str = "mixtral") -> Path:
-    """A tiny float32 checkpoint with a tokenizer that never ends by itself, so that lengths are the test's choice."""
+    """Writes a tiny float32 checkpoint with a tokenizer, and without an end-of-sequence token: tests choose lengths."""
     checkpoints.write(family, directory, eos_token_id=None)
     checkpoints.write_tokenizer(directory)
     return directory
 
 
 class WarmPair(Pair):
-    """A pair whose processes need not import torch and transformers first, which is most of what starting takes.
+    """A pair whose processes are forked with torch and transformers imported, which saves most of the start.
 
-    What a service does while Python itself starts is tested on a Pair; so is what it holds in memory.
+    Tests of how a process starts and of its memory use a Pair.
     """
 
     def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -33,13 +33,13 @@ class WarmPair(Pair):
 
 
 def start(model: Path, *arguments: str, log: IO[bytes] | None = None) -> Pair:
-    """A pair on the CPU in float32, not started yet; more arguments go to the GPU service."""
+    """A pair on the CPU in float32, not started yet, with more arguments for the GPU service."""
     gpu_arguments = ("--device", "cpu", *_FLOAT32, *arguments)
     return WarmPair(model, gpu_arguments=gpu_arguments, cpu_arguments=_FLOAT32, log=log)
 
 
 def best_kernel() -> str:
-    """What `--kernel auto` comes to on this machine."""
+    """The kernel that `--kernel auto` selects on this machine."""
     try:
         tier = available_tiers()[-1]
     except NativeUnavailableError:

@@ -1,7 +1,7 @@
-"""DeepSeek-MoE and OpenMoE in plain float64, without a cache: what their model code is held against.
+"""DeepSeek-MoE and OpenMoE in plain float64, without a cache: the references for their model code.
 
-Written from the papers and from what is known of the published checkpoints. It shares no code with the implementation,
-nor with transformers, and takes a decoder apart into functions of a checkpoint's tensors by their published names.
+Written from the papers and the published checkpoints. They share no code with the implementation or with transformers:
+a decoder is a number of functions of a checkpoint's tensors under their published names.
 """
 
 import json
@@ -26,33 +26,33 @@ class PlainModel:
         for file in sorted(directory.glob("*.safetensors")):
             self.tensors |= {name: tensor.double() for name, tensor in load_file(file).items()}
         self.num_dropped = 0
-        """Assignments of the latest forward that found no room at their experts."""
+        """Assignments of the latest forward whose experts had no room."""
 
     def continuation(self, prompt: list[int], tokens: list[int]) -> torch.Tensor:
-        """[tokens, vocab]: the logits that each token of a continuation is chosen by.
+        """[tokens, vocab]: the logits from which each token of a continuation is chosen.
 
-        Where each is the largest of its row, the continuation is the greedy one.
+        If the logit of every token is the largest of its row, the continuation is the greedy one.
         """
         return self.logits([*prompt, *tokens[:-1]], len(prompt))[len(prompt) - 1 :].float()
 
     def logits(self, tokens: list[int], num_prompt: int) -> torch.Tensor:
-        """[tokens, vocab] of a text whose first `num_prompt` tokens were given."""
+        """The logits [tokens, vocab] of a text whose first `num_prompt` tokens are the prompt."""
         self.num_dropped = 0
         hidden = self.tensors["model.embed_tokens.weight"][tokens]
         for layer in range(self.config["num_hidden_layers"]):
-            hidden = self._layer(f"model.layers.{layer}", layer, hidden, num_prompt)
+            hidden = self._layer(f"model.layers.{layer}", hidden, number=layer, num_prompt=num_prompt)
         head = "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
         return self._norm("model.norm", hidden) @ self.tensors[f"{head}.weight"].T
 
-    def _layer(self, prefix: str, number: int, hidden: torch.Tensor, num_prompt: int) -> torch.Tensor:
+    def _layer(self, prefix: str, hidden: torch.Tensor, *, number: int, num_prompt: int) -> torch.Tensor:
         raise NotImplementedError
 
     def _norm(self, name: str, hidden: torch.Tensor) -> torch.Tensor:
         root: torch.Tensor = (hidden.square().mean(-1, keepdim=True) + self.config["rms_norm_eps"]).sqrt()
         return hidden / root * self.tensors[f"{name}.weight"]
 
-    def _attend(self, prefix: str, hidden: torch.Tensor, head: int, scale: float) -> torch.Tensor:
-        """Causal attention; queries and keys are rotated by their positions, pairs being half a head apart."""
+    def _attend(self, prefix: str, hidden: torch.Tensor, *, head: int, scale: float) -> torch.Tensor:
+        """Causal attention. Queries and keys are rotated by position; the values of a pair are half a head apart."""
         length = len(hidden)
 
         def heads(name: str) -> torch.Tensor:
@@ -72,10 +72,10 @@ class PlainModel:
 class PlainDeepseek(PlainModel):
     """arXiv 2401.06066, section 3."""
 
-    def _layer(self, prefix: str, number: int, hidden: torch.Tensor, num_prompt: int) -> torch.Tensor:
+    def _layer(self, prefix: str, hidden: torch.Tensor, *, number: int, num_prompt: int) -> torch.Tensor:
         head = self.config["hidden_size"] // self.config["num_attention_heads"]
         normed = self._norm(f"{prefix}.input_layernorm", hidden)
-        hidden = hidden + self._attend(f"{prefix}.self_attn", normed, head, head**-0.5)
+        hidden = hidden + self._attend(f"{prefix}.self_attn", normed, head=head, scale=head**-0.5)
         normed = self._norm(f"{prefix}.post_attention_layernorm", hidden)
         is_dense = number < self.config["first_k_dense_replace"] or number % self.config["moe_layer_freq"] != 0
         return hidden + (self._mlp(f"{prefix}.mlp", normed) if is_dense else self._experts(f"{prefix}.mlp", normed))
@@ -100,9 +100,9 @@ class PlainDeepseek(PlainModel):
 class PlainOpenMoe(PlainModel):
     """arXiv 2402.01739, and ST-MoE (arXiv 2202.08906), from which it comes."""
 
-    def _layer(self, prefix: str, number: int, hidden: torch.Tensor, num_prompt: int) -> torch.Tensor:
+    def _layer(self, prefix: str, hidden: torch.Tensor, *, number: int, num_prompt: int) -> torch.Tensor:
         normed = self._norm(f"{prefix}.input_layernorm", hidden)
-        hidden = hidden + self._attend(f"{prefix}.self_attn", normed, self.config["head_dim"], 1.0)
+        hidden = hidden + self._attend(f"{prefix}.self_attn", normed, head=self.config["head_dim"], scale=1.0)
         normed = self._norm(f"{prefix}.post_attention_layernorm", hidden)
         if (number + 1) % self.config["moe_layer_interval"] != 0:
             return hidden + self._mlp(f"{prefix}.mlp", normed)
@@ -114,7 +114,7 @@ class PlainOpenMoe(PlainModel):
         chances = (hidden @ self.tensors[f"{prefix}.gate_weight"].T).softmax(-1)
         ranked = chances.argsort(-1, descending=True).tolist()
         room = [self._capacity(num_prompt)] * self.config["num_experts"]
-        for choice in (0, 1):  # all first choices are seated before any second one
+        for choice in (0, 1):  # all first choices get room before any second choice
             for row, experts in enumerate(ranked):
                 expert = experts[choice]
                 if row < num_prompt and self.config["router_drop_tks"]:

@@ -1,4 +1,4 @@
-"""Small checkpoints of the families that transformers does not know, written tensor by tensor as the hub has them."""
+"""Small checkpoints of the families that transformers does not know, written tensor by tensor as on the hub."""
 
 import json
 import re
@@ -104,7 +104,7 @@ Shapes = dict[str, tuple[int, ...]]
 def write(
     family: str, directory: Path, *, dtype: torch.dtype = torch.float32, shards: int = 1, **overrides: Any
 ) -> Path:
-    """A random checkpoint with a tokenizer. None for a field leaves it out of config.json. Returns `directory`."""
+    """Writes a random checkpoint with a tokenizer. A field of None is left out of config.json. Returns `directory`."""
     config = CONFIGS[family] | {"torch_dtype": str(dtype).removeprefix("torch.")} | overrides
     directory.mkdir(parents=True, exist_ok=True)
     shapes = deepseek_shapes(config) if family == "deepseek" else openmoe_shapes(config)
@@ -122,7 +122,7 @@ def write(
 
 
 def write_deepseek_tokenizer(directory: Path) -> None:
-    """A byte-level tokenizer.json that is said to be Llama's."""
+    """A byte-level tokenizer.json that claims to be Llama's."""
     checkpoints.write_tokenizer(directory)
     edit_json(
         directory / "tokenizer_config.json",
@@ -134,7 +134,7 @@ def write_deepseek_tokenizer(directory: Path) -> None:
 
 
 def write_openmoe_tokenizer(directory: Path, byte_fallback: bool = False) -> None:
-    """A sentencepiece model of words and letters, and a configuration that names code of the checkpoint's own."""
+    """A sentencepiece model of words and letters, and a configuration that names code in the checkpoint."""
     model = import_protobuf().ModelProto()  # type: ignore[no-untyped-call]
     model.trainer_spec.model_type = 1
     model.trainer_spec.unk_id = 3
@@ -226,8 +226,8 @@ def _mlp_shapes(prefix: str, hidden: int, inner: int, gate: int | None = None) -
 def _draw(shapes: Shapes, narrow: re.Pattern[str], dtype: torch.dtype) -> Tensors:
     """Matrices of standard deviation 0.2, so that experts matter; norms near 1.
 
-    Narrower are those of OpenMoE that are multiplied once more than others' are: scores are not divided, gates are
-    products. float32 would be too coarse for its logits otherwise.
+    The matrices in `narrow` have less: OpenMoE does not divide its attention scores, and its gates are products, so
+    that float32 would be too coarse for its logits.
     """
     generator = torch.Generator().manual_seed(0)
     tensors = {}

@@ -1,4 +1,4 @@
-"""What transformers says, and engines of ours that record what they compute."""
+"""Transformers as the reference, and an engine that records what it computes."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ from gpu_service.moe.dispatcher import Dispatcher
 from tests.support.requests import request_of
 
 PROMPTS = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
-"""Three lengths, none a multiple of another."""
+"""Prompts of three lengths, none a multiple of another."""
 
 
 def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[int], torch.Tensor]:
-    """The greedy tokens that transformers generates, and the logits [tokens, vocab] that they were chosen by."""
+    """The greedy tokens that transformers generates, and the logits [tokens, vocab] that they were chosen from."""
     output = model.generate(
         torch.tensor([prompt]),
         max_new_tokens=num_tokens,
@@ -36,24 +36,34 @@ def generate(model: Any, prompt: Sequence[int], num_tokens: int) -> tuple[list[i
         output_logits=True,
         return_dict_in_generate=True,
     )
-    # an encoder's input is not the beginning of what is generated; the decoder's own start token is
+    # A decoder-only output begins with the prompt; an encoder-decoder's begins with the start token.
     begin = 1 if model.config.is_encoder_decoder else len(prompt)
     return output.sequences[0, begin:].tolist(), torch.cat(output.logits).float()
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Transformers' own model, experts and all."""
+    """Transformers' model of a checkpoint, with its experts."""
     model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     return model.eval()
 
 
 class RecordingEngine:
-    """An engine in this process, without its thread, on a CPU expert service in another; it keeps what it makes."""
+    """An engine in this process without its thread, on a running CPU expert service. It keeps events and logits.
+
+    Args:
+        directory: The checkpoint.
+        experts: The address of the CPU expert service.
+        dtype: The dtype of the computation.
+        max_slots: KV rows.
+        prefill_chunk: Tokens of a prompt in one step.
+        num_tokens: The KV budget in tokens; None is enough for all rows.
+    """
 
     def __init__(
         self,
         directory: Path,
         experts: str,
+        *,
         dtype: torch.dtype = torch.float32,
         max_slots: int = 4,
         prefill_chunk: int = 32,
@@ -84,14 +94,14 @@ class RecordingEngine:
         self.answers: dict[Request, Answer] = {}
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
-        """Greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen by."""
+        """The greedy tokens of prompts that run at once, and the logits [tokens, vocab] that they were chosen from."""
         requests = [self.request(prompt, num_tokens) for prompt in prompts]
         self.run(*requests)
         first = [self.answers[request].generations[0] for request in requests]
         return [(each.output, torch.stack(self.stepper.logits[each])) for each in first]
 
     def run(self, *requests: Request) -> None:
-        """Computes requests, all at once, until they have ended."""
+        """Computes requests, all at once, to their ends."""
         with torch.inference_mode():
             for request in requests:
                 self.answers[request] = Answer(request)
@@ -100,7 +110,7 @@ class RecordingEngine:
                 pass
 
     def request(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Request:
-        """A request whose events are kept; greedy, unless more is said."""
+        """A request whose events are kept; greedy by default."""
         events: list[Event] = []
         request = request_of(prompt, max_tokens, emit=events.append, **more)
         self.events[request] = events
@@ -117,7 +127,7 @@ class RecordingEngine:
         return sorted((end for end in ends if isinstance(end, Finished)), key=lambda end: end.index)
 
     def close(self) -> None:
-        """Ends the connection."""
+        """Closes the connection to the CPU expert service."""
         self.client.close()
 
     @staticmethod
@@ -126,7 +136,7 @@ class RecordingEngine:
 
 
 class RecordingStepper(Stepper):
-    """A stepper that keeps the logits each token was chosen by."""
+    """A stepper that keeps the logits that each token was chosen from."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)

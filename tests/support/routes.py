@@ -1,4 +1,4 @@
-"""Costs and policies that make the planner have experts take a given way."""
+"""Costs and policies with which the planner sends experts along a given route."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ _MAX_ROWS = 1024
 
 @dataclass(frozen=True)
 class Route:
-    """Seconds of an expert on the CPU and of its copy, and who is resident."""
+    """Seconds of an expert on the CPU and of its copy, and the policy that decides which are resident."""
 
     cpu_seconds: float
     transfer_seconds: float
@@ -31,9 +31,10 @@ def use_route(
     checkpoint: Checkpoint,
     slots: ExpertSlots,
     route: Route,
+    *,
     prefetcher: Prefetcher | None = None,
 ) -> None:
-    """Has a dispatcher plan by these costs, with the slots filled as the policy says."""
+    """Makes a dispatcher plan with these costs, and fills the slots as the policy decides."""
     measured = Measurements(
         expert_bytes=1,
         cpu=((1, route.cpu_seconds),),
@@ -43,7 +44,9 @@ def use_route(
     )
     num_experts = [layer.num_experts for layer in checkpoint.layers]
     latency = LatencyModel(measured, [1] * len(num_experts), _MAX_ROWS)
-    inputs = policies.Inputs(num_experts, slots.capacity, None, lambda: latency.costs(0))
+    inputs = policies.Inputs(
+        num_experts=num_experts, capacity=slots.capacity, popularity=None, costs=lambda: latency.costs(0)
+    )
     policy = policies.build(route.policy, inputs)
     slots.load(policy.initial())
     dispatcher.use(

@@ -15,7 +15,7 @@ Answer = Callable[[experts_pb2.RunRequest, grpc.ServicerContext], experts_pb2.Ru
 
 
 def double(request: experts_pb2.RunRequest, _: grpc.ServicerContext) -> experts_pb2.RunResponse:
-    """The rows, twice."""
+    """Answers with twice the rows."""
     response = experts_pb2.RunResponse(sequence=request.sequence)
     rows = tensors.decode(request.hidden, "hidden", dtype=torch.float32, shape=(None, 3))
     tensors.encode(rows * 2, response.output)
@@ -23,7 +23,7 @@ def double(request: experts_pb2.RunRequest, _: grpc.ServicerContext) -> experts_
 
 
 def abort(code: grpc.StatusCode) -> Answer:
-    """The end of the stream."""
+    """Ends the stream with a code."""
 
     def answer(_: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
         context.abort(code, "as scripted")
@@ -32,7 +32,7 @@ def abort(code: grpc.StatusCode) -> Answer:
 
 
 def after(event: threading.Event) -> Answer:
-    """The rows, twice, once an event is set."""
+    """Answers with twice the rows, once an event is set."""
 
     def answer(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
         event.wait(30)
@@ -42,7 +42,7 @@ def after(event: threading.Event) -> Answer:
 
 
 class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
-    """Answers the n-th message by the n-th line of its script, and all later ones by the last."""
+    """Answers the n-th message by the n-th entry of its script, and all later ones by the last entry."""
 
     def __init__(self, address: str) -> None:
         self.script: list[Answer] = [double]
@@ -72,7 +72,7 @@ class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
             yield self.script[min(len(self.requests), len(self.script)) - 1](request, context)
 
     def start(self) -> None:
-        """Serves from now on."""
+        """Starts to serve."""
         self._server = grpc.server(ThreadPoolExecutor(8))
         experts_pb2_grpc.add_ExpertServiceServicer_to_server(self, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -80,12 +80,12 @@ class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
         self._server.start()
 
     def stop(self) -> None:
-        """Is gone from now on, as after SIGKILL."""
+        """Stops at once, as after SIGKILL."""
         if self._server is not None:
             self._server.stop(0).wait()
             self._server = None
 
     def set_ready(self, ready: bool) -> None:
-        """What health says."""
+        """Sets what the health service reports."""
         status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         self._health.set("", status)

@@ -1,4 +1,4 @@
-"""What a caller reads out of a failed call."""
+"""Reads the details of a failed call."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def mismatch(error: Any) -> tuple[str, str]:
 
 
 def retry_seconds(error: Any) -> float:
-    """When to ask again, of a RESOURCE_EXHAUSTED."""
+    """The seconds after which a RESOURCE_EXHAUSTED should be repeated."""
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     (detail,) = details(error)
     assert isinstance(detail, error_details_pb2.RetryInfo)

@@ -1,4 +1,4 @@
-"""Ways to edit a checkpoint directory behind the back of the libraries that write them."""
+"""Edits the files of a checkpoint directory directly, without the libraries that write them."""
 
 import json
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def edit_header(file: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def write_raw(file: Path, header: bytes, weights: bytes = b"") -> None:
-    """A safetensors file of exactly these parts, however wrong."""
+    """Writes a safetensors file of exactly these parts, valid or not."""
     file.write_bytes(len(header).to_bytes(8, "little") + header + weights)
 
 

@@ -1,7 +1,7 @@
-"""Services started as forks of a process that has imported all they import; otherwise as any other process.
+"""Starts services by forking a process that has already imported their modules.
 
-A service is a child of this process all the same, with a pid, signals and files of its own: `WarmProcess` is a Popen.
-Its parent is a fork server, one for each service, which runs nothing itself and so has no threads to lose.
+A started service is a child of this process with a pid, signals and files of its own: `WarmProcess` is a Popen. It is
+forked by a fork server, one for each service. The server has no threads, which a fork would lose.
 """
 
 import array
@@ -19,10 +19,10 @@ _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 class WarmProcess(subprocess.Popen[bytes]):
-    """`python -m args[0] args[1:]`, started by forking. Its files are given or inherited, and no pipes."""
+    """`python -m args[0] args[1:]`, started by forking. Its standard files are inherited or given, but not pipes."""
 
     def _execute_child(self, args: list[str], *rest: Any) -> None:
-        # the order of these is Popen's own: ..., env, ..., then the pairs of files for standard input, output and error
+        # In the order of Popen: ..., env, ..., then the pairs of files for standard input, output and error.
         p2cread, _, _, c2pwrite, _, errwrite = (int(fd) for fd in rest[9:15])
         files = [fd if fd != -1 else default for fd, default in ((p2cread, 0), (c2pwrite, 1), (errwrite, 2))]
         environment = dict(os.environ) if rest[5] is None else dict(rest[5])
@@ -33,7 +33,7 @@ class WarmProcess(subprocess.Popen[bytes]):
 
 
 class _Server:
-    """A fork server for one service."""
+    """The connection to the fork server of one service."""
 
     def __init__(self, service: str) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -43,9 +43,9 @@ class _Server:
         atexit.register(self.close)
 
     def fork(self, arguments: list[str], environment: dict[str, str], files: list[int]) -> int:
-        """Starts the service with those arguments and standard files; returns its pid, that of a child of ours."""
+        """Starts the service with arguments and standard files; returns its pid. It is a child of this process."""
         message = json.dumps([os.getcwd(), environment, arguments]).encode()
-        # for as long as it takes: what others leave behind is not ours to wait for
+        # Only during the fork, so that this process adopts no other orphans.
         _set_subreaper(True)
         try:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
@@ -55,7 +55,7 @@ class _Server:
             _set_subreaper(False)
 
     def close(self) -> None:
-        """Ends the server; what it has started goes on."""
+        """Ends the fork server. Services that it started go on."""
         self._socket.close()
         self._process.wait()
 
@@ -66,5 +66,5 @@ def _server(service: str) -> _Server:
 
 
 def _set_subreaper(wanted: bool) -> None:
-    """Whether processes whose parent has ended become ours."""
+    """Sets whether this process adopts orphans among its descendants."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)

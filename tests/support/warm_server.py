@@ -1,6 +1,6 @@
 """The fork server of tests/support/warm_processes.py: `python -m tests.support.warm_server SERVICE SOCKET`.
 
-It imports what the service imports, and must never use gRPC or compute with torch: their threads do not survive a fork.
+It imports the service's modules. It must not use gRPC or compute with torch, whose threads do not survive a fork.
 """
 
 import gc
@@ -29,7 +29,7 @@ _LARGEST_MESSAGE = 1 << 20
 
 
 def main() -> None:
-    """Forks until the other end of the socket is closed."""
+    """Forks on request until the other end of the socket is closed."""
     service, connection = sys.argv[1], socket.socket(fileno=int(sys.argv[2]))
     process.prepare()
     for name in _IMPORTS[service]:
@@ -43,7 +43,7 @@ def main() -> None:
         if (middle := os.fork()) == 0:
             if os.fork() == 0:
                 _run(message, files, connection, parent)
-            os._exit(0)  # so that the service becomes a child of whoever asked
+            os._exit(0)  # so that the process that asked adopts the service
         os.waitpid(middle, 0)
         for file in files:
             os.close(file)
@@ -75,7 +75,7 @@ def _run(message: bytes, files: list[int], connection: socket.socket, parent: in
 
 
 def _end(status: object) -> None:
-    """Ends as Python does, without going back into the server's loop."""
+    """Ends the process as Python does, without returning to the server's loop."""
     import atexit
     import threading
 

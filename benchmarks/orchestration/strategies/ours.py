@@ -72,7 +72,9 @@ class Ours(Server):
         num_experts = [model.experts] * model.moe_layers
         everything_fits = system.expert_slots == sum(num_experts)
         capacity = system.expert_slots - (0 if everything_fits else min(_STREAMING_SLOTS, system.expert_slots))
-        inputs = policies.Inputs(num_experts, capacity, popularity, lambda: self._latency.costs(0))
+        inputs = policies.Inputs(
+            num_experts=num_experts, capacity=capacity, popularity=popularity, costs=lambda: self._latency.costs(0)
+        )
         self._placement = policies.build(self.policy, inputs)
         self._taken: set[ExpertKey] = set(self._placement.initial())
         """Experts that hold a slot."""
@@ -131,7 +133,12 @@ class Ours(Server):
         began = self.link.demand_begins(self.now) if copies else self.now
         # background copies use memory bandwidth, too
         copying = sum(copies) / self.link.bytes_per_second or self.link.background_seconds
-        memory = overlap(remote.cpu_seconds, remote.memory_share, copying, self._copy_share if copying else 0.0)
+        memory = overlap(
+            first_seconds=remote.cpu_seconds,
+            first_share=remote.memory_share,
+            second_seconds=copying,
+            second_share=self._copy_share if copying else 0.0,
+        )
         cpu_end = self.now
         if plan.remote:
             cpu_end += remote.seconds(memory.end(remote.cpu_seconds))

@@ -18,7 +18,7 @@ def test_the_bound_is_below_every_division_of_whole_experts(rng: random.Random) 
     residents = [(rng.uniform(0.01, 2), rng.uniform(0.1, 3)) for _ in range(rng.randint(0, 3))]
     missing = [(rng.uniform(0.01, 1), rng.uniform(0.1, 3)) for _ in range(rng.randint(0, 5))]
     dense, transfer = rng.random(), rng.uniform(0.1, 2)
-    least = bound.divide(dense, residents, missing, transfer)
+    least = bound.divide(residents, missing, head_start=dense, transfer=transfer)
     experts = residents + missing
     for there in itertools.product([False, True], repeat=len(experts)):
         on_cpu = sum(cpu for (_, cpu), on_gpu in zip(experts, there, strict=True) if not on_gpu)
@@ -30,13 +30,13 @@ def test_the_bound_is_below_every_division_of_whole_experts(rng: random.Random) 
 def test_the_last_expert_is_divided_so_that_both_sides_end_together() -> None:
     # two experts of 3 s on the CPU or of 1 s of copying: 1.5 of them are copied
     missing = [(0.1, 3.0), (0.1, 3.0)]
-    assert bound.divide(0.0, [], missing, 1.0) == pytest.approx(1.5)
+    assert bound.divide([], missing, head_start=0.0, transfer=1.0) == pytest.approx(1.5)
     # half a second of it before
-    assert bound.divide(0.5, [], missing, 1.0) == pytest.approx(1.125)
-    assert bound.divide(9.0, [], missing, 1.0) == pytest.approx(0.2 * 3 / 3.1)
-    assert bound.divide(0.0, [], [], 1.0) == 0.0
+    assert bound.divide([], missing, head_start=0.5, transfer=1.0) == pytest.approx(1.125)
+    assert bound.divide([], missing, head_start=9.0, transfer=1.0) == pytest.approx(0.2 * 3 / 3.1)
+    assert bound.divide([], [], head_start=0.0, transfer=1.0) == 0.0
     # two residents that take as long on either side
-    assert bound.divide(0.0, [(2.0, 2.0), (2.0, 2.0)], [], 1.0) == pytest.approx(2.0)
+    assert bound.divide([(2.0, 2.0), (2.0, 2.0)], [], head_start=0.0, transfer=1.0) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("prompt_only", [False, True])

@@ -6,13 +6,13 @@ _CHUNK = 32 * 2**20
 
 
 def test_work_that_leaves_memory_bandwidth_over_is_not_slowed() -> None:
-    both = overlap(3.0, 0.4, 2.0, 0.6)
+    both = overlap(first_seconds=3.0, first_share=0.4, second_seconds=2.0, second_share=0.6)
     assert both.end(3.0) == 3.0
     assert both.end(2.0) == 2.0
 
 
 def test_work_that_asks_for_too_much_is_slowed_while_both_run_and_not_after() -> None:
-    both = overlap(3.0, 1.0, 1.0, 0.5)
+    both = overlap(first_seconds=3.0, first_share=1.0, second_seconds=1.0, second_share=0.5)
     # the second takes half as long again; the first loses half a second to it
     assert both.end(1.0) == pytest.approx(1.5)
     assert both.end(3.0) == pytest.approx(3.5)

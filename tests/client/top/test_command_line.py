@@ -1,30 +1,27 @@
-"""`python -m client.top`: exit statuses, what scripts read, and the live screen."""
+"""`python -m client.top`: exit statuses, output for scripts, and the live screen."""
 
-import contextlib
 import json
-import os
-import pty
-import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
 
 from client.top.__main__ import main
 from pair import free_port
-from tests.client.top.conftest import Page
+from tests.support.command_lines import TIMEOUT_SECONDS, assert_one_line, started, started_at
 from tests.support.expositions import cpu_expert_service, gpu_service
+from tests.support.metrics_pages import Page
+from tests.support.terminals import terminal
 
-TIMEOUT_SECONDS = 60.0
+MODULE = "client.top"
 Pages = tuple[Page, Page]
 
 
 @pytest.fixture
 def options(pages: Pages) -> list[str]:
-    """For a pair that makes one token at the second reading."""
+    """The options for a pair that generates one token before the second reading."""
     gpu, cpu = pages
     before = gpu_service([[0, 0]], generation_tokens_total=5)
     gpu.bodies = [before.encode(), gpu_service([[1, 3]], generation_tokens_total=6).encode()]
@@ -48,19 +45,13 @@ def test_once_prints_the_view_for_people(options: list[str], capsys: pytest.Capt
     assert "L0/E1 75 %" in capsys.readouterr().out
 
 
-def _assert_one_line(text: str, *words: str) -> None:
-    assert text.startswith("client.top: ")
-    assert text.count("\n") == 1
-    for word in words:
-        assert word in text
-
-
 def test_nothing_there_is_one_line_and_3(capsys: pytest.CaptureFixture[str]) -> None:
     gpu, cpu = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     assert main(["--once", "--json", "--gpu", gpu, "--cpu", cpu]) == 3
     output = capsys.readouterr()
     assert output.out == ""
-    _assert_one_line(output.err, f"--gpu http://{gpu}/metrics: connection refused", f"--cpu http://{cpu}/metrics")
+    refused = f"--gpu http://{gpu}/metrics: connection refused"
+    assert_one_line(output.err, MODULE, refused, f"--cpu http://{cpu}/metrics")
 
 
 def test_one_of_two_is_shown_and_the_other_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,14 +60,14 @@ def test_one_of_two_is_shown_and_the_other_told(options: list[str], capsys: pyte
     sample = json.loads(output.out)
     assert sample["tokens_per_second"] > 0
     assert "connection refused" in sample["cpu_expert_service"]["error"]
-    _assert_one_line(output.err, "--cpu")
+    assert_one_line(output.err, MODULE, "--cpu")
 
 
 def test_endpoints_taken_for_each_other_are_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--gpu", options[3], "--cpu", options[1], "--once"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
-    _assert_one_line(output.err, "serves the metrics of cpu_expert_service, not those of gpu_service")
+    assert_one_line(output.err, MODULE, "serves the metrics of cpu_expert_service, not those of gpu_service")
 
 
 def test_one_service_may_be_left_out(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,17 +87,12 @@ def test_one_service_may_be_left_out(options: list[str], capsys: pytest.CaptureF
     ],
 )
 def test_wrong_usage_is_2(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        status: object = main([*arguments, "--once"])
-    except SystemExit as error:
-        status = error.code
-    assert status == 2
-    assert named in capsys.readouterr().err
+    assert main([*arguments, "--once"]) == 2
+    assert_one_line(capsys.readouterr().err, MODULE, named)
 
 
 def test_lines_of_json_go_on_until_nobody_reads(options: list[str]) -> None:
-    command = [sys.executable, "-m", "client.top", *options, "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with started(MODULE, *options, "--json") as process:
         assert process.stdout is not None
         assert process.stderr is not None
         first, second = (json.loads(process.stdout.readline()) for _ in range(2))
@@ -117,63 +103,42 @@ def test_lines_of_json_go_on_until_nobody_reads(options: list[str]) -> None:
         assert process.stderr.read() == b""
 
 
-class _Terminal:
-    """A process on a terminal of its own."""
+def frames(shown: str) -> list[str]:
+    """The complete frames of a screen. Each begins by moving the cursor to the first column of the first line."""
+    return shown.split("\x1b[H")[1:-1]
 
-    def __init__(self, command: list[str]) -> None:
-        self.descriptor, theirs = pty.openpty()
-        self.seen = b""
-        environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
-        )
-        os.close(theirs)
 
-    def wait_for(self, text: str) -> None:
-        self.wait_until(lambda frame: text.encode() in frame)
-
-    def wait_until(self, expected: Callable[[bytes], bool]) -> None:
-        """Waits for a frame, all of which begin with the cursor's way home."""
-        deadline = time.monotonic() + TIMEOUT_SECONDS
-        while not any(map(expected, self.seen.split(b"\x1b[H")[1:-1])):
-            assert time.monotonic() < deadline, self.seen
-            if select.select([self.descriptor], [], [], 0.1)[0]:
-                self.seen += os.read(self.descriptor, 65536)
-
-    def end(self) -> int:
-        """Reads on until the process has ended, which otherwise waits for room; returns its status."""
-        while self.process.poll() is None:
-            with contextlib.suppress(OSError):  # it has hung up
-                if select.select([self.descriptor], [], [], 0.05)[0]:
-                    self.seen += os.read(self.descriptor, 65536)
-        os.close(self.descriptor)
-        return self.process.returncode
+def has_frame_with(*texts: str) -> Callable[[str], bool]:
+    """Whether a frame shows all of these texts."""
+    return lambda shown: any(all(text in frame for text in texts) for frame in frames(shown))
 
 
 def test_the_screen_goes_on_without_a_service_changes_maps_and_is_quit_by_a_key(
     options: list[str], pages: Pages
 ) -> None:
-    terminal = _Terminal([sys.executable, "-m", "client.top", *options, "--window", "60"])
-    terminal.wait_for("times the even share")
-    terminal.wait_for("L0/E1 75 %")
-    pages[1].status = 503
-    terminal.wait_for("CPU expert service: --cpu")
-    terminal.wait_for("answers HTTP 503")
-    os.write(terminal.descriptor, b"mmm")
-    # the window is named above the figures, and once more where the recent map is shown
-    terminal.wait_until(lambda frame: frame.count(b"last ") == 1 and b"decayed" in frame)
-    os.write(terminal.descriptor, b"q")
-    assert terminal.end() == 0
-    assert b"Traceback" not in terminal.seen
-    assert terminal.seen.endswith(b"\x1b[?25h\x1b[?1049l"), "the cursor is shown again, and what was there before"
+    size = {"COLUMNS": "100", "LINES": "30"}
+    with terminal() as screen, started_at(screen, MODULE, *options, "--window", "60", **size) as process:
+        screen.wait_until(has_frame_with("times the even share", "L0/E1 75 %"))
+        pages[1].status = 503
+        screen.wait_until(has_frame_with("CPU expert service: --cpu", "answers HTTP 503"))
+        screen.type("mmm")
+        # The window is named above the figures, and once more in the title of the recent map.
+        screen.wait_until(
+            lambda shown: any(frame.count("last ") == 1 and "decayed" in frame for frame in frames(shown))
+        )
+        screen.type("q")
+        assert screen.wait_for_exit(process) == 0
+        shown = screen.read_rest()
+    assert "Traceback" not in shown
+    assert shown.endswith("\x1b[?25h\x1b[?1049l"), "the cursor and the previous screen are restored"
 
 
 def test_ctrl_c_is_130(options: list[str]) -> None:
-    terminal = _Terminal([sys.executable, "-m", "client.top", *options])
-    terminal.wait_for("running")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 130
-    assert b"Traceback" not in terminal.seen
+    with terminal() as screen, started_at(screen, MODULE, *options) as process:
+        screen.wait_for("running")
+        process.send_signal(signal.SIGINT)
+        assert screen.wait_for_exit(process) == 130
+        assert "Traceback" not in screen.read_rest()
 
 
 def test_help_is_quick_to_come() -> None:

@@ -1,4 +1,4 @@
-"""Maps fit what there is, and lose no hot expert on the way."""
+"""Maps fit the screen and hide no hot expert."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Snapshots from expositions made by hand, two seconds apart."""
+"""Snapshots from written expositions, two seconds apart."""
 
 from collections.abc import Sequence
 
@@ -83,7 +83,7 @@ def test_a_service_that_is_gone_is_said_and_seen_again() -> None:
     assert (gone.tokens_per_second, gone.layers, gone.degraded, gone.window_seconds) == (None, [], None, None)
     assert back.gpu_service is not None
     assert back.gpu_service.error is None
-    # there is nothing within the window to compare with yet
+    # The window holds only one reading again.
     assert back.tokens_per_second is None
     assert later.window_seconds == 2
 

@@ -1,4 +1,4 @@
-"""Growth over restarts, and quantiles of it, held against numbers computed by hand."""
+"""Growth over restarts, and its quantiles, compared with numbers computed by hand."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from client.top.scrape import parse
 
 
 def _histogram(**counts: float) -> Growth:
-    """Cumulative counts by bound, where le01 is 0.1."""
+    """The growth of a histogram with these cumulative counts by bound; le01 is the bound 0.1."""
     bounds = {"le01": "0.1", "le05": "0.5", "le1": "1.0", "inf": "+Inf"}
     text = "".join(f'h_bucket{{le="{bounds[name]}"}} {count}\n' for name, count in counts.items())
     return increase(parse("", 0.0), parse(text, 2.0))
@@ -31,7 +31,7 @@ def test_a_process_that_started_anew_counts_from_nothing_even_where_it_has_count
 def test_quantiles_are_linear_within_a_bucket() -> None:
     found = quantiles(_histogram(le01=2, le05=8, le1=10, inf=10), "h")
     assert found is not None
-    # 5 of 10: 3 of the 6 in 0.1 to 0.5; 9 of 10: 1 of the 2 in 0.5 to 1
+    # Rank 5 of 10 is the 3rd of the 6 from 0.1 to 0.5; rank 9 is the 1st of the 2 from 0.5 to 1.
     assert (found.p50, found.p90, found.p99) == pytest.approx((0.3, 0.75, 0.975))
 
 

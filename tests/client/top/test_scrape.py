@@ -1,4 +1,4 @@
-"""Addresses, what answers there, and what is said when it is not what was asked for."""
+"""Addresses, readings, and the errors for endpoints that are not the service's."""
 
 import math
 import socket
@@ -9,8 +9,8 @@ import pytest
 from client import ClientError, DeadlineError, InvalidRequestError, ServerError, UnavailableError
 from client.top.scrape import Endpoint, parse
 from pair import free_port
-from tests.client.top.conftest import Page
 from tests.support.expositions import CPU_BUILD, GPU_BUILD
+from tests.support.metrics_pages import Page
 
 
 def _endpoint(address: str) -> Endpoint:
@@ -71,7 +71,7 @@ def test_what_is_not_the_services_metrics_is_said(page: Page, status: int, body:
 
 
 def test_nobody_there_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # is not asked: the endpoints are near
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # must be ignored
     with pytest.raises(UnavailableError, match="connection refused"):
         _endpoint(f"127.0.0.1:{free_port()}").scrape(20)
     with pytest.raises(UnavailableError):

@@ -1,4 +1,4 @@
-"""What stands on the screen, and that it fits."""
+"""The contents of the screen, and that they fit."""
 
 import functools
 import io
@@ -55,7 +55,7 @@ def _screen(snapshot: Snapshot, width: int, height: int, choice: Choice = "auto"
 
 
 def _skewed(num_layers: int, num_experts: int) -> list[list[float]]:
-    """Every expert once, but expert 5 of each layer as often as all the others."""
+    """Selections in which expert 5 of each layer is selected as often as all others together."""
     return [[num_experts - 1.0 if expert == 5 else 1.0 for expert in range(num_experts)] for _ in range(num_layers)]
 
 
@@ -76,7 +76,7 @@ def test_figures_are_said_with_their_units() -> None:
 def test_a_small_map_shows_numbers_and_marks_what_is_resident() -> None:
     lines = _printed(_snapshot(_skewed(2, 8), [[5], [0, 1]]), 120).splitlines()
     first, second = lines[-3:-1]
-    # the recent and the decayed map, then routes in per cent, imbalance, and how many are resident
+    # The recent and the decayed map, then routes in per cent, imbalance, and the number of resident experts.
     map_of_first = [*["7"] * 5, "•50", *["7"] * 2]
     assert first.split() == ["0", *map_of_first, *map_of_first, "38", "12", "50", "4.0", "1"]
     assert second.split()[1:5] == ["•", "7", "•", "7"]
@@ -84,7 +84,7 @@ def test_a_small_map_shows_numbers_and_marks_what_is_resident() -> None:
 
 @functools.cache
 def _large(num_layers: int, num_experts: int) -> Snapshot:
-    """Parsing so much takes a second."""
+    """Cached, since parsing an exposition of this size takes a second."""
     return _snapshot(_skewed(num_layers, num_experts), [[5]] * num_layers)
 
 
@@ -94,11 +94,11 @@ def test_the_whole_screen_fits(num_layers: int, num_experts: int, width: int, he
     lines = _screen(_large(num_layers, num_experts), width, height)
     assert len(lines) == height
     assert all(len(line) <= width for line in lines)
-    assert any("times the even share" in line for line in lines), "the last line was cut off"
+    assert any("times the even share" in line for line in lines), "the last line is cut off"
     rows = [line for line in lines if line.split()[-5:-1][:3] == ["38", "12", "50"]]
     layers = [int(row.split()[0].split("-")[-1]) for row in rows]
     assert layers[-1] == num_layers - 1
-    # the one hot expert is hot in every row, whatever shares its cell
+    # The hot expert is visible in every row, whichever experts share its cell.
     assert all("@" in row or "•50" in row for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""Experts of an encoder and of a decoder: whose layers are counted how, and what is told of those that are wrong."""
+"""Experts of an encoder and of a decoder: how their layers are counted, and which errors name their tensors."""
 
 from collections.abc import Callable
 from pathlib import Path

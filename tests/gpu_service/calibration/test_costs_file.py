@@ -10,8 +10,10 @@ from gpu_service.calibration.costs_file import MachineIdentity, ModelIdentity
 from gpu_service.errors import CostsFileError
 from gpu_service.planning.latency_model import Measurements
 
-MODEL = ModelIdentity("mixtral", "abc", (64, 96), "bfloat16")
-MACHINE = MachineIdentity("a CPU", 48, "a GPU", "avx512", 24, "bfloat16")
+MODEL = ModelIdentity(
+    model_type="mixtral", checkpoint_fingerprint="abc", expert_shape=(64, 96), weight_dtype="bfloat16"
+)
+MACHINE = MachineIdentity(cpu="a CPU", cores=48, gpu="a GPU", kernel="avx512", threads=24, dtype="bfloat16")
 MEASURED = Measurements(
     expert_bytes=100, cpu=((1, 0.01), (2, 0.02)), hop=((1, 0.001),), gpu=((1, 0.0001),), transfer=(0.02, 0.03)
 )
@@ -25,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _edit(path: Path, *keys: Any, value: Any = None) -> None:
-    """Sets what lies under the keys; removes it where there is no value."""
+    """Sets the value under the keys, or removes it if none is given."""
     content = target = json.loads(path.read_text())
     for key in keys[:-1]:
         target = target[key]

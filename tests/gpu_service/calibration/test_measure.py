@@ -51,7 +51,7 @@ class _Call:
 
 @dataclass
 class _Service:
-    """Takes notes, and says that it took a while for each expert of a message."""
+    """Records messages, and reports a fixed time for each expert of a message."""
 
     messages: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     available: bool = True
@@ -72,7 +72,7 @@ class _Service:
 
 
 class _Slots(ExpertSlots):
-    """Keeps its copies, and says what a copy takes."""
+    """Records its copies, and reports a fixed time of a copy."""
 
     def __init__(self, checkpoint: Checkpoint, transfer_seconds: float = 0.5) -> None:
         super().__init__(checkpoint, CPU, capacity=0)
@@ -101,7 +101,7 @@ def checkpoint(model: Path) -> Iterator[Checkpoint]:
 
 @pytest.fixture(autouse=True)
 def _time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever else the machine does; tiny experts are measured in no time."""
+    """Enough time even on a busy machine; tiny experts are measured quickly."""
     monkeypatch.setattr(measure, "_BUDGET_SECONDS", 60.0)
 
 

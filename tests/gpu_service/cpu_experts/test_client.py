@@ -31,7 +31,7 @@ Changes = list[ExpertServiceError | None]
 
 @pytest.fixture(autouse=True)
 def _times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a busy machine an answer that comes at once may come late; and no test waits longer than it must."""
+    """Limits that hold on a busy machine, and a check that starts early, so that no test waits longer than it must."""
     monkeypatch.setattr(client_module, "_HEAL_SECONDS", 10.0)
     monkeypatch.setattr(link, "_CONNECT_SECONDS", 10.0)
     monkeypatch.setattr(link, "_LOOK_SECONDS", 10.0)
@@ -142,7 +142,7 @@ def test_a_stream_that_breaks_again_is_a_loss_and_all_that_is_under_way_fails(
         calls[0].join()
     assert len(service.requests) == 2
     _wait_until(lambda: client.available)
-    for call in calls[1:]:  # the service is back, but nobody knows how far it came with these
+    for call in calls[1:]:  # the service is back, but it is unknown how far it came with these
         with pytest.raises(ExpertServiceError, match="UNAVAILABLE: as scripted"):
             call.join()
     assert [error is None for error in changes] == [True, False, True]
@@ -178,7 +178,7 @@ def test_a_socket_that_may_not_be_connected_to_is_told(
         raise PermissionError(13, "Permission denied", path)
 
     service.set_ready(False)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be root, who may do anything
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the test may run as root, who may connect to anything
     if is_hidden:
         monkeypatch.setattr(os, "stat", refuse)
     what = "to look into /" if is_hidden else "to connect to it; it belongs to user"

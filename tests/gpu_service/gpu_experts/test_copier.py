@@ -1,4 +1,4 @@
-"""The thread that copies: all bits arrive, the most urgent first, and nothing hangs where something fails."""
+"""The thread that copies: all bits arrive, the most urgent first, and nothing hangs if something fails."""
 
 import threading
 import time
@@ -22,7 +22,7 @@ ROW_BYTES = COLUMNS * 4
 
 
 def _weights(seed: int = 0) -> ExpertWeights:
-    """Two matrices of ROWS chunks together, where a chunk is a row."""
+    """Two matrices of ROWS chunks in all; a chunk is a row."""
     rows = torch.randn(ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed))
     return ExpertWeights(None, rows[: ROWS // 2], rows[ROWS // 2 :])
 
@@ -107,7 +107,7 @@ def test_every_layout_arrives_in_chunks_that_are_small_enough(
 
 
 def test_a_source_is_read_in_the_order_in_which_it_lies() -> None:
-    """Across it, each element of a large matrix would be another page."""
+    """Read across that order, each element of a large matrix would be in another page."""
     sources: list[torch.Tensor] = []
 
     class NotingLane(HostLane):
@@ -176,7 +176,7 @@ def test_a_cancelled_copy_ends_with_the_chunk_in_hand(copier: Copier, lane: Gate
     other.wait()
     assert lane.copied == [*_rows_of(job)[: chunks + 1], *_rows_of(other)]
     copier.cancel(other)
-    other.wait()  # it had ended before
+    other.wait()  # it had ended before the copier was closed
 
 
 def test_a_failure_is_told_to_who_waits_and_to_nobody_else(copier: Copier, lane: GatedLane) -> None:
@@ -227,7 +227,7 @@ def test_closing_ends_the_thread_and_what_waits(copier: Copier, lane: GatedLane)
 
 
 def test_an_idle_copier_holds_no_tensor(copier: Copier, lane: GatedLane) -> None:
-    """Memory that slots give back must not be held by the last job."""
+    """The last job must not keep memory that slots gave back."""
     lane.open()
     job = _job(1)
     held = weakref.ref(job)
@@ -236,5 +236,5 @@ def test_an_idle_copier_holds_no_tensor(copier: Copier, lane: GatedLane) -> None
     del job
     until = time.monotonic() + SECONDS
     while held() is not None and time.monotonic() < until:
-        time.sleep(0.001)  # the thread that told us goes to sleep after that
+        time.sleep(0.001)  # the copier's thread drops the job only when it goes to sleep
     assert held() is None

@@ -1,4 +1,4 @@
-"""Slots hold the weights that they say they hold, whichever way these came."""
+"""Slots hold the weights that they claim to hold, however these were copied."""
 
 import math
 import os
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 CHUNK_BYTES = 6144
 CHUNKS = 12
-"""Of an expert of the tiny Mixtral: three float32 matrices of 96 x 64."""
+"""Chunks of an expert of the tiny Mixtral: three float32 matrices of 96 x 64."""
 
 
 def _without_gates(directory: Path) -> None:
@@ -78,7 +78,7 @@ def poll_until(slots: ExpertSlots, happened: Callable[[], bool]) -> None:
 
 
 class Stored:
-    """The experts where they are stored."""
+    """The experts as they are stored."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._layers = [layer_weights(checkpoint, layer) for layer in checkpoint.layers]
@@ -111,7 +111,7 @@ def lane() -> GatedLane:
 
 @pytest.fixture
 def slots(checkpoint: Checkpoint, lane: GatedLane) -> Iterator[ExpertSlots]:
-    """Three resident slots, two streaming ones, and copies that come as far as a test lets them."""
+    """Three resident slots, two streaming ones, and copies that advance as far as a test lets them."""
     slots = ExpertSlots(checkpoint, CPU, 3, lane=lane)
     yield slots
     lane.open()
@@ -120,7 +120,7 @@ def slots(checkpoint: Checkpoint, lane: GatedLane) -> Iterator[ExpertSlots]:
 
 @pytest.fixture
 def loaded(slots: ExpertSlots, lane: GatedLane) -> ExpertSlots:
-    """With experts 0, 1 and 2 of layer 0."""
+    """The same slots with experts 0, 1 and 2 of layer 0 resident."""
     lane.let_through(3 * CHUNKS)
     slots.load([(0, 0), (0, 1), (0, 2)])
     return slots
@@ -175,10 +175,10 @@ def test_a_slot_is_of_the_largest_expert(layout: Checkpoint) -> None:
 
 def test_loading_tells_how_far_it_is(slots: ExpertSlots, lane: GatedLane) -> None:
     lane.open()
-    told: list[tuple[int, int]] = []
-    slots.load([(0, 0), (2, 7)], lambda done, total: told.append((done, total)))
+    progress: list[tuple[int, int]] = []
+    slots.load([(0, 0), (2, 7)], lambda done, total: progress.append((done, total)))
     expert_bytes = 3 * 96 * 64 * 4
-    assert told == [(expert_bytes, 2 * expert_bytes), (2 * expert_bytes, 2 * expert_bytes)]
+    assert progress == [(expert_bytes, 2 * expert_bytes), (2 * expert_bytes, 2 * expert_bytes)]
     assert (slots.resident(0), slots.resident(1), slots.resident(2)) == ({0}, set(), {7})
     slots.load([])
     assert slots.copied_bytes == {"demand": 0, "prefetch": 0, "swap": 2 * expert_bytes}
@@ -234,7 +234,7 @@ def test_a_prefetch_that_is_done_costs_next_to_nothing_but_is_not_resident(slots
     slots.poll()
     lane.let_through(CHUNKS)
     marker = slots.stream((0, 0))
-    marker.wait()  # by then the thread has put the prefetch down
+    marker.wait()  # by then the copier's thread has ended the prefetch
     assert 0 < slots.pending(1)[6] <= 1e-6
     assert slots.resident(1) == set()
     assert slots.stream((1, 6)) is prefetched
@@ -265,7 +265,7 @@ def test_a_demand_that_was_not_waited_for_is_cancelled_unless_it_stays(loaded: E
     assert loaded.swap((0, 0), (2, 2))
     poll_until(loaded, lambda: loaded.resident(2) == {2})
     assert loaded.resident(1) == {1}
-    assert loaded.copied_bytes["demand"] <= 3 * CHUNK_BYTES, "at most the chunk that was in hand of each"
+    assert loaded.copied_bytes["demand"] <= 3 * CHUNK_BYTES, "at most the chunk of each that was being copied"
 
 
 def test_more_demands_than_streaming_slots_begin_as_those_before_are_released(
@@ -414,7 +414,7 @@ def test_a_copy_that_fails_is_told_and_its_slot_used_again(
         copy.wait()
     loaded.poll()
     with pytest.raises(OSError, match="the disk is gone"):
-        copy.wait()  # it is still the batch's
+        copy.wait()  # the batch still has it
     copy.release()
     lane.failure = None
     assert loaded.resident(1) == set()
@@ -525,7 +525,7 @@ def test_memory_that_is_given_back_is_free(slots: ExpertSlots, lane: GatedLane) 
     slots.shrink(3)
     until = time.monotonic() + SECONDS
     while any(reference() is not None for reference in held) and time.monotonic() < until:
-        time.sleep(0.001)  # the thread lets go of the last job as it goes to sleep
+        time.sleep(0.001)  # the copier's thread drops the last job when it goes to sleep
     assert [reference() for reference in held] == [None] * 6
 
 

@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 class Caller:
-    """Calls at random, and knows what must come of it."""
+    """Calls at random, and knows what the result must be."""
 
     def __init__(
         self, slots: ExpertSlots, read: Callable[[ExpertKey, ExpertWeights], None], pause: Callable[[], None], seed: int
@@ -156,7 +156,7 @@ def test_on_the_cpu(checkpoint: Checkpoint, seed: int) -> None:
     caller = Caller(slots, read, lambda: None, seed)
     caller.run()
     slots.close()
-    assert min(caller.done.values()) > 0, f"all of it must happen: {caller.done}"
+    assert min(caller.done.values()) > 0, f"everything must have happened: {caller.done}"
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -177,7 +177,7 @@ def test_on_a_device_that_works_later(checkpoint: Checkpoint, seed: int) -> None
         lane.compute.run(compare)
 
     def pause() -> None:
-        """Something gets done on the device."""
+        """Carries out some of the device's work."""
         for _ in range(choice.randrange(40)):
             choice.choice([lane.compute, lane.copies]).advance()
 
@@ -185,5 +185,5 @@ def test_on_a_device_that_works_later(checkpoint: Checkpoint, seed: int) -> None
     caller.run()
     lane.synchronize()
     slots.close()
-    assert min(caller.done.values()) > 0, f"all of it must happen: {caller.done}"
+    assert min(caller.done.values()) > 0, f"everything must have happened: {caller.done}"
     assert num_read > CALLS / 10

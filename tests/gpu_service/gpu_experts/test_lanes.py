@@ -1,6 +1,6 @@
-"""The way to a GPU, with a device that is imitated: streams and events that note down what was asked of them.
+"""The lane to a GPU, on an imitated device: streams and events that record what is asked of them.
 
-What it cannot show, that CUDA keeps to its order, the tests of expert slots show where there is a GPU.
+That CUDA keeps to its order is shown by the tests of expert slots, on a machine with a GPU.
 """
 
 from collections.abc import Iterator
@@ -111,7 +111,7 @@ def test_a_transposed_chunk_is_turned_by_the_device(lane: CudaLane) -> None:
     first = lane._unturned.data_ptr()
     lane.copy(stored[:2], slot.T[:2])
     assert torch.equal(slot[:, :6], stored[:6].T)
-    assert lane._unturned.data_ptr() == first, "its memory is taken once"
+    assert lane._unturned.data_ptr() == first, "its memory is allocated once"
     on_device = lane._unturned[: stored[:2].nbytes].view(torch.bfloat16).view(2, 16)
     assert torch.equal(on_device, stored[:2]), "it was sent as it is stored"
 
@@ -134,7 +134,7 @@ def test_a_buffer_is_filled_anew_only_when_it_has_been_sent(lane: CudaLane, devi
     assert [entry[1] for entry in waited] == [False, False, True, True]
     assert {entry[1] for entry in recorded} == {"copies"}
     for wait, record in zip(waited, recorded, strict=True):
-        assert wait[2] is record[2], "what is waited for is what the same buffer was sent by"
+        assert wait[2] is record[2], "it waits for the event that sent the same buffer"
     assert waited[0][2] is waited[2][2]
     assert waited[1][2] is waited[3][2]
     assert waited[0][2] is not waited[1][2]

@@ -1,4 +1,4 @@
-"""Where an expert's tensors lie in a slot."""
+"""How an expert's tensors are laid out in a slot."""
 
 from dataclasses import fields
 
@@ -10,7 +10,7 @@ from tests.support.weights import plain
 
 
 def test_tensors_of_odd_sizes_lie_apart_and_aligned() -> None:
-    """Biases too, which a checkpoint may come to have."""
+    """Including biases, which some checkpoints have."""
     stored = ExpertWeights(
         gate=torch.randn(5, 7).to(torch.bfloat16),
         up=torch.randn(7, 5).to(torch.bfloat16).T,

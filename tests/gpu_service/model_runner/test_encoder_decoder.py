@@ -1,4 +1,4 @@
-"""What an encoder-decoder model is told by its configurations, and what its rows hold."""
+"""What an encoder-decoder model reads from its configurations, and what its rows hold."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +44,7 @@ def test_copies_of_a_row_share_the_prompt_and_go_their_own_ways(engine: Engine) 
     cache = engine.model.cache
     assert isinstance(cache, StateCache)
     _compute(engine, list(range(20, 60)), 0, 0)
-    cache.copy(0, 1, 0, 40)
+    cache.copy(0, 1, start=0, stop=40)
     one, other = _compute(engine, [7], 40, 0), _compute(engine, [8], 40, 1)
     assert not torch.equal(one, other)
     assert torch.equal(_compute(engine, [9], 41, 1), _after(engine, [8, 9]))
@@ -54,7 +54,7 @@ def test_copies_of_a_row_share_the_prompt_and_go_their_own_ways(engine: Engine) 
 
 
 def _after(engine: Engine, output: list[int]) -> torch.Tensor:
-    """Of a row that was never copied."""
+    """The logits after some output tokens, of a row that was never copied."""
     _compute(engine, list(range(20, 60)), 0, 2)
     return [_compute(engine, [token], 40 + place, 2) for place, token in enumerate(output)][-1]
 

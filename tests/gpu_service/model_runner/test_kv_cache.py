@@ -120,7 +120,7 @@ def test_memory_is_known_after_one_token_and_taken_as_it_is_said() -> None:
 @pytest.mark.parametrize(
     ("first_row", "positions"),
     [(0, [[8]]), (2, [[0], [0]]), (0, [[0, 1], [0, 1]])],
-    ids=["beyond the length", "beyond the slots", "several tokens of several sequences"],
+    ids=["beyond the length", "beyond the rows", "several tokens of several sequences"],
 )
 def test_what_does_not_fit_is_refused(first_row: int, positions: list[list[int]]) -> None:
     with pytest.raises(ValueError, match=r"exceed the cache|one token each"):

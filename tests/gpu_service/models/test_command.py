@@ -1,4 +1,4 @@
-"""The table of families: complete for the installed transformers, true to its words, and printed as it is."""
+"""The table of families: complete for the installed transformers, explained, and printed completely."""
 
 import json
 import re
@@ -41,14 +41,14 @@ def _has_experts(model_type: str) -> bool:
         return True
     try:
         settings = config_class().to_dict()
-    except Exception:  # some cannot be made without more
+    except Exception:  # some configurations cannot be made without arguments
         return False
     return any("expert" in key and type(value) is int and value > 1 for key, value in _settings(settings))
 
 
 @pytest.fixture(scope="module")
 def families_with_experts() -> set[str]:
-    """Of the installed transformers, those that can write."""
+    """The families of the installed transformers that have experts and can generate text."""
     writing = [name for name in CONFIG_MAPPING if any(CONFIG_MAPPING[name] in mapping for mapping in GENERATING)]
     return {name for name in writing if _has_experts(name)}
 

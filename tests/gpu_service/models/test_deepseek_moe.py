@@ -1,4 +1,4 @@
-"""What DeepSeek-MoE's configuration must say, and how the model is made of it."""
+"""The fields that DeepSeek-MoE's configuration must have, and the model that is built from them."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ PUBLISHED = published.DEEPSEEK | {
     "num_key_value_heads": 16,
     "vocab_size": 102400,
 }
-"""deepseek-moe-16b-base's."""
+"""The config.json of deepseek-moe-16b-base."""
 
 
 @pytest.fixture

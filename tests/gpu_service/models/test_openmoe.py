@@ -1,4 +1,4 @@
-"""What OpenMoE's configuration must say, how the model is made of it, and which assignments find room."""
+"""The fields that OpenMoE's configuration must have, the model built from them, and which assignments find room."""
 
 import math
 from pathlib import Path

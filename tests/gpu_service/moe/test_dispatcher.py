@@ -1,4 +1,4 @@
-"""The order of a layer's events, what is sent, and what happens when the CPU's side fails or answers nonsense."""
+"""The order of a layer's events, what is sent, and what happens if the CPU's side fails or answers nonsense."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,7 +148,7 @@ def test_a_lost_service_costs_time_and_no_token(
     in_process = InProcessExperts(checkpoint) if where == "in process" else None
     dispatcher = Dispatcher(checkpoint, CPU, service, in_process=in_process)
     use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
-    for seed in range(3):  # the second one knows that it is lost
+    for seed in range(3):  # from the second one on, the loss is known
         batch = _batch(9, seed)
         torch.testing.assert_close(_run(dispatcher, batch), _expected(checkpoint, batch), atol=1e-5, rtol=1e-5)
     routes = dispatcher.selections.read_routes()[0]
@@ -178,7 +178,7 @@ def test_a_row_that_comes_back_non_finite_is_marked_and_kept_out(checkpoint: Che
 def test_a_non_finite_row_is_known_by_its_place_in_the_batch(
     checkpoint: Checkpoint, service: _Service, slots: ExpertSlots
 ) -> None:
-    """Not by its place in the message."""
+    """It is counted in the batch, not in the message."""
     dispatcher = Dispatcher(checkpoint, CPU, service)
     use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
     service.non_finite_row = 0

@@ -1,3 +1,5 @@
+"""Which experts are prefetched, and whether a trial keeps to it."""
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from gpu_service.moe.prefetch import Prefetcher, Trial
 
 
 class _Router(nn.Module):
-    """Every row wants the experts it was made with."""
+    """Chooses the same experts for every row."""
 
     def __init__(self, *experts: int) -> None:
         super().__init__()
@@ -107,3 +109,48 @@ def test_a_prefetcher_without_routers_tries_nothing(slots: ExpertSlots, monkeypa
     prefetcher = Prefetcher({}, slots, always=False)
     assert prefetcher.guess(0, torch.zeros(1, 4)) is None
     prefetcher.end_of_step(1, 1.0)
+
+
+def _run_trial(trial: Trial, steps: int, with_it: float, without: float, num_rows: int = 1) -> list[bool]:
+    """Returns what was done in each step; a step takes so many seconds with it and without."""
+    done = []
+    for _ in range(steps):
+        done.append(trial.active)
+        trial.observe(num_rows, with_it if trial.active else without)
+    return done
+
+
+def test_it_tries_both_and_keeps_what_is_faster() -> None:
+    trial = Trial(window_steps=3, rest_steps=5)
+    assert _run_trial(trial, 6, with_it=1.0, without=2.0) == [True] * 3 + [False] * 3
+    assert _run_trial(trial, 5, with_it=1.0, without=2.0) == [True] * 5
+
+
+def test_it_leaves_what_is_slower_and_tries_again_later() -> None:
+    trial = Trial(window_steps=3, rest_steps=5)
+    _run_trial(trial, 6, with_it=2.0, without=1.0)
+    assert _run_trial(trial, 5, with_it=2.0, without=1.0) == [False] * 5
+    assert trial.active, "it tries again after the rest"
+
+
+def test_what_makes_no_difference_is_left() -> None:
+    trial = Trial(window_steps=3, rest_steps=5)
+    _run_trial(trial, 6, with_it=0.99, without=1.0)
+    assert not trial.active
+
+
+def test_a_single_slow_step_does_not_decide() -> None:
+    trial = Trial(window_steps=3, rest_steps=5)
+    trial.observe(1, 1.0)
+    trial.observe(1, 90.0)
+    trial.observe(1, 1.0)
+    _run_trial(trial, 3, with_it=1.0, without=2.0)
+    assert trial.active
+
+
+def test_steps_of_different_sizes_are_not_compared() -> None:
+    trial = Trial(window_steps=2, rest_steps=5)
+    _run_trial(trial, 2, with_it=1.0, without=0.0, num_rows=1)
+    assert not trial.active
+    trial.observe(8, 9.0)
+    assert trial.active, "it starts again"

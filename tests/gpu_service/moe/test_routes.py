@@ -1,4 +1,4 @@
-"""The tokens are transformers', whichever way experts take: resident, streamed, remote, mixed, changing under way."""
+"""The tokens are those of transformers by every route: resident, streamed, remote, mixed, changing meanwhile."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +27,12 @@ FAMILIES = (*checkpoints.FAMILIES, "qwen2_moe")
 
 @dataclass(frozen=True)
 class Way:
-    """A way and what shows that it was taken."""
+    """A route through the planner, and what shows that it was taken."""
 
     route: Route
     capacity: int
     expected: frozenset[str]
-    """By which routes experts must have been computed, at the least."""
+    """The routes by which some experts must have been computed."""
     prefetch: bool = False
 
 
@@ -55,7 +55,7 @@ WAYS = {
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
-    """Matrices are so small that threads only wait for each other."""
+    """With such small matrices, threads would only wait for each other."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -87,12 +87,12 @@ def model(family: Path) -> Model:
 
 @contextmanager
 def _slots_of(model: Model, family: Path, way: Way) -> Iterator[ExpertSlots]:
-    """Has the model's experts take a way."""
+    """Makes the model's experts take a route."""
     checkpoint = Checkpoint.open(family)
     num_experts = sum(layer.num_experts for layer in checkpoint.layers)
     slots = ExpertSlots(checkpoint, CPU, min(way.capacity, num_experts))
     prefetcher = Prefetcher(model.routers, slots, always=True) if way.prefetch else None
-    use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher)
+    use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher=prefetcher)
     model.dispatcher.selections.clear()
     try:
         yield slots
@@ -103,7 +103,7 @@ def _slots_of(model: Model, family: Path, way: Way) -> Iterator[ExpertSlots]:
 def _greedy(
     model: Model, prompt: Sequence[int], between: Callable[[], object] = lambda: None
 ) -> tuple[list[int], torch.Tensor]:
-    """Greedy tokens, and the logits [tokens, vocab] that they were chosen by."""
+    """Returns greedy tokens and the logits [tokens, vocab] that they were chosen by."""
     tokens, all_logits, position = list(prompt), [], 0
     with torch.inference_mode():
         for _ in range(NUM_TOKENS):

@@ -27,7 +27,7 @@ class _Shared(nn.Module):
 
 
 class _Routed(nn.Module):
-    """As MoeLayer: what was sent early is joined, anything else is sent and joined."""
+    """Behaves as MoeLayer: joins what was sent early, and sends and joins anything else."""
 
     def __init__(self, log: list[str]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def test_shared_experts_run_between_send_and_join(kind: type[_Block]) -> None:
     block = kind(log)
     _install(block)
     first, hidden = torch.randn(2, 3, 4), torch.randn(1, 5, 4)
-    assert torch.equal(block(first), first * 2.5), "the first forward, in which the order is seen"
+    assert torch.equal(block(first), first * 2.5), "the first forward, in which the order is observed"
     log.clear()
     assert torch.equal(block(hidden), hidden * 2.5)
     assert log == ["send", "shared", "join"]

@@ -1,4 +1,4 @@
-"""The policies, alone and on traces; what they gain is counted in hits."""
+"""The policies, alone and on traces; their gain is counted in hits."""
 
 import dataclasses
 import subprocess
@@ -25,7 +25,7 @@ any_policy = pytest.mark.parametrize("policy", POLICIES)
 
 
 def _inputs(num_experts: Sequence[int], capacity: int, popularity: Popularity | None = None) -> Inputs:
-    return Inputs(num_experts, capacity, popularity, lambda: COSTS)
+    return Inputs(num_experts=num_experts, capacity=capacity, popularity=popularity, costs=lambda: COSTS)
 
 
 def _popularity(*counts: Sequence[float], tokens: int = 100) -> Popularity:
@@ -42,7 +42,7 @@ def _counted(trace: Trace, topic: str) -> Popularity:
 
 @dataclasses.dataclass
 class _Replay:
-    """What happened to a policy on a trace; makes sure of what holds for every policy."""
+    """Runs a policy on a trace, and checks what must hold for every policy."""
 
     placement: Placement
     num_experts: Sequence[int]
@@ -115,7 +115,7 @@ def _cases(draw: st.DrawFn) -> tuple[list[int], int, Popularity | None, list[lis
     counts = st.tuples(*(st.tuples(*[st.integers(0, 50)] * count) for count in num_experts))
     popularity = draw(st.none() | st.builds(Popularity, st.integers(1, 100), counts))
     one = st.tuples(*(st.lists(st.sampled_from([0, 0, 1, 2, 40]), min_size=n, max_size=n) for n in num_experts))
-    # few different steps, many times each: a policy must have had time to make up its mind
+    # few different steps, many times each, so that a policy has the evidence to decide
     steps = [list(step) for step in draw(st.lists(one, min_size=1, max_size=4)) for _ in range(MIN_STEPS + 4)]
     return num_experts, capacity, popularity, steps
 
@@ -240,7 +240,7 @@ def test_lru_never_swaps_in_the_background() -> None:
 
 
 def test_lru_hits_as_often_as_a_cache_for_each_layer() -> None:
-    """Against caches written as anybody would: an ordered dict for each layer."""
+    """Compared with the obvious implementation: an ordered dict for each layer."""
     trace = Trace.load()
     slots = 3
     caches = [OrderedDict.fromkeys(range(slots)) for _ in trace.num_experts]
@@ -263,7 +263,7 @@ def test_lru_hits_as_often_as_a_cache_for_each_layer() -> None:
 
 
 def _adaptive(costs: Costs = COSTS, num_experts: Sequence[int] = (4,), capacity: int = 1) -> Placement:
-    return build("adaptive", Inputs(num_experts, capacity, None, lambda: costs))
+    return build("adaptive", Inputs(num_experts=num_experts, capacity=capacity, popularity=None, costs=lambda: costs))
 
 
 def _uses(placement: Placement, *counts: Sequence[int], times: int = 100, layer: int = 0) -> None:
@@ -309,7 +309,7 @@ def test_adaptive_evicts_once_no_slot_is_free() -> None:
 
 
 def test_adaptive_does_not_load_what_came_by_another_way() -> None:
-    """Of so many experts a call looks at one layer only, and goes by what it saw of the others."""
+    """With so many experts a call scans one layer only, and uses the latest scan of the others."""
     adaptive = _adaptive(num_experts=[100, 100], capacity=2)
     _uses(adaptive, [1 if expert < 2 else 0 for expert in range(100)])
     assert adaptive.swaps({(0, 50), (0, 51)}, 0) == []
@@ -353,7 +353,7 @@ def test_adaptive_swaps_where_it_pays(costs: Costs, pays: bool) -> None:
 
 def test_adaptive_reckons_with_the_costs_of_the_moment() -> None:
     current = [dataclasses.replace(COSTS, cpu=[0, 1e-3])]
-    adaptive = build("adaptive", Inputs([4], 1, None, lambda: current[0]))
+    adaptive = build("adaptive", Inputs(num_experts=[4], capacity=1, popularity=None, costs=lambda: current[0]))
     _uses(adaptive, [0, 0, 0, 1])
     assert adaptive.swaps({(0, 0)}, 1) == []
     current[0] = COSTS
@@ -428,7 +428,7 @@ def test_adaptive_follows_a_shift_among_many_small_experts() -> None:
     trace = synthetic.generate(routing, num_generations=4)
     costs = dataclasses.replace(COSTS, cpu=[0, 0.5e-3], gpu=[0, 0.1e-3], transfer=1e-3)
     file = _counted(trace, "first")
-    inputs = Inputs(trace.num_experts, 64, file, lambda: costs)
+    inputs = Inputs(num_experts=trace.num_experts, capacity=64, popularity=file, costs=lambda: costs)
     static = _by_topic(_replay("popularity", trace, 64, file), trace, trace.steps())
     adaptive = _by_topic(_Replay(build("adaptive", inputs), trace.num_experts), trace, trace.steps(), limit=2)
     best = _by_topic(_replay("popularity", trace, 64, _counted(trace, "second")), trace, trace.steps())
@@ -437,7 +437,7 @@ def test_adaptive_follows_a_shift_among_many_small_experts() -> None:
 
 @pytest.mark.parametrize("skew", [0.0, 0.28])
 def test_adaptive_hardly_swaps_while_nothing_changes(skew: float) -> None:
-    """Mixtral's shape: as uneven as it is measured, and perfectly even, where all differences are chance."""
+    """Mixtral's shape: as uneven as measured, and perfectly even, so that all differences are chance."""
     routing = dataclasses.replace(synthetic.MIXTRAL, num_layers=8, log_popularity=lambda scores: skew * scores)
     trace = synthetic.generate(routing, topics=("only",), num_generations=8)
     replay = _replay("adaptive", trace, 28, _counted(trace, "only")).steps(trace.steps())

@@ -25,7 +25,7 @@ class _Checkpoint:
 
 
 CHECKPOINT = cast("Checkpoint", _Checkpoint())
-"""As much of a checkpoint as is asked about."""
+"""The properties of a checkpoint that are read."""
 POPULARITY = Popularity(tokens=7, counts=((4, 0, 3), (6, 1)))
 CONTENT: dict[str, Any] = {
     "format": 1,

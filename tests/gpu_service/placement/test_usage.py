@@ -41,7 +41,7 @@ def test_several_rows_on_one_expert_use_it_once() -> None:
 
 
 def test_a_prompt_says_how_likely_a_usual_step_uses_an_expert() -> None:
-    """A step of one row selects two experts; so one with 100 of 400 selections is used by half of such steps."""
+    """A step of one row selects two experts, so that half of such steps use one with 100 of 400 selections."""
     usual, prompt = [[1, 1, 0, 0]] * 2000, [100, 20, 80, 200]
     usage = _after(usual)
     before = [used / usage._mass for used in usage.used]

@@ -89,7 +89,7 @@ def test_another_tenant_on_the_cpu_moves_its_costs_and_no_others() -> None:
     before = model.costs(0)
     for _ in range(500):
         predicted = model.costs(0).cpu[4]
-        model.observe_cpu(predicted, 2 * before.cpu[4])  # whatever is predicted by then
+        model.observe_cpu(predicted, 2 * before.cpu[4])  # of the first prediction, not of the present one
     after = model.costs(0)
     assert after.cpu[4] == pytest.approx(2 * before.cpu[4], rel=0.06)
     assert after.round_trip == pytest.approx(2 * before.round_trip, rel=0.06)

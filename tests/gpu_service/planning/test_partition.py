@@ -18,7 +18,7 @@ def _best_seconds(sides: Sides) -> float:
 
 
 def _same_on_both(values: list[float]) -> Sides:
-    """The sides are even only where a subset of the values sums to half of them."""
+    """The sides are equal only if a subset of the values sums to half of them."""
     values = sorted(values, reverse=True)
     return Sides(values, [0.0] * len(values), values, round_trip=0.0, resident=0.0)
 
@@ -30,7 +30,7 @@ def test_a_subset_that_no_cut_finds_is_searched_for() -> None:
 
 
 def test_of_experts_that_are_alike_all_may_be_streamed() -> None:
-    # 7 + 7 + 1 or 6 + 6 + 3, and nothing else comes to half
+    # half is 7 + 7 + 1 or 6 + 6 + 3, and no other sum
     assert best_split(_same_on_both([7, 7, 6, 6, 3, 1])).seconds == 15
 
 
@@ -67,7 +67,7 @@ def test_many_experts_come_near_a_bound_where_copies_and_computing_both_bind(see
 
 
 def _bound(sides: Sides) -> float:
-    """No longest side is shorter than a weighted mean of all three, here by the best weights of a grid."""
+    """A lower bound of the longest side: the weighted mean of all three, with the best weights of a grid."""
     steps, bound = 50, 0.0
     for x, y in product(range(steps + 1), repeat=2):
         remote, copy, compute = x / steps, y / steps, 1 - (x + y) / steps

@@ -19,7 +19,7 @@ INFINITE = math.inf
 def _costs(
     cpu: float = 1.0, gpu: float = 0.01, transfer: float = 4.0, round_trip: float = 0.5, row: float = 0.0
 ) -> Costs:
-    """On the CPU each row takes as long as any other; on the GPU an expert takes the same whatever its rows."""
+    """On the CPU each row takes the same time; on the GPU each expert does, however many rows it has."""
     cpu_table = [cpu * rows for rows in range(MAX_ROWS + 1)]
     return Costs(cpu_table, [0.0] + [gpu] * MAX_ROWS, transfer, round_trip, row)
 
@@ -65,7 +65,7 @@ def test_a_plan_is_within_two_per_cent_of_the_best(case: Case) -> None:
 
 
 def test_a_plan_is_within_two_per_cent_of_the_best_where_sides_are_of_one_size() -> None:
-    rng = random.Random(0)  # two ways of pricing for the search are not enough for one of these
+    rng = random.Random(0)  # for one of these cases, two sets of weights are not enough for the search
     for _ in range(1000):
         case = random_case(rng)
         _check_whole(case, case.plan())
@@ -105,7 +105,7 @@ def test_many_experts_are_planned_as_well_as_a_split_of_single_experts_allows() 
         counts = [rng.randint(1, MAX_ROWS) for _ in range(128)]
         costs = _costs(gpu=0.0, transfer=rng.uniform(1, 20))
         plan = planner.plan(counts, frozenset(), costs)
-        # were experts divisible, the sides would end together
+        # if experts could be divided, the sides would end together
         apart = abs(plan.remote_seconds - plan.gpu_seconds)
         assert apart <= costs.transfer + MAX_ROWS * costs.cpu[1]
 
@@ -184,7 +184,7 @@ def test_all_remote_predicts_what_it_can() -> None:
 
 
 def _ids(num_rows: int, num_experts: int = 4, k: int = 2) -> np.ndarray[tuple[int, ...], np.dtype[np.int32]]:
-    """Row r goes to experts r, r + 1, ..., and every third row only to the first of them."""
+    """Row r uses experts r, r + 1, ..., and every third row only the first of them."""
     ids = (np.arange(num_rows)[:, None] + np.arange(k)).astype(np.int32) % np.int32(num_experts)
     ids[::3, 1:] = -1
     return ids
@@ -209,12 +209,12 @@ def test_a_prompt_is_sent_in_one_message_where_reading_weights_is_what_takes_lon
 
 def test_a_prompt_is_sent_in_one_message_where_the_hop_is_short_or_every_message_is_dear() -> None:
     computing_per_row = [0.001 * rows for rows in range(513)]
-    # the way is a hundredth of it
+    # transport takes a hundredth of computing
     assert planner.chunks(_ids(512), _prefill_costs(computing_per_row, round_trip=1e-4, row=2e-5)) == 1
     assert planner.chunks(_ids(512), _prefill_costs(computing_per_row, round_trip=10.0, row=0.002)) == 1
 
 
 def test_weights_that_are_read_anew_limit_the_messages() -> None:
-    """An expert of 100 rows takes as long as one of fewer."""
+    """Up to 100 rows, an expert takes the same time."""
     cpu = [0.0] + [max(0.1, 0.001 * rows) for rows in range(1, 513)]
     assert 1 < planner.chunks(_ids(512), _prefill_costs(cpu, round_trip=1e-4, row=0.002)) < 8

@@ -165,6 +165,10 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         mix_names,
         r"model\.safetensors holds the tensor '\S+', but decoder layer 1 already has other experts, .*",
     ),
+    "more experts per token than there are": (
+        lambda directory: edit_config(directory, num_experts_per_tok=99),
+        r"config\.json: a token is routed to 99 experts, and no layer has more than 8",
+    ),
     "FP8": (
         lambda directory: edit_config(directory, quantization_config={"quant_method": "fp8"}),
         r"config\.json says in quantization_config that weights are FP8, which is not supported yet: .*",

@@ -1,12 +1,12 @@
 // Streams one generation: node generate.mjs ADDRESS PROMPT [MAX_TOKENS]
-// It has no .proto files. It asks the server, by reflection, for its services and their types, and prints JSON lines:
+// Without .proto files: it gets the services and their types from the server by reflection. It prints JSON lines:
 // {"services": [...]}, then each message received.
 import grpc from "@grpc/grpc-js";
 import { GrpcReflection } from "grpc-js-reflection-client";
 
 const SERVICE = "fiddler.v1.GenerationService";
 const DEADLINE_SECONDS = 60;
-// protobuf's own names, and every field, as the Python client prints them
+// proto names and all fields, as the Python client prints them
 const NAMES = { keepCase: true, enums: String, longs: String, defaults: true, oneofs: true };
 
 const print = (value) => process.stdout.write(JSON.stringify(value) + "\n");

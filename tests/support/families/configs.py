@@ -1,4 +1,4 @@
-"""Tiny configurations of transformers' families with experts: small sizes for all, and what some need besides."""
+"""Tiny configurations of transformers' families with experts: small sizes for all, and what some of them need."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -78,7 +78,7 @@ _LATENT: Final[dict[str, Any]] = {"num_key_value_heads": 4}
 _ROPE: Final[dict[str, Any]] = {"rope_type": "default", "rope_theta": 10000.0}
 _RECURRENT: Final = {"layer_types": ["linear_attention", "full_attention"] * 2}
 
-_BESIDES: Final[dict[str, dict[str, Any]]] = {
+_NEEDED: Final[dict[str, dict[str, Any]]] = {
     "axk1": _LATENT | {"head_dim": 8},
     "axk2": _LATENT,
     "bailing_hybrid": _LATENT | {"layer_group_size": 2},
@@ -120,7 +120,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     "jetmoe": {"num_key_value_heads": 2, "kv_channels": 16},
     "kimi_linear": _LATENT | _RECURRENT,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
-    # the temperature changes within a prompt, a chunk of attention ends in it, and every other layer is dense
+    # the temperature changes within a prompt, a chunk of attention ends within it, and every other layer is dense
     "llama4_text": {
         "intermediate_size_mlp": 80,
         "interleave_moe_layer_step": 2,
@@ -138,7 +138,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     | {"head_dim": 8, "rope_parameters": _ROPE | {"llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16}},
     "mistral_large4_text": _LATENT,
     "nemotron_h_omni": {"projector_hidden_size": 64, "vision_hidden_size": 32},
-    # an expert's two choices are not of one size, and the first layers of both stacks are dense
+    # encoder and decoder have experts of different sizes, and the first layers of both are dense
     "nllb-moe": {
         "d_model": 64,
         "encoder_layers": 2,
@@ -155,7 +155,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
     },
     "phimoe": {"tie_word_embeddings": True},
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 300},
-    # published without a window; transformers would not look through one
+    # published without a window, which transformers would ignore
     "qwen3_omni_moe_text": {"sliding_window": None, "rope_parameters": _ROPE | {"mrope_section": [4, 2, 2]}},
     "qwen3_vl_moe_text": {"sliding_window": None, "rope_parameters": _ROPE | {"mrope_section": [4, 2, 2]}},
     "step3p5": {"pad_token_id": 0},
@@ -168,7 +168,7 @@ _BESIDES: Final[dict[str, dict[str, Any]]] = {
         "indexer_compress_ratio": 4,
         "hc_lowrank": 8,
     },
-    # capacity: the longest of the tests' prompts has experts that get more
+    # some experts get more tokens of the tests' longest prompt than this capacity
     "switch_transformers": {
         "d_model": 64,
         "d_kv": 16,
@@ -215,27 +215,27 @@ _TOWER: Final[dict[str, Any]] = {
     "image_size": 16,
     "deepstack_visual_indexes": [0],
 }
-"""Of what sees or hears beside a model of text."""
+"""The towers for images and sound of a multimodal model."""
 
 _TEXT_PARTS = ("text_config", "thinker_config", "llm_config")
 
 
 def config_of(model_type: str, **settings: Any) -> PreTrainedConfig:
-    """A tiny model of this type, with some settings of its own."""
+    """The configuration of a tiny model of this type, with some settings of its own."""
     return _tiny(CONFIG_MAPPING[model_type], _SMALL, settings)
 
 
 def _tiny(
     cls: type[PreTrainedConfig], small: dict[str, Any], own: Mapping[str, Any] = MappingProxyType({})
 ) -> PreTrainedConfig:
-    """A configuration with those small settings that its class has, and its parts alike."""
+    """A configuration with the small settings that its class has, and so for its parts."""
     known = cls().to_dict()
     settings = {name: value for name, value in small.items() if name in known}
-    besides = {**_BESIDES.get(cls.model_type, {}), **own}
-    settings |= besides
+    needed = {**_NEEDED.get(cls.model_type, {}), **own}
+    settings |= needed
     for name, part_class in (cls.sub_configs or {}).items():
         part = known.get(name)
-        if isinstance(part, dict) and name not in besides:
+        if isinstance(part, dict) and name not in needed:
             part_class = CONFIG_MAPPING[part["model_type"]] if part.get("model_type") in CONFIG_MAPPING else part_class
             settings[name] = _tiny(part_class, _SMALL if name in _TEXT_PARTS else _TOWER).to_dict()
     return cls(**settings)

@@ -1,4 +1,4 @@
-"""The real engine and the real CPU kernel in one process, which costs a tenth of a second rather than ten."""
+"""The real engine and the real CPU kernel in one process, which starts in a tenth of a second rather than in ten."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is special about a model's structure, seen in the model and its checkpoint."""
+"""The structures that distinguish a model, computed from the model and its checkpoint."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from tests.support.weights import plain_view
 
 
 def features_of(checkpoint: Checkpoint, config: Any) -> tuple[str, ...]:
-    """The words of gpu_service.models.families for it, in alphabetical order."""
+    """The words of gpu_service.models.families for a model, in alphabetical order."""
     expert = checkpoint.layers[0].experts[0]
     features = {*_expert_features(expert), *_state_features(config)}
     names = [tensor.name for file in checkpoint._stored_files for tensor in file.tensors]

@@ -1,4 +1,4 @@
-"""Experts that lie one below the other, as DBRX's do."""
+"""DBRX's experts: stored one below the other in a matrix for each projection."""
 
 from collections.abc import Callable
 from pathlib import Path
