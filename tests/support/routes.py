@@ -1,9 +1,17 @@
 """Costs and policies with which the planner sends experts along a given route."""
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.orchestrated import Orchestrated
 from gpu_service.moe.prefetch import Prefetcher
@@ -58,3 +66,75 @@ def use_route(
             timeout_cap_seconds=60.0,
         )
     )
+
+
+@dataclass(frozen=True)
+class Way:
+    """A route through the planner, and what shows that it was taken."""
+
+    route: Route
+    capacity: int
+    expected: frozenset[str]
+    """The routes by which some experts must have been computed."""
+    prefetch: bool = False
+
+
+def way_of(cpu: float, transfer: float, policy: str, capacity: int, *expected: str, prefetch: bool = False) -> Way:
+    return Way(Route(cpu, transfer, policy), capacity, frozenset(expected), prefetch)
+
+
+WAYS = {
+    "all remote": way_of(FAST, SLOW, "none", 0, "remote"),
+    "all streamed": way_of(SLOW, FAST, "none", 0, "streamed"),
+    "all resident": way_of(SLOW, FAST, "layers", 10_000, "resident"),
+    "some resident, others remote": way_of(FAST, SLOW, "layers", 9, "resident", "remote"),
+    "some resident, others streamed": way_of(SLOW, FAST, "layers", 9, "resident", "streamed"),
+    "remote and streamed": way_of(FAST, FAST, "none", 0, "remote", "streamed"),
+    "streamed experts stay": way_of(SLOW, FAST, "lru", 9, "resident", "streamed"),
+    "swapped in the background": way_of(SLOW, 1e-3, "adaptive", 9, "resident", "streamed"),
+    "prefetched": way_of(SLOW, FAST, "lru", 3, "resident", "streamed", prefetch=True),
+}
+
+
+def model_of(directory: Path, max_context: int = 128) -> Model:
+    """A checkpoint's model in float32 on the CPU, whose experts are computed in this process until a way is set."""
+    checkpoint, device = Checkpoint.open(directory), torch.device("cpu")
+    return Model(
+        checkpoint,
+        Dispatcher(checkpoint, device, InProcessExperts(checkpoint)),
+        device=device,
+        dtype=torch.float32,
+        num_rows=2,
+        max_context=max_context,
+    )
+
+
+@contextmanager
+def slots_of(model: Model, directory: Path, way: Way) -> Iterator[ExpertSlots]:
+    """Makes the model's experts take a route."""
+    checkpoint = Checkpoint.open(directory)
+    num_experts = sum(layer.num_experts for layer in checkpoint.layers)
+    slots = ExpertSlots(checkpoint, torch.device("cpu"), min(way.capacity, num_experts))
+    prefetcher = Prefetcher(model.routers, slots, always=True) if way.prefetch else None
+    use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher=prefetcher)
+    model.dispatcher.selections.clear()
+    try:
+        yield slots
+    finally:
+        slots.close()
+
+
+def greedy(
+    model: Model, prompt: Sequence[int], num_tokens: int, between: Callable[[], object] = lambda: None
+) -> tuple[list[int], torch.Tensor]:
+    """Returns greedy tokens and the logits [tokens, vocab] that they were chosen by."""
+    tokens, all_logits, position = list(prompt), [], 0
+    with torch.inference_mode():
+        for _ in range(num_tokens):
+            new = torch.tensor([tokens[position:]])
+            logits = model.forward(new, torch.arange(position, len(tokens))[None], first_row=0, wants=Logits.LAST)
+            position = len(tokens)
+            tokens.append(int(logits[0].argmax()))
+            all_logits.append(logits[0].clone())
+            between()
+    return tokens[len(prompt) :], torch.stack(all_logits)

@@ -24,7 +24,7 @@ CASES = (*(("separate", name) for name in FORMATS), ("fused", "fp8 block"), ("in
 
 @pytest.fixture(params=CASES, ids=": ".join)
 def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
-    return Checkpoint.open(write(*request.param, tmp_path))
+    return Checkpoint.open(write(request.param[0], request.param[1], tmp_path))
 
 
 def test_a_slot_holds_the_planes_and_no_decoded_matrix(checkpoint: Checkpoint) -> None:
