@@ -3,6 +3,8 @@
 end_to_end.MODEL.decode.SYSTEM            tokens per second after the first, as the caller receives them
 end_to_end.MODEL.prefill_512.SYSTEM       prompt tokens per second until the first token arrives
 end_to_end.MODEL.CASE.over_transformers_EXPERTS  the pair over transformers, round by round
+end_to_end.mixtral_2_layers.FORMAT.CASE.pair       the same with experts in int8, fp8 or int4 (--format)
+end_to_end.mixtral_2_layers.FORMAT.CASE.over_bf16  over the pair on the bf16 checkpoint, round by round
 
 MODEL is demo (models/demo) or mixtral_2_layers: two layers of Mixtral-8x7B's shape with random weights, written to
 --checkpoint, where the next run finds them, or to a temporary directory. The pair is two processes, which the client
@@ -14,11 +16,13 @@ all systems in turn, and the others wait meanwhile.
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.end_to_end import coded
 from benchmarks.end_to_end.reference import Reference, Timing
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.rounds import ratios
@@ -34,6 +38,7 @@ _DTYPE = "bfloat16"
 _PROMPT_TOKENS = 512
 _SHORT_PROMPT_TOKENS = 16
 _DECODED = 25
+_CASES = (("decode", _SHORT_PROMPT_TOKENS, _DECODED), ("prefill_512", _PROMPT_TOKENS, 1))
 _PAUSE_SECONDS = 0.3  # until the threads of the system that was measured last sleep
 _EXPERTS = ("eager", "default")
 _OURS = "pair"
@@ -51,18 +56,57 @@ def main(
     append: Append = False,
     rounds: Annotated[int, typer.Option(help="Rounds through all systems.")] = 7,
     checkpoint: Checkpoint = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Compares experts in this format with bf16 instead; repeatable."),
+    ] = None,
 ) -> None:
     """Runs the benchmark."""
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
-        _measure(judge, "demo", _DEMO, rounds=rounds)
+        if not formats:
+            _measure(judge, "demo", _DEMO, rounds=rounds)
         directory = (checkpoint or Path(temporary)) / "mixtral_2_layers"
         if not (directory / "tokenizer.json").exists():
             directory.mkdir(parents=True, exist_ok=True)
             write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
             checkpoints.write_tokenizer(directory)
-        _measure(judge, "mixtral_2_layers", directory, rounds=rounds)
+        if formats:
+            _measure_formats(judge, directory, formats, rounds=rounds)
+        else:
+            _measure(judge, "mixtral_2_layers", directory, rounds=rounds)
         judge.summarise()
+
+
+def _measure_formats(judge: Judge, plain: Path, formats: list[str], *, rounds: int) -> None:
+    """Pairs on the same model in several formats, one of which computes at a time."""
+    models = {"bf16": plain}
+    for name in formats:
+        models[name] = plain.with_name(f"{plain.name}_{name}")
+        if not (models[name] / "tokenizer.json").exists():
+            coded.write(plain, models[name], name)
+    speeds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    flags = ("--dtype", _DTYPE)
+    with ExitStack() as stack:
+        log = stack.enter_context(tempfile.TemporaryFile())
+        clients: dict[str, Client] = {}
+        for name, model in models.items():
+            arguments = {"gpu_arguments": ("--device", "cpu", *flags), "cpu_arguments": flags}
+            pair = stack.enter_context(Pair(model, log=log, **arguments))
+            clients[name] = stack.enter_context(Client(pair.target))
+        for number in range(-1, rounds):
+            for case, num_prompt, num_tokens in _CASES:
+                prompt = [3 + (position * 37 + number * 11) % 250 for position in range(num_prompt)]
+                for name in list(clients)[:: 1 if number % 2 else -1]:
+                    time.sleep(_PAUSE_SECONDS)
+                    first, later = _generate(clients[name], prompt, num_tokens)
+                    if number >= 0:
+                        speeds[case, name].append(num_prompt / first if num_tokens == 1 else 1 / later)
+    for (case, name), values in speeds.items():
+        judge.samples(f"end_to_end.mixtral_2_layers.{name}.{case}.pair", values, "tokens/s")
+        if name != "bf16":
+            over = ratios(values, speeds[case, "bf16"])
+            judge.samples(f"end_to_end.mixtral_2_layers.{name}.{case}.over_bf16", over, "ratio")
 
 
 def _measure(judge: Judge, name: str, model: Path, *, rounds: int) -> None:
@@ -75,10 +119,7 @@ def _measure(judge: Judge, name: str, model: Path, *, rounds: int) -> None:
         Client(pair.target) as client,
     ):
         for number in range(-1, rounds):
-            for case, num_prompt, num_tokens in (
-                ("decode", _SHORT_PROMPT_TOKENS, _DECODED),
-                ("prefill_512", _PROMPT_TOKENS, 1),
-            ):
+            for case, num_prompt, num_tokens in _CASES:
                 # a new prompt in every round, the same for all systems
                 prompt = [3 + (position * 37 + number * 11) % 250 for position in range(num_prompt)]
                 for system in (_OURS, *_EXPERTS) if number % 2 else (*_EXPERTS[::-1], _OURS):
