@@ -91,8 +91,8 @@ def _measure_formats(judge: Judge, plain: Path, formats: list[str], *, rounds: i
         log = stack.enter_context(tempfile.TemporaryFile())
         clients: dict[str, Client] = {}
         for name, model in models.items():
-            arguments = {"gpu_arguments": ("--device", "cpu", *flags), "cpu_arguments": flags}
-            pair = stack.enter_context(Pair(model, log=log, **arguments))
+            pair = Pair(model, log=log, gpu_arguments=("--device", "cpu", *flags), cpu_arguments=flags)
+            stack.enter_context(pair)
             clients[name] = stack.enter_context(Client(pair.target))
         for number in range(-1, rounds):
             for case, num_prompt, num_tokens in _CASES:

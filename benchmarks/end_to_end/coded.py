@@ -1,4 +1,4 @@
-"""Two layers of Mixtral-8x7B with experts in 8 and 4 bits, written from the bf16 checkpoint as they would be published."""
+"""Two layers of Mixtral-8x7B with experts in 8 and 4 bits, written from bf16 as they would be published."""
 
 import json
 import shutil
