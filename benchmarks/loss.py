@@ -52,7 +52,7 @@ def main(
                 for _ in range(kills):
                     quiet.append(time.monotonic())
                     time.sleep(_UNDISTURBED_SECONDS)
-                losses = lose_at_random(pair, kills, seed, _LONGEST_SECONDS)
+                losses = lose_at_random(pair, kills, seed=seed, longest_seconds=_LONGEST_SECONDS)
         results.samples("loss.generations.right", [generations.num_right], "generations")
         bad = {"wrong": generations.wrong, "failed": generations.failed, "hung": generations.hung}
         for name, cases in bad.items():

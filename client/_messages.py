@@ -146,9 +146,8 @@ def event_from(response: generation_pb2.GenerateResponse) -> Event | None:
     match response.WhichOneof("event"):
         case "chunk":
             chunk = response.chunk
-            return GenerationChunk(
-                chunk.index, tuple(chunk.token_ids), chunk.text, tuple(map(_logprobs, chunk.logprobs))
-            )
+            logprobs = tuple(map(_logprobs, chunk.logprobs))
+            return GenerationChunk(chunk.index, tuple(chunk.token_ids), chunk.text, logprobs=logprobs)
         case "complete":
             return complete_from(response.complete)
         case "prompt":

@@ -16,7 +16,7 @@ class Option:
 
     Attributes:
         help: The meaning, in words that suit both Python and --help.
-        field: The path of the request's field that the option sets, where the field has another name than the option,
+        field: The path of the request's field that the option sets, if it has another name than the option,
             e.g. "beam_search.stop".
     """
 

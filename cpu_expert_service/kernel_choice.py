@@ -41,7 +41,7 @@ def build_kernel(settings: Settings, topology: Topology) -> Kernel:
         tiers = available_tiers()
         if settings.kernel not in ("auto", *tiers):
             raise KernelError(f"--kernel {settings.kernel}: this CPU runs only {', '.join(tiers)}")
-        if settings.kernel == "auto" and tiers[-1] == "scalar":
+        if settings.kernel == "auto" and len(tiers) == 1:  # the scalar one, which is slower than PyTorch
             _log.warning("experts computed by PyTorch", reason="no native kernel has code for this CPU's vectors")
             return PyTorchKernel(len(cpus))
         pool = Pool(cpus, number_nodes(topology, cpus))

@@ -19,7 +19,7 @@ class NativeUnavailableError(RuntimeError):
 
 
 class NativeError(ValueError):
-    """The native library refused a call; the message says why."""
+    """The native library refused a call. The message says why."""
 
 
 class Projection(ctypes.Structure):
@@ -42,7 +42,7 @@ class Projection(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """fiddler_layer of abi.h, which borrows memory; whoever points it there keeps that alive in `borrowed`."""
+    """fiddler_layer of abi.h. It borrows memory: `borrowed` must keep alive what its pointers refer to."""
 
     borrowed: list[Any]
 
@@ -180,7 +180,7 @@ class Range(NamedTuple):
 
 
 class Pool:
-    """Pinned threads, one for each CPU. Not safe to be used from two threads at a time; a second one is refused."""
+    """Pinned threads, one for each CPU. Only one thread at a time may use a pool; a second one is refused."""
 
     def __init__(self, cpus: Sequence[int], nodes: Sequence[int] | None = None, spin_microseconds: int = 50) -> None:
         """Starts the threads.

@@ -16,7 +16,7 @@ from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
 from fiddler.sizes import format_bytes
 
-_MADV_HUGEPAGE = 14  # Linux; the mmap module names it only where it was built with it
+_MADV_HUGEPAGE = 14  # Linux; the mmap module names it only if it was built with it
 _ALIGNMENT = 64
 
 Progress = Callable[[int, int], None]
@@ -98,7 +98,7 @@ def _matrix_bytes(expert: ExpertWeights) -> int:
 
 
 def _allocate(num_bytes: int) -> torch.Tensor:
-    """[bytes] of memory that nothing has touched yet, in huge pages where the system has them."""
+    """[bytes] of memory that nothing has touched yet, in huge pages if the system has them."""
     try:
         # shared memory, the default, has no huge pages
         memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

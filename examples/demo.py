@@ -22,6 +22,7 @@ _NUM_BUSIEST = 3
 
 
 def demonstrate(
+    *,
     prompt: Annotated[str, typer.Option(help="The text to continue.")] = "It was a fine morning in the country, and",
     max_tokens: Annotated[int, typer.Option(help="The most tokens to generate.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token; above 0 draws one.")] = 0.5,

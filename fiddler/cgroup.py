@@ -48,7 +48,7 @@ def within_quota(num_threads: int, quota: float) -> int:
 
 
 def _memory_v2(directory: Path) -> MemoryLimit | None:
-    limit = _integer(directory / "memory.max")  # "max" where there is no limit
+    limit = _integer(directory / "memory.max")  # "max" if there is no limit
     if limit is None:
         return None
     used = _integer(directory / "memory.current") or 0
@@ -56,7 +56,7 @@ def _memory_v2(directory: Path) -> MemoryLimit | None:
 
 
 def _memory_v1(directory: Path) -> MemoryLimit | None:
-    limit = _integer(directory / "memory.limit_in_bytes")  # about 2^63 where there is no limit
+    limit = _integer(directory / "memory.limit_in_bytes")  # about 2^63 if there is no limit
     if limit is None or limit < 0 or limit >= 2**62:
         return None
     used = _integer(directory / "memory.usage_in_bytes") or 0
@@ -81,7 +81,7 @@ def _quota_v2(directory: Path) -> float:
 
 def _quota_v1(directory: Path) -> float:
     quota, period = _integer(directory / "cpu.cfs_quota_us"), _integer(directory / "cpu.cfs_period_us")
-    return quota / period if quota and period and quota > 0 else math.inf  # -1 where there is no limit
+    return quota / period if quota and period and quota > 0 else math.inf  # -1 if there is no limit
 
 
 def _integer(path: Path) -> int | None:
@@ -93,7 +93,7 @@ def _integer(path: Path) -> int | None:
 
 def _directories_v2(root: Path) -> Iterator[Path]:
     mount = root / "sys/fs/cgroup"
-    if (mount / "unified").is_dir():  # beside hierarchies of v1
+    if (mount / "unified").is_dir():  # alongside hierarchies of v1
         mount /= "unified"
     for controllers, path in _memberships(root):
         if controllers == "":

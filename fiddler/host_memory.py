@@ -42,6 +42,6 @@ def _machine(root: Path) -> tuple[int, int]:
     try:
         lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
         return int(lines["MemTotal"].split()[0]) * 1024, int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # not Linux: what is available is not known
+    except (OSError, KeyError, ValueError):  # not Linux: how much is available is not known
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return total, total

@@ -43,6 +43,7 @@ class _SignalledPair(Pair):
 
 
 def launch(
+    *,
     model: Annotated[Path, typer.Option(help="Directory of a Hugging Face checkpoint.")],
     listen: Annotated[str, typer.Option(help="Where the GPU service listens.")] = "127.0.0.1:50051",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",

@@ -81,7 +81,7 @@ def _measure_reading(
     hidden = torch.randn(1, MIXTRAL.hidden, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
     cases: dict[str, Work] = {
         "ours": layer_call(kernel.prepare(coded), hidden, same_expert(1, MIXTRAL.num_experts)),
-        **{f"streams{streams}": read_loop(pool, weights, num_bytes, streams) for streams in STREAMS},
+        **{f"streams{streams}": read_loop(pool, weights, num_bytes=num_bytes, streams=streams) for streams in STREAMS},
     }
     samples = interleave(cases, rounds)
     fastest = min(STREAMS, key=lambda streams: statistics.median(samples[f"streams{streams}"]))

@@ -31,6 +31,7 @@ def generate(
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
     ] = None,
+    *,
     target: Annotated[str, typer.Option(help="Where the server listens: HOST:PORT or unix:PATH.")] = "127.0.0.1:50051",
     chat: Annotated[bool, typer.Option("--chat", help="Chat with the model. PROMPT, if given, is said first.")] = False,
     system: Annotated[str | None, typer.Option(help="With --chat: the system message.")] = None,

@@ -56,6 +56,7 @@ _ADDRESS = f"URL of its /metrics, or HOST:PORT; {_NONE} leaves it out."
 
 
 def top(
+    *,
     gpu: Annotated[str, typer.Option(metavar="URL", help=f"The GPU service: {_ADDRESS}")] = "127.0.0.1:9100",
     cpu: Annotated[str, typer.Option(metavar="URL", help=f"The CPU expert service: {_ADDRESS}")] = "127.0.0.1:9101",
     interval: Annotated[float, typer.Option(callback=_seconds, help="Seconds between two samples.")] = 2.0,

@@ -51,7 +51,7 @@ def layers(now: Exposition, growth: Growth | None, decayed: DecayedSelections) -
         count = num_resident.get(layer)
         found.append(
             Layer(
-                layer,
+                layer=layer,
                 routes=routes.get(layer),
                 selections=selections.get(layer),
                 decayed_selections=decayed.of(layer),
@@ -81,7 +81,7 @@ def hottest(by_layer: Iterable[Layer]) -> list[HotExpert]:
         for expert, selections in enumerate(layer.selections or ()):
             if selections:
                 resident = None if layer.resident is None else expert in layer.resident
-                found.append(HotExpert(layer.layer, expert, selections / total, resident))
+                found.append(HotExpert(layer=layer.layer, expert=expert, share=selections / total, resident=resident))
     return sorted(found, key=lambda hot: (-hot.share, hot.layer, hot.expert))[:_NUM_HOTTEST]
 
 

@@ -29,7 +29,7 @@ class Quantiles:
     p99: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """How often the experts of one decoder layer were selected; one token at top-2 counts 2.
 
@@ -53,7 +53,7 @@ class Layer:
     num_resident: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HotExpert:
     """An expert that is selected often.
 
@@ -86,7 +86,7 @@ class Bandwidth:
     busy: float | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """Both services at one moment.
 

@@ -1,5 +1,4 @@
-// The C interface that native.py binds. Strides count elements; every pointer is borrowed for the call alone, except
-// the weights that a layer names.
+// The C interface that native.py binds. Strides count elements. The library keeps no pointer after a call returns.
 #pragma once
 
 #include <cstdint>
@@ -76,10 +75,10 @@ struct fiddler_layer {
   int32_t activation;
   float alpha;
   float limit;
-  fiddler_projection gate;  // weights is null where the experts are not gated
+  fiddler_projection gate;  // weights is null if the experts are not gated
   fiddler_projection up;
   fiddler_projection down;
-  fiddler_projection factor;  // multiplies up, output by output (OpenMoE); weights is null where experts have none
+  fiddler_projection factor;  // multiplies up, output by output (OpenMoE); weights is null if the experts have none
 };
 
 struct fiddler_message {
@@ -95,7 +94,8 @@ struct fiddler_message {
 
 struct fiddler_pool;
 
-// One worker for each CPU, pinned to it; `nodes` are their NUMA nodes, numbered from 0. Null where threads are refused.
+// One worker for each CPU, pinned to it; `nodes` are their NUMA nodes, numbered from 0. Null if the system refuses
+// threads.
 fiddler_pool* fiddler_pool_create(const int32_t* cpus, const int32_t* nodes, int32_t count, int32_t spin_microseconds);
 void fiddler_pool_destroy(fiddler_pool* pool);
 
@@ -110,18 +110,19 @@ const char* fiddler_status_text(int32_t status);
 // Whether this CPU and its operating system can run a tier.
 int32_t fiddler_has_tier(int32_t tier);
 
-// The first of a matrix's outputs that a node's threads compute; at node == num_nodes, the number of outputs. Copies are
-// placed by it (see fiddler_copy), so that each node reads its own memory.
+// The first of a matrix's outputs that a node's threads compute; at node == num_nodes, the number of outputs. Copies
+// are placed by it (see fiddler_copy), so that each node reads its own memory.
 int64_t fiddler_node_begin(int64_t outputs, int32_t node, int32_t num_nodes);
 
 // output[r] = sum over r's experts of routing weight x expert(hidden[r]), summed in float32.
 int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer, const fiddler_message* message);
 
-// Reads [data, data + bytes) once, split over the pool's threads and each thread's share over `streams`.
-// Returns a checksum, so that nothing is optimised away.
+// Reads [data, data + bytes) once: split over the pool's threads, and each thread's share over `streams`. Returns a
+// checksum, so that the compiler cannot remove the reads.
 uint64_t fiddler_read(fiddler_pool* pool, const void* data, int64_t bytes, int32_t streams);
 
-// Copies `count` ranges, each by the threads of its node, so that first touch places it there.
+// Copies `count` ranges, each by the threads of its node: a page is placed on the node of the thread that first writes
+// it.
 int32_t fiddler_copy(fiddler_pool* pool, void* const* to, const void* const* from, const int64_t* bytes,
                      const int32_t* nodes, int64_t count);
 }

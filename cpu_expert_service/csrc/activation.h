@@ -24,7 +24,7 @@ inline float fast_exp(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // 2^n in two factors, since n may lie beyond the exponents of normal numbers
+  // 2^n in two factors, because n may be outside the exponents of normal numbers
   const auto power = [](int32_t e) { return std::bit_cast<float>(static_cast<uint32_t>(e + 127) << 23); };
   const int32_t half = n >> 1;
   return p * power(half) * power(n - half);
@@ -75,7 +75,7 @@ inline void multiply(const float* factor, int64_t count, float* values) {
   for (int64_t i = 0; i < count; ++i) values[i] *= factor[i];
 }
 
-// out = activation(gate) * up, or activation(up) where gate is null.
+// out = activation(gate) * up, or activation(up) if gate is null.
 template <class Math, class Operand>
 void activate(const Job& job, const float* gate, const float* up, int64_t count, Operand* out) {
   switch (job.activation) {
@@ -94,7 +94,7 @@ void activate(const Job& job, const float* gate, const float* up, int64_t count,
     case FIDDLER_CLAMPED_SILU:
       return combine_clamped_silu<Math>(job.limit, gate, up, count, out);
     default:
-      return;  // refused at the boundary
+      return;  // refused by fiddler_run
   }
 }
 

@@ -1,4 +1,4 @@
-// Stored number formats. They are bytes, since a file may start a tensor anywhere.
+// Stored number formats, as bytes: a tensor may start at any byte of a file.
 #pragma once
 
 #include <bit>
@@ -36,7 +36,7 @@ inline float to_float(const Fp16* stored) {
   const uint32_t sign = (bits & 0x8000u) << 16;
   const uint32_t magnitude = bits & 0x7fffu;
   if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-  // moves the exponent's bias from 15 to 127; denormals come out right too, since the product is exact
+  // moves the exponent's bias from 15 to 127; right for denormals too, because the product is exact
   const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
   return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(value));
 }

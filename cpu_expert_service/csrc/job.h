@@ -1,4 +1,4 @@
-// One layer message, laid out for the code that computes it.
+// One layer message in the form in which the tiers compute it.
 #pragma once
 
 #include "abi.h"
@@ -32,14 +32,14 @@ struct Matrix {
   bool is_transposed() const { return in_stride != 1; }
 };
 
-// An expert's rows as tiles, in which pairs of inputs lie side by side: [16 pairs][16 rows][2]. They are stored segment by
-// segment of the inputs, since a segment of all rows is to stay in the second-level cache.
+// An expert's rows as tiles of [16 pairs of inputs][16 rows][2]. They are stored segment by segment of the inputs, so
+// that a segment of all rows stays in the second-level cache.
 struct RowTiles {
   static constexpr int64_t rows = 16;
   static constexpr int64_t inputs = 32;
   static constexpr int64_t bytes = rows * inputs * 2;
 
-  unsigned char* data;  // null where rows are not packed
+  unsigned char* data;  // null if rows are not packed
   int64_t num_blocks;   // of 16 rows; missing rows are 0
   int64_t num_steps;    // of 32 inputs; missing inputs are 0
   int64_t segment_steps;
@@ -62,7 +62,7 @@ struct ExpertRows {
   int64_t first;
   int64_t count;
   RowTiles hidden_tiles;
-  RowTiles inner_tiles;  // of what lies between up and down, in place of Job::inner_rows
+  RowTiles inner_tiles;  // the activated values, in place of Job::inner_rows
 };
 
 struct Job {
@@ -79,13 +79,13 @@ struct Job {
   const int32_t* row;              // [assignments]: index of the hidden row
   const float* weight;             // [assignments]: routing weight
   const void* const* hidden_rows;  // [assignments], in Ops::operand
-  void* const* inner_rows;         // [assignments], in Ops::operand: what lies between up and down
+  void* const* inner_rows;         // [assignments], in Ops::operand: the activated values, which down takes
   float* sums;                     // [rows, hidden_size]
-  void* output;                    // [rows, hidden_size], or null where sums are the output
+  void* output;                    // [rows, hidden_size], or null if sums are the output
   int32_t output_dtype;
 };
 
-// Whether all that is computed from hidden rows lies transposed.
+// Whether all matrices that multiply hidden rows are stored transposed.
 inline bool has_columns(const Job& job, const ExpertRows& expert) {
   return expert.up.is_transposed() && (!job.gated || expert.gate.is_transposed()) &&
          (!job.has_factor || expert.factor.is_transposed());
@@ -93,10 +93,10 @@ inline bool has_columns(const Job& job, const ExpertRows& expert) {
 
 constexpr int64_t max_block_rows = 256;     // of hidden rows that are computed against the same weights
 constexpr int64_t max_chunk_outputs = 256;  // of weight rows in one task
-constexpr int64_t max_column_outputs = 1024;  // the same of transposed weights: pages that are read whole
-constexpr int64_t panel_outputs = 64;       // chunks are multiples of it where panels or tiles are packed
+constexpr int64_t max_column_outputs = 1024;  // the same of transposed weights, so that whole pages are read
+constexpr int64_t panel_outputs = 64;       // chunks are multiples of it if panels or tiles are packed
 
-// Memory of one thread's own, for blocks of projections.
+// A thread's own memory, for blocks of projections.
 struct Scratch {
   static constexpr int64_t block_floats = 256 * 64;
   static constexpr int64_t panel_floats = 64 * 512;
@@ -110,17 +110,17 @@ struct Scratch {
   alignas(64) float tile_sums[3 * max_chunk_outputs * max_block_rows];
 };
 
-// What a (format, tier) computes.
+// The code of one tier for one stored format.
 struct Ops {
-  fiddler_dtype operand;   // of the hidden rows and of what lies between the projections
+  fiddler_dtype operand;   // of the hidden rows and of the activated values
   bool row_contiguous;     // computes in_stride == 1 and even sizes only
   int64_t min_panel_rows;  // fewer rows of an expert than this are computed without packing
   double rows_per_read;    // hidden rows whose multiplications take as long as reading the weight
   // Outputs [begin, end) of gate and up, and the activation, of one expert's rows.
   void (*inner)(const Job&, const ExpertRows&, int64_t begin, int64_t end, Scratch&);
-  // Outputs [begin, end) of down for all experts, added up, and written where Job::output says.
+  // Outputs [begin, end) of down for all experts, added up, and written to Job::output.
   void (*outer)(const Job&, int64_t begin, int64_t end, Scratch&);
-  // Tiles [first, last) of an expert's hidden rows; null where hidden rows are used as they are.
+  // Packs tiles [first, last) of an expert's hidden rows; null if hidden rows are used as they are.
   void (*pack)(const Job&, const ExpertRows&, int64_t first, int64_t last);
 };
 

@@ -1,4 +1,4 @@
-// What has to do with memory alone: how fast it is read, and copies of weights placed on their nodes.
+// Measures how fast memory is read, and copies weights onto their nodes. Nothing is computed here.
 
 #include <cstring>
 #include <new>
@@ -68,7 +68,7 @@ void fiddler_pool_destroy(fiddler_pool* pool) { delete pool; }
 uint64_t fiddler_read(fiddler_pool* pool, const void* data, int64_t bytes, int32_t streams) {
   if (!pool || !data || bytes <= 0 || !pool->enter()) return 0;
   std::atomic<uint64_t> sum{0};
-  // pieces, not halves, so that a thread which is held up does not hold up the measurement
+  // in pieces that threads take as they finish, so that a thread that is delayed does not delay the measurement
   constexpr int64_t piece = 4 << 20;
   std::atomic<int64_t> next{0};
   pool->run([&](int) {

@@ -7,7 +7,7 @@ namespace fiddler {
 namespace {
 
 constexpr int64_t tasks_per_thread = 24;        // enough that the last ones end close together
-constexpr int64_t panel_tasks_per_thread = 12;  // fewer, since each reads all hidden rows anew
+constexpr int64_t panel_tasks_per_thread = 12;  // fewer, because each reads all hidden rows again
 constexpr int64_t column_tasks_per_thread = 2;
 constexpr double min_task_cost = 48.0 * 1024;   // in weights read; below, taking a task costs as much as computing it
 constexpr double tiny_job_cost = 192.0 * 1024;  // in weights read; about what waking another thread costs
@@ -16,8 +16,8 @@ double cost_per_weight(const Ops& ops, int64_t rows) {
   return std::max(1.0, static_cast<double>(rows) / ops.rows_per_read);
 }
 
-// Outputs in a task: whole panels where rows are many, wide where an input's outputs lie next to each other and the next
-// input's far away, and no more than Scratch holds.
+// Outputs of one task: whole panels if there are many rows; many outputs if weights are transposed, because the outputs
+// of one input are adjacent and those of the next far away; never more than Scratch holds.
 int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels, bool columns) {
   const int64_t tasks_each = columns ? column_tasks_per_thread : panels ? panel_tasks_per_thread : tasks_per_thread;
   const int64_t num_tasks = num_threads * tasks_each;

@@ -1,4 +1,4 @@
-// Who computes what: a message's rows grouped by expert, and the work cut into tasks that threads take as they finish.
+// Plans a message: groups its rows by expert, and cuts the work into tasks that threads take as they finish.
 #pragma once
 
 #include <atomic>
@@ -15,25 +15,25 @@ struct Grouping {
   std::vector<int32_t> rows;
   std::vector<float> weights;
 
-  // False where an expert id is out of range.
+  // False if an expert id is out of range.
   bool group(const fiddler_message& message, int64_t num_experts);
 
  private:
   std::vector<int64_t> next_;
 };
 
-// How an expert's rows are cut into tiles; their memory is given out by who asks. What 256 rows have of a segment of inputs
-// takes half of the second-level cache of the first CPUs that have tiles.
+// How an expert's rows are cut into tiles; the caller allocates their memory. A segment of the inputs of 256 rows takes
+// half of the second-level cache of the first CPUs with tiles.
 RowTiles tiles_of(int64_t rows, int64_t inputs);
 
-// Outputs [begin, end) of one expert's projections, or of all experts' where expert is -1.
+// Outputs [begin, end) of one expert's projections, or of all experts' if expert is -1.
 struct Task {
   int64_t expert;
   int64_t begin;
   int64_t end;
 };
 
-// Each node's tasks lie together, so that its threads take them first and help the others after.
+// Tasks by node: its threads take its own first, and then help the other nodes.
 class TaskList {
  public:
   void clear(int num_nodes);
@@ -68,7 +68,7 @@ class TaskList {
   std::vector<Queue> queues_;
 };
 
-// Cuts the projections of all experts that have rows. A node computes the part of each matrix that lies in its memory.
+// Cut the projections of all experts that have rows. A node computes the part of each matrix that is in its memory.
 void plan_inner(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks);
 void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks);
 

@@ -19,7 +19,7 @@ void relax() {
 
 namespace {
 
-constexpr int checks_before_yielding = 4096;  // a thread that is waited for may have lost its CPU to another process
+constexpr int checks_before_yielding = 4096;  // the thread that is waited for may have lost its CPU to another process
 
 void pin_this_thread(int cpu) {
 #ifdef __linux__
@@ -27,7 +27,7 @@ void pin_this_thread(int cpu) {
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(cpu, &set);
-  // a CPU may have been taken from the container since it was listed: then the thread runs where it may
+  // the container may have lost the CPU since it was listed; the thread then runs on any CPU
   (void)pthread_setaffinity_np(pthread_self(), sizeof set, &set);
 #else
   (void)cpu;
@@ -55,12 +55,15 @@ void Barrier::wait() {
 }  // namespace fiddler
 
 fiddler_pool::fiddler_pool(const int32_t* cpus, const int32_t* nodes, int count, int spin_microseconds)
-    : nodes_(nodes, nodes + count), spin_microseconds_(spin_microseconds), workers_(new Worker[static_cast<size_t>(count)]) {
+    : nodes_(nodes, nodes + count),
+      spin_microseconds_(spin_microseconds),
+      workers_(new Worker[static_cast<size_t>(count)]) {
   for (int i = 0; i < count; ++i) {
     if (nodes[i] >= num_nodes_) num_nodes_ = nodes[i] + 1;
     if (cpus[i] < 0) continue;
-    if (static_cast<size_t>(cpus[i]) >= index_by_cpu_.size()) index_by_cpu_.resize(static_cast<size_t>(cpus[i]) + 1, -1);
-    index_by_cpu_[static_cast<size_t>(cpus[i])] = i;
+    const auto cpu = static_cast<size_t>(cpus[i]);
+    if (cpu >= index_by_cpu_.size()) index_by_cpu_.resize(cpu + 1, -1);
+    index_by_cpu_[cpu] = i;
   }
   if (count == 1) return;
   try {

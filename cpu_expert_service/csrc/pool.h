@@ -1,5 +1,5 @@
-// Pinned threads that wait a little awake, then asleep. The calling thread takes part in place of the worker of the CPU
-// that it happens to be on, so that nobody has to be moved.
+// Pinned threads that spin for a while before they sleep. The calling thread takes the place of the worker of the CPU
+// that it is on, so that neither has to move.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,7 @@ struct fiddler_pool {
   int num_nodes() const { return num_nodes_; }
   int node(int index) const { return nodes_[static_cast<size_t>(index)]; }
 
-  // One caller at a time: false where another is in.
+  // Admits one caller at a time; false if there is one already.
   bool enter() { return !busy_.exchange(true, std::memory_order_acquire); }
   void leave() { busy_.store(false, std::memory_order_release); }
 
@@ -54,9 +54,9 @@ struct fiddler_pool {
 
 namespace fiddler {
 
-void relax();  // tells the CPU that a loop waits
+void relax();  // tells the CPU that this is a waiting loop
 
-// Lets nobody pass until all threads of the pool have come.
+// Blocks each thread until all have arrived.
 class Barrier {
  public:
   explicit Barrier(int count) : missing_(count) {}

@@ -1,4 +1,4 @@
-// fiddler_run: checks a message, lays it out as a Job, and lets the pool compute it in two passes.
+// fiddler_run: checks a message, turns it into a Job, and lets the pool compute it in two passes.
 
 #include <algorithm>
 #include <new>
@@ -38,7 +38,7 @@ class Buffer {
   int64_t capacity_ = 0;
 };
 
-// What lives from one message to the next, so that nothing is allocated in between. Each calling thread has its own.
+// Memory that is kept from one message to the next, so that messages allocate nothing. Each calling thread has its own.
 struct Workspace {
   Grouping grouping;
   std::vector<ExpertRows> experts;
@@ -110,7 +110,7 @@ void lay_out(const fiddler_layer& layer, const fiddler_message& message, const O
   const bool converts = ops.operand != message.hidden_dtype;
   const auto* hidden = static_cast<const unsigned char*>(message.hidden);
   if (converts) hidden = space.hidden.reserve(message.rows * layer.hidden_size * operand_bytes);
-  // rows that start a cache line further on each time do not all compete for the same lines of a cache
+  // one cache line more than a row needs, so that rows do not all compete for the same lines of a cache
   const int64_t inner_pitch = (layer.intermediate_size * operand_bytes + 63) / 64 * 64 + 64;
   unsigned char* inner = space.inner.reserve(inner_pitch * static_cast<int64_t>(num_assignments) + 64);
   space.hidden_rows.resize(num_assignments);
@@ -124,11 +124,12 @@ void lay_out(const fiddler_layer& layer, const fiddler_message& message, const O
   if (!sums_are_output) sums = space.sums.reserve(message.rows * layer.hidden_size * 4);
   job = Job{message.rows, layer.hidden_size, layer.intermediate_size, layer.gate.weights != nullptr,
             layer.factor.weights != nullptr, layer.activation, layer.alpha, layer.limit, space.experts.data(),
-            static_cast<int64_t>(space.experts.size()), grouping.rows.data(), grouping.weights.data(), space.hidden_rows.data(),
-            space.inner_rows.data(), static_cast<float*>(sums), sums_are_output ? nullptr : message.output, message.output_dtype};
+            static_cast<int64_t>(space.experts.size()), grouping.rows.data(), grouping.weights.data(),
+            space.hidden_rows.data(), space.inner_rows.data(), static_cast<float*>(sums),
+            sums_are_output ? nullptr : message.output, message.output_dtype};
 }
 
-// [begin, end) of bfloat16 values to float32: the only conversion there is, since others are computed in float32.
+// Converts bfloat16 values [begin, end) to float32. No other conversion is needed, since all else is float32 already.
 void widen(const void* from, float* to, int64_t begin, int64_t end) {
   const auto* stored = static_cast<const Bf16*>(from);
   for (int64_t i = begin; i < end; ++i) to[i] = to_float(stored + i);
@@ -179,7 +180,9 @@ void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops,
   }
 }
 
-bool is_aligned(const void* pointer, int64_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0; }
+bool is_aligned(const void* pointer, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
+}
 
 bool is_null(const fiddler_projection& projection, int64_t num_experts) {
   if (!projection.weights) return true;

@@ -1,4 +1,4 @@
-// The specification that every other tier is held against: plain loops, any strides, sums in double.
+// The reference that all other tiers are compared with: plain loops, any strides, sums in double.
 #pragma once
 
 #include "activation.h"

@@ -1,4 +1,4 @@
-// What a layer's message is where tiles multiply: between and after the projections of tiles.h.
+// A layer computed with matrix tiles: what comes between and after the projections of tiles.h.
 #pragma once
 
 #include "activation.h"
@@ -14,7 +14,7 @@ inline void add_tile_bias(const Matrix& matrix, int64_t begin, int64_t end, floa
   }
 }
 
-// [16 outputs][16 rows] as the 8 rows of pairs that the next projection's tile has of them.
+// Stores [16 outputs][16 rows] as 8 rows of pairs, the form in which the next projection's tile takes them.
 inline void store_pairs(const float* tile, unsigned char* to) {
   for (int64_t i = 0; i < tile_outputs; i += 2, to += RowTiles::rows * 4) {
     uint32_t pairs[RowTiles::rows];
@@ -26,7 +26,7 @@ inline void store_pairs(const float* tile, unsigned char* to) {
   }
 }
 
-// Calls body(first row block, row blocks) over as many as Scratch has sums for.
+// Calls body(first row block, number of row blocks), each time for as many as Scratch has sums for.
 template <class Body>
 void for_each_tile_block(const RowTiles& tiles, Body body) {
   constexpr int64_t most = max_block_rows / RowTiles::rows;
@@ -78,7 +78,7 @@ void add_tile(const Job& job, float* tile, int64_t a, int64_t count, int64_t beg
   }
 }
 
-// One expert's part of vector_outer, where its rows are packed.
+// One expert's part of vector_outer, if its rows are packed.
 template <class T>
 void tiled_outer(const Job& job, const ExpertRows& expert, int64_t begin, int64_t end, Scratch& scratch) {
   const int64_t num_pairs = rounded_up(end - begin, pair_outputs) / pair_outputs;

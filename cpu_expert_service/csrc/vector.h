@@ -1,4 +1,4 @@
-// What a vector tier computes: projections by rows, panels, tiles or columns, and what lies between and after them.
+// A layer computed with vectors: projections by rows, panels, tiles or columns, and what comes between and after them.
 #pragma once
 
 #include "activation.h"
@@ -15,7 +15,7 @@ template <class T, class Stored>
 void project_plain(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
   if (T::pair > 1 || !matrices[0].is_transposed()) {
-    if (T::has_tiles || count < T::min_panel_rows) {  // of more, tiles are packed
+    if (T::has_tiles || count < T::min_panel_rows) {  // more rows are packed: into tiles if there are, else panels
       return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, Inputs<T>{x, count, length},
                                      scratch.carried);
     }
@@ -72,8 +72,8 @@ inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* 
   for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
 }
 
-// One or two rows are computed over wide blocks of outputs, more over as many outputs as a panel has; of transposed weights
-// as many next to each other as Scratch holds.
+// One or two rows are computed over wide blocks of outputs, more rows over as many outputs as a panel has; with
+// transposed weights, over as many outputs as Scratch holds.
 inline int64_t outputs_at_a_time(int64_t count, bool columns) {
   if (!columns) return count <= 2 ? max_chunk_outputs : panel_outputs;
   return smaller(max_column_outputs, Scratch::block_floats / count / panel_outputs * panel_outputs);

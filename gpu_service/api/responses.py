@@ -8,8 +8,7 @@ from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateResponse
 from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
 from gpu_service.engine.request import Request
 from gpu_service.errors import for_caller
-from gpu_service.sampling import outputs as words
-from gpu_service.sampling.outputs import FinishReason
+from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 from gpu_service.text.detokenizer import TextStream
 from gpu_service.text.tokenizer import Tokenizer
 
@@ -99,7 +98,7 @@ class Responses:
         for index, text in enumerate(self._texts if self._echo else ()):
             yield GenerateResponse(chunk=Chunk(index=index, token_ids=self._request.prompt, text=text.prompt_text))
 
-    def _prompt(self, logprobs: Sequence[words.TokenLogprobs]) -> Iterator[GenerateResponse]:
+    def _prompt(self, logprobs: Sequence[TokenLogprobs]) -> Iterator[GenerateResponse]:
         for start in range(0, len(logprobs), _PROMPT_TOKENS_PER_MESSAGE):
             part = [self._logprobs(each) for each in logprobs[start : start + _PROMPT_TOKENS_PER_MESSAGE]]
             yield GenerateResponse(prompt=generation_pb2.PromptLogprobs(tokens=part))
@@ -109,7 +108,7 @@ class Responses:
             token_ids=event.token_ids, text=self._tokenizer.decode(event.token_ids), score=event.score
         )
 
-    def _logprobs(self, logprobs: words.TokenLogprobs) -> generation_pb2.TokenLogprobs:
+    def _logprobs(self, logprobs: TokenLogprobs) -> generation_pb2.TokenLogprobs:
         top = [
             Alternative(token_id=token_id, logprob=logprob, text=self._tokenizer.token_text(token_id))
             for token_id, logprob in logprobs.top

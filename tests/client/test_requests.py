@@ -223,7 +223,7 @@ def test_every_event_has_what_its_message_has(server: FakeServer) -> None:
     assert events[:3] == [
         PromptLogprobs((TokenLogprobs(1, None, top), TokenLogprobs(2, -0.25, top))),
         BestBeam((4,), "the", -2.5),
-        GenerationChunk(0, (4,), "t", (TokenLogprobs(4, -0.75, top),)),
+        GenerationChunk(0, (4,), "t", logprobs=(TokenLogprobs(4, -0.75, top),)),
     ]
     last = events[3]
     assert isinstance(last, Complete)

@@ -37,7 +37,7 @@ def busy(retry_seconds: float | None) -> rpc.StatusError:
     return rpc.StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "256 requests wait already", *details)
 
 
-async def text(server: FakeServer, kind: str, retry_busy: bool = False, timeout: float = 10) -> str:
+async def text(server: FakeServer, kind: str, *, retry_busy: bool = False, timeout: float = 10) -> str:
     if kind == "sync":
         with Client(server.target, retry_busy=retry_busy) as client:
             return await asyncio.to_thread(client.generate("a prompt", timeout=timeout).text)

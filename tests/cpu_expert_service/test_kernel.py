@@ -1,4 +1,4 @@
-"""Every kernel against a loop in float64 that anyone can check."""
+"""PyTorch's kernel against a plain loop in float64."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ ACTIVATIONS["gelu_pytorch_tanh"] = ACTIVATIONS["gelu_new"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a kernel is given."""
+    """A layer and a message for it."""
 
     experts: Sequence[ExpertWeights]
     activation: str
@@ -44,7 +44,7 @@ class Problem:
         return compute(self.hidden, torch.tensor(self.expert_ids, dtype=torch.int32), self.routing_weights)
 
     def solve(self) -> tuple[torch.Tensor, float]:
-        """The exact result, and the norm of what was added up."""
+        """The exact result, and the norm of the summands."""
         total = torch.zeros(self.hidden.shape, dtype=torch.float64)
         square = 0.0
         for row, ids in enumerate(self.expert_ids):
@@ -77,7 +77,7 @@ def problems(draw: st.DrawFn, rows_dtype: torch.dtype) -> Problem:
     row_ids = st.lists(st.integers(-1, num_experts - 1), min_size=k, max_size=k)
     ids = draw(st.lists(row_ids, min_size=num_rows, max_size=num_rows))
     weights = torch.randn(num_rows, k, generator=generator)
-    # the contract is that these are not read
+    # these must not be read
     weights[torch.tensor(ids) < 0] = math.nan
     return Problem(
         [

@@ -1,4 +1,4 @@
-"""Which kernel an AutoKernel lets compute, by what calibration measured."""
+"""Which kernel an AutoKernel uses, by what calibration measured."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def kernel() -> Iterator[AutoKernel]:
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, native_seconds: dict[int, float]) -> None:
-    """PyTorch takes a second at any number of rows; the native kernel takes these, and 1.5 where nothing is said."""
+    """Has PyTorch take a second for any number of rows, and the native kernel these seconds, or else 1.5."""
 
     def time_kernel(name: str, _: LayerFunction, *, layer: LayerWeights, rows: int, **rest: object) -> Timing:
         assert len(layer.experts) == 2

@@ -27,12 +27,12 @@ except NativeUnavailableError as error:
     pytest.skip(str(error), allow_module_level=True)
 
 FLOAT32_ERROR = 5e-7
-"""Largest error of a sum, relative to sum |w||x|, where operands are float32: some roundings of 2^-24 each, as many as
-a lane adds; and of what the activation passes on."""
+"""Largest error of a sum, relative to sum |w||x|, with float32 operands: as many roundings of 2^-24 as a lane has
+additions, and the error that the activation passes on."""
 BFLOAT16_ERROR = 2**-9
-"""The same where what lies between the projections is rounded to bfloat16, by 2^-9 of itself at most."""
+"""The same if the activated values are rounded to bfloat16, each by at most 2^-9 of itself."""
 FLOOR = 1e-30
-"""Below this, bfloat16 instructions take numbers for 0."""
+"""Below this, bfloat16 instructions read numbers as 0."""
 
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "relu", "relu2", "clamped_swiglu", "clamped_silu")
 FORMATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -83,7 +83,7 @@ class Problem:
         return total, scale
 
     def _expert(self, expert: ExpertWeights, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The exact output, and what its error is proportional to: sum |w||x| of each projection, passed on."""
+        """The exact output, and the scale of its error: sum |w||x| of each projection, passed on to the next."""
         up, up_scale = _project(plain(expert.up), expert.up_bias, x)
         if expert.factor is not None:
             factor, factor_scale = _project(plain(expert.factor), None, x)
@@ -137,11 +137,11 @@ def assert_close(problem: Problem, kernel: NativeKernel) -> None:
     assert output.dtype is torch.float32
     bound = problem.tolerance(kernel) * scale + FLOOR
     worst = ((output.double() - exact).abs() / bound).max()
-    assert worst <= 1, f"{float(worst):.2f} of what is allowed"
+    assert worst <= 1, f"{float(worst):.2f} of the largest error allowed"
 
 
 def lay_out(values: torch.Tensor, layout: Layout, dtype: torch.dtype, offset: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matrices [2, out, in] as two strided views of one piece of memory that starts at any byte."""
+    """Matrices [2, out, in] as two strided views of one block of memory that starts at any byte."""
     _, out, length = values.shape
     if layout == "rows":
         order, shape = values, (2, out, length)
@@ -201,7 +201,7 @@ def make_problem(
         experts.append(ExpertWeights(gate if gated else None, up, down, *biases, factor=factor))
     ids = torch.randint(-1, num_experts, (rows, k), generator=generator, dtype=torch.int32)
     weights = draw(rows, k)
-    weights[ids < 0] = math.nan  # the contract is that these are not read
+    weights[ids < 0] = math.nan  # these must not be read
     hidden = draw(rows, hidden_size).to(hidden_dtype)
     return Problem(LayerWeights(tuple(experts), activation), hidden, ids, weights)
 
@@ -267,8 +267,8 @@ def test_every_activation_is_computed(kernel: NativeKernel, activation: str) -> 
 def test_rows_are_spread_over_many_experts_and_some_experts_have_none(kernel: NativeKernel, rows: int) -> None:
     problem = make_problem(rows, 8, 128, 64, 48)
     assert_close(problem, kernel)
-    nobody = replace(problem, expert_ids=torch.full_like(problem.expert_ids, -1))
-    assert torch.equal(nobody.run(kernel), torch.zeros(rows, 64))
+    elsewhere = replace(problem, expert_ids=torch.full_like(problem.expert_ids, -1))
+    assert torch.equal(elsewhere.run(kernel), torch.zeros(rows, 64))
 
 
 def test_no_rows_and_no_experts_per_row_are_computed(kernel: NativeKernel) -> None:
@@ -346,10 +346,10 @@ def test_the_result_is_finite_exactly_where_the_scalar_tiers_is(
 def test_rows_beside_one_that_is_not_finite_are_not_touched(kernel: NativeKernel) -> None:
     for rows in (8, 40):
         problem = make_problem(rows, 1, 1, 96, 64)
-        spoilt = _with_values(problem, [(3, 5, math.nan)]).run(kernel)
+        non_finite = _with_values(problem, [(3, 5, math.nan)]).run(kernel)
         clean = problem.run(kernel)
         others = [row for row in range(rows) if row != 3]
-        assert torch.equal(spoilt[others], clean[others])
+        assert torch.equal(non_finite[others], clean[others])
 
 
 def test_copies_in_ram_give_the_same_result(kernel: NativeKernel) -> None:

@@ -1,4 +1,4 @@
-"""The service as a process: from start to end, and who may live beside it."""
+"""The service as a process: from start to end, and next to another one."""
 
 import signal
 import socket
@@ -36,12 +36,12 @@ def prefault(self, progress):
 Checkpoint.prefault = prefault
 sys.exit(main())
 """
-"""The service, but it reads experts until a file "go" appears in the model's directory."""
+"""The service, which reads experts until a file "go" appears in the model's directory."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """A process that serves, for all tests that leave it as it is."""
+    """A process that serves, for all tests that do not change it."""
 
     process: Process
     channel: grpc.Channel
@@ -106,7 +106,7 @@ def test_metrics_tell_what_runs_and_what_was_done(running: Running) -> None:
     with stream(running.channel) as opened:
         opened.send(ask(rows=5))
         opened.receive()
-        # an answer is counted when it is on its way, which is before its stream ends
+        # an answer is counted after it was sent, and before its stream ends
         opened.finish()
     assert _sample(running.metrics(), "fiddler_expert_rows_total") == _sample(before, "fiddler_expert_rows_total") + 5
     assert 'fiddler_expert_requests_total{code="OK"}' in running.metrics()
@@ -134,7 +134,7 @@ def test_a_killed_service_is_replaced_and_a_stopped_one_leaves_no_trace(tiny: Pa
 
     with processes.start(tiny, f"unix:{path}", "--grace-seconds", "0.2") as process:
         process.wait_until_serving()
-        # an open stream must not hold it up, nor be taken for a failure
+        # an open stream must neither delay the end nor be reported as a failure
         with grpc.insecure_channel(process.address) as channel, stream(channel) as opened:
             assert opened.works()
             process.signal(signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_a_killed_service_is_replaced_and_a_stopped_one_leaves_no_trace(tiny: Pa
 
 @pytest.fixture
 def reading(tiny: Path, tmp_path: Path) -> Iterator[tuple[Process, Path]]:
-    """A service that reads experts, and the file that lets it finish."""
+    """A service that reads experts, and the file whose creation ends that."""
     for file in tiny.iterdir():
         (tmp_path / file.name).symlink_to(file)
     with processes.start(tmp_path, f"unix:{tmp_path}/experts.sock", program=("-c", SLOW_PREFAULT)) as process:

@@ -1,4 +1,4 @@
-"""The process says what is wrong with a checkpoint in one line, and never serves it."""
+"""The process reports a wrong checkpoint in one line, and never serves it."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -46,7 +46,7 @@ def change_a_dtype(directory: Path) -> None:
     edit_tensors(directory, lambda tensors: tensors | {GATE: tensors[GATE].to(torch.int8)})
 
 
-# what is done to the directory, and what the line must name
+# the damage to the directory, and the words that the line must contain
 DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "missing directory": (lambda directory: shutil.rmtree(directory), ("does not exist",)),
     "no config.json": (lambda directory: (directory / "config.json").unlink(), ("config.json", "missing")),
@@ -66,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 def outcomes(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[Path, Future[processes.Outcome]]]]:
-    """All the processes, two at a time, since each takes seconds to import what it needs."""
+    """All processes, two at a time, because each takes seconds to import its modules."""
     root = tmp_path_factory.mktemp("damaged")
 
     def run(directory: Path) -> processes.Outcome:

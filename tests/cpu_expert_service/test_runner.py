@@ -1,4 +1,4 @@
-"""A layer is computed with its own weights, and messages are computed one at a time."""
+"""The runner computes a layer with its own weights, and one message at a time."""
 
 import threading
 import time
@@ -20,7 +20,7 @@ from tests.support.tampering import SINGLE_FILE, edit_config
 
 
 class WatchedKernel:
-    """Answers with zeros; a test may hold it, and sees who was in it."""
+    """Answers with zeros. A test may block it, and sees how many calls were in it at a time."""
 
     name = "watched"
     num_threads = 1
@@ -97,7 +97,7 @@ def test_seconds_are_told_apart(checkpoint: Checkpoint) -> None:
 
 @pytest.fixture
 def held(checkpoint: Checkpoint) -> Iterator[tuple[Runner, WatchedKernel, threading.Event]]:
-    """A runner that computes something until the event is set."""
+    """A runner that is busy until the event is set."""
     entered, let_go = threading.Event(), threading.Event()
 
     def inside() -> None:

@@ -1,4 +1,4 @@
-"""What the service tells, computes, counts, and whom it lets in."""
+"""What the service describes, computes and counts, and which callers it admits."""
 
 import threading
 import time
@@ -68,7 +68,7 @@ def test_a_caller_that_fits_is_welcome(service: Service, checkpoint: Checkpoint)
 
 
 @pytest.mark.parametrize(
-    ("subject", "expected", "told"),
+    ("subject", "expected", "reason"),
     [
         ("protocol_version", 99, "the caller expects 99, and the CPU expert service has 1"),
         ("protocol_version", 0, "the caller expects 0, and the CPU expert service has 1"),
@@ -78,12 +78,12 @@ def test_a_caller_that_fits_is_welcome(service: Service, checkpoint: Checkpoint)
         ("dtype", 77, "the caller expects 77, and the CPU expert service has DTYPE_FLOAT32"),
     ],
 )
-def test_a_caller_that_does_not_fit_is_told_why(service: Service, subject: str, expected: Any, told: str) -> None:
+def test_a_caller_that_does_not_fit_is_told_why(service: Service, subject: str, expected: Any, reason: str) -> None:
     with capture_logs() as logs, pytest.raises(grpc.RpcError) as caught:
         service.stub.Describe(experts_pb2.DescribeRequest(**{subject: expected}))
     named, description = statuses.mismatch(caught.value)
     assert named == subject
-    assert told in description
+    assert reason in description
     assert description.startswith(f"{subject}: ")
     assert [(entry["event"], entry["reason"]) for entry in logs] == [("handshake refused", description)]
 
@@ -149,7 +149,7 @@ def test_streams_are_counted_out_and_in(service: Service, leave: Callable[[Strea
         error = Stream(service.channel).fails()
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert error.details() == "3 streams are open already"
-        # handshakes have threads of their own
+        # handshakes have spare threads
         assert service.stub.Describe(experts_pb2.DescribeRequest()).limits.max_streams == MAX_STREAMS
         assert all(opened.works() for opened in streams)
         leave(streams.pop())
@@ -160,7 +160,7 @@ def test_streams_are_counted_out_and_in(service: Service, leave: Callable[[Strea
 
 
 def test_the_streams_of_a_client_that_vanished_are_free_again(service: Service) -> None:
-    # a channel with a pool of its own, or closing it would leave the connection to the others
+    # a channel with its own pool: closing another one would leave the connection open for the others
     with grpc.insecure_channel(service.address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         assert all(Stream(channel).works() for _ in range(MAX_STREAMS))
     wait_until(lambda: _lets_in(service))

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a message ends its own stream, with a status that names the field, and no other stream."""
+"""A wrong message ends its own stream, with a status that names the field, and no other stream."""
 
 import threading
 import time
@@ -16,33 +16,33 @@ from tests.support import statuses
 from tests.support.in_process_service import MAX_EXPERTS_PER_ROW, MAX_MESSAGE_BYTES, MAX_ROWS, Service, value
 from tests.support.streams import HIDDEN_SIZE, ask, stream
 
-Spoil = Callable[[experts_pb2.RunRequest], Any]
+Damage = Callable[[experts_pb2.RunRequest], Any]
 
 
-def replaced(field: str, tensor: torch.Tensor) -> Spoil:
-    def spoil(request: experts_pb2.RunRequest) -> None:
+def replaced(field: str, tensor: torch.Tensor) -> Damage:
+    def damage(request: experts_pb2.RunRequest) -> None:
         request.ClearField(field)  # type: ignore[arg-type]
         tensors.encode(tensor, getattr(request, field))
 
-    return spoil
+    return damage
 
 
-def shorter(field: str) -> Spoil:
-    def spoil(request: experts_pb2.RunRequest) -> None:
+def shorter(field: str) -> Damage:
+    def damage(request: experts_pb2.RunRequest) -> None:
         message = getattr(request, field)
         message.data = message.data[:-1]
 
-    return spoil
+    return damage
 
 
-def without(field: str, part: str | None = None) -> Spoil:
+def without(field: str, part: str | None = None) -> Damage:
     return lambda request: getattr(request, field).ClearField(part) if part else request.ClearField(field)  # type: ignore[arg-type]
 
 
 ROWS, K = 2, 2
 IDS = torch.zeros(ROWS, K, dtype=torch.int32)
 GOOD = {"hidden": torch.zeros(ROWS, HIDDEN_SIZE), "expert_ids": IDS, "routing_weights": torch.zeros(ROWS, K)}
-BAD: list[tuple[str, Spoil, str, str]] = [
+BAD: list[tuple[str, Damage, str, str]] = [
     ("layer", lambda request: setattr(request, "layer", 2), "layer", "must be 0 to 1, got 2"),
     ("highest layer", lambda request: setattr(request, "layer", 2**32 - 1), "layer", "must be 0 to 1, got 4294967295"),
     ("id too large", replaced("expert_ids", IDS + 8), "expert_ids", "must be -1 to 7, got 8"),
@@ -80,13 +80,13 @@ BAD: list[tuple[str, Spoil, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "field", "problem"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
-def test_a_bad_message_ends_its_own_stream(service: Service, spoil: Spoil, field: str, problem: str) -> None:
+@pytest.mark.parametrize(("damage", "field", "problem"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_a_bad_message_ends_its_own_stream(service: Service, damage: Damage, field: str, problem: str) -> None:
     with stream(service.channel) as bystander, stream(service.channel) as offender:
         assert bystander.works()
         assert offender.works()
         request = ask(rows=ROWS, k=K)
-        spoil(request)
+        damage(request)
         error = offender.fails(request, ask())
         named, description = statuses.wrong_field(error)
         assert named == field

@@ -23,7 +23,7 @@ def quota_v1(directory: str, quota: int) -> dict[str, str]:
         ({}, math.inf),
         ({f"{MOUNT}/cpu.max": "max 100000"}, math.inf),
         ({f"{MOUNT}/cpu.max": "150000 100000"}, 1.5),
-        ({f"{MOUNT}/cpu.max": "what is this"}, math.inf),
+        ({f"{MOUNT}/cpu.max": "not a quota"}, math.inf),
         (quota_v1(f"{MOUNT}/cpu", -1), math.inf),
         (quota_v1(f"{MOUNT}/cpu", 400000), 4.0),
         (quota_v1(f"{MOUNT}/cpu,cpuacct", 400000), 4.0),

@@ -1,4 +1,4 @@
-"""Addresses that real servers in this process are bound to."""
+"""Binds real servers in this process to addresses."""
 
 import os
 import socket
@@ -31,7 +31,7 @@ def serving(server: grpc.Server, address: str) -> Iterator[None]:
 
 
 def _stale_socket(path: Path) -> None:
-    """What a server that was killed leaves."""
+    """Leaves what a server that was killed leaves."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()
@@ -87,7 +87,7 @@ def test_a_directory_that_may_not_be_written_is_told_with_its_owner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o755)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # whoever runs this may be root, who may do anything
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # the test may run as root, who may write anywhere
     owner = f"which belongs to user {tmp_path.stat().st_uid} with mode 0755"
     with pytest.raises(UserError, match=f"--listen: user {os.getuid()} cannot make a socket in {tmp_path}, {owner}"):
         listen.bind(_server(), f"unix:{tmp_path}/experts.sock")

@@ -1,4 +1,4 @@
-"""JSON lines off a terminal, words on one, whoever logs."""
+"""The log is text on a terminal and JSON lines elsewhere, for our own events and those of libraries."""
 
 import json
 import os

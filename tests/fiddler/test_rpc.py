@@ -1,4 +1,4 @@
-"""Addresses, sockets and statuses, over real servers in this process."""
+"""Addresses, health and statuses, over real servers in this process."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -119,7 +119,7 @@ def test_health_is_asked_for(tmp_path: Path, status: int | None, serves: bool) -
 
 
 def test_nobody_is_not_serving(tmp_path: Path) -> None:
-    with grpc.insecure_channel(f"unix:{tmp_path}/nobody.sock") as channel:
+    with grpc.insecure_channel(f"unix:{tmp_path}/none.sock") as channel:
         assert not rpc.is_serving(channel, timeout_seconds=1)
 
 

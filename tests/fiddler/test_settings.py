@@ -1,4 +1,4 @@
-"""Flags, then environment, then the TOML file, then defaults; and one line for whatever is wrong with them."""
+"""Flags, then environment, then the TOML file, then defaults; each mistake is reported in one line."""
 
 import os
 import re
@@ -29,7 +29,7 @@ class ToySettings(ServiceSettings):
     ratio: float = Field(0.5, gt=0, description="share of toys")
     loud: bool = Field(True, description="whether toys make noise")
     colour: Literal["red", "blue"] = Field("red", description="colour of toys")
-    box: Path | None = Field(None, description="where toys lie")
+    box: Path | None = Field(None, description="where toys are kept")
 
 
 ALL: tuple[type[ServiceSettings], ...] = (ToySettings, CpuSettings, GpuSettings)
@@ -46,7 +46,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """What is printed, in one line, where these arguments are refused."""
+    """Loads arguments that must be refused, and returns the one line that is printed."""
 
     def refuse(kind: type[ServiceSettings], *arguments: str) -> str:
         with pytest.raises(SystemExit) as caught:
@@ -267,8 +267,8 @@ def test_several_mistakes_are_told_at_once(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as caught:
         CpuSettings.load(["--threads", "many", "--max-rows", "0"])
     assert caught.value.code == 2
-    told = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
-    assert sorted(told) == ["--max-rows", "--model", "--threads"]
+    reported = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert sorted(reported) == ["--max-rows", "--model", "--threads"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A tensor survives the wire bit for bit, and a message that lies is refused with the name of its field."""
+"""A tensor is transferred bit for bit, and a message that contradicts itself is refused with the name of its field."""
 
 import math
 
@@ -23,7 +23,7 @@ def any_tensor(draw: st.DrawFn) -> torch.Tensor:
 
 
 def encode(tensor: torch.Tensor) -> tensor_pb2.Tensor:
-    """Over the wire and back."""
+    """Encodes, serializes and parses."""
     message = tensor_pb2.Tensor()
     tensors.encode(tensor, message)
     return tensor_pb2.Tensor.FromString(message.SerializeToString())

@@ -59,21 +59,21 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "problem"), WRONG)
+@pytest.mark.parametrize(("damage", "problem"), WRONG)
 @pytest.mark.parametrize("which", ["--ca", "--cert", "--key"])
 def test_a_file_that_is_wrong_is_named_with_its_option(
-    which: str, spoil: Callable[[Path], None], problem: str, authority: Authority, identity: Identity, tmp_path: Path
+    which: str, damage: Callable[[Path], None], problem: str, authority: Authority, identity: Identity, tmp_path: Path
 ) -> None:
     originals = {"--ca": authority.certificate, "--cert": identity.certificate, "--key": identity.key}
     files = {option: tmp_path / f"{option}.pem" for option in originals}
     for option, path in files.items():
         path.write_bytes(originals[option].read_bytes())
-    spoil(files[which])
+    damage(files[which])
     with pytest.raises(tls.TlsFileError) as raised:
         _ = read(files["--cert"], files["--key"]), tls.read_authorities("--ca", files["--ca"])
     assert "\n" not in str(raised.value)
     assert problem.format(path=files[which]) in str(raised.value)
-    assert str(raised.value).startswith("--key: " if spoil is _damaged and which == "--cert" else f"{which}: ")
+    assert str(raised.value).startswith("--key: " if damage is _damaged and which == "--cert" else f"{which}: ")
 
 
 def test_a_key_of_another_certificate_is_told_so(authority: Authority, identity: Identity) -> None:

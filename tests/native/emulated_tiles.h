@@ -1,4 +1,4 @@
-// AMX tiles in plain loops, so that what bf16_amx.cpp does with them is tested on CPUs that have none.
+// AMX tiles in plain loops, so that the AMX tier can be tested on CPUs without tiles.
 #pragma once
 
 #include <immintrin.h>
@@ -28,7 +28,7 @@ inline float bf16(const unsigned char* from) {
   return std::bit_cast<float>(uint32_t{bits} << 16);
 }
 
-// As Intel's manual has it: sum[m][n] += a[m][2k] * b[k][2n] + a[m][2k + 1] * b[k][2n + 1]
+// As in Intel's manual: sum[m][n] += a[m][2k] * b[k][2n] + a[m][2k + 1] * b[k][2n + 1]
 inline void multiply(int sum, int a, int b) {
   for (int m = 0; m < 16; ++m) {
     for (int n = 0; n < 16; ++n) {

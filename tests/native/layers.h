@@ -1,4 +1,4 @@
-// Layers and rows of random numbers, in memory that ends where the data does.
+// Layers and rows of random numbers, in memory that ends with the data.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct Random {
   }
 };
 
-// Values stored in one format, in memory of exactly their size, from any byte on.
+// Random values in one format, starting `shift` bytes into memory that ends with them.
 std::unique_ptr<unsigned char[]> stored(int32_t dtype, int64_t count, int64_t shift, float scale, Random& random) {
   const int64_t bytes = dtype == FIDDLER_FLOAT32 ? 4 : 2;
   auto memory = std::make_unique<unsigned char[]>(static_cast<size_t>(count * bytes + shift));

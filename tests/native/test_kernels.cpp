@@ -1,5 +1,5 @@
 // Tests the C interface without Python, for the sanitizers: every tier of this CPU, all formats and layouts, odd sizes,
-// memory that ends where the data does. Tiers are compared with the scalar one; test_native.py bounds their errors.
+// memory that ends with the data. Tiers are compared with the scalar one; test_native.py bounds their errors.
 
 #include <cmath>
 #include <cstdio>
@@ -127,7 +127,7 @@ void move_memory(fiddler_pool* pool) {
   for (int32_t streams : {1, 2, 4, 8, 16}) fiddler_read(pool, from.data() + 1, bytes - 1, streams);
 }
 
-// Several threads come at once: each is served or told that another is, and none waits for ever.
+// Several threads call at once: each is served, or gets the status that the pool is busy, and none waits for ever.
 void crowd(fiddler_pool* pool) {
   const Shape shape = {2, 1, 2, 256, 512};
   const Layer layer(shape, FIDDLER_BFLOAT16, false, true, false, false, 0);
@@ -196,9 +196,9 @@ void compare_emulated_tiles() {
           expert.inner_tiles.data = tiles.data() + hidden_bytes;
         }
         const std::vector<float> weight(row.size(), 1.0f);
-        const Job job = {rows, shape.hidden, shape.intermediate, l.gate.weights != nullptr, has_factor, FIDDLER_SILU, 0, 0,
-                         &expert, 1, row.data(), weight.data(), hidden_rows.data(), inner_rows.data(), sums.data(),
-                         nullptr, FIDDLER_FLOAT32};
+        const Job job = {rows, shape.hidden, shape.intermediate, l.gate.weights != nullptr, has_factor, FIDDLER_SILU,
+                         0, 0, &expert, 1, row.data(), weight.data(), hidden_rows.data(), inner_rows.data(),
+                         sums.data(), nullptr, FIDDLER_FLOAT32};
         const auto scratch = std::make_unique<Scratch>();
         if (ops.pack) ops.pack(job, expert, 0, expert.hidden_tiles.num_tiles());
         ops.inner(job, expert, 0, 64, *scratch);

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs. The keys are elliptic, which are quick to make."""
+"""Certificates for tests: an authority, and what it signs. Keys are elliptic-curve keys, which are fast to generate."""
 
 import datetime
 import ipaddress

@@ -10,6 +10,7 @@ import grpc
 from grpc_health.v1 import health as grpc_health
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from typing_extensions import override
 
 from fiddler import rpc
 from fiddler.v1 import generation_pb2, generation_pb2_grpc, tensor_pb2
@@ -108,7 +109,8 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self.has_chat_template = True
         self.cancelled = threading.Event()
 
-    def Generate(self, request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:  # noqa: N802
+    @override
+    def Generate(self, request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
         self.requests.append(request)
         self.deadlines.append(context.time_remaining() or 0.0)
         self.metadata.append(dict(context.invocation_metadata()))
@@ -117,12 +119,14 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
         yield from self.script(request, context)
         done = context.is_active()
 
-    def Abort(  # noqa: N802
+    @override
+    def Abort(
         self, request: generation_pb2.AbortRequest, context: grpc.ServicerContext
     ) -> generation_pb2.AbortResponse:
         return generation_pb2.AbortResponse(aborted=request.request_id == "mine")
 
-    def Tokenize(  # noqa: N802
+    @override
+    def Tokenize(
         self, request: generation_pb2.TokenizeRequest, context: grpc.ServicerContext
     ) -> generation_pb2.TokenizeResponse:
         texts = [request.text] if request.HasField("text") else [message.content for message in request.chat.messages]
@@ -131,13 +135,15 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
             words = ["<s>", *words]
         return generation_pb2.TokenizeResponse(token_ids=range(len(words)), tokens=words)
 
-    def Detokenize(  # noqa: N802
+    @override
+    def Detokenize(
         self, request: generation_pb2.DetokenizeRequest, context: grpc.ServicerContext
     ) -> generation_pb2.DetokenizeResponse:
         skips = request.skip_special_tokens or not request.HasField("skip_special_tokens")
         return generation_pb2.DetokenizeResponse(text=f"{list(request.token_ids)} {skips}")
 
-    def GetModelInfo(  # noqa: N802
+    @override
+    def GetModelInfo(
         self, request: generation_pb2.GetModelInfoRequest, context: grpc.ServicerContext
     ) -> generation_pb2.GetModelInfoResponse:
         return generation_pb2.GetModelInfoResponse(
@@ -151,7 +157,8 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
             has_chat_template=self.has_chat_template,
         )
 
-    def GetServerInfo(  # noqa: N802
+    @override
+    def GetServerInfo(
         self, request: generation_pb2.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> generation_pb2.GetServerInfoResponse:
         return generation_pb2.GetServerInfoResponse(

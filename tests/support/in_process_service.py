@@ -1,4 +1,4 @@
-"""The real servicer on a real socket, in this process, with a kernel that does as a test tells it."""
+"""The real servicer on a real socket, in this process, with a kernel that a test controls."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ MAX_ROWS, MAX_EXPERTS_PER_ROW, MAX_STREAMS, MAX_MESSAGE_BYTES = 16, 4, 3, 2**16
 
 
 class MoodyKernel(PyTorchKernel):
-    """Computes, unless a test says otherwise."""
+    """Computes, unless a test blocks it or has it fail."""
 
     failure: Exception | None = None
     gate: threading.Event | None = None
@@ -45,7 +45,7 @@ class MoodyKernel(PyTorchKernel):
 
 @dataclass(frozen=True)
 class Service:
-    """A server in this process, and a way to it."""
+    """A server in this process, and a channel to it."""
 
     address: str
     runner: Runner

@@ -77,10 +77,15 @@ def lose(pair: Pair, delay_seconds: float = 0.0) -> Loss:
     time.sleep(delay_seconds)
     pair.start(EXPERTS)
     serving_at = wait_until(lambda: pair.is_serving(pair.experts))
-    return Loss(killed_at, noticed_at, serving_at, wait_until(lambda: in_use(pair)))
+    return Loss(
+        killed_at=killed_at,
+        noticed_at=noticed_at,
+        serving_at=serving_at,
+        used_at=wait_until(lambda: in_use(pair)),
+    )
 
 
-def lose_at_random(pair: Pair, times: int, seed: int, longest_seconds: float) -> list[Loss]:
+def lose_at_random(pair: Pair, times: int, *, seed: int, longest_seconds: float) -> list[Loss]:
     """Kills the service several times, each at a random moment after it was used again."""
     moments = random.Random(seed)
     losses = []

@@ -1,10 +1,10 @@
-"""Machines that a test pretends: the files that Linux would show of them, under a directory in place of /."""
+"""Pretended machines: the files that Linux would have on them, under a directory in place of /."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 NO_LIMIT_V1 = str(2**63 - 4096)
-"""What memory.limit_in_bytes of cgroup v1 says if nobody has set it."""
+"""The value of memory.limit_in_bytes in cgroup v1 if no limit was set."""
 
 
 def write_files(root: Path, files: Mapping[str, str]) -> None:
@@ -16,7 +16,7 @@ def write_files(root: Path, files: Mapping[str, str]) -> None:
 
 
 def memory_v2(directory: str, limit: str | int, used: int, cached: int = 0) -> dict[str, str]:
-    """A control group's memory in cgroup v2; half of what is cached is active."""
+    """The files of a control group's memory in cgroup v2. Half of the cached bytes are active."""
     return {
         f"{directory}/memory.max": str(limit),
         f"{directory}/memory.current": str(used),

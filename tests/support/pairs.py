@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from typing_extensions import override
+
 from cpu_expert_service.native import NativeUnavailableError, available_tiers
 from pair import Pair
 from tests.support import checkpoints
@@ -27,6 +29,7 @@ class WarmPair(Pair):
     Tests of how a process starts and of its memory use a Pair.
     """
 
+    @override
     def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         command = [service, *arguments]
         return WarmProcess(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 START_SECONDS = 120
-"""How long a service may take to start; two seconds where nothing else runs."""
+"""How long a service may take to start; it takes two seconds on an idle machine."""
 
 MODULE = ("-m", "cpu_expert_service")
 
@@ -23,7 +23,7 @@ NOT_SERVING: int = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def health(channel: grpc.Channel, service: str = "") -> int | None:
-    """What a server reports; None where nobody answers."""
+    """The status that a server reports; None if none answers."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
     try:
         return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status)

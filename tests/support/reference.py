@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from typing_extensions import override
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.cpu_experts.client import ExpertClient
@@ -142,6 +143,7 @@ class RecordingStepper(Stepper):
         super().__init__(*arguments, **more)
         self.logits: dict[Generation, list[torch.Tensor]] = defaultdict(list)
 
+    @override
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         if batch.logits is not Logits.NONE:
             for generation, row in zip(batch.generations, logits[-len(batch.generations) :], strict=True):

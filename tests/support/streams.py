@@ -57,20 +57,20 @@ class Stream:
         return caught.value
 
     def finish(self) -> None:
-        """Says that there is no more, and sees the call end well with nothing left."""
+        """Ends the stream, and asserts that the call ends well without further responses."""
         self._requests.put(None)
         assert list(self.call) == []
         assert self.call.code() is grpc.StatusCode.OK
 
     def close(self) -> None:
-        """Leaves, whatever state it is in."""
+        """Cancels the call, in any state."""
         self.call.cancel()
         self._requests.put(None)
 
 
 @contextmanager
 def stream(channel: grpc.Channel) -> Iterator[Stream]:
-    """A stream that is closed in the end."""
+    """A stream that is closed at the end."""
     opened = Stream(channel)
     try:
         yield opened

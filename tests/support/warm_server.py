@@ -42,14 +42,14 @@ def main() -> None:
             return
         if (middle := os.fork()) == 0:
             if os.fork() == 0:
-                _run(message, files, connection, parent)
+                _run(message, files=files, connection=connection, parent=parent)
             os._exit(0)  # so that the process that asked adopts the service
         os.waitpid(middle, 0)
         for file in files:
             os.close(file)
 
 
-def _run(message: bytes, files: list[int], connection: socket.socket, parent: int) -> None:
+def _run(message: bytes, *, files: list[int], connection: socket.socket, parent: int) -> None:
     directory, environment, arguments = json.loads(message)
     while os.getppid() != parent:
         time.sleep(0.001)

@@ -1,5 +1,5 @@
-// Projections of transposed weights, whose outputs lie next to each other: each input's weights are added, scaled, to all
-// outputs. Outputs that lie apart (gate and up interleaved) are gathered first.
+// Projections of transposed weights, where the outputs of one input are adjacent: each input's weights, scaled, are
+// added to all outputs. Outputs that are not adjacent (gate and up interleaved) are gathered first.
 #pragma once
 
 #include <type_traits>
@@ -10,13 +10,13 @@ namespace fiddler {
 namespace {
 
 constexpr int columns_at_a_time = 8;    // inputs whose weights stay in registers
-constexpr int64_t columns_shared = 256;  // inputs that all matrices are given in turn: alternating ones share cache lines
+constexpr int64_t columns_shared = 256;  // inputs before the next matrix's turn: interleaved ones share cache lines
 
 template <class T, class Stored>
 typename T::Vector load_outputs(const Stored* from, int64_t stride, int64_t count) {
   if (stride == 1 && count >= T::width) return T::load_weights(from);
   if constexpr (std::is_same_v<Stored, Bf16>) {
-    if (stride == 2 && count > T::width) return T::load_alternate(from);  // so that there is one after the last lane's
+    if (stride == 2 && count > T::width) return T::load_alternate(from);  // reads one beyond the last lane's
   }
   Stored buffer[T::width] = {};
   for (int64_t i = 0; i < count && i < T::width; ++i) buffer[i] = from[i * stride];
@@ -30,8 +30,9 @@ void clear_columns(int64_t width, int64_t count, float* results, int64_t pitch) 
   }
 }
 
-// Adds what inputs [first, last) give to outputs [begin, end) of `count` hidden rows: results[m * pitch + output - begin];
-// the pitch holds whole vectors. An input's outputs are too far from the next one's for the CPU to fetch those ahead.
+// Adds what inputs [first, last) contribute to outputs [begin, end) of `count` hidden rows, in results[m * pitch +
+// output - begin]; the pitch holds whole vectors. It prefetches, because the CPU does not: an input is too far from the
+// next one.
 template <class T, class Stored>
 void add_columns(const Matrix& matrix, int64_t begin, int64_t end, const float* const* x, int64_t count, int64_t first,
                  int64_t last, float* results, int64_t pitch) {

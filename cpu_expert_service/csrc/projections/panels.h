@@ -1,5 +1,5 @@
-// Projections of many hidden rows: a block of weights is transposed into a panel that stays in the cache, and every
-// hidden row is multiplied with it, one input at a time, into sums that stay in registers.
+// Projections of many hidden rows: a block of weights is transposed into a panel that stays in the cache. Every hidden
+// row is multiplied with the panel, one input at a time, and the sums stay in registers.
 #pragma once
 
 #include "projections/rows.h"

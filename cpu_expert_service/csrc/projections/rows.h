@@ -1,5 +1,6 @@
-// Projections of few hidden rows: weights stream from memory once, and sums of R weight rows x M hidden rows stay in
-// registers. Several weight rows are read at a time, from places far apart, since one stream does not fill the memory bus.
+// Projections of few hidden rows: weights are read from memory once, and sums of R weight rows x M hidden rows stay in
+// registers. Several weight rows that are far apart are read at a time, because one stream does not fill the memory
+// bus.
 #pragma once
 
 #include "job.h"
@@ -14,7 +15,7 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 template <class T>
 constexpr int step = T::width * T::pair;
 
-// A vector's worth of which only the first `count` are there; the rest is 0.
+// A vector of which only the first `count` values exist; the rest is 0.
 template <class T, class Stored>
 typename T::Vector load_partial_weights(const Stored* from, int64_t count) {
   Stored buffer[step<T>] = {};
@@ -29,19 +30,19 @@ typename T::Vector load_partial_operand(const typename T::Operand* from, int64_t
   return T::load_operand(buffer);
 }
 
-// The inputs of a row that are taken at a time: as many as keep the hidden rows' part in the first-level cache, since
-// every weight row reads it again.
+// The inputs that are multiplied at a time: few enough that their part of the hidden rows stays in the first-level
+// cache, because every weight row reads it again.
 struct Segment {
   int64_t first;
   int64_t last;
   bool is_first;
   bool is_last;
 
-  // What is read after this: the same row further on where rows are read whole, else the next row's same segment.
+  // From what is read to what is read next: further on in the row if rows are read whole, else the next row's segment.
   int64_t prefetch_distance(int64_t row_bytes) const { return is_first && is_last ? prefetch_bytes : row_bytes; }
 };
 
-// results[r][m * pitch] = weights[r] . x[m]; between segments sums wait in `carried` [R][count] vectors.
+// results[r][m * pitch] = weights[r] . x[m]; between segments the sums are kept in `carried`, [R][count] vectors.
 template <class T, int R, int M, class Stored>
 void dot_block(const Stored* const* weights, const typename T::Operand* const* x, const Segment& segment,
                int64_t ahead, float* carried, int64_t count, float* const* results, int64_t pitch) {
@@ -89,7 +90,7 @@ void dot_block(const Stored* const* weights, const typename T::Operand* const* x
   }
 }
 
-// Where a projection's results go: results[m * pitch + output - begin].
+// The place of a projection's results: results[m * pitch + output - begin].
 struct Block {
   float* results;
   int64_t pitch;
@@ -105,7 +106,7 @@ void dot_some(const Stored* const* weights, const typename T::Operand* const* x,
   }
 }
 
-// What rows of weights are multiplied with.
+// The hidden rows that weights are multiplied with.
 template <class T>
 struct Inputs {
   const typename T::Operand* const* rows;
@@ -164,7 +165,7 @@ int64_t segment_length(const Inputs<T>& x) {
 template <class T, class Stored>
 void project_rows(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
                   const Inputs<T>& x, float* carried) {
-  constexpr int wide = T::accumulators / 4;  // hidden rows whose sums leave registers for four weight rows
+  constexpr int wide = T::accumulators / 4;  // hidden rows whose sums with four weight rows fit in registers
   const int64_t length = segment_length(x);
   for (int64_t first = 0; first < x.length; first += length) {
     const bool is_last = first + length >= x.length;
@@ -172,7 +173,8 @@ void project_rows(const Matrix* matrices, const Block* blocks, int num_matrices,
     if (x.count <= wide) {
       stream_segment<T, 4, wide, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
     } else {
-      stream_segment<T, 2, T::accumulators / 3, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
+      constexpr int narrow = T::accumulators / 3;
+      stream_segment<T, 2, narrow, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
     }
   }
 }

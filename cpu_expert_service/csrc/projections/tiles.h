@@ -1,7 +1,7 @@
-// Projections on a CPU with matrix tiles. Weights are the first operand, where they lie: 16 rows of a matrix and 32 inputs
-// are a tile. What they are multiplied with is packed once for each expert as the second operand: pairs of inputs of 16
-// hidden rows side by side. Products come out as [16 outputs][16 hidden rows], and so, after the activation, already
-// in the order in which the next projection takes them.
+// Projections on a CPU with matrix tiles. Weights are the first operand and are read in place: a tile is 16 rows of a
+// matrix x 32 inputs. Hidden rows are the second operand, packed once for each expert: adjacent pairs of inputs of 16
+// hidden rows. A product is [16 outputs][16 hidden rows], so that the activated values are already in the order in
+// which the next projection takes them.
 #pragma once
 
 #include <type_traits>
@@ -13,14 +13,14 @@ namespace {
 
 constexpr int64_t tile_outputs = 16;
 constexpr int64_t tile_floats = 256;                  // of sums: 16 outputs x 16 hidden rows
-constexpr int64_t pair_outputs = 2 * tile_outputs;    // of two tiles of weights that are multiplied side by side
-constexpr int64_t pair_bytes = 2 * RowTiles::bytes;   // of those two, of 32 inputs
+constexpr int64_t pair_outputs = 2 * tile_outputs;    // of two tiles of weights that are multiplied together
+constexpr int64_t pair_bytes = 2 * RowTiles::bytes;   // of those two tiles, for 32 inputs
 constexpr int64_t chunk_steps = Scratch::kept_bytes / pair_bytes;  // whose weights the first-level cache keeps
 
-constexpr int64_t min_blocks_ahead = 6;  // of rows; fewer are multiplied too soon for more than the CPU fetches by itself
+constexpr int64_t min_blocks_ahead = 6;  // of rows; fewer are multiplied before prefetching would help
 
-// What is read next, fetched into the second-level cache little by little while tiles are multiplied that are in caches
-// already: else memory would stand still meanwhile.
+// The weights that are read next. They are prefetched into the second-level cache little by little while tiles that are
+// already cached are multiplied, because memory would be idle otherwise.
 struct Ahead {
   const unsigned char* weights = nullptr;
   int64_t row_bytes = 0;
@@ -34,7 +34,7 @@ struct Ahead {
     for (; lines > 0 && row < num_rows; --lines) {
       __builtin_prefetch(weights + row * row_bytes + byte, 0, 2);
       byte += line_bytes;
-      if (byte <= used_bytes) continue;  // rows seldom begin on a line, so that they have one more
+      if (byte <= used_bytes) continue;  // rows seldom begin at a line's start, so that they touch one more
       byte = 0;
       ++row;
     }
@@ -50,13 +50,13 @@ struct TileProduct {
   int64_t row_bytes;   // from an output to the next
   int64_t step_bytes;  // from 32 inputs to the next
   const unsigned char* rows;
-  const unsigned char* more_rows;  // of the next row block, where there are two
+  const unsigned char* more_rows;  // of the next row block, if there are two
   int64_t steps;
   float* sums;
   bool accumulate;
-  unsigned char* keep;  // where the tiles of weights are copied to, or null
+  unsigned char* keep;  // the tiles of weights are copied here, unless null
   Ahead* ahead;
-  int64_t lines;  // of what is ahead, in each step
+  int64_t lines;  // to prefetch in each step
 };
 
 inline int64_t rounded_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -85,7 +85,7 @@ void pack_tiles(const RowTiles& tiles, const Bf16* const* rows, int64_t count, i
   }
 }
 
-// Two tiles' rows of a matrix, outputs [begin, begin + 32), of which those from `end` on are 0.
+// The rows of a matrix in two tiles, outputs [begin, begin + 32); those from `end` on are 0.
 struct WeightRows {
   const unsigned char* first;
   int64_t row_bytes;
@@ -98,10 +98,10 @@ struct WeightRows {
         num_rows(end - begin < pair_outputs ? end - begin : pair_outputs),
         length(inputs) {}
 
-  // Whether tiles of these inputs hold nothing else.
+  // Whether the matrix fills the tiles up to this input, so that they can be read in place.
   bool is_whole(int64_t last_input) const { return num_rows == pair_outputs && last_input <= length; }
 
-  // Copies inputs [begin, begin + 32 * steps), and 0 for what is not there.
+  // Copies inputs [begin, begin + 32 * steps), and 0 beyond the matrix.
   void copy(int64_t begin, int64_t steps, unsigned char* to) const {
     std::memset(to, 0, static_cast<size_t>(steps * pair_bytes));
     for (int64_t row = 0; row < num_rows; ++row) {
@@ -118,7 +118,7 @@ struct WeightRows {
   static constexpr int64_t step_bytes = RowTiles::inputs * int64_t{sizeof(Bf16)};
 };
 
-// Some outputs' inputs that are multiplied with all rows before the next ones are.
+// Inputs of some outputs: all rows are multiplied with them before the next chunk.
 struct Chunk {
   int64_t matrix = 0;
   int64_t pair = 0;
@@ -126,7 +126,7 @@ struct Chunk {
   int64_t end = 0;
 };
 
-// Where the sums of a task lie: those of output `pair` x 32 and of row block `block` of the matrix.
+// The sums of a task, by matrix, by pair of tiles of outputs, and by row block.
 struct TileSums {
   float* data;
   int64_t num_pairs;
@@ -166,18 +166,18 @@ class TileProjection {
     return smaller((step / x_.segment_steps + 1) * x_.segment_steps, x_.num_steps);
   }
 
-  // The chunk that starts there. The inputs that do not fill a tile are a chunk of their own.
+  // The chunk that starts at a step. Inputs that do not fill a tile are a chunk of their own.
   Chunk first_of(int64_t matrix, int64_t pair, int64_t step) const {
     Chunk chunk = {matrix, pair, step, segment_end(step)};
     const WeightRows rows = weights(chunk);
-    // weights that are read once and where they lie are not copied, so that nothing limits their number
+    // weights that are read once and in place are not copied, so that nothing limits their number
     const bool once = last_block_ - first_block_ <= 2 && rows.num_rows == pair_outputs;
     if (!once) chunk.end = smaller(chunk.end, step + chunk_steps);
     if (chunk.end * RowTiles::inputs > length_ && chunk.end - step > 1) --chunk.end;
     return chunk;
   }
 
-  // All outputs of a segment of inputs come before the next segment: an empty chunk after the last one.
+  // The next chunk: all outputs of a segment of inputs come before the next segment. Empty after the last one.
   Chunk after(const Chunk& chunk) const {
     const int64_t segment = chunk.begin / x_.segment_steps * x_.segment_steps;
     if (chunk.end < segment_end(segment)) return first_of(chunk.matrix, chunk.pair, chunk.end);
@@ -187,7 +187,7 @@ class TileProjection {
     return {};
   }
 
-  // Only the first two row blocks read weights from where they lie; the others take the copy that was kept.
+  // Only the first two row blocks read weights in place; the others read the copy that was kept.
   void multiply(const Chunk& chunk, const Chunk& next) {
     const WeightRows rows = weights(chunk);
     const bool in_place = rows.is_whole(chunk.end * RowTiles::inputs);

@@ -1,4 +1,5 @@
-// AMX_BF16: as AVX512_BF16 for up to three hidden rows; more are multiplied in tiles of 16 outputs x 16 rows x 32 inputs.
+// AMX_BF16: up to three hidden rows as in AVX512_BF16; more are multiplied in tiles of 16 outputs x 16 rows x 32
+// inputs.
 #pragma once
 
 #include <atomic>
@@ -20,7 +21,7 @@ alignas(64) constexpr TileLayout tile_layout;
 
 struct AmxBf16 : Avx512Bf16 {
   static constexpr bool has_tiles = true;
-  static constexpr int64_t min_panel_rows = 4;  // fewer are read as fast by vdpbf16ps
+  static constexpr int64_t min_panel_rows = 4;  // with fewer, vdpbf16ps already keeps up with memory
   static constexpr double rows_per_read = 64;
 
   // Two tiles of weights x one or two of hidden rows: tiles 0 to 3 are sums, 4 and 5 weights, 6 and 7 hidden rows.
@@ -29,7 +30,7 @@ struct AmxBf16 : Avx512Bf16 {
     constexpr int64_t pitch = 64, next = tile_floats;
     const unsigned char *low = p.weights, *high = low + p.second, *rows = p.rows, *more_rows = p.more_rows;
     unsigned char* keep = p.keep;
-    // GCC does not tell the compiler that tiles are loaded from memory: what was stored there has to be there by now
+    // GCC's intrinsics do not declare that tiles are loaded from memory: this keeps stores from moving past the loads
     std::atomic_signal_fence(std::memory_order_seq_cst);
     load_sums<Two>(p.sums, p.accumulate);
     for (int64_t step = 0; step < p.steps; ++step) {
@@ -64,7 +65,7 @@ struct AmxBf16 : Avx512Bf16 {
 
   static void begin_tiles() { _tile_loadconfig(&tile_layout); }
 
-  // Tiles in use make every switch to another thread dearer.
+  // Tiles that are in use make every switch to another thread slower.
   static void end_tiles() { _tile_release(); }
 
  private:

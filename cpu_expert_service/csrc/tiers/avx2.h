@@ -21,7 +21,7 @@ struct Avx2 {
   static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;
   static constexpr int64_t min_panel_rows = 13;  // fewer are computed without packing
-  static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weight
+  static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weights
 
   static Vector zero() { return _mm256_setzero_ps(); }
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
@@ -31,7 +31,7 @@ struct Avx2 {
     const __m128i stored = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(stored), 16));
   }
-  // Every other value, for each lane. The value after the last lane's is read, too.
+  // Every other value. The value after the last lane's is read, too.
   static Vector load_alternate(const Bf16* from) {
     const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));

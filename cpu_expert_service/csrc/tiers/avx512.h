@@ -16,12 +16,12 @@ struct Avx512 {
   using Operand = float;
   static constexpr int width = 16;          // float32 lanes of a vector
   static constexpr int pair = 1;            // consecutive inputs that share a lane
-  static constexpr int accumulators = 24;   // vectors of sums that registers hold beside their operands
+  static constexpr int accumulators = 24;   // vectors of sums that fit in registers together with their operands
   static constexpr int panel_vectors = 4;   // of outputs in a packed panel
   static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;  // of a panel that is packed at a time
   static constexpr int64_t min_panel_rows = 13;  // fewer are computed without packing
-  static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weight
+  static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weights
 
   static Vector zero() { return _mm512_setzero_ps(); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
@@ -31,7 +31,7 @@ struct Avx512 {
     const __m256i stored = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(stored), 16));
   }
-  // Every other value, for each lane. The value after the last lane's is read, too.
+  // Every other value. The value after the last lane's is read, too.
   static Vector load_alternate(const Bf16* from) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(from), 16));
   }

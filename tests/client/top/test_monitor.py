@@ -16,6 +16,7 @@ GONE = UnavailableError("--gpu http://x: connection refused", grpc.StatusCode.UN
 def _samples(
     gpu: Sequence[str | ClientError],
     cpu: Sequence[str | ClientError] = (),
+    *,
     window: float = 2.0,
     half_life: float = 60.0,
 ) -> list[Snapshot]:
@@ -59,12 +60,23 @@ def test_selections_are_by_layer_expert_and_route() -> None:
             gpu_service([[7, 3], [2, 2]], routes=[{"resident": 8, "remote": 2}, {"remote": 4}], resident=[[0], []]),
         ]
     )
-    first = Layer(0, {"resident": 6, "streamed": 0, "remote": 2}, [6, 2], [6, 2], 1.5, [0], 1)
+    first = Layer(
+        layer=0,
+        routes={"resident": 6, "streamed": 0, "remote": 2},
+        selections=[6, 2],
+        decayed_selections=[6, 2],
+        imbalance=1.5,
+        resident=[0],
+        num_resident=1,
+    )
     assert sample.layers[0] == first
     assert sample.layers[1].selections == [0, 0]
     assert sample.layers[1].imbalance is None
     assert sample.routes == {"resident": 0.75, "streamed": 0.0, "remote": 0.25}
-    assert sample.hottest == [HotExpert(0, 0, 0.75, True), HotExpert(0, 1, 0.25, False)]
+    assert sample.hottest == [
+        HotExpert(layer=0, expert=0, share=0.75, resident=True),
+        HotExpert(layer=0, expert=1, share=0.25, resident=False),
+    ]
 
 
 def test_selections_decay_by_half_within_the_half_life() -> None:
@@ -99,7 +111,16 @@ def test_a_service_that_was_started_anew_with_another_model_is_counted_anew() ->
 def test_what_is_not_exported_is_not_available() -> None:
     routes = [{"remote": 3.0}], [{"remote": 5.0}]
     _, sample = _samples([gpu_service(routes=each, degraded=1) for each in routes])
-    assert sample.layers == [Layer(0, {"resident": 0, "streamed": 0, "remote": 2}, None, None, None, None, None)]
+    only_routes = Layer(
+        layer=0,
+        routes={"resident": 0, "streamed": 0, "remote": 2},
+        selections=None,
+        decayed_selections=None,
+        imbalance=None,
+        resident=None,
+        num_resident=None,
+    )
+    assert sample.layers == [only_routes]
     assert sample.hottest == []
     assert sample.degraded is True
     assert (sample.running, sample.swaps, sample.inter_token_seconds) == (None, None, None)

@@ -39,18 +39,18 @@ def _snapshot(
         return monitor.sample()
 
 
-def _printed(snapshot: Snapshot, width: int = 100, choice: Choice = "auto", colours: bool = False) -> str:
+def _printed(snapshot: Snapshot, width: int = 100, *, choice: Choice = "auto", colours: bool = False) -> str:
     file = io.StringIO()
     system = "truecolor" if colours else None
     Console(file=file, width=width, force_terminal=colours, color_system=system).print(View(snapshot, choice))  # type: ignore[arg-type]
     return file.getvalue()
 
 
-def _screen(snapshot: Snapshot, width: int, height: int, choice: Choice = "auto") -> list[str]:
+def _screen(snapshot: Snapshot, width: int, height: int) -> list[str]:
     """The lines of a live screen, without colours."""
     file = io.StringIO()
     console = Console(file=file, width=width, height=height, force_terminal=True, color_system=None)
-    console.print(Screen(View(snapshot, choice, live=True)))
+    console.print(Screen(View(snapshot, live=True)))
     return file.getvalue().splitlines()
 
 
@@ -104,7 +104,7 @@ def test_the_whole_screen_fits(num_layers: int, num_experts: int, width: int, he
 
 def test_maps_are_chosen() -> None:
     snapshot = _large(48, 128)
-    shown = {choice: _printed(snapshot, 120, choice) for choice in CHOICES}
+    shown = {choice: _printed(snapshot, 120, choice=choice) for choice in CHOICES}
     titles = {choice: ("last 2 s," in text, "  decayed," in text) for choice, text in shown.items()}
     assert titles == {"auto": (True, False), "both": (True, True), "recent": (True, False), "decayed": (False, True)}
     assert "last 2 s, max of 4 " in shown["both"]
