@@ -31,8 +31,8 @@ demo: $(STAMP) ## Start both services on models/demo and stream a text
 test: $(STAMP) ## Run the tests
 	$(BIN)/python -m pytest
 
-sweep: $(STAMP) ## Run every family through both services as processes
-	$(BIN)/python -m pytest tests/families/sweep.py -q
+sweep: $(STAMP) ## Run every family through both services, and every format of coded weights
+	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q
 
 compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2
 	$(BIN)/python -m tests.compose

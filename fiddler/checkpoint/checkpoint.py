@@ -163,7 +163,7 @@ class Checkpoint:
             codes=self.tensor(view.codes),
             scales=self.tensor(view.scales),
             zeros=None if stored.zeros is None else stored.unpack_zeros(self._bytes(stored.zeros)),
-            multiplier=1.0 if stored.multiplier is None else stored.factor(self._bytes(stored.multiplier)),
+            multiplier=1.0 if stored.multiplier is None else stored.factor(self._bytes(stored.multiplier), view.matrix),
             first_output=view.first_output,
         )
 

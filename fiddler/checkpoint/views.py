@@ -92,6 +92,8 @@ class CodedView:
     """[groups of outputs, groups of inputs]."""
     stored: "CodedStored"
     """The tensor: its zero points and its multiplier are read when the view is."""
+    matrix: int
+    """Which one of the tensor's matrices it is a view of, if that is a stack."""
     first_output: int
     """See `fiddler.coding.CodedTensor`."""
 

@@ -84,7 +84,9 @@ class Ahead:
 @pytest.fixture(scope="module")
 def ahead(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ahead]:
     selected = [
-        str(item.callspec.params["family"]) for item in request.session.items if isinstance(item, pytest.Function)
+        str(item.callspec.params["family"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.path == request.path
     ]
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the matrices are so small that threads only wait for each other

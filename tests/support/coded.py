@@ -141,7 +141,8 @@ def nvfp4(of_modelopt: bool) -> Coder:
 
     def code(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         groups = _groups(weight, 16)
-        factor = 0.5  # a power of two, so that both spellings stand for the same numbers
+        # a power of two, so that both spellings stand for the same numbers; not the same in every matrix
+        factor = 0.5 if weight[0, 0] > 0 else 0.25
         scales = (groups.abs().amax(-1) / 6 / factor).to(torch.float8_e4m3fn)
         divisor = scales.float()[..., None] * factor
         codes, values = _nearest_e2m1(groups / divisor.clamp(min=1e-12))

@@ -18,6 +18,14 @@ Layout = Literal["separate", "fused", "interleaved"]
 
 GPT_OSS = "mxfp4 of gpt-oss"
 """The one format that has no form with a tensor per matrix."""
+_OF_ONE_MATRIX = ("int4 group 32 asymmetric", "gptq", "gptq asymmetric v2", "gptq 8 bits in one group", "awq")
+_BLOCKS = ("fp8 block", "fp8 small blocks")
+SUPPORTED: tuple[tuple[Layout, str], ...] = (
+    *(("separate", name) for name in FORMATS),
+    *(("fused", name) for name in (*FORMATS, GPT_OSS) if name not in _OF_ONE_MATRIX),
+    *(("interleaved", name) for name in (*FORMATS, GPT_OSS) if name not in (*_OF_ONE_MATRIX, *_BLOCKS)),
+)
+"""Layouts and formats that go together; the others are refused."""
 _SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
 _OF_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj\.weight")
 

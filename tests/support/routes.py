@@ -18,6 +18,9 @@ from gpu_service.moe.prefetch import Prefetcher
 from gpu_service.placement import policies
 from gpu_service.planning.latency_model import LatencyModel, Measurements
 
+Continuation = tuple[list[int], torch.Tensor]
+"""Tokens, and the logits [tokens, vocab] that they were chosen by."""
+
 FAST, SLOW = 1e-6, 1.0
 _MAX_ROWS = 1024
 
@@ -107,6 +110,16 @@ def model_of(directory: Path, max_context: int = 128) -> Model:
         num_rows=2,
         max_context=max_context,
     )
+
+
+def check_way(directory: Path, model: Model, way: Way, prompt: Sequence[int], expected: Continuation) -> None:
+    """Checks that a checkpoint's experts take a way, and that greedy tokens and logits are those that are expected."""
+    with slots_of(model, directory, way):
+        tokens, logits = greedy(model, prompt, len(expected[0]))
+    assert tokens == expected[0]
+    assert (logits - expected[1]).abs().max() < 1e-4
+    routes = model.dispatcher.selections.read_routes()
+    assert {route for layer in routes for route, total in layer.items() if total} >= way.expected
 
 
 @contextmanager

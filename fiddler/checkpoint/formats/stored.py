@@ -70,9 +70,10 @@ class CodedStored:
         zeros = (fields >> shifts) & ((1 << bits) - 1)
         return zeros.flatten(0, 1)[: -(-self.shape[-2] // self.coding.group_outputs)].to(torch.uint8).contiguous()
 
-    def factor(self, stored: torch.Tensor) -> float:
-        """The multiplier, from the bytes of its tensor."""
-        value = float(stored.view(torch.float32)[0])
+    def factor(self, stored: torch.Tensor, matrix: int = 0) -> float:
+        """The multiplier of a matrix of the stack, from the bytes of its tensor."""
+        values = stored.view(torch.float32)
+        value = float(values[matrix if len(values) > 1 else 0])
         return 1.0 / value if self.divides else value
 
     def view(self, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> CodedView:
@@ -85,6 +86,7 @@ class CodedStored:
 
         Raises:
             UnsupportedDtypeError: The view's inputs are not adjacent, or its rows alternate within a group.
+            ShapeError: There are neither one multiplier nor as many as matrices.
         """
         rows, inputs = self.shape[-2:]
         step = strides[0] // inputs
@@ -103,6 +105,7 @@ class CodedStored:
                 f"{self.file} stores {self.name!r} as {self.dtype} with zero points and several matrices in one "
                 "tensor, which is not supported: with zero points each matrix needs a tensor of its own."
             )
+        self._check_multiplier()
         matrix, first = divmod(begin // inputs, rows)
         group, first_output = divmod(first, self.coding.group_outputs)
         num_groups = -(-(first_output + shape[0]) // self.coding.group_outputs)
@@ -113,8 +116,19 @@ class CodedStored:
             codes=self._rows(self.codes, torch.uint8, matrix, first, shape[0], step),
             scales=self._rows(self.scales, self.coding.scale.dtype, matrix, group, num_groups, step),
             stored=self,
+            matrix=matrix,
             first_output=first_output,
         )
+
+    def _check_multiplier(self) -> None:
+        if self.multiplier is None:
+            return
+        found, stack = self.multiplier.shape, self.shape[:-2]
+        if self.multiplier.dtype != "F32" or prod(found) not in (1, prod(stack)):
+            raise ShapeError(
+                f"{self.multiplier.file} holds the tensor {self.multiplier.name!r}, {self.multiplier.dtype} of shape "
+                f"{list(found)}; for {self.name!r} of shape {list(self.shape)} it must be F32 of shape {list(stack)}."
+            )
 
     def _rows(
         self, tensor: StoredTensor, dtype: torch.dtype, matrix: int, first: int, count: int, step: int

@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
 from gpu_service.model_runner.model import Model
-from tests.support import coded, reference
-from tests.support.coded_layouts import GPT_OSS, Layout, write
-from tests.support.routes import WAYS, greedy, model_of, slots_of
+from tests.support import reference
+from tests.support.coded_layouts import GPT_OSS, SUPPORTED, Layout, write
+from tests.support.routes import WAYS, Continuation, check_way, model_of
+from tests.support.tampering import edit_tensors
 
 PROMPT = [7] * 17 + [30, 31]
 NUM_TOKENS = 48
@@ -17,7 +20,6 @@ CASES: tuple[tuple[Layout, str], ...] = (
     ("separate", "fp8 small blocks"),
     ("separate", "int4 group 32 asymmetric"),
     ("separate", "int8 packed"),
-    ("separate", "nvfp4"),
     ("separate", "gptq"),
     ("separate", "gptq asymmetric v2"),
     ("separate", "gptq 8 bits in one group"),
@@ -26,6 +28,7 @@ CASES: tuple[tuple[Layout, str], ...] = (
     ("fused", "int4 group 32"),
     ("fused", "fp4 of DeepSeek"),
     ("fused", "mxfp4"),
+    ("fused", "nvfp4"),
     ("interleaved", GPT_OSS),
     ("interleaved", "fp8 channel"),
     ("interleaved", "mxfp8"),
@@ -52,7 +55,7 @@ def _one_thread() -> Iterator[None]:
 
 def test_every_format_is_here() -> None:
     names = {name for _, name in CASES}
-    assert names - {GPT_OSS} >= coded.FORMATS.keys() - {"nvfp4 of ModelOpt"}, "which differs from nvfp4 in names only"
+    assert names >= {name for _, name in SUPPORTED} - {"nvfp4 of ModelOpt"}, "which differs from nvfp4 in names only"
 
 
 @pytest.fixture(scope="module", params=CASES, ids=": ".join)
@@ -61,7 +64,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def expected(directory: Path) -> tuple[list[int], torch.Tensor]:
+def expected(directory: Path) -> Continuation:
     return reference.generate(reference.load(directory.parent / "plain"), PROMPT, NUM_TOKENS)
 
 
@@ -72,12 +75,26 @@ def model(directory: Path) -> Model:
 
 @pytest.mark.parametrize("name", CHOSEN)
 def test_tokens_are_those_of_the_plain_form_by_every_route(
-    directory: Path, model: Model, expected: tuple[list[int], torch.Tensor], name: str
+    directory: Path, model: Model, expected: Continuation, name: str
 ) -> None:
-    way = WAYS[name]
-    with slots_of(model, directory, way):
-        tokens, logits = greedy(model, PROMPT, NUM_TOKENS)
-    assert tokens == expected[0]
-    assert (logits - expected[1]).abs().max() < 1e-4
-    routes = model.dispatcher.selections.read_routes()
-    assert {route for layer in routes for route, total in layer.items() if total} >= way.expected
+    check_way(directory, model, WAYS[name], PROMPT, expected)
+
+
+REFUSED = {
+    ("fused", "int4 group 32 asymmetric"): "with zero points each matrix needs a tensor of its own",
+    ("interleaved", "fp8 small blocks"): "with gate and up rows alternating, which is supported only with a scale per",
+}
+
+
+@pytest.mark.parametrize(("layout", "name"), REFUSED)
+def test_what_cannot_be_computed_in_place_is_refused(layout: Layout, name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedDtypeError, match=REFUSED[layout, name]):
+        Checkpoint.open(write(layout, name, tmp_path))
+
+
+def test_a_stack_of_matrices_has_one_multiplier_or_as_many(tmp_path: Path) -> None:
+    directory = write("fused", "nvfp4", tmp_path)
+    name = "model.layers.1.mlp.experts.down_proj.weight_global_scale"
+    edit_tensors(directory, lambda tensors: {**tensors, name: tensors[name][:3].clone()})
+    with pytest.raises(ShapeError, match=r"weight_global_scale', F32 of shape \[3, 1\]; for .* F32 of shape \[8\]"):
+        Checkpoint.open(directory)
