@@ -27,6 +27,10 @@ Every round goes through all cases in turn. Weights are in a mapped file, as in 
 turn: more than a gigabyte is read between two uses of the same one.
 """
 
+from typing import Annotated
+
+import typer
+
 from benchmarks.harness.results import Append, Out, Quick, Tier, report
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.kernel import coded, layers, mixtral
@@ -62,6 +66,7 @@ def main(
     append: Append = False,
     quick: Quick = False,
     tier: Tier = None,
+    only_formats: Annotated[bool, typer.Option(help="Measures experts in 8 and 4 bits, and nothing else.")] = False,
 ) -> None:
     """Runs the benchmark."""
     tier = tier or available_tiers()[-1]
@@ -72,6 +77,10 @@ def main(
         kernel = NativeKernel(pools[-1], tier)
         PyTorchKernel(len(cpus))  # sets PyTorch's number of threads
         few, many = (5, 3) if quick else (31, 15)
+        if only_formats:
+            coded.measure(judge, kernel, pool=pools[-1], weights=weights, rounds=few)
+            judge.summarise()
+            return
         # before PyTorch has threads that spin
         layers.measure_fixed_cost(judge, kernel, weights=weights, rounds=few)
         peak = Peak(cpus, tier)
