@@ -88,6 +88,7 @@ def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: t
 
     Raises:
         NotEnoughMemoryError: --weights ram, and the copies do not fit.
+        UnsupportedDtypeError: A scale of an expert is infinite or not a number.
         _StoppedError: `stop` was set.
     """
     _log.info("reading experts", model=str(checkpoint.directory), bytes=checkpoint.expert_bytes, to=settings.weights)
@@ -103,6 +104,7 @@ def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: t
             runner.copy_to_ram(progress)
         else:
             checkpoint.prefault(progress)
+    checkpoint.check_scales()
 
 
 def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None:

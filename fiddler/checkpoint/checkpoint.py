@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from fiddler.checkpoint import weight_format as plain_formats
 from fiddler.checkpoint.claims import claim_tensors, is_unused
 from fiddler.checkpoint.errors import (
     CheckpointError,
@@ -24,14 +23,22 @@ from fiddler.checkpoint.errors import (
     UnknownNamingError,
     UnsupportedDtypeError,
 )
-from fiddler.checkpoint.formats import AnyStored, RepackedStored, detect, group_planes, parts_of
+from fiddler.checkpoint.formats import (
+    AnyStored,
+    RepackedStored,
+    check_plain,
+    check_scales,
+    detect,
+    group_planes,
+    parts_of,
+)
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
 from fiddler.checkpoint.moe_config import MoeConfig, mentions_experts, parse_config
 from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
-from fiddler.checkpoint.views import CheckpointLayer, MatrixView, RepackedView, WeightView
+from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, RepackedView, WeightView
 from fiddler.coding import CodedTensor
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
@@ -73,14 +80,17 @@ class Checkpoint:
     ) -> None:
         """Finds the experts among the tensors; `open` calls it."""
         weight_format = detect(config, moe.path)
-        tensors = group_planes((tensor for file in files for tensor in file.tensors), weight_format)
+        tensors = group_planes((tensor for file in files for tensor in file.tensors), weight_format, moe.path)
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
-            plain_formats.check_names(tensor for tensor in tensors if isinstance(tensor, StoredTensor))
+            if weight_format is None:
+                check_plain((tensor for tensor in tensors if isinstance(tensor, StoredTensor)), moe.path)
             raise _no_experts(config, moe, [tensor.name for tensor in tensors])
         experts = [tensor for claim in claims for tensor in claim.tensors.values()]
         names = {tensor.name for tensor in experts}
         dense = [tensor for tensor in tensors if tensor.name not in names and not is_unused(tensor.name, moe)]
+        if weight_format is None:
+            check_plain((tensor for tensor in dense if isinstance(tensor, StoredTensor)), moe.path)
         self.directory = directory
         self.config = config
         self.model_type = moe.model_type
@@ -196,6 +206,18 @@ class Checkpoint:
                 done_bytes += chunk_end - chunk_begin
                 if progress is not None:
                     progress(done_bytes, total_bytes)
+
+    def check_scales(self) -> None:
+        """Reads the experts' scales, which are few next to their codes. Repacked ones are checked when they are read.
+
+        Raises:
+            UnsupportedDtypeError: One is infinite or not a number.
+        """
+        for view in (view for layer in self.layers for expert in layer.experts for view in expert.views.values()):
+            if isinstance(view, CodedView):
+                matrix = self.matrix(view)
+                assert isinstance(matrix, CodedTensor)
+                check_scales(matrix, f"{view.scales.file}: {view.scales.name!r}")
 
     def close(self) -> None:
         """Closes the files; memory is unmapped once the last tensor taken from them is freed."""

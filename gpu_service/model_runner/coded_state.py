@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint.formats import AnyStored, CodedStored, RepackedStored
+from fiddler.checkpoint.formats import AnyStored, CodedStored, RepackedStored, check_scales
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredTensor
 from fiddler.coding import CodedTensor, dequantize
 
@@ -39,7 +39,10 @@ class LazyTensor:
     def __getitem__(self, index: Any) -> torch.Tensor:
         if isinstance(self._stored, StoredTensor):
             return _read(self._stored)[index]
-        return dequantize(_read_coded(self._stored), self.dtype)[index]
+        matrix = _read_coded(self._stored)
+        if isinstance(self._stored, CodedStored):  # repacked ones were checked when they were repacked
+            check_scales(matrix, f"{self._stored.scales.file}: {self._stored.scales.name!r}")
+        return dequantize(matrix, self.dtype)[index]
 
 
 class LazyState(Mapping[str, LazyTensor]):

@@ -1,5 +1,6 @@
 """The process reports a wrong checkpoint in one line, and never serves it."""
 
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import checkpoints, processes
+from tests.support import checkpoints, coded, damaged_coded, processes
 from tests.support.tampering import SINGLE_FILE, edit_config, edit_tensors, write_raw
 
 GATE = "model.layers.1.mlp.experts.3.gate_proj.weight"
@@ -61,6 +62,15 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "unknown activation": (lambda directory: edit_config(directory, hidden_act="tanhshrink"), ("tanhshrink",)),
 }
 
+CODED = (
+    "a method of the future",
+    "GPTQ with 8 bits in config.json",
+    "GPTQ in the order of activations by its tensors",
+    "FP8 without scales",
+    "FP8 with a scale that is not a number",
+)
+"""Rows of `damaged_coded.CASES`, one of each kind."""
+
 
 @pytest.fixture(scope="module")
 def outcomes(
@@ -79,21 +89,28 @@ def outcomes(
             directory = Path(shutil.copytree(tiny, root / str(number)))
             damage(directory)
             started[name] = directory, threads.submit(run, directory)
+        for number, name in enumerate(CODED):
+            case = damaged_coded.CASES[name]
+            plain = checkpoints.write("qwen3_moe", root / f"plain{number}", hidden_size=64, moe_intermediate_size=96)
+            directory = coded.rewrite(plain, root / f"coded{number}", case.written, lambda tensor: "_proj." in tensor)
+            case.damage(directory)
+            started[name] = directory, threads.submit(run, directory)
         yield started
 
 
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", [*DAMAGES, *CODED])
 def test_a_bad_checkpoint_is_told_in_one_line(
     outcomes: dict[str, tuple[Path, Future[processes.Outcome]]], name: str
 ) -> None:
     directory, future = outcomes[name]
     outcome = future.result()
     assert outcome.status == 1
-    assert outcome.errors.startswith("cpu_expert_service: ")
-    assert outcome.errors.count("\n") == 1, outcome.errors
-    assert "Traceback" not in outcome.errors
-    for word in DAMAGES[name][1]:
-        assert word in outcome.errors
+    *log, line = outcome.errors.splitlines()
+    assert line.startswith("cpu_expert_service: ")
+    # scales are read once the service has begun to read experts, which it logs
+    assert [json.loads(each)["event"] for each in log] == (["reading experts"] if "scale that" in name else [])
+    for word in DAMAGES[name][1] if name in DAMAGES else damaged_coded.CASES[name].fragments:
+        assert word in line
     if name != "unknown activation":
-        assert str(directory) in outcome.errors
+        assert str(directory) in line
     assert not Path(f"{directory}.sock").exists()

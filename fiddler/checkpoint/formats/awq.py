@@ -13,7 +13,15 @@ from typing import Any, Final
 import torch
 
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
-from fiddler.checkpoint.formats.repacked import Planes, RepackedStored, fields, pack_row_by_row
+from fiddler.checkpoint.formats.refusals import check_groups, check_scales
+from fiddler.checkpoint.formats.repacked import (
+    Planes,
+    RepackedStored,
+    check_one_matrix,
+    check_words,
+    fields,
+    pack_row_by_row,
+)
 from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
@@ -41,9 +49,11 @@ class Awq:
         """
         version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", _BITS)
         if version != "gemm":
-            raise UnsupportedDtypeError(f"{path}: quantization_config.version: AWQ {version}; supported is gemm.")
+            raise UnsupportedDtypeError(f"{path}: quantization_config.version: AWQ {version} is not served; gemm is.")
         if bits != _BITS:
-            raise UnsupportedDtypeError(f"{path}: quantization_config.bits: AWQ with {bits} bits; supported are 4.")
+            raise UnsupportedDtypeError(
+                f"{path}: quantization_config.bits: AWQ with {bits} bits is not served; 4 bits are."
+            )
         self._group = settings.get("group_size", 128)
 
     def split(self, name: str) -> tuple[str, str] | None:
@@ -55,9 +65,12 @@ class Awq:
         """See WeightFormat."""
         words = required(planes, "qweight", name, " (qweight)")
         scales, zeros = required(planes, "scales", name, " (scales)"), required(planes, "qzeros", name, " (qzeros)")
-        inputs, outputs = words.shape[0], words.shape[-1] * 8
+        check_one_matrix(words)
+        check_words(planes, "qweight", "qzeros")
+        inputs, outputs = words.shape[0], words.shape[1] * 8
         group = inputs if self._group in (-1, None) else int(self._group)
-        groups = -(-inputs // group)
+        check_groups(f"{words.file}: {name!r}", inputs, group)
+        groups = inputs // group
         if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs // 8):
             raise ShapeError(
                 f"{scales.file} holds the tensors {scales.name!r} of shape {list(scales.shape)} and "
@@ -68,15 +81,17 @@ class Awq:
         if kind is None:
             raise UnsupportedDtypeError(f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}.")
         coding = Coding(Code.UINT4, kind, group, has_zeros=True)
+        repack = partial(_repack, coding=coding, where=f"{scales.file}: {scales.name!r}")
         sources = {"qweight": words, "qzeros": zeros, "scales": scales}
-        return RepackedStored(name, coding, (outputs, inputs), sources, partial(_repack, coding=coding))
+        return RepackedStored(name, coding, (outputs, inputs), sources, repack)
 
 
-def _repack(planes: Planes, coding: Coding) -> CodedTensor:
+def _repack(planes: Planes, coding: Coding, where: str) -> CodedTensor:
     order = torch.tensor(_PLACES)
     codes = fields(planes["qweight"], _BITS)[..., order].flatten(1).T
     zeros = fields(planes["qzeros"], _BITS)[..., order].flatten(1).T
     shape = (codes.shape[0], codes.shape[1])
-    return CodedTensor(
-        coding, shape, pack_row_by_row(codes, _BITS), planes["scales"].T.contiguous(), zeros.contiguous()
-    )
+    scales = planes["scales"].T.contiguous()
+    matrix = CodedTensor(coding, shape, pack_row_by_row(codes, _BITS), scales, zeros.contiguous())
+    check_scales(matrix, where)
+    return matrix

@@ -16,6 +16,7 @@ compressed-tensors: compressors/{pack_quantized,naive_quantized,mxfp4,nvfp4}/bas
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from fiddler.checkpoint.errors import UnsupportedDtypeError
@@ -40,13 +41,35 @@ class CompressedTensors:
 
     name = "compressed-tensors"
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
         """Reads what the groups of `config_groups` say of weights.
 
         Args:
             settings: The quantization_config.
+            path: Of config.json, for messages.
+
+        Raises:
+            UnsupportedDtypeError: Weights are sparse, transformed, or grouped in the order of activations.
         """
         self._schemes = list(_schemes(settings)) or [{}]
+        where = f"{path}: quantization_config"
+        if any(scheme.get("actorder") == "group" for scheme in self._schemes):
+            raise UnsupportedDtypeError(
+                f"{where}.config_groups: groups in the order of activations (actorder=group) are not served; "
+                "actorder=weight is."
+            )
+        sparsity = settings.get("sparsity_config")
+        if isinstance(sparsity, dict) and sparsity.get("format", "dense") != "dense":
+            raise UnsupportedDtypeError(
+                f"{where}.sparsity_config: the format {sparsity['format']} is not served; use a checkpoint whose "
+                "weights are not compressed as sparse."
+            )
+        transforms = settings.get("transform_config")
+        if isinstance(transforms, dict) and transforms.get("config_groups"):
+            raise UnsupportedDtypeError(
+                f"{where}.transform_config: rotations of weights or activations are not served; use a checkpoint "
+                "without them."
+            )
 
     def split(self, name: str) -> tuple[str, str] | None:
         """See WeightFormat."""
@@ -59,7 +82,7 @@ class CompressedTensors:
         if "order" in planes:
             raise UnsupportedDtypeError(
                 f"{planes['order'].file} holds {planes['order'].name!r}: groups in the order of activations "
-                "(actorder=group) are not supported; actorder=weight is."
+                "(actorder=group) are not served; actorder=weight is."
             )
         unused = tuple(planes[role] for role in planes if role.startswith("unused"))
         codes = planes.get("packed") or required(planes, "codes", name, "_packed")

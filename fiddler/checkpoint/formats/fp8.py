@@ -7,9 +7,10 @@ transformers: integrations/finegrained_fp8.py, integrations/fbgemm_fp8.py.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from fiddler.checkpoint.errors import UnsupportedDtypeError
+from fiddler.checkpoint.errors import ConfigError, UnsupportedDtypeError
 from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, ScaleKind
@@ -27,14 +28,23 @@ class Fp8:
 
     name = "fp8"
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
         """Reads the size of blocks.
 
         Args:
             settings: The quantization_config.
+            path: Of config.json, for messages.
+
+        Raises:
+            UnsupportedDtypeError: Codes are not e4m3.
+            ConfigError: The size of blocks is no pair of whole numbers.
         """
-        block = settings.get("weight_block_size")
-        self._block = (int(block[0]), int(block[1])) if isinstance(block, list) and len(block) == 2 else _BLOCK
+        block = settings.get("weight_block_size") or list(_BLOCK)
+        if not isinstance(block, list) or len(block) != 2 or not all(type(size) is int and size > 0 for size in block):
+            raise ConfigError(f"{path}: quantization_config.weight_block_size must be two whole numbers, got {block}.")
+        if settings.get("fmt", "e4m3") not in ("e4m3", "float8_e4m3fn"):
+            raise UnsupportedDtypeError(f"{path}: quantization_config.fmt: {settings['fmt']} is not served; e4m3 is.")
+        self._block = block[0], block[1]
 
     def split(self, name: str) -> tuple[str, str] | None:
         """See WeightFormat."""

@@ -14,7 +14,15 @@ from typing import Any, Final
 import torch
 
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
-from fiddler.checkpoint.formats.repacked import Planes, RepackedStored, fields, pack_row_by_row
+from fiddler.checkpoint.formats.refusals import check_groups, check_scales
+from fiddler.checkpoint.formats.repacked import (
+    Planes,
+    RepackedStored,
+    check_one_matrix,
+    check_words,
+    fields,
+    pack_row_by_row,
+)
 from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
@@ -42,7 +50,7 @@ class Gptq:
         self._zeros_less_one = settings.get("checkpoint_format", "gptq") != "gptq_v2"
         if self._bits not in _BITS:
             raise UnsupportedDtypeError(
-                f"{path}: quantization_config.bits: GPTQ with {self._bits} bits; supported are 4 and 8."
+                f"{path}: quantization_config.bits: GPTQ with {self._bits} bits is not served; 4 and 8 bits are."
             )
         if settings.get("desc_act") and self._group not in (-1, None):
             raise UnsupportedDtypeError(
@@ -60,10 +68,12 @@ class Gptq:
         words = required(planes, "qweight", name, " (qweight)")
         scales = required(planes, "scales", name, " (scales)")
         required(planes, "qzeros", name, " (qzeros)")
+        check_one_matrix(words)
         bits = int(self._bits or 0)
-        inputs, outputs = words.shape[0] * 32 // bits, words.shape[-1]
+        inputs, outputs = words.shape[0] * 32 // bits, words.shape[1]
         group = inputs if self._group in (-1, None) else int(self._group)
-        groups = -(-inputs // group)
+        check_groups(f"{words.file}: {name!r}", inputs, group)
+        groups = inputs // group
         due = {"scales": (groups, outputs), "qzeros": (groups, outputs * bits // 32)}
         for role, shape in due.items():
             if planes[role].shape != shape:
@@ -75,6 +85,7 @@ class Gptq:
         if kind is None:
             raise UnsupportedDtypeError(f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}.")
         coding = Coding(Code.UINT4 if bits == 4 else Code.UINT8, kind, group, has_zeros=True)
+        check_words(planes, "qweight", "qzeros", "g_idx")
         sources = {role: planes[role] for role in ("qweight", "qzeros", "scales", "g_idx") if role in planes}
         repack = partial(_repack, coding=coding, zeros_less_one=self._zeros_less_one, where=f"{words.file}: {name!r}")
         return RepackedStored(name, coding, (outputs, inputs), sources, repack)
@@ -87,9 +98,15 @@ def _repack(planes: Planes, coding: Coding, zeros_less_one: bool, where: str) ->
     if "g_idx" in planes and not torch.equal(
         planes["g_idx"], torch.arange(codes.shape[1], dtype=torch.int32) // coding.group_inputs
     ):
-        raise UnsupportedDtypeError(f"{where}: groups in the order of activations (g_idx) are not supported.")
+        raise UnsupportedDtypeError(
+            f"{where} has groups in the order of activations (g_idx), which are not served: use a checkpoint without "
+            "desc_act."
+        )
     zeros = fields(planes["qzeros"], bits).flatten(1).T
     if zeros_less_one:
         zeros = (zeros + 1) & ((1 << bits) - 1)
     shape = (codes.shape[0], codes.shape[1])
-    return CodedTensor(coding, shape, pack_row_by_row(codes, bits), planes["scales"].T.contiguous(), zeros.contiguous())
+    scales = planes["scales"].T.contiguous()
+    matrix = CodedTensor(coding, shape, pack_row_by_row(codes, bits), scales, zeros.contiguous())
+    check_scales(matrix, where)
+    return matrix

@@ -6,7 +6,8 @@ F8_E4M3 and X.weight_scale F32 []. X.input_scale is of activations.
 
 import re
 from collections.abc import Mapping
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
@@ -22,6 +23,22 @@ class ModelOpt:
     """Checkpoints whose quant_method is modelopt."""
 
     name = "modelopt"
+
+    def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
+        """Checks the algorithm.
+
+        Args:
+            settings: The quantization_config, or what hf_quant_config.json says under quantization.
+            path: Of that file, for messages.
+
+        Raises:
+            UnsupportedDtypeError: The algorithm is not supported.
+        """
+        algorithm = settings.get("quant_algo")
+        if algorithm not in (None, "NVFP4", "FP8"):
+            raise UnsupportedDtypeError(
+                f"{path}: quant_algo: ModelOpt's {algorithm} is not served; of ModelOpt NVFP4 and FP8 are."
+            )
 
     def split(self, name: str) -> tuple[str, str] | None:
         """See WeightFormat."""

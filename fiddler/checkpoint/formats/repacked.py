@@ -71,6 +71,30 @@ class RepackedStored:
         )
 
 
+def check_one_matrix(words: StoredTensor) -> None:
+    """Refuses a tensor that holds several matrices.
+
+    Raises:
+        UnsupportedDtypeError: It does.
+    """
+    if len(words.shape) != 2:
+        raise UnsupportedDtypeError(
+            f"{words.file} holds the tensor {words.name!r} of shape {list(words.shape)}: several matrices in one "
+            "tensor are not served in this format; use a checkpoint with a tensor for each expert."
+        )
+
+
+def check_words(planes: Mapping[str, StoredTensor], *roles: str) -> None:
+    """Refuses planes that are not 32-bit words.
+
+    Raises:
+        UnsupportedDtypeError: One is not.
+    """
+    for plane in (planes[role] for role in roles if role in planes):
+        if plane.dtype != "I32":
+            raise UnsupportedDtypeError(f"{plane.file} stores the tensor {plane.name!r} as {plane.dtype}; I32 is due.")
+
+
 def fields(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Packed unsigned integers [rows, words] int32, low bits first -> [rows, words, fields of a word] uint8."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)

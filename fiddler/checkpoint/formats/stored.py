@@ -1,5 +1,6 @@
 """A coded matrix, or a stack of them, as a checkpoint stores it, and views of parts of it. It opens no file."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -8,7 +9,8 @@ from typing import Final
 
 import torch
 
-from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.errors import MissingTensorError, ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.formats.refusals import check_groups
 from fiddler.checkpoint.formats.repacked import RepackedStored
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.checkpoint.views import CodedView, MatrixView, WeightView
@@ -74,7 +76,9 @@ class CodedStored:
         """The multiplier of a matrix of the stack, from the bytes of its tensor."""
         values = stored.view(torch.float32)
         value = float(values[matrix if len(values) > 1 else 0])
-        return 1.0 / value if self.divides else value
+        if not self.divides:
+            return value
+        return 1.0 / value if value else math.nan  # refused with the scales
 
     def view(self, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> CodedView:
         """A view of rows of it, described as those of a plain tensor are: by elements of the matrix it stands for.
@@ -217,6 +221,8 @@ def group_scales(
     for due in ((*stack,), (*stack, 1), (*stack, 1, 1)):
         candidates.setdefault(due, per_matrix)
     if found not in candidates:
+        if group is not None and len(found) == len(shape) and found[-1] > 1:
+            check_groups(f"{scales.file}: {name!r}", inputs, group)
         dues = " or ".join(str(list(due)) for due in list(candidates)[:3])
         raise ShapeError(
             f"{scales.file} holds the scales {scales.name!r} of shape {list(found)}; for {name!r} of shape "
@@ -229,9 +235,9 @@ def required(planes: Mapping[str, StoredTensor], role: str, name: str, suffix: s
     """One of a matrix's tensors.
 
     Raises:
-        ShapeError: It is missing.
+        MissingTensorError: It is missing.
     """
     if role not in planes:
         other = next(iter(planes.values()))
-        raise ShapeError(f"{other.file} holds {other.name!r}, but the checkpoint lacks {name + suffix!r}.")
+        raise MissingTensorError(f"{other.file} holds {other.name!r}, but the checkpoint lacks {name + suffix!r}.")
     return planes[role]
