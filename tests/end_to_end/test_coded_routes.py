@@ -20,7 +20,6 @@ SLOTS = ("--gpu-expert-memory", "0.0002", "--placement", "layers", "--prefetch",
 @pytest.mark.parametrize(
     ("layout", "name", "arguments"),
     [
-        ("separate", "int4 group 32 asymmetric", ()),
         ("separate", "gptq", SLOTS),
         ("fused", "fp8 block", ()),
         ("fused", "mxfp4", SLOTS),

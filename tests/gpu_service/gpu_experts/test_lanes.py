@@ -91,7 +91,7 @@ def _matrix(dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
     return torch.randn(8, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.uint8], ids=str)
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_a_chunk_arrives_as_it_is(lane: CudaLane, dtype: torch.dtype, rows: int) -> None:
     source = _matrix(dtype)[:rows]
@@ -116,8 +116,9 @@ def test_a_transposed_chunk_is_turned_by_the_device(lane: CudaLane) -> None:
     assert torch.equal(on_device, stored[:2]), "it was sent as it is stored"
 
 
-def test_strided_rows_are_gathered_on_the_way(lane: CudaLane) -> None:
-    stored, target = _matrix(), torch.zeros(4, 8, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8], ids=str)
+def test_strided_rows_are_gathered_on_the_way(lane: CudaLane, dtype: torch.dtype) -> None:
+    stored, target = _matrix(dtype), torch.zeros(4, 8, dtype=dtype)
     lane.copy(stored[::2, 1::2], target)
     assert torch.equal(target, stored[::2, 1::2])
     assert lane._unturned is None
