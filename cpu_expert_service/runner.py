@@ -8,7 +8,8 @@ import torch
 
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import calibrate, native_kernel_of
-from cpu_expert_service.ram import Progress, copy_layers
+from cpu_expert_service.ram import NotEnoughMemoryError, Progress, copy_layers
+from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import LayerWeights, layer_weights
 
@@ -34,15 +35,22 @@ class Runner:
     lock admits one at a time, because one message already uses every thread of the kernel.
     """
 
-    def __init__(self, checkpoint: Checkpoint, kernel: Kernel) -> None:
-        """Takes views of the weights in the checkpoint's memory map; reads none.
+    def __init__(self, checkpoint: Checkpoint, kernel: Kernel, progress: Progress = lambda done, total: None) -> None:
+        """Takes views of the weights in the checkpoint's memory map, and reads none but those that are repacked.
+
+        Args:
+            checkpoint: The checkpoint.
+            kernel: What computes.
+            progress: Called after every layer that was repacked.
 
         Raises:
             UnknownActivationError: The kernel does not have the model's activation.
+            NotEnoughMemoryError: Experts are repacked, and the copies do not fit.
+            UnsupportedDtypeError: Experts are repacked, and have contents that are not supported.
         """
         self.kernel = kernel
         self._lock = threading.Lock()
-        self._weights = tuple(layer_weights(checkpoint, layer) for layer in checkpoint.layers)
+        self._weights = _read(checkpoint, progress)
         self._layers = tuple(kernel.prepare(weights) for weights in self._weights)
         self.expert_bytes = tuple(weights.experts[0].nbytes for weights in self._weights)
         """By layer: bytes of one expert."""
@@ -110,3 +118,19 @@ class Runner:
                 seconds = time.monotonic() - started
                 self._busy = busy_seconds + seconds, None
             return Result(output, started - arrived, seconds)
+
+
+def _read(checkpoint: Checkpoint, progress: Progress) -> tuple[LayerWeights, ...]:
+    total_bytes = checkpoint.repacked_bytes
+    if total_bytes and (shortage := host_memory.shortage(total_bytes)):
+        raise NotEnoughMemoryError(
+            f"{checkpoint.directory}: experts in {checkpoint.weight_format} are packed along their outputs and must be "
+            f"repacked into memory: the copies {shortage}; use a compressed-tensors checkpoint instead, whose experts "
+            "are computed where they are stored"
+        )
+    layers: list[LayerWeights] = []
+    for number, layer in enumerate(checkpoint.layers, start=1):
+        layers.append(layer_weights(checkpoint, layer))
+        if total_bytes:
+            progress(total_bytes * number // len(checkpoint.layers), total_bytes)
+    return tuple(layers)

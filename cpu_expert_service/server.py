@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cpu_expert_service import collectors, metrics
 from cpu_expert_service.cpus import read_topology
+from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
@@ -42,7 +43,11 @@ def run(settings: Settings) -> None:
     checkpoint = Checkpoint.open(settings.model)
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
     kernel = build_kernel(settings, read_topology())
-    runner = Runner(checkpoint, kernel)
+    try:
+        runner = _build_runner(checkpoint, kernel, stop)
+    except _StoppedError:
+        _log.info("stopped")
+        return
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     _publish(checkpoint, runner, settings)
     server, health_servicer = _build_server(settings, servicer)
@@ -63,6 +68,26 @@ def run(settings: Settings) -> None:
         servicer.end_idle_streams()
         server.stop(settings.grace_seconds).wait()
     _log.info("stopped")
+
+
+def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event) -> Runner:
+    """Repacks experts if their format demands it, with a progress bar on a terminal.
+
+    Raises:
+        _StoppedError: `stop` was set.
+    """
+    if not checkpoint.is_repacked:
+        return Runner(checkpoint, kernel)
+    model, num_bytes = str(checkpoint.directory), checkpoint.repacked_bytes
+    _log.info("repacking experts", model=model, format=checkpoint.weight_format, own_bytes=num_bytes)
+    with tqdm(total=num_bytes, desc="repacked", unit="B", unit_scale=True, disable=None) as bar:
+
+        def progress(done_bytes: int, total_bytes: int) -> None:
+            bar.update(done_bytes - bar.n)
+            if stop.is_set():
+                raise _StoppedError
+
+        return Runner(checkpoint, kernel, progress)
 
 
 def _build_server(settings: Settings, servicer: ExpertServicer) -> tuple[grpc.Server, health.HealthServicer]:
@@ -102,13 +127,18 @@ def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: t
 
         if settings.weights == "ram":
             runner.copy_to_ram(progress)
-        else:
+        elif not checkpoint.is_repacked:  # those are in memory of their own already
             checkpoint.prefault(progress)
     checkpoint.check_scales()
 
 
 def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None:
-    set_build_info("cpu_expert_service", kernel=runner.kernel.name, model_type=checkpoint.model_type)
+    set_build_info(
+        "cpu_expert_service",
+        kernel=runner.kernel.name,
+        model_type=checkpoint.model_type,
+        weight_format=checkpoint.weight_format,
+    )
     metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
     metrics.THREADS.set(runner.kernel.num_threads)
     collectors.publish(runner)

@@ -199,6 +199,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             kernel=self._runner.kernel.name,
             threads=self._runner.kernel.num_threads,
             version=__version__,
+            weight_format=self._checkpoint.weight_format,
         )
 
 
@@ -208,7 +209,8 @@ def check_handshake(request: experts_pb2.DescribeRequest, description: experts_p
     Raises:
         StatusError: They differ. The status is FAILED_PRECONDITION and names the field and both values.
     """
-    for field, expected in request.ListFields():
+    # the format first: another one has another fingerprint, too, which says nothing to a person
+    for field, expected in sorted(request.ListFields(), key=lambda pair: pair[0].name != "weight_format"):
         actual = getattr(description, field.name)
         if expected != actual:
             if field.enum_type is not None:

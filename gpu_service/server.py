@@ -69,6 +69,7 @@ class Server:
             settings.experts,
             self._dtype,
             timeout_seconds=settings.expert_timeout_seconds,
+            weight_format=self._checkpoint.weight_format,
             max_message_bytes=settings.max_message_bytes,
             on_change=self._expert_health.changed,
         )
@@ -115,7 +116,12 @@ class Server:
         reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         await self._set_serving(False)
         await self._expert_health.report(self._experts.error)
-        set_build_info("gpu_service", model_type=self._checkpoint.model_type, device=str(self._device))
+        set_build_info(
+            "gpu_service",
+            model_type=self._checkpoint.model_type,
+            device=str(self._device),
+            weight_format=self._checkpoint.weight_format,
+        )
         serve(settings.metrics_host, settings.metrics_port)
         self._listener = listen.bind(server, settings.listen, self._access.credentials)
         for warning in self._access.warnings(settings.listen):

@@ -187,6 +187,18 @@ class Checkpoint:
         """A copy of a small tensor's bytes."""
         return torch.frombuffer(bytearray(self._mapped[stored.file].read(stored.begin, stored.end)), dtype=torch.uint8)
 
+    @property
+    def has_coded_dense(self) -> bool:
+        """Whether tensors that belong to no expert are coded, too; they are decoded when the model is loaded."""
+        return any(not isinstance(tensor, StoredTensor) for tensor in self.dense_tensors)
+
+    @property
+    def repacked_bytes(self) -> int:
+        """Bytes of memory that repacked experts take, in addition to the page cache; 0 if none is repacked."""
+        experts = (expert for layer in self.layers for expert in layer.experts)
+        views = (view for expert in experts for view in expert.views.values())
+        return sum(view.num_bytes for view in views if isinstance(view, RepackedView))
+
     def prefault(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Reads all experts into the page cache and into this process's page tables.
 

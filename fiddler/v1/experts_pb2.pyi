@@ -28,22 +28,28 @@ class DescribeRequest(_message.Message):
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FINGERPRINT_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the caller speaks."""
     checkpoint_fingerprint: _builtins.str
     """The fingerprint of the caller's checkpoint, as in DescribeResponse.checkpoint_fingerprint."""
     dtype: _tensor_pb2.Dtype.ValueType
     """The dtype of the caller's hidden rows."""
+    weight_format: _builtins.str
+    """The format of the caller's expert weights, as in DescribeResponse.weight_format. It is compared before the
+    fingerprint, which differs whenever the format does, so that the refusal names both formats.
+    """
     def __init__(
         self,
         *,
         protocol_version: _builtins.int | None = ...,
         checkpoint_fingerprint: _builtins.str | None = ...,
         dtype: _tensor_pb2.Dtype.ValueType | None = ...,
+        weight_format: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_fingerprint", b"_checkpoint_fingerprint", "_dtype", b"_dtype", "_protocol_version", b"_protocol_version", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_fingerprint", b"_checkpoint_fingerprint", "_dtype", b"_dtype", "_protocol_version", b"_protocol_version", "_weight_format", b"_weight_format", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "protocol_version", b"protocol_version", "weight_format", b"weight_format"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_fingerprint", b"_checkpoint_fingerprint", "_dtype", b"_dtype", "_protocol_version", b"_protocol_version", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "protocol_version", b"protocol_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint_fingerprint", b"_checkpoint_fingerprint", "_dtype", b"_dtype", "_protocol_version", b"_protocol_version", "_weight_format", b"_weight_format", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "protocol_version", b"protocol_version", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__checkpoint_fingerprint: _TypeAlias = _typing.Literal["checkpoint_fingerprint"]  # noqa: Y015
     _WhichOneofArgType__checkpoint_fingerprint: _TypeAlias = _typing.Literal["_checkpoint_fingerprint", b"_checkpoint_fingerprint"]  # noqa: Y015
@@ -51,12 +57,16 @@ class DescribeRequest(_message.Message):
     _WhichOneofArgType__dtype: _TypeAlias = _typing.Literal["_dtype", b"_dtype"]  # noqa: Y015
     _WhichOneofReturnType__protocol_version: _TypeAlias = _typing.Literal["protocol_version"]  # noqa: Y015
     _WhichOneofArgType__protocol_version: _TypeAlias = _typing.Literal["_protocol_version", b"_protocol_version"]  # noqa: Y015
+    _WhichOneofReturnType__weight_format: _TypeAlias = _typing.Literal["weight_format"]  # noqa: Y015
+    _WhichOneofArgType__weight_format: _TypeAlias = _typing.Literal["_weight_format", b"_weight_format"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint_fingerprint) -> _WhichOneofReturnType__checkpoint_fingerprint | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__dtype) -> _WhichOneofReturnType__dtype | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__protocol_version) -> _WhichOneofReturnType__protocol_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight_format) -> _WhichOneofReturnType__weight_format | None: ...
 
 Global___DescribeRequest: _TypeAlias = DescribeRequest  # noqa: Y015
 
@@ -76,6 +86,7 @@ class DescribeResponse(_message.Message):
     KERNEL_FIELD_NUMBER: _builtins.int
     THREADS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the service speaks. It is raised when a change breaks callers."""
     checkpoint_fingerprint: _builtins.str
@@ -89,13 +100,15 @@ class DescribeResponse(_message.Message):
     dtype: _tensor_pb2.Dtype.ValueType
     """The dtype of the hidden rows in requests and responses."""
     weight_dtype: _tensor_pb2.Dtype.ValueType
-    """The dtype of the experts' weights in the checkpoint."""
+    """The dtype of the experts' weights in the checkpoint; of coded ones the dtype that the model computes in."""
     kernel: _builtins.str
     """The name of the kernel in use, e.g. "pytorch" or "avx512"."""
     threads: _builtins.int
     """The number of threads that compute a request."""
     version: _builtins.str
     """The version of the software."""
+    weight_format: _builtins.str
+    """How the experts' weights are stored, for people, e.g. "bfloat16", "fp8 128x128" or "int4 group 32"."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___MoeLayer]:
         """The MoE layers, in the order in which the model runs them. RunRequest.layer is an index into this list."""
@@ -117,10 +130,11 @@ class DescribeResponse(_message.Message):
         kernel: _builtins.str = ...,
         threads: _builtins.int = ...,
         version: _builtins.str = ...,
+        weight_format: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "kernel", b"kernel", "layers", b"layers", "limits", b"limits", "model_type", b"model_type", "protocol_version", b"protocol_version", "threads", b"threads", "version", b"version", "weight_dtype", b"weight_dtype"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "kernel", b"kernel", "layers", b"layers", "limits", b"limits", "model_type", b"model_type", "protocol_version", b"protocol_version", "threads", b"threads", "version", b"version", "weight_dtype", b"weight_dtype", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,8 +54,8 @@ class ExpertServiceServicer:
     """
 
     def Describe(self, request, context):
-        """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint or
-        dtype than the service has. Such a caller must not go on to Run.
+        """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint,
+        format of weights or dtype than the service has. Such a caller must not go on to Run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,8 +36,8 @@ class ExpertServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExpertServiceAsyncStub: ...
     Describe: _grpc.UnaryUnaryMultiCallable[_experts_pb2.DescribeRequest, _experts_pb2.DescribeResponse]
-    """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint or
-    dtype than the service has. Such a caller must not go on to Run.
+    """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint,
+    format of weights or dtype than the service has. Such a caller must not go on to Run.
     """
     Run: _grpc.StreamStreamMultiCallable[_experts_pb2.RunRequest, _experts_pb2.RunResponse]
     """One request for each MoE layer and batch. Responses arrive in the order of the requests. An invalid request
@@ -53,8 +53,8 @@ class ExpertServiceAsyncStub(ExpertServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Describe: _aio.UnaryUnaryMultiCallable[_experts_pb2.DescribeRequest, _experts_pb2.DescribeResponse]  # type: ignore[assignment]
-    """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint or
-    dtype than the service has. Such a caller must not go on to Run.
+    """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint,
+    format of weights or dtype than the service has. Such a caller must not go on to Run.
     """
     Run: _aio.StreamStreamMultiCallable[_experts_pb2.RunRequest, _experts_pb2.RunResponse]  # type: ignore[assignment]
     """One request for each MoE layer and batch. Responses arrive in the order of the requests. An invalid request
@@ -73,8 +73,8 @@ class ExpertServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _experts_pb2.DescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_experts_pb2.DescribeResponse, _abc.Awaitable[_experts_pb2.DescribeResponse]]:
-        """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint or
-        dtype than the service has. Such a caller must not go on to Run.
+        """The handshake. Fails with FAILED_PRECONDITION if the caller expects a different protocol version, checkpoint,
+        format of weights or dtype than the service has. Such a caller must not go on to Run.
         """
 
     @_abc_1.abstractmethod

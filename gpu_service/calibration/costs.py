@@ -130,7 +130,7 @@ def _model(target: CalibrationTarget) -> ModelIdentity:
         model_type=checkpoint.model_type,
         checkpoint_fingerprint=checkpoint.fingerprint,
         expert_shape=(layer.hidden_size, layer.intermediate_size),
-        weight_dtype=tensors.dtype_name(target.description.weight_dtype),
+        weight_dtype=checkpoint.weight_format,
     )
 
 

@@ -41,6 +41,7 @@ class ModelIdentity(_Identity):
     expert_shape: tuple[int, int]
     """(hidden, intermediate) of the measured layers."""
     weight_dtype: str
+    """How the experts are stored: a dtype, or the format of coded ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

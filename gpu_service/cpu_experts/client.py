@@ -83,6 +83,7 @@ class ExpertClient(RemoteExperts):
         timeout_seconds: float,
         max_message_bytes: int,
         on_change: OnChange = lambda error: None,
+        weight_format: str = "",
     ) -> None:
         """Does not connect yet.
 
@@ -93,11 +94,14 @@ class ExpertClient(RemoteExperts):
                 another time.
             max_message_bytes: The largest message, both ways.
             on_change: See ExpertLink.
+            weight_format: See Connection.
         """
         self.address = address
         self._dtype = dtype
         self._timeout_seconds = timeout_seconds
-        self._link = ExpertLink(address, dtype, max_message_bytes=max_message_bytes, on_change=on_change)
+        self._link = ExpertLink(
+            address, dtype, max_message_bytes=max_message_bytes, on_change=on_change, weight_format=weight_format
+        )
         self._watch = Watch()
         self._sequence = itertools.count(1)
         # weak: a call that its caller dropped, after another failure, is neither waited for nor sent again
@@ -121,7 +125,7 @@ class ExpertClient(RemoteExperts):
             timeout_seconds: How long the service may take to answer. An address without a service fails at once.
 
         Raises:
-            HandshakeError: The service serves another checkpoint or dtype.
+            HandshakeError: The service serves another checkpoint, format of weights or dtype.
             ExpertServiceError: The service did not answer, or is not ready.
         """
         return self._link.connect(fingerprint, timeout_seconds)

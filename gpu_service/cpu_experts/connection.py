@@ -79,16 +79,18 @@ class Stream:
 class Connection:
     """A channel to the service that shares no connection with other channels."""
 
-    def __init__(self, address: str, dtype: torch.dtype, max_message_bytes: int) -> None:
+    def __init__(self, address: str, dtype: torch.dtype, max_message_bytes: int, *, weight_format: str = "") -> None:
         """Connects when it is first used.
 
         Args:
             address: HOST:PORT or unix:PATH.
             dtype: The dtype of hidden rows, both ways.
             max_message_bytes: The largest message, both ways.
+            weight_format: Of the checkpoint's experts; empty if it is not compared.
         """
         self._address = address
         self._dtype = dtype
+        self._weight_format = weight_format
         self._channel = grpc.insecure_channel(address, options=_channel_options(address, max_message_bytes))
         self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
 
@@ -96,7 +98,7 @@ class Connection:
         """Checks that the service is ready, and that both sides run the same checkpoint in the same dtype.
 
         Raises:
-            HandshakeError: They run another checkpoint, dtype or version of the protocol.
+            HandshakeError: They run another checkpoint, format of weights, dtype or version of the protocol.
             ExpertServiceError: The service did not answer in time, or is not ready.
         """
         deadline = time.monotonic() + timeout_seconds
@@ -106,6 +108,7 @@ class Connection:
             protocol_version=PROTOCOL_VERSION,
             checkpoint_fingerprint=fingerprint,
             dtype=tensors.PROTO_DTYPES[self._dtype],
+            weight_format=self._weight_format or None,
         )
         timeout_seconds = max(0.0, deadline - time.monotonic())
         try:

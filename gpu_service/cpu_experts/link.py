@@ -35,18 +35,28 @@ OnChange = Callable[[ExpertServiceError | None], None]
 class ExpertLink:
     """One service's connection and stream. For any thread."""
 
-    def __init__(self, address: str, dtype: torch.dtype, *, max_message_bytes: int, on_change: OnChange) -> None:
+    def __init__(
+        self,
+        address: str,
+        dtype: torch.dtype,
+        *,
+        max_message_bytes: int,
+        on_change: OnChange,
+        weight_format: str = "",
+    ) -> None:
         """Does not connect yet.
 
         Args:
             address: HOST:PORT or unix:PATH.
             dtype: The dtype of hidden rows, both ways.
             max_message_bytes: The largest message, both ways.
+            weight_format: See Connection.
             on_change: Called with `error` whenever that changes, by any thread. The calls come one after another, in
                 the order of the changes. It must return at once and call nothing of this object.
         """
         self._address = address
         self._dtype = dtype
+        self._weight_format = weight_format
         self._max_message_bytes = max_message_bytes
         self._on_change = on_change
         self._fingerprint = ""
@@ -67,7 +77,7 @@ class ExpertLink:
 
     def connect(self, fingerprint: str, timeout_seconds: float) -> experts_pb2.DescribeResponse:
         """Tries once to connect; ExpertClient.connect documents it."""
-        connection = Connection(self._address, self._dtype, self._max_message_bytes)
+        connection = Connection(self._address, self._dtype, self._max_message_bytes, weight_format=self._weight_format)
         try:
             description = connection.shake_hands(fingerprint, timeout_seconds)
             self._use(connection, connection.open_stream(), fingerprint)

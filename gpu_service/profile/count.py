@@ -55,7 +55,11 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
     client = None
     if settings.experts is not None:
         client = ExpertClient(
-            settings.experts, dtype, timeout_seconds=_EXPERT_TIMEOUT_SECONDS, max_message_bytes=_MAX_MESSAGE_BYTES
+            settings.experts,
+            dtype,
+            timeout_seconds=_EXPERT_TIMEOUT_SECONDS,
+            max_message_bytes=_MAX_MESSAGE_BYTES,
+            weight_format=checkpoint.weight_format,
         )
         client.connect(checkpoint.fingerprint)
     try:

@@ -143,11 +143,13 @@ def _weights(candidate: Candidate) -> list[tuple[str, str]]:
     how = f"verified against {METHODS[family.test].short}" if family else "not verified"
     counts = sorted({layer.num_experts for layer in layers})
     sizes = sorted({expert_bytes(layer) for layer in layers})
+    name = str(candidate.dtype).removeprefix("torch.")
+    decoded = f", decoded to {format_bytes(candidate.dense_bytes)} of {name}" if checkpoint.has_coded_dense else ""
     wanted = f", {candidate.experts_per_token} of them for each token" if candidate.experts_per_token else ""
     return [
         ("model", str(checkpoint.directory)),
         ("family", f"{checkpoint.model_type}, {how}"),
-        ("dense", format_bytes(checkpoint.dense_bytes)),
+        ("dense", format_bytes(checkpoint.dense_bytes) + decoded),
         ("experts", f"{format_bytes(checkpoint.expert_bytes)} in {checkpoint.weight_format}: {len(layers)} layers x "
          f"{_span(counts, str)} of {_span(sizes, format_bytes)}{wanted}"),
     ]  # fmt: skip

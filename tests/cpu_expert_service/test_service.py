@@ -55,6 +55,7 @@ def test_describe_tells_what_is_served(service: Service, checkpoint: Checkpoint)
         kernel="pytorch",
         threads=service.kernel.num_threads,
         version=__version__,
+        weight_format="float32",
     )
 
 
@@ -73,6 +74,7 @@ def test_a_caller_that_fits_is_welcome(service: Service, checkpoint: Checkpoint)
         ("protocol_version", 99, "the caller expects 99, and the CPU expert service has 1"),
         ("protocol_version", 0, "the caller expects 0, and the CPU expert service has 1"),
         ("checkpoint_fingerprint", "0" * 64, "the caller expects 0000"),
+        ("weight_format", "int4 group 32", "expects int4 group 32, and the CPU expert service has float32"),
         ("checkpoint_fingerprint", "", "the caller expects , and"),
         ("dtype", tensor_pb2.DTYPE_BFLOAT16, "expects DTYPE_BFLOAT16, and the CPU expert service has DTYPE_FLOAT32"),
         ("dtype", 77, "the caller expects 77, and the CPU expert service has DTYPE_FLOAT32"),
@@ -86,6 +88,13 @@ def test_a_caller_that_does_not_fit_is_told_why(service: Service, subject: str, 
     assert reason in description
     assert description.startswith(f"{subject}: ")
     assert [(entry["event"], entry["reason"]) for entry in logs] == [("handshake refused", description)]
+
+
+def test_of_another_checkpoint_in_another_format_the_formats_are_named(service: Service) -> None:
+    request = experts_pb2.DescribeRequest(checkpoint_fingerprint="0" * 64, weight_format="fp8 128x128")
+    with pytest.raises(grpc.RpcError) as caught:
+        service.stub.Describe(request)
+    assert statuses.mismatch(caught.value)[0] == "weight_format"
 
 
 @pytest.mark.parametrize("layer", [0, 1])

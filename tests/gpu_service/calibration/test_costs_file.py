@@ -65,6 +65,7 @@ def test_a_file_that_cannot_be_replaced_stays(path: Path, monkeypatch: pytest.Mo
         ("checkpoint_fingerprint", "def"),
         ("expert_shape", (64, 97)),
         ("weight_dtype", "float32"),
+        ("weight_dtype", "int4 group 32"),
     ],
 )
 def test_a_file_of_another_model_is_refused(path: Path, field: str, value: Any) -> None:

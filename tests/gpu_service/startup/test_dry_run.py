@@ -94,6 +94,9 @@ def test_on_a_gpu_experts_stay_coded_and_one_matrix_is_decoded_at_a_time(
     directory = coded.rewrite(plain, tmp_path / "coded", "mxfp4", lambda tensor: "_proj." in tensor)
     checkpoint = Checkpoint.open(directory)
     assert checkpoint.dense_bytes < 4 * checkpoint.num_dense_weights, "coded, too"
+    told = _report(directory, "--device", "cpu")
+    assert re.fullmatch(r"[\d.]+ KiB, decoded to [\d.]+ KiB of float32", told["dense"])
+    assert " in fp4 group 32: " in told["experts"]
     needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), 2)
     assert needs.slot_bytes < 2 * checkpoint.expert_bytes / 24, "packed"
     workspace = experts_workspace_bytes(checkpoint.layers, experts_per_token=3, num_tokens=1, dtype=torch.bfloat16)
@@ -171,7 +174,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "FP8": (
         lambda directory: edit_config(directory, quantization_config={"quant_method": "fp8"}),
-        r"config\.json says in quantization_config that weights are FP8, which is not supported yet: .*",
+        r"config\.json says in quantization_config that weights are in the format fp8, but no tensor is: .*",
     ),
     "packed INT4": (pack, r"model\.safetensors holds the tensor '\S+_packed', as packed INT4 weights do, .*"),
     "no tokenizer": (lambda directory: (directory / "tokenizer.json").unlink(), r".*tokenizer.*"),
