@@ -46,6 +46,7 @@ class Job:
         *,
         fence: Mark = None,
         check: Callable[[], None] = lambda: None,
+        read: Callable[[], ExpertWeights] | None = None,
     ) -> None:
         """Describes a copy.
 
@@ -55,6 +56,7 @@ class Job:
             urgency: Why it is copied.
             fence: The point of the engine's stream until which the target is still read.
             check: Called before each chunk; raises if the source must not be read.
+            read: Makes the source, once the copying begins, in the copier's thread; `source` then only has its shapes.
         """
         self.urgency = urgency
         self.total_bytes = source.nbytes
@@ -68,6 +70,7 @@ class Job:
         self._target = target
         self._fence = fence
         self._check = check
+        self._read = read
         self._chunks: Iterator[SourceAndTarget] | None = None
         self._ended = threading.Event()
 
@@ -94,13 +97,14 @@ class Job:
 
     def copy_chunk(self, lane: Lane) -> bool:
         """Copies the next chunk. Returns whether it was the last. Only for the copier's thread, as is `end`."""
+        self._check()
         if self._chunks is None:
             lane.begin(self._fence)
-            self._chunks = _chunks(self._source, self._target, lane.chunk_bytes)
-        self._check()
-        source, target = next(self._chunks)
-        lane.copy(source, target)
-        self.done_bytes += source.nbytes
+            source = self._source if self._read is None else self._read()
+            self._chunks = _chunks(source, self._target, lane.chunk_bytes)
+        piece, target = next(self._chunks)
+        lane.copy(piece, target)
+        self.done_bytes += piece.nbytes
         if self.done_bytes < self.total_bytes:
             return False
         self.mark = lane.end()

@@ -141,9 +141,9 @@ class SlotTable:
         return slot
 
     def _copy(self, where: dict[ExpertKey, Holding], slot: Slot, key: ExpertKey, urgency: Urgency) -> None:
-        source = self._stored[key]
-        target = slot.place(source)
+        form = self._stored.form(key)
+        target = slot.place(form)
         where[key] = Holding(slot, target)
-        check = partial(self._stored.check, key)
-        self.landing[key] = Job(source, target, urgency, fence=slot.fence, check=check)
+        read, check = partial(self._stored.__getitem__, key), partial(self._stored.check, key)
+        self.landing[key] = Job(form, target, urgency, fence=slot.fence, check=check, read=read)
         self._copier.submit(self.landing[key])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.errors import FileFormatError
-from fiddler.checkpoint.views import WeightView
+from fiddler.checkpoint.views import RepackedView, WeightView
 from fiddler.expert_math import ExpertWeights, expert_weights, layer_weights
 from gpu_service.gpu_experts.keys import ExpertKey
 
@@ -19,6 +19,7 @@ class StoredExperts:
         lasting = () if checkpoint.is_repacked else checkpoint.layers
         self._layers = tuple(layer_weights(checkpoint, layer) for layer in lasting)
         self._files: dict[Path, int] = {path: os.open(path, os.O_RDONLY) for path in checkpoint.files}
+        self._forms: dict[tuple[object, ...], ExpertWeights] = {}
 
     @property
     def num_experts(self) -> list[int]:
@@ -30,6 +31,22 @@ class StoredExperts:
         if not self._layers:
             return expert_weights(self._checkpoint, self._checkpoint.layers[layer].experts[expert])
         return self._layers[layer].experts[expert]
+
+    def form(self, key: ExpertKey) -> ExpertWeights:
+        """The expert as far as shapes and dtypes go; it reads no more than one repacked expert of each form.
+
+        Raises:
+            FileFormatError: A file has become too short.
+        """
+        views = self._checkpoint.layers[key[0]].experts[key[1]].views
+        if not all(isinstance(view, RepackedView) for view in views.values()):
+            return self[key]
+        form = tuple((name, view.shape, view.coding) for name, view in views.items() if isinstance(view, RepackedView))
+        if form not in self._forms:
+            self.check(key)
+            expert = self[key]
+            self._forms[form] = expert.with_tensors({name: tensor.to("meta") for name, tensor in expert.tensors()})
+        return self._forms[form]
 
     def check(self, key: ExpertKey) -> None:
         """Checks that the expert can be read: a read past the end of a mapped file kills the process.

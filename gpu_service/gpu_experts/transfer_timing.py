@@ -27,8 +27,8 @@ def time_transfer(slot: Slot, stored: StoredExperts, *, copier: Copier, lane: La
     """
 
     def seconds(key: ExpertKey) -> float:
-        source = stored[key]
-        job = Job(source, slot.place(source), Urgency.DEMAND, fence=slot.fence, check=partial(stored.check, key))
+        form, read, check = stored.form(key), partial(stored.__getitem__, key), partial(stored.check, key)
+        job = Job(form, slot.place(form), Urgency.DEMAND, fence=slot.fence, check=check, read=read)
         began = time.perf_counter()
         copier.submit(job)
         job.wait()

@@ -1,5 +1,6 @@
 """Coded experts in slots: their planes are copied as they are stored, and decode to the same matrices there."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.errors import FileFormatError
 from fiddler.coding import CodedTensor, dequantize
-from fiddler.expert_math import layer_weights
+from fiddler.expert_math import ExpertWeights, layer_weights
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.lanes import HostLane
 from gpu_service.gpu_experts.slots import Slot, slot_bytes
@@ -82,3 +83,34 @@ def test_an_expert_whose_scales_are_cut_off_is_not_read(tmp_path: Path) -> None:
         stored.check(last)
     stored.check(min(keys, key=scales_end))
     stored.close()
+
+
+def test_repacked_experts_are_read_in_the_thread_that_copies_once_the_files_are_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write("separate", "gptq asymmetric v2", tmp_path)
+    checkpoint = Checkpoint.open(directory)
+    readers: list[str] = []
+    read = StoredExperts.__getitem__
+
+    def note(stored: StoredExperts, key: tuple[int, int]) -> ExpertWeights:
+        readers.append(threading.current_thread().name)
+        return read(stored, key)
+
+    monkeypatch.setattr(StoredExperts, "__getitem__", note)
+    slots = ExpertSlots(checkpoint, CPU, 4)
+    slots.load([(0, 0), (0, 1), (1, 2)])
+    assert readers.count("copier") == 3
+    assert len(readers) == 4, "one more for the form, which all have"
+    due = layer_weights(checkpoint, checkpoint.layers[1]).experts[2]
+    for (name, tensor), (_, copy) in zip(due.tensors(), slots.weights((1, 2)).tensors(), strict=True):
+        assert torch.equal(tensor, copy), name
+    (file,) = checkpoint.files
+    with file.open("r+b") as handle:
+        handle.truncate(100)
+    streamed = slots.stream((1, 3))
+    with pytest.raises(FileFormatError, match="has been cut short"):
+        streamed.wait()
+    streamed.release()
+    assert len(readers) == 4
+    slots.close()
