@@ -32,10 +32,11 @@ interface and compute something that is supported here. `python -m gpu_service -
 checkpoint can be served, without serving it.
 """
 _NOTES: Final = """
-"Runs" is about the checkpoints that a family's authors publish. If those are in a weight format that is not supported
-yet, the format is named; checkpoints of the same family in bfloat16, float16 or float32 run. Sequences of most families
-are computed together. If layers keep states that only the model's own code knows, or a decoder attends to the output of
-an encoder, sequences share each step but are computed one by one within it, and prompts are not divided.
+"Runs" is about the checkpoints that a family's authors publish. If those have weights in 8 or 4 bits, the format is
+named, and the family is verified in it; checkpoints of any family in bfloat16, float16 or float32 run, too. Sequences
+of most families are computed together. If layers keep states that only the model's own code knows, or a decoder attends
+to the output of an encoder, sequences share each step but are computed one by one within it, and prompts are not
+divided.
 
 How they are verified:
 """
@@ -75,7 +76,7 @@ def as_json() -> str:
             "verified": True,
             "structure": list(family.features),
             "computed": _BATCHES[family.is_batched],
-            "needs_format": family.needs or None,
+            "published_as": family.published_as or None,
             "test": family.test,
             "how": METHODS[family.test].long,
         }
@@ -141,7 +142,7 @@ def _structure(family: ModelFamily) -> str:
 
 
 def _published(family: ModelFamily) -> str:
-    return f"needs {family.needs}" if family.needs else "runs"
+    return f"runs in {family.published_as}" if family.published_as else "runs"
 
 
 if __name__ == "__main__":

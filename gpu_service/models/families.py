@@ -30,8 +30,8 @@ class ModelFamily:
     """In alphabetical order; a test computes them from the model."""
     is_batched: bool = True
     """Whether sequences are computed together; if not, one after another within a step."""
-    needs: str = ""
-    """The weight format of the published checkpoints if it is not supported yet. Others of the family run."""
+    published_as: str = ""
+    """The format of the published checkpoints if weights are in 8 or 4 bits; the test's checkpoints are in it."""
     test: str = SWEEP
     """The test that compares its tokens with those of transformers or of an independent reference."""
 
@@ -97,15 +97,20 @@ _VERIFIED = (
     ModelFamily("dbrx", ("transposed",)),
     ModelFamily("deepseek", ("dense layers", "shared experts"), test=OWN),
     ModelFamily("deepseek_v2", ("dense layers", "latent attention", "shared experts")),
-    ModelFamily("deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), needs="FP8"),
+    ModelFamily(
+        "deepseek_v3", ("corrected router", "dense layers", "latent attention", "shared experts"), published_as="FP8"
+    ),
     ModelFamily(
         "deepseek_v32",
         ("corrected router", "dense layers", "latent attention", "shared experts", "sparse attention"),
         is_batched=False,
-        needs="FP8",
+        published_as="FP8",
     ),
     ModelFamily(
-        "deepseek_v4", ("clamped_silu", "shared experts", "sparse attention"), is_batched=False, needs="FP8 and FP4"
+        "deepseek_v4",
+        ("clamped_silu", "shared experts", "sparse attention"),
+        is_batched=False,
+        published_as="FP8 and FP4",
     ),
     ModelFamily("dots1", ("corrected router", "dense layers", "shared experts")),
     ModelFamily(
@@ -126,7 +131,7 @@ _VERIFIED = (
         is_batched=False,
     ),
     ModelFamily(
-        "gpt_oss", ("biases", "clamped_swiglu", "fused", "interleaved", "sliding window", "transposed"), needs="MXFP4"
+        "gpt_oss", ("biases", "clamped_swiglu", "fused", "interleaved", "sliding window"), published_as="MXFP4"
     ),
     ModelFamily("granitemoe", ("fused",)),
     ModelFamily("granitemoe_swa", ("fused", "shared experts", "sliding window")),
@@ -165,9 +170,9 @@ _VERIFIED = (
     ModelFamily("llama4", ("dense layers", "fused", "shared experts", "sliding window", "transposed")),
     ModelFamily("llama4_text", ("dense layers", "fused", "shared experts", "sliding window", "transposed")),
     ModelFamily("mellum", ()),
-    ModelFamily("mimo_v2_flash", ("corrected router", "dense layers", "sliding window"), needs="FP8"),
+    ModelFamily("mimo_v2_flash", ("corrected router", "dense layers", "sliding window"), published_as="FP8"),
     ModelFamily("minimax", ("recurrent state",), is_batched=False),
-    ModelFamily("minimax_m2", ("corrected router",), needs="FP8"),
+    ModelFamily("minimax_m2", ("corrected router",), published_as="FP8"),
     ModelFamily("minimax_m3_vl_text", ("clamped_swiglu", "corrected router", "fused", "shared experts")),
     ModelFamily("mixtral", ("sliding window",)),
     ModelFamily(

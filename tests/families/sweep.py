@@ -21,7 +21,7 @@ from gpu_service.models.families import SWEPT
 from gpu_service.models.registry import architecture_of
 from pair import Pair
 from tests.support import checkpoints, reference
-from tests.support.families import tiny
+from tests.support.families import published
 from tests.support.families.configs import VOCAB_SIZE
 from tests.support.pairs import start
 
@@ -61,13 +61,13 @@ class Ahead:
         return self._prepared[family].result()
 
     def _prepare(self, family: str) -> Running:
-        directory = tiny.write(family, self._directory / family)
+        directory, plain = published.write(family, self._directory / family)
         checkpoints.write_tokenizer(directory)
         pair = start(directory)
         self._resources.callback(pair.close)
         pair.start("cpu_expert_service")
         pair.start("gpu_service")
-        model = architecture_of(family).auto_class.from_pretrained(directory, dtype=torch.float32).eval()
+        model = architecture_of(family).auto_class.from_pretrained(plain, dtype=torch.float32).eval()
         with torch.inference_mode():
             expected = [_continuation(*reference.generate(model, each, NUM_TOKENS)) for each in reference.PROMPTS]
         pair.wait_until_serving()
@@ -140,9 +140,6 @@ def _notices_an_expert(client: Client, running: Running) -> bool:
 
 
 def _is_noticed(client: Client, running: Running, layer: int, expert: int) -> bool:
-    checkpoints.scale_expert(running.directory, layer=layer, expert=expert, factor=1.01)
-    try:
+    with checkpoints.scaled_expert(running.directory, layer=layer, expert=expert, factor=1.01):
         actual = _generate(client, reference.PROMPTS[2], NUM_TOKENS)
-    finally:
-        checkpoints.scale_expert(running.directory, layer=layer, expert=expert, factor=1 / 1.01)
     return _largest_difference(actual, running.expected[2]) > TOLERANCE

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from cpu_expert_service.kernel import Kernel
+from fiddler.checkpoint.safetensors_index import StoredTensor
 from gpu_service.models.families import SWEPT
 from gpu_service.models.registry import architecture_of
 from tests.support import checkpoints, reference
-from tests.support.families import tiny
+from tests.support.families import published
 from tests.support.families.engine import Engine
 from tests.support.families.features import features_of
 
@@ -29,7 +30,7 @@ Expected = list[tuple[list[int], torch.Tensor]]
 
 @dataclass(frozen=True)
 class Case:
-    """A family's checkpoint, and what transformers generates with it."""
+    """A family's checkpoint as it is published, and what transformers generates with it, or its form in float32."""
 
     directory: Path
     expected: Expected
@@ -37,9 +38,9 @@ class Case:
 
 @pytest.fixture(scope="module", params=sorted(SWEPT))
 def case(request: pytest.FixtureRequest, kernel: Kernel, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    directory = tiny.write(request.param, tmp_path_factory.mktemp(request.param))
+    directory, plain = published.write(request.param, tmp_path_factory.mktemp(request.param))
     architecture = architecture_of(request.param)
-    model = architecture.auto_class.from_pretrained(directory, dtype=torch.float32).eval()
+    model = architecture.auto_class.from_pretrained(plain, dtype=torch.float32).eval()
     return Case(directory, [reference.generate(model, prompt, NUM_TOKENS) for prompt in reference.PROMPTS])
 
 
@@ -81,11 +82,8 @@ def test_one_expert_scaled_by_a_hundredth_is_noticed(case: Case, engine: Engine,
     def is_noticed(layer: int) -> bool:
         counts, decoder_layer = selections[layer], engine.checkpoint.layers[layer].decoder_layer
         expert = counts.index(max(counts))
-        checkpoints.scale_expert(case.directory, layer=decoder_layer, expert=expert, factor=1.01)
-        try:
+        with checkpoints.scaled_expert(case.directory, layer=decoder_layer, expert=expert, factor=1.01):
             ((_, logits),) = Engine(case.directory, kernel).generate([prompt], num_tokens)
-        finally:
-            checkpoints.scale_expert(case.directory, layer=decoder_layer, expert=expert, factor=1 / 1.01)
         return _difference(logits, expected) > enough
 
     # norms hide much of an early layer; of the last layer, only the latest tokens' experts matter
@@ -98,3 +96,11 @@ def test_its_structure_is_what_the_table_says(case: Case, engine: Engine) -> Non
         features_of(engine.checkpoint, engine.model.config),
         engine.model.cache.is_divisible,
     )
+
+
+def test_it_is_in_the_format_that_it_is_published_in(case: Case, engine: Engine) -> None:
+    formats = {"": "float32", "FP8": "fp8 16x16", "FP8 and FP4": "fp4 group 32", "MXFP4": "fp4 group 32"}
+    family = SWEPT[engine.checkpoint.model_type]
+    assert engine.checkpoint.weight_format == formats[family.published_as]
+    coded = [tensor.name for tensor in engine.checkpoint.dense_tensors if not isinstance(tensor, StoredTensor)]
+    assert bool(coded) == family.published_as.startswith("FP8"), coded

@@ -4,6 +4,7 @@ transformers' own `save_pretrained` writes the published layout: it undoes the f
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint.views import CodedView, WeightView
 from tests.support.large_checkpoint import write_large
 from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors, write_index
 from tests.support.weights import plain_view
@@ -24,6 +26,7 @@ __all__ = [
     "build",
     "fuse",
     "scale_expert",
+    "scaled_expert",
     "shard",
     "write",
     "write_large",
@@ -188,18 +191,48 @@ def fuse(directory: Path, *, transposed: bool = False, interleaved: bool = False
 
 
 def scale_expert(directory: Path, *, layer: int, expert: int, factor: float) -> None:
-    """Multiplies the down matrix of one expert of decoder layer `layer` by `factor`, in the file."""
-    checkpoint = Checkpoint.open(directory)
-    (moe_layer,) = (candidate for candidate in checkpoint.layers if candidate.decoder_layer == layer)
-    view = plain_view(moe_layer.experts[expert].down)
-    checkpoint.close()
+    """Multiplies the down matrix of one expert of decoder layer `layer` by `factor`, in the file.
+
+    If the matrix is coded, its scales are multiplied. Scales that are powers of two cannot be: the first output's are
+    doubled, which changes less of the matrix by more.
+    """
+    view = _scaled_view(directory, layer, expert)
     begin, end = view.span_bytes
     with view.file.open("r+b") as file:
         file.seek(begin)
         span = bytearray(file.read(end - begin))
-        torch.frombuffer(span, dtype=view.dtype).as_strided(view.shape, view.strides).mul_(factor)
+        values = torch.frombuffer(span, dtype=view.dtype).as_strided(view.shape, view.strides)
+        if view.dtype == torch.uint8:
+            values[0] += 1
+        else:
+            values.mul_(factor)
         file.seek(begin)
         file.write(span)
+
+
+@contextmanager
+def scaled_expert(directory: Path, *, layer: int, expert: int, factor: float) -> Iterator[None]:
+    """The same, until the context ends."""
+    view = _scaled_view(directory, layer, expert)
+    begin, end = view.span_bytes
+    with view.file.open("r+b") as file:
+        file.seek(begin)
+        original = file.read(end - begin)
+        try:
+            scale_expert(directory, layer=layer, expert=expert, factor=factor)
+            yield
+        finally:
+            file.seek(begin)
+            file.write(original)
+
+
+def _scaled_view(directory: Path, layer: int, expert: int) -> WeightView:
+    """What `scale_expert` changes."""
+    checkpoint = Checkpoint.open(directory)
+    (moe_layer,) = (candidate for candidate in checkpoint.layers if candidate.decoder_layer == layer)
+    down = moe_layer.experts[expert].down
+    checkpoint.close()
+    return down.scales if isinstance(down, CodedView) else plain_view(down)
 
 
 def _drawn(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

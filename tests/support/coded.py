@@ -56,7 +56,10 @@ def fp8(block: int | None, suffix: str = "_scale_inv", dtype: torch.dtype = torc
         for i in range(scales.shape[0]):
             for j in range(scales.shape[1]):
                 part = (slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns))
-                scale = (weight[part].abs().max() / 448).to(dtype).float()
+                scale = weight[part].abs().max() / 448
+                if dtype == torch.float8_e8m0fnu:
+                    scale = scale.log2().ceil().exp2()  # rounded up, so that the largest code is a number
+                scale = scale.to(dtype).float()
                 scales[i, j] = scale
                 codes[part] = (weight[part] / scale).to(torch.float8_e4m3fn)
                 stands_for[part] = codes[part].float() * scale

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import DynamicCache
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint.views import Expert
+from fiddler.checkpoint.views import CodedView, Expert, MatrixView, WeightView
 from gpu_service.model_runner.encoder_decoder import num_layers
 from tests.support.weights import plain_view
 
@@ -39,15 +39,20 @@ def _expert_features(expert: Expert) -> set[str]:
         features.add("not gated")
     elif expert.gate.file == expert.up.file and expert.gate.name == expert.up.name:
         features.add("fused")
-        gate, up = plain_view(expert.gate), plain_view(expert.up)
+        gate, up = _elements(expert.gate), _elements(expert.up)
         apart = (up.offset_bytes - gate.offset_bytes) // up.dtype.itemsize
-        if apart in (1, expert.up.shape[1]) and expert.up.shape[0] > 1:
+        if apart in (1, up.shape[1]) and expert.up.shape[0] > 1:
             features.add("interleaved")
-    if plain_view(expert.up).strides[1] != 1 or plain_view(expert.down).strides[1] != 1:
+    if _elements(expert.up).strides[1] != 1 or _elements(expert.down).strides[1] != 1:
         features.add("transposed")
     if expert.up_bias is not None:
         features.add("biases")
     return features
+
+
+def _elements(view: MatrixView) -> WeightView:
+    """Where a matrix's weights, or their codes, are stored."""
+    return view.codes if isinstance(view, CodedView) else plain_view(view)
 
 
 def _state_features(config: object) -> set[str]:
