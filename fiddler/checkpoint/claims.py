@@ -81,7 +81,7 @@ def is_unused(name: str, config: MoeConfig) -> bool:
     """Whether a tensor belongs to the multi-token-prediction layers that some families publish after the last layer."""
     match = _DECODER_LAYER.match(name)
     past_the_last = match is not None and int(match[1]) >= (config.num_decoder_layers or sys.maxsize)
-    return past_the_last or name.startswith("mtp.")
+    return past_the_last or name.startswith(("mtp.", "model.mtp."))
 
 
 def missing_tensor(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ from gpu_service.moe.layer import MoeLayer
 
 _FAR: Final = 2
 """Weights for each byte from which on a model is refused by its size; smaller faults are reported tensor by tensor."""
+
+_SCALE_OF_KV_CACHE: Final = re.compile(r".*\.(?:[kqv]|kv|[kv]_proj\.(?:[kv]|output))_scale")
+"""For keys and values in 8 bits; they are in the model's dtype here, so that the scale is not used."""
 
 
 def logging_of_transformers() -> None:
@@ -218,7 +222,9 @@ def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, A
     left_over = {
         key
         for key in report["unexpected_keys"]
-        if key not in checkpoint.expert_tensor_names and not key.startswith(experts)
+        if key not in checkpoint.expert_tensor_names
+        and not key.startswith(experts)
+        and not (checkpoint.is_coded and _SCALE_OF_KV_CACHE.fullmatch(key))
     }
     if left_over:
         raise ModelError(f"{where}: the model has no place for {_first_names(left_over)}")
