@@ -160,6 +160,14 @@ _VERIFIED = (
     ModelFamily("jamba", ("dense layers", "recurrent state"), is_batched=False),
     ModelFamily("jetmoe", ("fused",)),
     ModelFamily(
+        "kimi_k2",
+        ("corrected router", "dense layers", "latent attention", "shared experts"),
+        published_as="INT4 or FP8",
+    ),
+    ModelFamily(
+        "kimi_k25", ("corrected router", "dense layers", "latent attention", "shared experts"), published_as="INT4"
+    ),
+    ModelFamily(
         "kimi_linear",
         ("corrected router", "dense layers", "latent attention", "recurrent state", "shared experts"),
         is_batched=False,
@@ -215,7 +223,6 @@ REFUSED: Final[dict[str, str]] = {
     "ernie4_5_vl_moe": "its layers have two sets of experts each, of two sizes: for text and for images",
     "inkling2": _SOFTCAPPED,
     "inkling2_text": _SOFTCAPPED,
-    "kimi_k25": "its checkpoints are published in packed INT4, a format that is not supported yet",
     "longcat_flash": f"{_NO_INTERFACE}, and some of them have no weights and return rows unchanged",
     "muse_spark": "its experts' outputs are normalised before they are weighted, which is not supported",
     "nemo_speechlm": "it transcribes speech, and is not prompted with text",

@@ -15,6 +15,7 @@ from typing import Any, Final
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 from transformers.models.auto.auto_factory import _get_model_class
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from gpu_service.models import dbrx, nllb_moe
@@ -150,6 +151,9 @@ CONFIGURATIONS: Final = {
 }
 """The classes that read a config.json which transformers does not know, by `fiddler.checkpoint`'s model_type."""
 
+ALIASES: Final = {"kimi_k2": "deepseek_v3"}
+"""Families that transformers does not know and that are one of its families under another model_type."""
+
 _DEFAULT: Final = Architecture()
 
 
@@ -159,7 +163,9 @@ def architecture_of(model_type: str) -> Architecture:
 
 
 def configuration_of(model_type: str) -> Any:
-    """The class of this package that reads a config.json of this type; None if transformers reads it."""
+    """The class that reads a config.json of this type; None if transformers finds it itself."""
+    if model_type in ALIASES:
+        return CONFIG_MAPPING[ALIASES[model_type]]
     return _imported(CONFIGURATIONS[model_type]) if model_type in CONFIGURATIONS else None
 
 

@@ -14,7 +14,7 @@ from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.moe_config import model_type_of
 from gpu_service.errors import ModelError
-from gpu_service.models.registry import CONFIGURATIONS
+from gpu_service.models.registry import configuration_of
 from gpu_service.text import openmoe
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
@@ -133,7 +133,7 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
     if model_type == "openmoe":
         return openmoe.load(directory)
     # transformers does not know the model type; the tokenizer's own files are enough
-    more = {"config": PreTrainedConfig()} if model_type in CONFIGURATIONS else {}
+    more = {"config": PreTrainedConfig()} if configuration_of(model_type or "") is not None else {}
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, **more
     )

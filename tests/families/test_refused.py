@@ -17,7 +17,6 @@ SYMPTOMS = {
     "doge": NAMES,
     "inkling2": SUMS,
     "inkling2_text": SUMS,
-    "kimi_k25": NAMES,
     "muse_spark": "transposed or not",
     "step3p7": NAMES,
 }

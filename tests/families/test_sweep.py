@@ -99,7 +99,14 @@ def test_its_structure_is_what_the_table_says(case: Case, engine: Engine) -> Non
 
 
 def test_it_is_in_the_format_that_it_is_published_in(case: Case, engine: Engine) -> None:
-    formats = {"": "float32", "FP8": "fp8 16x16", "FP8 and FP4": "fp4 group 32", "MXFP4": "fp4 group 32"}
+    formats = {
+        "": "float32",
+        "FP8": "fp8 16x16",
+        "FP8 and FP4": "fp4 group 32",
+        "MXFP4": "fp4 group 32",
+        "INT4": "int4 group 32",
+        "INT4 or FP8": "int4 group 32",
+    }
     family = SWEPT[engine.checkpoint.model_type]
     assert engine.checkpoint.weight_format == formats[family.published_as]
     coded = [tensor.name for tensor in engine.checkpoint.dense_tensors if not isinstance(tensor, StoredTensor)]

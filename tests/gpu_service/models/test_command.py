@@ -16,6 +16,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from gpu_service.models import __main__ as models
 from gpu_service.models.families import OWN, REFUSED, SWEPT, VERIFIED
 from gpu_service.models.glossary import FEATURES, METHODS
+from gpu_service.models.registry import ALIASES
+from tests.support.families.published import PUBLISHED
 
 ROOT = Path(__file__).parents[3]
 GENERATING = (
@@ -59,7 +61,7 @@ def test_every_family_of_transformers_is_verified_or_refused_with_a_reason(famil
 
 
 def test_no_row_is_about_a_family_that_is_not_there(families_with_experts: set[str]) -> None:
-    own = {name for name, family in VERIFIED.items() if family.test == OWN}
+    own = {name for name, family in VERIFIED.items() if family.test == OWN} | ALIASES.keys()
     assert sorted((VERIFIED.keys() | REFUSED.keys()) - families_with_experts - own) == []
     assert VERIFIED.keys().isdisjoint(REFUSED)
 
@@ -91,6 +93,11 @@ def test_every_word_and_every_test_of_the_table_is_explained() -> None:
     for reason in REFUSED.values():
         assert len(reason.split()) > 4
         assert not reason.endswith(".")
+
+
+def test_families_that_are_published_in_few_bits_are_verified_in_that_format() -> None:
+    assert {name for name, family in VERIFIED.items() if family.published_as} == PUBLISHED.keys()
+    assert PUBLISHED.keys() <= SWEPT.keys()
 
 
 def test_the_page_is_current() -> None:

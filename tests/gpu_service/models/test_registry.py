@@ -5,9 +5,10 @@ import sys
 
 import pytest
 from torch import nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gpu_service.models.families import VERIFIED
-from gpu_service.models.registry import ARCHITECTURES, CONFIGURATIONS, architecture_of, configuration_of
+from gpu_service.models.registry import ALIASES, ARCHITECTURES, CONFIGURATIONS, architecture_of, configuration_of
 
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
@@ -41,3 +42,9 @@ def test_modelling_code_is_imported_only_when_a_model_is_built(module: str) -> N
     modelling = [name for name in imported if name.startswith("transformers.models.") and ".modeling_" in name]
     assert modelling == ["transformers.models.auto.modeling_auto"]
     assert "transformers.modeling_utils" not in imported
+
+
+@pytest.mark.parametrize("model_type", sorted(ALIASES))
+def test_a_family_under_another_name_is_read_as_the_one_that_transformers_knows(model_type: str) -> None:
+    assert configuration_of(model_type).model_type == ALIASES[model_type]
+    assert model_type not in CONFIG_MAPPING, "transformers knows it by now, and the alias goes"

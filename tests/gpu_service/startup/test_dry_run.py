@@ -153,8 +153,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
         r"config\.json: model_type: transformers \S+ has no family 'mixtral9'; a newer one may",
     ),
     "a family of the table": (
-        lambda directory: edit_config(directory, model_type="kimi_k25"),
-        rf"config\.json: model_type: kimi_k25 is refused: {REFUSED['kimi_k25']}",
+        lambda directory: edit_config(directory, model_type="step3p7"),
+        rf"config\.json: model_type: step3p7 is refused: {REFUSED['step3p7']}",
     ),
     "a configuration of another size": (
         lambda directory: edit_config(directory, vocab_size=2**30),

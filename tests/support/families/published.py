@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from gpu_service.models.families import VERIFIED
 from tests.support import coded
@@ -51,6 +52,26 @@ def _of_deepseek_v4(name: str, weight: torch.Tensor) -> tuple[coded.Tensors, tor
     return {key.replace(".weight_scale", ".scale"): tensor for key, tensor in stored.items()}, stands_for
 
 
+_INT4: Final[dict[str, Any]] = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {
+                "type": "int",
+                "num_bits": 4,
+                "strategy": "group",
+                "group_size": 32,
+                "symmetric": True,
+            },
+        }
+    },
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
+}
+_ROUTED_EXPERTS: Final = _only(r"\.experts\.\d+\.\w+_proj", coded.int4(32, True))
+
+
 @dataclass(frozen=True, slots=True)
 class _Published:
     """How a family's published checkpoints are coded."""
@@ -60,35 +81,33 @@ class _Published:
     code: Callable[[str, torch.Tensor], tuple[coded.Tensors, torch.Tensor] | None]
     section: str | None = None
     """Of config.json that holds the quantization_config; None: the top level."""
+    built_as: str | None = None
+    """The family of transformers that reads the plain form, if it does not know this one."""
+    renamed: tuple[tuple[str, str], ...] = ()
+    """Names that transformers writes otherwise than they are published: regular expressions and their replacements."""
 
 
 PUBLISHED: Final = {
     "deepseek_v3": _Published(_FP8, _only(rf"(?<!weights)({_DENSE})", coded.fp8(_BLOCK))),
     "deepseek_v32": _Published({**_FP8, "scale_fmt": "ue8m0"}, _only(rf"(?<!weights)({_DENSE})", coded.fp8(_BLOCK))),
-    "deepseek_v4": _Published({**_FP8, "scale_fmt": "ue8m0"}, _of_deepseek_v4),
+    "deepseek_v4": _Published(
+        {**_FP8, "scale_fmt": "ue8m0"},
+        _of_deepseek_v4,
+        renamed=((r"model\.embed_tokens", "embed"), (r"model\.hc_head\.hc_", "hc_head_"), (r"model\.", "")),
+    ),
     "gpt_oss": _Published(
         {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}, _of_gpt_oss
     ),
+    "kimi_k2": _Published(_INT4, _ROUTED_EXPERTS, built_as="deepseek_v3"),
     "kimi_k25": _Published(
-        {
-            "quant_method": "compressed-tensors",
-            "format": "pack-quantized",
-            "config_groups": {
-                "group_0": {
-                    "targets": ["Linear"],
-                    "weights": {
-                        "type": "int",
-                        "num_bits": 4,
-                        "strategy": "group",
-                        "group_size": 32,
-                        "symmetric": True,
-                    },
-                }
-            },
-            "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
-        },
-        _only(r"\.experts\.\d+\.\w+_proj", coded.int4(32, True)),
+        _INT4,
+        _ROUTED_EXPERTS,
         section="text_config",
+        renamed=(
+            (r"language_model\.model\.blocks", "language_model.model.layers"),
+            (r"model\.mm_projector", "mm_projector"),
+            (r"vision_tower\.encoder\.patch_embed", "vision_tower.patch_embed"),
+        ),
     ),
     "mimo_v2_flash": _Published(
         {**_FP8, "ignored_layers": ["model.layers.0.self_attn.o_proj"]}, _only(r"(?<!\.o)_proj", coded.fp8(_BLOCK))
@@ -107,13 +126,24 @@ def write(family: str, directory: Path) -> tuple[Path, Path]:
     Returns:
         The two directories, in this order; the same one twice if the family is published plain.
     """
-    plain = tiny.write(family, directory / "plain")
     if not VERIFIED[family].published_as:
+        plain = tiny.write(family, directory / "plain")
         return plain, plain
     published = PUBLISHED[family]
+    plain = tiny.write(published.built_as or family, directory / "plain")
+    if published.renamed:
+        _rename(plain / "model.safetensors", published.renamed)
     path = coded.rewrite_with(plain, directory / "published", published.settings, published.code)
+    config = json.loads((path / "config.json").read_text())
+    config["model_type"] = family
     if published.section is not None:
-        config = json.loads((path / "config.json").read_text())
         config[published.section]["quantization_config"] = config.pop("quantization_config")
-        (path / "config.json").write_text(json.dumps(config))
+    (path / "config.json").write_text(json.dumps(config))
     return path, plain
+
+
+def _rename(file: Path, renamed: tuple[tuple[str, str], ...]) -> None:
+    tensors = load_file(file)
+    for pattern, replacement in renamed:
+        tensors = {re.sub(f"^{pattern}", replacement, name): tensor for name, tensor in tensors.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
