@@ -50,3 +50,10 @@ def test_formats_that_are_computed_where_they_are_stored_need_no_memory(
     Runner(checkpoint, PyTorchKernel(1), lambda done, total: steps.append((done, total)))
     assert checkpoint.repacked_bytes == 0
     assert steps == []
+
+
+@pytest.mark.parametrize("name", [name for name in coded.FORMATS if name.startswith(("gptq", "awq"))])
+def test_rows_of_every_plane_are_adjacent_as_kernels_read_them(name: str, tmp_path: Path) -> None:
+    runner = Runner(_written(tmp_path, name), PyTorchKernel(1))
+    planes = [plane for weights in runner.weights for expert in weights.experts for _, plane in expert.tensors()]
+    assert {plane.stride() for plane in planes} == {(plane.shape[1], 1) for plane in planes}

@@ -21,6 +21,7 @@ from fiddler.checkpoint.formats.repacked import (
     check_words,
     fields,
     pack_row_by_row,
+    row_by_row,
 )
 from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
 from fiddler.checkpoint.safetensors_index import StoredTensor
@@ -91,7 +92,7 @@ def _repack(planes: Planes, coding: Coding, where: str) -> CodedTensor:
     codes = fields(planes["qweight"], _BITS)[..., order].flatten(1).T
     zeros = fields(planes["qzeros"], _BITS)[..., order].flatten(1).T
     shape = (codes.shape[0], codes.shape[1])
-    scales = planes["scales"].T.contiguous()
-    matrix = CodedTensor(coding, shape, pack_row_by_row(codes, _BITS), scales, zeros.contiguous())
+    scales = row_by_row(planes["scales"].T)
+    matrix = CodedTensor(coding, shape, pack_row_by_row(codes, _BITS), scales, row_by_row(zeros))
     check_scales(matrix, where)
     return matrix

@@ -22,6 +22,7 @@ from fiddler.checkpoint.formats.repacked import (
     check_words,
     fields,
     pack_row_by_row,
+    row_by_row,
 )
 from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
 from fiddler.checkpoint.safetensors_index import StoredTensor
@@ -106,7 +107,7 @@ def _repack(planes: Planes, coding: Coding, zeros_less_one: bool, where: str) ->
     if zeros_less_one:
         zeros = (zeros + 1) & ((1 << bits) - 1)
     shape = (codes.shape[0], codes.shape[1])
-    scales = planes["scales"].T.contiguous()
-    matrix = CodedTensor(coding, shape, pack_row_by_row(codes, bits), scales, zeros.contiguous())
+    scales = row_by_row(planes["scales"].T)
+    matrix = CodedTensor(coding, shape, pack_row_by_row(codes, bits), scales, row_by_row(zeros))
     check_scales(matrix, where)
     return matrix

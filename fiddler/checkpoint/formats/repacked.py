@@ -105,3 +105,8 @@ def pack_row_by_row(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """[outputs, inputs] uint8, a code each -> [outputs, bytes of a row] uint8."""
     codes = codes.contiguous()
     return codes if bits == 8 else codes[:, ::2] | codes[:, 1::2] << 4
+
+
+def row_by_row(plane: torch.Tensor) -> torch.Tensor:
+    """A copy whose last stride is 1 even with a single column, which `contiguous` would leave as it is."""
+    return plane.clone(memory_format=torch.contiguous_format)
