@@ -2,7 +2,7 @@
 #pragma once
 
 #include "activation.h"
-#include "codes.h"
+#include "projections/codes.h"
 #include "job.h"
 
 namespace fiddler {

@@ -5,7 +5,7 @@
 
 #include <new>
 
-#include "codes.h"
+#include "projections/codes.h"
 #include "projections/rows.h"
 
 namespace fiddler {

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "codes.h"
+#include "projections/codes.h"
 #include "formats.h"
 
 namespace fiddler {
