@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +16,9 @@ from structlog.testing import capture_logs
 from fiddler import PROTOCOL_VERSION, __version__, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.v1 import experts_pb2, tensor_pb2
-from tests.support import statuses
+from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.errors import HandshakeError
+from tests.support import processes, statuses
 from tests.support.in_process_service import (
     MAX_EXPERTS_PER_ROW,
     MAX_MESSAGE_BYTES,
@@ -95,6 +99,21 @@ def test_of_another_checkpoint_in_another_format_the_formats_are_named(service: 
     with pytest.raises(grpc.RpcError) as caught:
         service.stub.Describe(request)
     assert statuses.mismatch(caught.value)[0] == "weight_format"
+
+
+def test_the_client_of_the_gpu_service_reports_both_formats(tiny: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    told = "weight_format: the caller expects fp8 128x128, and the CPU expert service has float32"
+    with processes.start(tiny, f"unix:{tmp_path}/experts.sock") as process:
+        process.wait_until_serving()
+        client = ExpertClient(
+            process.address,
+            torch.float32,
+            timeout_seconds=20,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+            weight_format="fp8 128x128",
+        )
+        with closing(client), pytest.raises(HandshakeError, match=told):
+            client.connect(checkpoint.fingerprint)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
