@@ -57,11 +57,11 @@ def unnamed(directory: Path) -> None:
     """Removes the quantization_config."""
     path = directory / "config.json"
     config = json.loads(path.read_text())
-    del config["quantization_config"]
+    config.pop("quantization_config", None)
     path.write_text(json.dumps(config))
 
 
-def of_modelopt(algorithm: str) -> Damage:
+def of_modelopt(algorithm: str | None) -> Damage:
     """ModelOpt's own file in place of the quantization_config."""
     quantization = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algorithm}}
     return after(unnamed, lambda directory: (directory / "hf_quant_config.json").write_text(json.dumps(quantization)))

@@ -84,7 +84,8 @@ def detect(config: Mapping[str, Any], path: Path) -> WeightFormat | None:
     settings = read_json(beside, ConfigError).get("quantization")
     if not isinstance(settings, dict):
         raise ConfigError(f"{beside}: quantization must be a JSON object.")
-    return ModelOpt(settings, beside)
+    # without an algorithm only keys and values are in 8 bits, which weights do not show
+    return None if settings.get("quant_algo") is None else ModelOpt(settings, beside)
 
 
 def _of_settings(settings: Mapping[str, Any], path: Path) -> WeightFormat:

@@ -86,3 +86,9 @@ def test_settings_in_a_file_of_modelopt_alone_are_read(written: Writer) -> None:
     matrix = checkpoint.matrix(view)
     assert isinstance(matrix, CodedTensor)
     assert torch.equal(dequantize(matrix), due)
+
+
+def test_a_file_of_modelopt_without_an_algorithm_says_nothing_of_weights(written: Writer) -> None:
+    directory = written("")
+    of_modelopt(None)(directory)
+    assert Checkpoint.open(directory).weight_format == "float32"
