@@ -192,6 +192,16 @@ bool is_null(const fiddler_projection& projection, int64_t num_experts) {
   return false;
 }
 
+// Whether a projection has what its layer's codes need to become weights, or that it has none of it.
+int32_t check_coding(const fiddler_projection& projection, bool is_coded) {
+  if (!projection.weights) return FIDDLER_OK;
+  if (!is_coded) return projection.scales ? FIDDLER_BAD_DTYPE : FIDDLER_OK;
+  if (!projection.scales || !projection.multipliers) return FIDDLER_NULL_POINTER;
+  if (projection.scale_kind < 0 || projection.scale_kind >= FIDDLER_NUM_SCALES) return FIDDLER_BAD_DTYPE;
+  const bool sizes = projection.group_inputs > 0 && projection.group_outputs > 0 && projection.first_output >= 0;
+  return sizes && projection.in_stride == 1 ? FIDDLER_OK : FIDDLER_BAD_SIZE;
+}
+
 int32_t check(int32_t tier, const fiddler_layer* layer, const fiddler_message* message) {
   if (!layer || !message) return FIDDLER_NULL_POINTER;
   if (layer->num_experts < 1 || layer->hidden_size < 1 || layer->intermediate_size < 1) return FIDDLER_BAD_SIZE;
@@ -199,6 +209,10 @@ int32_t check(int32_t tier, const fiddler_layer* layer, const fiddler_message* m
   if (is_null(layer->up, layer->num_experts) || is_null(layer->down, layer->num_experts)) return FIDDLER_NULL_POINTER;
   for (const auto& optional : {layer->gate, layer->factor}) {
     if (optional.weights && is_null(optional, layer->num_experts)) return FIDDLER_NULL_POINTER;
+  }
+  for (const auto& projection : {layer->gate, layer->up, layer->down, layer->factor}) {
+    const int32_t status = check_coding(projection, layer->weight_dtype >= FIDDLER_FIRST_CODE);
+    if (status != FIDDLER_OK) return status;
   }
   if (layer->activation < 0 || layer->activation > FIDDLER_CLAMPED_SILU) return FIDDLER_BAD_DTYPE;
   if (layer->activation >= FIDDLER_CLAMPED_SWIGLU && !layer->gate.weights) return FIDDLER_NULL_POINTER;

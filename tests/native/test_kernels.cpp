@@ -93,7 +93,9 @@ void refuse(fiddler_pool* pool) {
   expect(status([](L l, M) { l.hidden_size = 0; }) == FIDDLER_BAD_SIZE, "no hidden size");
   expect(status([](L, M m) { m.rows = -1; }) == FIDDLER_BAD_SIZE, "negative rows");
   expect(status([](L, M m) { m.hidden_dtype = FIDDLER_FLOAT16; }) == FIDDLER_BAD_DTYPE, "float16 rows");
-  expect(status([](L l, M) { l.weight_dtype = 3; }) == FIDDLER_BAD_DTYPE, "an unknown dtype");
+  expect(status([](L l, M) { l.weight_dtype = -1; }) == FIDDLER_BAD_DTYPE, "an unknown dtype");
+  expect(status([](L l, M) { l.weight_dtype = FIDDLER_E4M3; }) == FIDDLER_NULL_POINTER, "codes without scales");
+  expect(status([](L l, M) { l.up.scales = l.up.weights; }) == FIDDLER_BAD_DTYPE, "plain weights with scales");
   expect(status([](L l, M) { l.activation = 7; }) == FIDDLER_BAD_DTYPE, "an unknown activation");
   const auto misaligned = [](L, M m) { m.hidden = static_cast<const char*>(m.hidden) + 1; };
   expect(status(misaligned) == FIDDLER_MISALIGNED, "misaligned rows");
@@ -151,6 +153,61 @@ void crowd(fiddler_pool* pool) {
 #ifdef FIDDLER_EMULATED_AMX
 namespace fiddler {
 extern const Ops emulated_amx, bf16_scalar;
+extern const Ops emulated_coded_amx[], coded_scalar[];
+
+// One expert's sums by a tier's projections, for hidden rows that bfloat16 holds exactly.
+std::vector<float> compute(const Ops& ops, const fiddler_layer& l, const ExpertRows& plain, const Shape& shape,
+                           int64_t rows, bool has_factor) {
+  Random random;
+  const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
+  std::vector<float> values(static_cast<size_t>(rows * shape.hidden)), sums(values.size(), NAN);
+  for (float& value : values) {
+    value = std::bit_cast<float>(std::bit_cast<uint32_t>(random.next()) & 0xffff0000u);
+  }
+  std::vector<Bf16> narrow(values.size());
+  for (size_t i = 0; i < values.size(); ++i) from_float(values[i], &narrow[i]);
+  const auto* hidden =
+      bytes == 4 ? reinterpret_cast<const char*>(values.data()) : reinterpret_cast<const char*>(narrow.data());
+  std::vector<float> inner(static_cast<size_t>(rows * shape.intermediate));
+  std::vector<const void*> hidden_rows;
+  std::vector<void*> inner_rows;
+  std::vector<int32_t> row;
+  for (int64_t a = 0; a < rows; ++a) {
+    hidden_rows.push_back(hidden + a * shape.hidden * bytes);
+    inner_rows.push_back(reinterpret_cast<char*>(inner.data()) + a * shape.intermediate * bytes);
+    row.push_back(static_cast<int32_t>(a));
+  }
+  ExpertRows expert = plain;
+  std::vector<unsigned char> tiles;
+  if (ops.pack) {
+    expert.hidden_tiles = tiles_of(rows, shape.hidden);
+    expert.inner_tiles = tiles_of(rows, shape.intermediate);
+    const auto hidden_bytes = expert.hidden_tiles.num_tiles() * RowTiles::bytes;
+    tiles.resize(static_cast<size_t>(hidden_bytes + expert.inner_tiles.num_tiles() * RowTiles::bytes));
+    expert.hidden_tiles.data = tiles.data();
+    expert.inner_tiles.data = tiles.data() + hidden_bytes;
+  }
+  const std::vector<float> weight(row.size(), 1.0f);
+  const Job job = {rows, shape.hidden, shape.intermediate, l.gate.weights != nullptr, has_factor, FIDDLER_SILU,
+                   0, 0, &expert, 1, row.data(), weight.data(), hidden_rows.data(), inner_rows.data(),
+                   sums.data(), nullptr, FIDDLER_FLOAT32};
+  const auto scratch = std::make_unique<Scratch>();
+  if (ops.pack) ops.pack(job, expert, 0, expert.hidden_tiles.num_tiles());
+  ops.inner(job, expert, 0, 64, *scratch);
+  ops.inner(job, expert, 64, shape.intermediate, *scratch);
+  ops.outer(job, 0, 192, *scratch);
+  ops.outer(job, 192, shape.hidden, *scratch);
+  return sums;
+}
+
+void expect_alike(const std::vector<float>& expected, const std::vector<float>& actual, const char* what, int64_t rows) {
+  float worst = 0, largest = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    worst = std::max(worst, std::abs(expected[i] - actual[i]));
+    largest = std::max(largest, std::abs(expected[i]));
+  }
+  expect(worst < 0.02f * std::max(1.0f, largest), what, rows);
+}
 
 // One expert's projections by emulated tiles and by the scalar tier's loops.
 void compare_emulated_tiles() {
@@ -161,56 +218,40 @@ void compare_emulated_tiles() {
       const auto matrix = [](const fiddler_projection& p) {
         if (!p.weights) return Matrix{};
         const float* bias = p.biases ? p.biases[0] : nullptr;
-        return Matrix{static_cast<const unsigned char*>(p.weights[0]), bias, p.out_stride, p.in_stride};
+        return Matrix{static_cast<const unsigned char*>(p.weights[0]), bias, p.out_stride, p.in_stride, {}};
       };
       const fiddler_layer& l = layer.layer;
       const ExpertRows plain = {matrix(l.gate), matrix(l.up), matrix(l.down), matrix(l.factor), 0, rows, {}, {}};
-      const auto compute = [&](const Ops& ops) {
-        Random random;
-        const int64_t bytes = ops.operand == FIDDLER_FLOAT32 ? 4 : 2;
-        std::vector<float> values(static_cast<size_t>(rows * shape.hidden)), sums(values.size(), NAN);
-        for (float& value : values) {
-          value = std::bit_cast<float>(std::bit_cast<uint32_t>(random.next()) & 0xffff0000u);
-        }
-        std::vector<Bf16> narrow(values.size());
-        for (size_t i = 0; i < values.size(); ++i) from_float(values[i], &narrow[i]);
-        const auto* hidden =
-            bytes == 4 ? reinterpret_cast<const char*>(values.data()) : reinterpret_cast<const char*>(narrow.data());
-        std::vector<float> inner(static_cast<size_t>(rows * shape.intermediate));
-        std::vector<const void*> hidden_rows;
-        std::vector<void*> inner_rows;
-        std::vector<int32_t> row;
-        for (int64_t a = 0; a < rows; ++a) {
-          hidden_rows.push_back(hidden + a * shape.hidden * bytes);
-          inner_rows.push_back(reinterpret_cast<char*>(inner.data()) + a * shape.intermediate * bytes);
-          row.push_back(static_cast<int32_t>(a));
-        }
-        ExpertRows expert = plain;
-        std::vector<unsigned char> tiles;
-        if (ops.pack) {
-          expert.hidden_tiles = tiles_of(rows, shape.hidden);
-          expert.inner_tiles = tiles_of(rows, shape.intermediate);
-          const auto hidden_bytes = expert.hidden_tiles.num_tiles() * RowTiles::bytes;
-          tiles.resize(static_cast<size_t>(hidden_bytes + expert.inner_tiles.num_tiles() * RowTiles::bytes));
-          expert.hidden_tiles.data = tiles.data();
-          expert.inner_tiles.data = tiles.data() + hidden_bytes;
-        }
-        const std::vector<float> weight(row.size(), 1.0f);
-        const Job job = {rows, shape.hidden, shape.intermediate, l.gate.weights != nullptr, has_factor, FIDDLER_SILU,
-                         0, 0, &expert, 1, row.data(), weight.data(), hidden_rows.data(), inner_rows.data(),
-                         sums.data(), nullptr, FIDDLER_FLOAT32};
-        const auto scratch = std::make_unique<Scratch>();
-        if (ops.pack) ops.pack(job, expert, 0, expert.hidden_tiles.num_tiles());
-        ops.inner(job, expert, 0, 64, *scratch);
-        ops.inner(job, expert, 64, shape.intermediate, *scratch);
-        ops.outer(job, 0, 192, *scratch);
-        ops.outer(job, 192, shape.hidden, *scratch);
-        return sums;
-      };
-      const auto expected = compute(bf16_scalar), actual = compute(emulated_amx);
-      float worst = 0;
-      for (size_t i = 0; i < expected.size(); ++i) worst = std::max(worst, std::abs(expected[i] - actual[i]));
-      expect(worst < 0.02f, "emulated tiles differ from the scalar tier", rows);
+      expect_alike(compute(bf16_scalar, l, plain, shape, rows, has_factor),
+                   compute(emulated_amx, l, plain, shape, rows, has_factor),
+                   "emulated tiles differ from the scalar tier", rows);
+    }
+  }
+}
+
+// The same of codes, with scales for whole rows and for blocks, whose weights are decoded into tiles.
+void compare_emulated_codes() {
+  constexpr int64_t hidden = 290, intermediate = 134;
+  Random random;
+  std::vector<unsigned char> codes(static_cast<size_t>(3 * hidden * intermediate));
+  for (unsigned char& code : codes) code = static_cast<unsigned char>((random.next() + 1.0f) * 120.0f) & 0x77u;
+  const std::vector<float> scales(static_cast<size_t>(hidden), 0.002f);
+  for (int32_t code = FIDDLER_FIRST_CODE; code < FIDDLER_NUM_FORMATS; ++code) {
+    const int64_t bits = code == FIDDLER_UINT4 || code == FIDDLER_E2M1 ? 4 : 8;
+    const auto matrix = [&](int64_t number, int64_t inputs) {
+      const int64_t group = code == FIDDLER_E4M3 ? 128 : inputs, outputs = code == FIDDLER_E4M3 ? 128 : 1;
+      const Coding coding = {reinterpret_cast<const unsigned char*>(scales.data()), nullptr, 1.0f,
+                             (inputs + group - 1) / group, group, outputs, 0, FIDDLER_SCALE_FLOAT32};
+      return Matrix{codes.data() + number * hidden * intermediate, nullptr, inputs * bits / 8, 1, coding};
+    };
+    for (int64_t rows : {1, 3, 5, 47, 300}) {
+      const Shape shape = {rows, 1, 1, hidden, intermediate};
+      Layer layer(shape, FIDDLER_BFLOAT16, false, true, false, false, 2);
+      const ExpertRows coded = {matrix(0, hidden), matrix(1, hidden), matrix(2, intermediate), {}, 0, rows, {}, {}};
+      const int32_t place = code - FIDDLER_FIRST_CODE;
+      expect_alike(compute(coded_scalar[place], layer.layer, coded, shape, rows, false),
+                   compute(emulated_coded_amx[place], layer.layer, coded, shape, rows, false),
+                   "emulated tiles of codes differ from the scalar tier", rows);
     }
   }
 }
@@ -230,7 +271,10 @@ int main() {
     fiddler_pool_destroy(pool);
   }
 #ifdef FIDDLER_EMULATED_AMX
-  if (fiddler_has_tier(find_tier("avx512_bf16"))) fiddler::compare_emulated_tiles();
+  if (fiddler_has_tier(find_tier("avx512_bf16"))) {
+    fiddler::compare_emulated_tiles();
+    fiddler::compare_emulated_codes();
+  }
 #endif
   std::printf("%s\n", failures ? "FAILED" : "all native tests passed");
   return failures != 0;
