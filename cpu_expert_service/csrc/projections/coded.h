@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t decoded_outputs = panel_outputs;  // whose weights are decoded at a time: those of a whole panel
 constexpr int64_t scale_segment = 4096;  // inputs whose scales are decoded at a time
+constexpr int64_t line_bytes = 64;
 
 // Hidden rows whose sums, of a group and in all, leave registers for four weight rows; for more there are two.
 template <class T>
@@ -59,25 +60,28 @@ void coded_dot(const unsigned char* const* codes, const float* const* scales, co
   const int64_t group_inputs = codings[0]->group_inputs;
   const bool halves = group_inputs < step<T>;  // two scales for a vector
   const bool has_zeros = codings[0]->zeros != nullptr;
-  for (int64_t begin = first, g = 0; begin < last;) {
-    const int64_t group = begin / group_inputs;
-    const int64_t end = halves ? smaller(begin + step<T>, last) : smaller((group + 1) * group_inputs, last);
+  // counted on, since a division takes as long as a group
+  int64_t group = first / group_inputs, group_end = (group + 1) * group_inputs;
+  typename T::Zero zeros[R];
+  for (int r = 0; r < R; ++r) zeros[r] = T::template zero_point<Code>(usual_zero<Code>);
+  for (int64_t begin = first, g = 0; begin < last; ++group, group_end += group_inputs) {
+    const int64_t end = smaller(halves ? begin + step<T> : group_end, last);
     typename T::Vector sums[R][M];
-    typename T::Zero zeros[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      zeros[r] = T::template zero_point<Code>(has_zeros ? zero_of<Code>(*codings[r], outputs[r], group)
-                                                            : usual_zero<Code>);
+      if (has_zeros) zeros[r] = T::template zero_point<Code>(zero_of<Code>(*codings[r], outputs[r], group));
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) sums[r][m] = T::zero();
     }
     const int64_t whole = end - (end - begin) % step<T>;
     for (int64_t i = begin; i < whole; i += step<T>) {
+      if (code_bytes<Code>(i) % line_bytes == 0) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + code_bytes<Code>(i) + prefetch_bytes);
+      }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const unsigned char* from = codes[r] + code_bytes<Code>(i);
-        __builtin_prefetch(from + prefetch_bytes);
-        const typename T::Vector weights = T::template decode<Code>(from, zeros[r]);
+        const typename T::Vector weights = T::template decode<Code>(codes[r] + code_bytes<Code>(i), zeros[r]);
 #pragma GCC unroll 8
         for (int m = 0; m < M; ++m) sums[r][m] = T::dot(sums[r][m], weights, T::load_operand(x[m] + i));
       }
