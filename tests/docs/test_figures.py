@@ -21,7 +21,8 @@ def _rows() -> list[tuple[str, str, str]]:
 def _file_of(command: str) -> str:
     found = re.search(r"python -m benchmarks\.(\w+)", command)
     assert found, command
-    return found[1] + ("_onednn_avx512" if "ONEDNN_MAX_CPU_ISA" in command else "")
+    formats = "_formats" if re.search(r"--(?:only-)?formats?\b", command) else ""
+    return found[1] + ("_onednn_avx512" if "ONEDNN_MAX_CPU_ISA" in command else formats)
 
 
 def _numbers(file: str) -> Iterator[float]:
