@@ -108,6 +108,45 @@ void coded_dot(const unsigned char* const* codes, const float* const* scales, co
   }
 }
 
+// As coded_dot where every group is one vector, all of it there, and has no zero point of its own: nothing but decoding,
+// one product and one scale for a group.
+template <class T, class Code, int R, int M>
+void coded_dot_by_vector(const unsigned char* const* codes, const float* const* scales,
+                         const typename T::Operand* const* x, int64_t first, int64_t last,
+                         typename T::Vector (&total)[R][M]) {
+  const typename T::Zero zero = T::template zero_point<Code>(usual_zero<Code>);
+  typename T::Vector sums[R][M];
+  for (int r = 0; r < R; ++r) {
+    for (int m = 0; m < M; ++m) sums[r][m] = total[r][m];
+  }
+  constexpr int64_t at_a_time = line_bytes / code_bytes<Code>(step<T>) ? line_bytes / code_bytes<Code>(step<T>) : 1;
+  int64_t i = first, g = 0;
+  const auto add = [&] {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const typename T::Vector weights = T::template decode<Code>(codes[r] + code_bytes<Code>(i), zero);
+      const typename T::Vector scale = T::splat(scales[r][g]);
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const typename T::Vector product = T::dot(T::zero(), weights, T::load_operand(x[m] + i));
+        sums[r][m] = T::multiply_add(sums[r][m], product, scale);
+      }
+    }
+    i += step<T>;
+    ++g;
+  };
+  while (last - i >= at_a_time * step<T>) {
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + code_bytes<Code>(i) + prefetch_bytes);
+#pragma GCC unroll 4
+    for (int64_t n = 0; n < at_a_time; ++n) add();
+  }
+  while (i < last) add();
+  for (int r = 0; r < R; ++r) {
+    for (int m = 0; m < M; ++m) total[r][m] = sums[r][m];
+  }
+}
+
 // One output of each of R weight rows for M hidden rows.
 template <class T, class Code, int R, int M>
 void coded_block(const Matrix* const* matrices, const int64_t* outputs, const typename T::Operand* const* x,
@@ -124,6 +163,7 @@ void coded_block(const Matrix* const* matrices, const int64_t* outputs, const ty
     codings[r] = &matrices[r]->coding;
     for (int m = 0; m < M; ++m) total[r][m] = T::zero();
   }
+  const bool is_by_vector = codings[0]->group_inputs == step<T> && !codings[0]->zeros;
   for (int64_t first = 0; first < length; first += scale_segment) {
     const int64_t last = smaller(first + scale_segment, length);
     for (int r = 0; r < R; ++r) {
@@ -131,7 +171,11 @@ void coded_block(const Matrix* const* matrices, const int64_t* outputs, const ty
       load_scales(*codings[r], outputs[r], group, (last - 1) / group_inputs - group + 1, T::template pair_factor<Code>, scales[r]);
       scales[r][(last - 1) / group_inputs - group + 1] = 0.0f;  // beside an odd number of halves
     }
-    coded_dot<T, Code, R, M>(codes, rows, codings, outputs, x, first, last, total);
+    if (is_by_vector && (last - first) % step<T> == 0) {
+      coded_dot_by_vector<T, Code, R, M>(codes, rows, x, first, last, total);
+    } else {
+      coded_dot<T, Code, R, M>(codes, rows, codings, outputs, x, first, last, total);
+    }
   }
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) results[r][m * pitch] = T::sum(total[r][m]);
