@@ -6,7 +6,7 @@ the name and the shape that its plain form would have.
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from fiddler.checkpoint.errors import ConfigError, UnsupportedDtypeError
 from fiddler.checkpoint.formats.awq import Awq
@@ -18,6 +18,7 @@ from fiddler.checkpoint.formats.mxfp4 import Mxfp4
 from fiddler.checkpoint.formats.refusals import check_plain, check_rest, check_scales, unknown_method
 from fiddler.checkpoint.formats.repacked import RepackedStored
 from fiddler.checkpoint.formats.stored import AnyStored, CodedStored, parts_of
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.safetensors_index import StoredTensor
 
@@ -34,29 +35,6 @@ __all__ = [
 ]
 
 _MODELOPT_FILE: Final = "hf_quant_config.json"
-
-
-class WeightFormat(Protocol):
-    """How a published format names the planes of a coded tensor, and what they mean together."""
-
-    name: str
-    """As logs, metrics and the dry run show it."""
-
-    def split(self, name: str) -> tuple[str, str] | None:
-        """The tensor that a plane belongs to, by the name of its plain form, and the plane's role; None for others.
-
-        Roles are codes, scales, zeros, multiplier, and names of its own for `build`. A tensor that is called as its
-        plain form would be holds the codes.
-        """
-        ...
-
-    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored | RepackedStored:
-        """Puts a tensor's planes together.
-
-        Raises:
-            CheckpointError: A plane is missing, of a wrong shape, or in a form that is not supported.
-        """
-        ...
 
 
 def detect(config: Mapping[str, Any], path: Path) -> WeightFormat | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from typing_extensions import override
 
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
 from fiddler.checkpoint.formats.refusals import check_groups, check_scales
@@ -24,6 +25,7 @@ from fiddler.checkpoint.formats.repacked import (
     row_by_row,
 )
 from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
 
@@ -33,7 +35,7 @@ _PLACES: Final = (0, 4, 1, 5, 2, 6, 3, 7)
 _BITS: Final = 4
 
 
-class Awq:
+class Awq(WeightFormat):
     """Checkpoints whose quant_method is awq."""
 
     name = "awq"
@@ -57,13 +59,13 @@ class Awq:
             )
         self._group = settings.get("group_size", 128)
 
+    @override
     def split(self, name: str) -> tuple[str, str] | None:
-        """See WeightFormat."""
         match = _PLANES.fullmatch(name)
         return (f"{match[1]}weight", match[2]) if match else None
 
+    @override
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> RepackedStored:
-        """See WeightFormat."""
         words = required(planes, "qweight", name, " (qweight)")
         scales, zeros = required(planes, "scales", name, " (scales)"), required(planes, "qzeros", name, " (qzeros)")
         check_one_matrix(words)

@@ -19,8 +19,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from typing_extensions import override
+
 from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, Coding, ScaleKind
 
@@ -36,7 +39,7 @@ _BLOCK = (128, 128)
 _MX_GROUP, _NV_GROUP = 32, 16
 
 
-class CompressedTensors:
+class CompressedTensors(WeightFormat):
     """Checkpoints whose quant_method is compressed-tensors."""
 
     name = "compressed-tensors"
@@ -71,13 +74,13 @@ class CompressedTensors:
                 "without them."
             )
 
+    @override
     def split(self, name: str) -> tuple[str, str] | None:
-        """See WeightFormat."""
         match = _PLANES.fullmatch(name)
         return (f"{match[1]}weight", _ROLES.get(match[2], f"unused {match[2]}")) if match else None
 
+    @override
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
-        """See WeightFormat."""
         scales = required(planes, "scales", name, "_scale")
         if "order" in planes:
             raise UnsupportedDtypeError(

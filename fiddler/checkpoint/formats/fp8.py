@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from fiddler.checkpoint.errors import ConfigError, UnsupportedDtypeError
 from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, ScaleKind
 
@@ -23,7 +26,7 @@ _MX_GROUP = 32
 _BLOCK = (128, 128)
 
 
-class Fp8:
+class Fp8(WeightFormat):
     """Checkpoints whose quant_method is fp8 or fbgemm_fp8."""
 
     name = "fp8"
@@ -46,8 +49,8 @@ class Fp8:
             raise UnsupportedDtypeError(f"{path}: quantization_config.fmt: {settings['fmt']} is not served; e4m3 is.")
         self._block = block[0], block[1]
 
+    @override
     def split(self, name: str) -> tuple[str, str] | None:
-        """See WeightFormat."""
         if match := _OF_ACTIVATIONS.fullmatch(name):
             return f"{match[1]}weight", "unused"
         if match := _SCALES.fullmatch(name):
@@ -55,8 +58,8 @@ class Fp8:
         match = _SCALES_OF_MODULE.fullmatch(name)
         return (f"{match[1]}weight", "scales") if match else None
 
+    @override
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
-        """See WeightFormat."""
         codes = required(planes, "codes", name, "")
         scales = required(planes, "scales", name, "_scale_inv")
         unused = tuple(planes[role] for role in planes if role.startswith("unused"))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from typing_extensions import override
 
 from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
 from fiddler.checkpoint.formats.refusals import check_groups, check_scales
@@ -25,6 +26,7 @@ from fiddler.checkpoint.formats.repacked import (
     row_by_row,
 )
 from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
 
@@ -32,7 +34,7 @@ _PLANES = re.compile(r"(.*\.)(qweight|qzeros|scales|g_idx)")
 _BITS: Final = (4, 8)
 
 
-class Gptq:
+class Gptq(WeightFormat):
     """Checkpoints whose quant_method is gptq."""
 
     name = "gptq"
@@ -59,13 +61,13 @@ class Gptq:
                 f"-1 only, got {self._group}; use a checkpoint without desc_act."
             )
 
+    @override
     def split(self, name: str) -> tuple[str, str] | None:
-        """See WeightFormat."""
         match = _PLANES.fullmatch(name)
         return (f"{match[1]}weight", match[2]) if match else None
 
+    @override
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> RepackedStored:
-        """See WeightFormat."""
         words = required(planes, "qweight", name, " (qweight)")
         scales = required(planes, "scales", name, " (scales)")
         required(planes, "qzeros", name, " (qzeros)")

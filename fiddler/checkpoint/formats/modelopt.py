@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from typing_extensions import override
+
 from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code
 
@@ -19,7 +22,7 @@ _ROLES: Final = {"weight_scale_2": "multiplier", "weight_scale": "scales", "inpu
 _GROUP: Final = 16
 
 
-class ModelOpt:
+class ModelOpt(WeightFormat):
     """Checkpoints whose quant_method is modelopt."""
 
     name = "modelopt"
@@ -40,13 +43,13 @@ class ModelOpt:
                 f"{path}: quant_algo: ModelOpt's {algorithm} is not served; of ModelOpt NVFP4 and FP8 are."
             )
 
+    @override
     def split(self, name: str) -> tuple[str, str] | None:
-        """See WeightFormat."""
         match = _PLANES.fullmatch(name)
         return (f"{match[1]}weight", _ROLES[match[2]]) if match else None
 
+    @override
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
-        """See WeightFormat."""
         codes, scales = required(planes, "codes", name, ""), required(planes, "scales", name, "_scale")
         unused = (planes["unused"],) if "unused" in planes else ()
         if codes.dtype == "F8_E4M3":

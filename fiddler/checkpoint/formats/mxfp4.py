@@ -8,8 +8,11 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from typing_extensions import override
+
 from fiddler.checkpoint.errors import ShapeError
 from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, ScaleKind
 
@@ -17,18 +20,18 @@ GROUP: Final = 32
 _PLANES = re.compile(r"(.*)_(blocks|scales)")
 
 
-class Mxfp4:
+class Mxfp4(WeightFormat):
     """Checkpoints whose quant_method is mxfp4."""
 
     name = "mxfp4"
 
+    @override
     def split(self, name: str) -> tuple[str, str] | None:
-        """See WeightFormat."""
         match = _PLANES.fullmatch(name)
         return (match[1], "codes" if match[2] == "blocks" else "scales") if match else None
 
+    @override
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
-        """See WeightFormat."""
         codes, scales = required(planes, "codes", name, "_blocks"), required(planes, "scales", name, "_scales")
         if len(codes.shape) < 3 or codes.shape[-1] != GROUP // 2 or codes.dtype != "U8":
             raise ShapeError(
