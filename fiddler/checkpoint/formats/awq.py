@@ -24,7 +24,7 @@ from fiddler.checkpoint.formats.repacked import (
     pack_row_by_row,
     row_by_row,
 )
-from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
+from fiddler.checkpoint.formats.stored import required, scale_kind
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
@@ -80,10 +80,7 @@ class Awq(WeightFormat):
                 f"{zeros.name!r} of shape {list(zeros.shape)}; for {outputs} outputs and {inputs} inputs in groups of "
                 f"{group} they must be {[groups, outputs]} and {[groups, outputs // 8]}."
             )
-        kind = SCALE_KINDS.get(scales.dtype)
-        if kind is None:
-            raise UnsupportedDtypeError(f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}.")
-        coding = Coding(Code.UINT4, kind, group, has_zeros=True)
+        coding = Coding(Code.UINT4, scale_kind(scales), group, has_zeros=True)
         repack = partial(_repack, coding=coding, where=f"{scales.file}: {scales.name!r}")
         sources = {"qweight": words, "qzeros": zeros, "scales": scales}
         return RepackedStored(name, coding, (outputs, inputs), sources, repack)

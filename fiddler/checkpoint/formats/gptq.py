@@ -25,7 +25,7 @@ from fiddler.checkpoint.formats.repacked import (
     pack_row_by_row,
     row_by_row,
 )
-from fiddler.checkpoint.formats.stored import SCALE_KINDS, required
+from fiddler.checkpoint.formats.stored import required, scale_kind
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
@@ -84,10 +84,7 @@ class Gptq(WeightFormat):
                     f"{planes[role].file} holds the tensor {planes[role].name!r} of shape {list(planes[role].shape)}; "
                     f"for {outputs} outputs and {inputs} inputs in groups of {group} it must be {list(shape)}."
                 )
-        kind = SCALE_KINDS.get(scales.dtype)
-        if kind is None:
-            raise UnsupportedDtypeError(f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}.")
-        coding = Coding(Code.UINT4 if bits == 4 else Code.UINT8, kind, group, has_zeros=True)
+        coding = Coding(Code.UINT4 if bits == 4 else Code.UINT8, scale_kind(scales), group, has_zeros=True)
         check_words(planes, "qweight", "qzeros", "g_idx")
         sources = {role: planes[role] for role in ("qweight", "qzeros", "scales", "g_idx") if role in planes}
         repack = partial(_repack, coding=coding, zeros_less_one=self._zeros_less_one, where=f"{words.file}: {name!r}")

@@ -173,6 +173,21 @@ def view_into(
     return WeightView.into(tensor, begin=begin, shape=shape, strides=strides, dtype=dtype)
 
 
+def scale_kind(scales: StoredTensor) -> ScaleKind:
+    """How scales are stored, by their dtype.
+
+    Raises:
+        UnsupportedDtypeError: The dtype is not supported.
+    """
+    kind = SCALE_KINDS.get(scales.dtype)
+    if kind is None:
+        raise UnsupportedDtypeError(
+            f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}; supported are "
+            f"{', '.join(SCALE_KINDS)}."
+        )
+    return kind
+
+
 def group_scales(
     name: str,
     code: Code,
@@ -200,12 +215,7 @@ def group_scales(
         UnsupportedDtypeError: Scales are stored in a dtype that is not supported.
         ShapeError: The shape of the scales fits none of these.
     """
-    kind = kind or SCALE_KINDS.get(scales.dtype)
-    if kind is None:
-        raise UnsupportedDtypeError(
-            f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}; supported are "
-            f"{', '.join(SCALE_KINDS)}."
-        )
+    kind = kind or scale_kind(scales)
     *stack, outputs, inputs = shape
     found = scales.shape
     candidates: dict[tuple[int, ...], Coding] = {}
