@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import structlog
+import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from tqdm import tqdm
@@ -135,6 +136,7 @@ def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: t
 def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None:
     set_build_info(
         "cpu_expert_service",
+        torch_version=torch.__version__,
         kernel=runner.kernel.name,
         model_type=checkpoint.model_type,
         weight_format=checkpoint.weight_format,

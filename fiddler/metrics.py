@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
-import torch
 from prometheus_client import REGISTRY, CollectorRegistry, Info, disable_created_metrics, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
@@ -64,14 +63,13 @@ def declared(module: ModuleType) -> Iterator[Declared]:
 
 
 def set_build_info(service: str, **labels: str) -> None:
-    """Publishes fiddler_build_info of this process."""
+    """Publishes fiddler_build_info of this process. Labels are what the service computes with, e.g. torch_version."""
     info = Info(BUILD_NAME.removesuffix("_info"), BUILD_DESCRIPTION)
     info.info(
         {
             "service": service,
             "version": __version__,
             "python_version": platform.python_version(),
-            "torch_version": torch.__version__,
             **labels,
         }
     )

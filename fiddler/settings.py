@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -25,8 +25,8 @@ DtypeName = Literal["auto", "bfloat16", "float32"]
 _config_file: ContextVar[Path | None] = ContextVar("_config_file", default=None)
 
 
-class ProgramSettings(BaseSettings):
-    """Settings of every program that reads a checkpoint. A subclass adds its own fields and its environment prefix."""
+class CommandSettings(BaseSettings):
+    """Settings of every program. A subclass adds its own fields and its environment prefix."""
 
     model_config = SettingsConfigDict(
         extra="forbid",
@@ -41,11 +41,6 @@ class ProgramSettings(BaseSettings):
     secrets: ClassVar[frozenset[str]] = frozenset()
     """Environment variables of the service that are not settings, because no command line should show them."""
 
-    model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
-    dtype: DtypeName = Field(
-        "auto",
-        description="dtype to compute in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
-    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="format of the log on standard error; auto: console on a terminal, else JSON lines"
@@ -106,6 +101,20 @@ class ProgramSettings(BaseSettings):
         unknown = sorted(name for name in ours if name.upper() not in known)
         if unknown:
             raise UserError(f"environment variable {unknown[0]} is not a setting; known: {', '.join(sorted(known))}")
+
+
+class _CheckpointSettings(BaseModel):
+    """Which checkpoint, and how it is computed."""
+
+    model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
+    dtype: DtypeName = Field(
+        "auto",
+        description="dtype to compute in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
+    )
+
+
+class ProgramSettings(CommandSettings, _CheckpointSettings):
+    """Settings of every program that reads a checkpoint."""
 
 
 class ServiceSettings(ProgramSettings):

@@ -8,6 +8,7 @@ from functools import partial
 
 import grpc
 import structlog
+import torch
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -118,6 +119,7 @@ class Server:
         await self._expert_health.report(self._experts.error)
         set_build_info(
             "gpu_service",
+            torch_version=torch.__version__,
             model_type=self._checkpoint.model_type,
             device=str(self._device),
             weight_format=self._checkpoint.weight_format,

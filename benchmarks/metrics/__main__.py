@@ -26,7 +26,7 @@ import typer
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.targets import Judge, Target
 from client import Client, GenerationChunk
-from client.top.scrape import Endpoint
+from client.metrics.scrape import Endpoint
 from fiddler import process
 from pair import Pair
 from tests.support import checkpoints

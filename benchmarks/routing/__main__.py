@@ -29,9 +29,9 @@ from typing import IO, Self
 from benchmarks.harness.results import Append, Out, Report, report
 from benchmarks.traces.record import OPENINGS
 from client import Client
-from client.top.monitor import Monitor
-from client.top.scrape import Endpoint
-from client.top.snapshot import Snapshot
+from client.metrics.monitor import Monitor
+from client.metrics.scrape import Endpoint
+from client.metrics.snapshot import Snapshot
 from fiddler import process
 from pair import Pair
 from tools.command_line import run

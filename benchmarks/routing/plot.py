@@ -28,8 +28,8 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 
 from benchmarks.harness.plots import svg
+from client.metrics.snapshot import ROUTES, Layer, Snapshot
 from client.top import heat
-from client.top.snapshot import ROUTES, Layer, Snapshot
 from client.top.view import View
 from tools.command_line import run
 

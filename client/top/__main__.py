@@ -15,11 +15,11 @@ from rich.live import Live
 from client._cli.exit_status import exit_status
 from client._cli.output import output_that_may_end
 from client._errors import ClientError
+from client.metrics.monitor import Monitor
+from client.metrics.scrape import Endpoint
+from client.metrics.snapshot import Snapshot
 from client.top.keys import keys
 from client.top.maps import CHOICES, Choice
-from client.top.monitor import Monitor
-from client.top.scrape import Endpoint
-from client.top.snapshot import Snapshot
 from client.top.view import View
 from fiddler.command_line import DONE, FAILED, UsageError, fail, run
 

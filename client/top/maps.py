@@ -9,8 +9,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from client.metrics.snapshot import ROUTES, Layer
 from client.top import heat
-from client.top.snapshot import ROUTES, Layer
 
 Choice = Literal["auto", "both", "recent", "decayed"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)

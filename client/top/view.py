@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from client.metrics.snapshot import ROUTES, Quantiles, Service, Snapshot
 from client.top import heat, maps
-from client.top.snapshot import ROUTES, Quantiles, Service, Snapshot
 
 _ROUTE_STYLES = {"resident": "green", "streamed": "yellow", "remote": "cyan"}
 _BAR_COLUMNS = 24

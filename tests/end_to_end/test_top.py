@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from client import Client
-from client.top import names
+from client.metrics import names
+from client.metrics.monitor import Monitor
+from client.metrics.scrape import Endpoint
 from client.top.__main__ import main
-from client.top.monitor import Monitor
-from client.top.scrape import Endpoint
 from pair import Pair
 from tests.support.pairs import start, write_tiny
 

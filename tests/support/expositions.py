@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from client._errors import ClientError
-from client.top.scrape import Exposition, parse
+from client.metrics.scrape import Exposition, parse
 
 Counts = Sequence[Sequence[float]]
 """[layers][experts]."""

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.screen import Screen
 
 from client import ClientError, UnavailableError
+from client.metrics.monitor import Monitor
+from client.metrics.snapshot import Snapshot
 from client.top.maps import CHOICES, Choice
-from client.top.monitor import Monitor
-from client.top.snapshot import Snapshot
 from client.top.view import View
 from tests.support.expositions import Counts, Script, cpu_expert_service, gpu_service
 

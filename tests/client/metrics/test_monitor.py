@@ -6,8 +6,8 @@ import grpc
 import pytest
 
 from client import ClientError, UnavailableError
-from client.top.monitor import Monitor
-from client.top.snapshot import Bandwidth, HotExpert, Layer, Snapshot
+from client.metrics.monitor import Monitor
+from client.metrics.snapshot import Bandwidth, HotExpert, Layer, Snapshot
 from tests.support.expositions import Script, cpu_expert_service, gpu_service
 
 GONE = UnavailableError("--gpu http://x: connection refused", grpc.StatusCode.UNAVAILABLE)

@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from client._errors import ClientError
-from client.top import names
-from client.top.experts import DecayedSelections, hottest, layers, route_shares
-from client.top.rates import Growth, increase, quantiles
-from client.top.scrape import Exposition
-from client.top.snapshot import Bandwidth, Service, Snapshot
+from client.metrics import names
+from client.metrics.experts import DecayedSelections, hottest, layers, route_shares
+from client.metrics.rates import Growth, increase, quantiles
+from client.metrics.scrape import Exposition
+from client.metrics.snapshot import Bandwidth, Service, Snapshot
 
 
 class Source(Protocol):

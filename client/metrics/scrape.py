@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from prometheus_client.parser import text_string_to_metric_families
 
 from client._errors import ClientError, DeadlineError, InvalidRequestError, ServerError, UnavailableError
-from client.top import names
+from client.metrics import names
 
 Labels = tuple[tuple[str, str], ...]
 """The labels of a series and their values, sorted by label."""

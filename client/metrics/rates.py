@@ -4,9 +4,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from client.top import names
-from client.top.scrape import Exposition, Labels, Series
-from client.top.snapshot import Quantiles
+from client.metrics import names
+from client.metrics.scrape import Exposition, Labels, Series
+from client.metrics.snapshot import Quantiles
 
 
 @dataclass(frozen=True, slots=True)

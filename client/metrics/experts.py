@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from client.top import names
-from client.top.rates import Growth
-from client.top.scrape import Exposition, Series
-from client.top.snapshot import ROUTES, HotExpert, Layer
+from client.metrics import names
+from client.metrics.rates import Growth
+from client.metrics.scrape import Exposition, Series
+from client.metrics.snapshot import ROUTES, HotExpert, Layer
 
 _NUM_HOTTEST = 5
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from client import ClientError, DeadlineError, InvalidRequestError, ServerError, UnavailableError
-from client.top.scrape import Endpoint, parse
+from client.metrics.scrape import Endpoint, parse
 from pair import free_port
 from tests.support.expositions import CPU_BUILD, GPU_BUILD
 from tests.support.metrics_pages import Page

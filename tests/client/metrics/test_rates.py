@@ -2,8 +2,8 @@
 
 import pytest
 
-from client.top.rates import Growth, increase, quantiles
-from client.top.scrape import parse
+from client.metrics.rates import Growth, increase, quantiles
+from client.metrics.scrape import parse
 
 
 def _histogram(**counts: float) -> Growth:
