@@ -9,7 +9,8 @@ import grpc
 
 from client._options import TlsOptions
 from client._statuses import invalid
-from fiddler import rpc, tls
+from fiddler import rpc
+from fiddler.access import tls
 
 DEFAULT_MAX_MESSAGE_BYTES = 64 * 2**20
 DEFAULT_KEEPALIVE_SECONDS = 330.0

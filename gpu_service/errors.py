@@ -5,7 +5,7 @@
                                  the checkpoint's files are missing, damaged, or of an unknown layout
       fiddler.expert_math.UnknownActivationError
                                  the experts have an activation that nothing here computes
-      fiddler.tls.TlsFileError   a certificate or a key cannot be used
+      fiddler.access.tls.TlsFileError   a certificate or a key cannot be used
       ModelError                 the checkpoint cannot be run
       FlagError                  a flag asks for what is not there
       PlacementError             the placement policy does not exist, or lacks what it needs

@@ -1,6 +1,6 @@
 """Who may call the GPU service, and over what: TLS, mutual TLS and bearer tokens.
 
-fiddler/tokens.py reads the tokens. settings.RequestLimits bounds what a request may ask for.
+fiddler/access/tokens.py reads the tokens. settings.RequestLimits bounds what a request may ask for.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import structlog
 
-from fiddler import rpc, tls
-from fiddler.tokens import Tokens
+from fiddler import rpc
+from fiddler.access import tls
+from fiddler.access.tokens import Tokens
 from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
 

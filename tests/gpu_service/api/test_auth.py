@@ -10,7 +10,7 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 
-from fiddler.tokens import Tokens
+from fiddler.access.tokens import Tokens
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from gpu_service.api.auth import TOKENS_VARIABLE, Access, TokenInterceptor
 from gpu_service.api.generations import Generations

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import structlog
 
+from fiddler.access.tokens import Tokens
 from fiddler.errors import UserError
-from fiddler.tokens import Tokens
 
 VARIABLE = "FIDDLER_TOY_TOKENS"
 GOOD, OTHER = "kmX8-first_token.7~=", "a-second-token"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fiddler import tls
+from fiddler.access import tls
 from tests.support.certificates import Authority, Identity
 
 

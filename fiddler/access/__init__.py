@@ -1,0 +1,1 @@
+"""Who may call: certificates and bearer tokens, as either end of a connection reads them."""
