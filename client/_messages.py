@@ -54,11 +54,13 @@ class TokenLogprobs:
         token_id: The token.
         logprob: The natural logarithm of its probability; None for the first token of a prompt.
         top: The likeliest tokens, likeliest first; the token itself may be among them.
+        text: The text of the token by itself.
     """
 
     token_id: int
     logprob: float | None
     top: tuple[Alternative, ...] = ()
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,4 +179,4 @@ def complete_from(complete: generation_pb2.Complete) -> Complete:
 
 def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:
     top = tuple(Alternative(each.token_id, each.logprob, each.text) for each in token.top)
-    return TokenLogprobs(token.token_id, token.logprob if token.HasField("logprob") else None, top)
+    return TokenLogprobs(token.token_id, token.logprob if token.HasField("logprob") else None, top, token.text)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import cached_property
 from types import TracebackType
@@ -11,6 +12,7 @@ import grpc
 
 from client import _unary
 from client._base import DEFAULT_TARGET, REQUEST_ID_KEY, BaseClient, BaseGeneration, texts_of
+from client._connection import token_metadata
 from client._infos import ModelInfo, ServerInfo, Tokens
 from client._messages import Event, event_from
 from client._options import ChatMessage, ConnectionOptions, GenerateOptions
@@ -45,6 +47,26 @@ class AsyncClient(BaseClient):
     def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerateOptions]) -> "AsyncGeneration":
         """Answers the last message of a conversation. The arguments and errors are those of Client.chat."""
         return self._generate(chat_request(messages, options), options)
+
+    def send(self, request: generation_pb2.GenerateRequest, *, timeout: float | None = None) -> "AsyncGeneration":
+        """Sends a request that is protobuf already, as a front of another protocol builds it.
+
+        Raises:
+            InvalidRequestError: The timeout is wrong, or the request is larger than max_message_bytes.
+        """
+        return self._generate(request, {"timeout": timeout})
+
+    def with_token(self, token: str | None) -> Self:
+        """A client with another token on this client's connection. Closing either closes the connection.
+
+        Raises:
+            InvalidRequestError: The token is malformed, or the connection could be read by others.
+        """
+        metadata = token_metadata(self.target, token, is_encrypted=self._credentials is not None)
+        self._stub  # noqa: B018 - the connection is made here, so that the copy has the same one
+        other = copy.copy(self)
+        other._metadata = metadata
+        return other
 
     async def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Ends a generation of any client. The result and errors are those of Client.abort."""

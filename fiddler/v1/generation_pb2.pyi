@@ -631,10 +631,13 @@ class TokenLogprobs(_message.Message):
     TOKEN_ID_FIELD_NUMBER: _builtins.int
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
     token_id: _builtins.int
     """The token."""
     logprob: _builtins.float
     """The natural logarithm of its probability. Unset for the first token of a prompt."""
+    text: _builtins.str
+    """Its text, as it appears within a longer text. An incomplete character is replaced by U+FFFD."""
     @_builtins.property
     def top(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alternative]:
         """The likeliest tokens at this position, likeliest first. The token itself may be among them."""
@@ -645,10 +648,11 @@ class TokenLogprobs(_message.Message):
         token_id: _builtins.int = ...,
         logprob: _builtins.float | None = ...,
         top: _abc.Iterable[Global___Alternative] | None = ...,
+        text: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprob", b"_logprob", "logprob", b"logprob", "text", b"text", "token_id", b"token_id", "top", b"top"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprob: _TypeAlias = _typing.Literal["logprob"]  # noqa: Y015
     _WhichOneofArgType__logprob: _TypeAlias = _typing.Literal["_logprob", b"_logprob"]  # noqa: Y015

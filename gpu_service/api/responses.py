@@ -113,7 +113,12 @@ class Responses:
             Alternative(token_id=token_id, logprob=logprob, text=self._tokenizer.token_text(token_id))
             for token_id, logprob in logprobs.top
         ]
-        return generation_pb2.TokenLogprobs(token_id=logprobs.token_id, logprob=logprobs.logprob, top=top)
+        return generation_pb2.TokenLogprobs(
+            token_id=logprobs.token_id,
+            logprob=logprobs.logprob,
+            top=top,
+            text=self._tokenizer.token_text(logprobs.token_id),
+        )
 
     def _complete(self, event: Finished) -> generation_pb2.Complete:
         return generation_pb2.Complete(

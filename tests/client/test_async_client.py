@@ -20,6 +20,7 @@ from client import (
     UnavailableError,
 )
 from fiddler import rpc
+from fiddler.v1 import generation_pb2
 from tests.support.fake_server import PIECES, FakeServer, chunk, complete, fail_with, hang_after, serving
 
 TIMEOUT_SECONDS = 10.0
@@ -202,3 +203,20 @@ async def test_a_closed_client_says_so(server: FakeServer) -> None:
         client.generate("a prompt")
     with pytest.raises(RuntimeError, match="closed"):
         await client.server_info()
+
+
+async def test_a_request_of_the_proto_is_sent_as_it_is(server: FakeServer, client: AsyncClient) -> None:
+    request = generation_pb2.GenerateRequest(text="a prompt", max_tokens=3, request_id="mine")
+    assert await client.send(request, timeout=5).text() == "".join(PIECES)
+    assert server.service.requests == [request]
+    assert server.service.deadlines[0] <= 5
+
+
+async def test_a_client_with_another_token_shares_the_connection(server: FakeServer, client: AsyncClient) -> None:
+    other = client.with_token("theirs")
+    await other.generate("a prompt").text()
+    await client.generate("a prompt").text()
+    assert [metadata.get("authorization") for metadata in server.service.metadata] == ["Bearer theirs", None]
+    assert other._channel is client._channel
+    with pytest.raises(InvalidRequestError, match=r"^token: must be visible ASCII"):
+        client.with_token("two words")

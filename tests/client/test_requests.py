@@ -202,7 +202,7 @@ def test_an_unknown_option_is_refused(server: FakeServer) -> None:
 
 def _logprobs(token_id: int, logprob: float | None) -> generation_pb2.TokenLogprobs:
     top = [generation_pb2.Alternative(token_id=9, logprob=-0.5, text="nine")]
-    return generation_pb2.TokenLogprobs(token_id=token_id, logprob=logprob, top=top)
+    return generation_pb2.TokenLogprobs(token_id=token_id, logprob=logprob, top=top, text="own")
 
 
 def test_every_event_has_what_its_message_has(server: FakeServer) -> None:
@@ -221,9 +221,9 @@ def test_every_event_has_what_its_message_has(server: FakeServer) -> None:
         events = list(client.generate("a prompt"))
     top = (Alternative(9, -0.5, "nine"),)
     assert events[:3] == [
-        PromptLogprobs((TokenLogprobs(1, None, top), TokenLogprobs(2, -0.25, top))),
+        PromptLogprobs((TokenLogprobs(1, None, top, "own"), TokenLogprobs(2, -0.25, top, "own"))),
         BestBeam((4,), "the", -2.5),
-        GenerationChunk(0, (4,), "t", logprobs=(TokenLogprobs(4, -0.75, top),)),
+        GenerationChunk(0, (4,), "t", logprobs=(TokenLogprobs(4, -0.75, top, "own"),)),
     ]
     last = events[3]
     assert isinstance(last, Complete)

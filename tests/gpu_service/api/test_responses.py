@@ -79,7 +79,7 @@ def test_log_probabilities_have_the_tokens_texts(demo: Tokenizer) -> None:
     (token,) = demo.encode(" the", add_special_tokens=False)
     (message,) = responses.of([Token(0, token, TokenLogprobs(token, -0.5, ((token, -0.5), (1, -2.0))))])
     (logprobs,) = message.chunk.logprobs
-    assert (logprobs.token_id, logprobs.logprob) == (token, -0.5)
+    assert (logprobs.token_id, logprobs.logprob, logprobs.text) == (token, -0.5, " the")
     assert [(each.token_id, each.logprob, each.text) for each in logprobs.top] == [
         (token, -0.5, " the"),
         (1, -2.0, "<s>"),
