@@ -21,6 +21,7 @@ from client._options import TlsOptions
 from client._request import num_generations
 from client._retries import Retries
 from client._statuses import cut_short, error_from, invalid
+from fiddler import rpc
 from fiddler.v1 import generation_pb2
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -53,6 +54,7 @@ class BaseClient:
         if unknown := tls_options.keys() - TlsOptions.__annotations__:
             raise TypeError(f"{min(unknown)!r} is not an option of a connection; ConnectionOptions lists them")
         self.target = checked_target(target)
+        self._dialled = rpc.target(self.target)
         self._credentials = credentials(self.target, tls_options)
         self._metadata = token_metadata(self.target, token, is_encrypted=self._credentials is not None)
         self._max_message_bytes = max_message_bytes

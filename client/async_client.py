@@ -115,8 +115,8 @@ class AsyncClient(BaseClient):
     @cached_property
     def _channel(self) -> grpc.aio.Channel:
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self.target, self._options)
-        return grpc.aio.secure_channel(self.target, self._credentials, self._options)
+            return grpc.aio.insecure_channel(self._dialled, self._options)
+        return grpc.aio.secure_channel(self._dialled, self._credentials, self._options)
 
     @cached_property
     def _stub(self) -> "GenerationServiceAsyncStub":

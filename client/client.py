@@ -40,9 +40,9 @@ class Client(BaseClient):
         """
         super().__init__(target, **options)
         if self._credentials is None:
-            self._channel = grpc.insecure_channel(self.target, self._options)
+            self._channel = grpc.insecure_channel(self._dialled, self._options)
         else:
-            self._channel = grpc.secure_channel(self.target, self._credentials, self._options)
+            self._channel = grpc.secure_channel(self._dialled, self._credentials, self._options)
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
     def generate(self, prompt: str | Sequence[int], **options: Unpack[GenerateOptions]) -> "Generation":

@@ -23,6 +23,7 @@ from client._connection import (
 from client._errors import ClientError, DeadlineError, InvalidRequestError, UnavailableError
 from client._options import TlsOptions, options_of
 from client._statuses import error_from
+from fiddler import rpc
 
 SERVING = 0
 NOT_SERVING = 1
@@ -48,11 +49,12 @@ def ask_health(target: str, service: str = "", *, timeout: float = 5.0, **tls_op
         tls_server_name=tls_options.get("tls_server_name"),
     )
     request = health_pb2.HealthCheckRequest(service=service)
+    dialled = rpc.target(target)
     channel_credentials = credentials(target, tls_options)
     with (
-        grpc.insecure_channel(target, options)
+        grpc.insecure_channel(dialled, options)
         if channel_credentials is None
-        else grpc.secure_channel(target, channel_credentials, options) as channel
+        else grpc.secure_channel(dialled, channel_credentials, options) as channel
     ):
         stub: Any = health_pb2_grpc.HealthStub(channel)  # its published types lack its methods
         try:

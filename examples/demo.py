@@ -72,7 +72,9 @@ def _print_summary(complete: Complete, first_token_seconds: float) -> None:
 
 def _print_busiest_experts(pair: Pair) -> None:
     """Reads from the GPU service's metrics how often each expert was chosen."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics") as response:
+    # not through a proxy that the environment sets, which would look on its own host
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics") as response:
         text = response.read().decode()
     selections: dict[int, dict[int, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):

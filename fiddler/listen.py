@@ -9,6 +9,7 @@ from pathlib import Path
 
 import grpc
 
+from fiddler import rpc
 from fiddler.errors import UserError
 
 
@@ -65,11 +66,12 @@ def _bind_socket(server: grpc.Server | grpc.aio.Server, address: str) -> Listene
 def _add_port(
     server: grpc.Server | grpc.aio.Server, address: str, name: str, credentials: grpc.ServerCredentials | None = None
 ) -> None:
+    target = rpc.target(address)
     try:
         if credentials is None:
-            server.add_insecure_port(address)
+            server.add_insecure_port(target)
         else:
-            server.add_secure_port(address, credentials)
+            server.add_secure_port(target, credentials)
     except RuntimeError:
         raise UserError(f"--listen: cannot serve on {name}; is it taken?") from None
 

@@ -1,7 +1,5 @@
 """What both services share of gRPC: addresses, options, health, and errors as statuses with google.rpc details."""
 
-import os
-import re
 from typing import Any, NoReturn
 
 import grpc
@@ -10,8 +8,23 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-_MAX_SOCKET_PATH_BYTES = 96  # sockaddr_un holds 108 with the terminating zero, and listen.py appends a process id
-_LOOPBACK = re.compile(r"(127\.[0-9.]+|localhost|\[::1\]):[0-9]+")
+from fiddler.transport.addresses import check_address, is_local, is_this_host, target
+
+__all__ = [
+    "StatusError",
+    "busy",
+    "channel_options",
+    "check_address",
+    "failed_precondition",
+    "invalid_argument",
+    "is_local",
+    "is_serving",
+    "keepalive_options",
+    "message_size_options",
+    "server_options",
+    "target",
+]
+
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 
@@ -96,35 +109,11 @@ def is_serving(channel: grpc.Channel, timeout_seconds: float) -> bool:
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def check_address(address: str) -> str:
-    """Returns the address.
-
-    Raises:
-        ValueError: It is neither HOST:PORT nor unix:PATH.
-    """
-    if address.startswith("unix:"):
-        path = address.removeprefix("unix:")
-        if not path or path.endswith("/") or "\0" in path:
-            raise ValueError(f"{address!r} does not name a socket; expected unix:PATH")
-        if len(os.fsencode(path)) > _MAX_SOCKET_PATH_BYTES:
-            raise ValueError(f"socket path {path} is longer than {_MAX_SOCKET_PATH_BYTES} bytes")
-        return address
-    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\s\[\]]+):(\d{1,5})", address)
-    if not match or not 1 <= int(match[2]) <= 65535:
-        raise ValueError(f"{address!r} is not an address; expected HOST:PORT or unix:PATH")
-    return address
-
-
-def is_local(address: str) -> bool:
-    """Whether only this host can reach an address: a Unix socket, or the loopback interface."""
-    return address.startswith("unix:") or _LOOPBACK.fullmatch(address) is not None
-
-
 def channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int]]:
     """Options of every channel."""
     options = message_size_options(max_message_bytes)
-    if _LOOPBACK.fullmatch(address):
-        options.append(("grpc.enable_http_proxy", 0))  # $http_proxy cannot reach this machine's loopback
+    if is_this_host(address):
+        options.append(("grpc.enable_http_proxy", 0))  # a proxy would look for the address on its own host
     return options
 
 

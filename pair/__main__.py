@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 from typing_extensions import override
 
-from fiddler.command_line import DONE, FAILED, fail, run
+from fiddler import rpc
+from fiddler.command_line import DONE, FAILED, UsageError, fail, run
 from pair._processes import Pair, PairError
 
 _MODULE = "pair"
@@ -52,13 +53,18 @@ def launch(
     cpu_metrics_port: Annotated[int, typer.Option(help="Port of the CPU expert service's /metrics.")] = 9101,
 ) -> int:
     """Runs both services on this host until Ctrl-C. Start the services one by one to use all of their settings."""
-    pair = _SignalledPair(
-        model,
-        listen=listen,
-        metrics_ports=(gpu_metrics_port, cpu_metrics_port),
-        gpu_arguments=("--device", device, "--dtype", dtype),
-        cpu_arguments=("--dtype", dtype),
-    )
+    try:
+        pair = _SignalledPair(
+            model,
+            listen=rpc.check_address(listen),
+            metrics_ports=(gpu_metrics_port, cpu_metrics_port),
+            gpu_arguments=("--device", device, "--dtype", dtype),
+            cpu_arguments=("--dtype", dtype),
+        )
+    except ValueError as error:
+        raise UsageError(f"--listen: {error}") from None
+    except PairError as error:
+        return fail(_MODULE, str(error), FAILED)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pair.handle_signal)
     try:

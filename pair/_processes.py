@@ -19,6 +19,9 @@ import grpc
 from fiddler import rpc
 
 _POLL_SECONDS = 0.05
+_PREFIX = "fiddler-"
+_OTHER_DIRECTORIES = ("/tmp", "/run/user/" + str(os.getuid()), "/dev/shm", "/var/tmp")
+"""Where the socket goes if $TMPDIR cannot hold it."""
 
 
 class PairError(Exception):
@@ -30,6 +33,25 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def _socket_in(directory: Path) -> str:
+    return f"unix:{directory}/experts.sock"
+
+
+def _socket_directory() -> Path:
+    """A new directory for the socket, of mode 0700.
+
+    It is in $TMPDIR, unless the path would be too long for a socket or has characters that gRPC cannot connect to.
+    """
+    problem = ""
+    for parent in dict.fromkeys((tempfile.gettempdir(), *_OTHER_DIRECTORIES)):
+        try:
+            rpc.check_address(_socket_in(Path(parent, f"{_PREFIX}{'x' * 8}")))
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        except (ValueError, OSError) as error:
+            problem = problem or str(error)
+    raise PairError(f"no directory for the socket between the services; set TMPDIR to a short one: {problem}")
 
 
 class Pair:
@@ -59,9 +81,12 @@ class Pair:
             cpu_arguments: More flags for the CPU expert service.
             environment: Added to this process's environment.
             log: Where both services log, as subprocess takes it; None is standard error.
+
+        Raises:
+            PairError: There is no directory that a socket can be made in.
         """
-        self._directory = Path(tempfile.mkdtemp(prefix="fiddler-"))
-        self.experts = f"unix:{self._directory}/experts.sock"
+        self._directory = _socket_directory()
+        self.experts = _socket_in(self._directory)
         self.target = listen or f"127.0.0.1:{free_port()}"
         self.gpu_metrics_port, self.cpu_metrics_port = metrics_ports or (free_port(), free_port())
         self._commands = {
@@ -149,7 +174,7 @@ class Pair:
     def is_serving(address: str) -> bool:
         """Whether the service at an address reports SERVING."""
         with grpc.insecure_channel(
-            address, options=[*rpc.channel_options(address, 2**20), ("grpc.use_local_subchannel_pool", 1)]
+            rpc.target(address), options=[*rpc.channel_options(address, 2**20), ("grpc.use_local_subchannel_pool", 1)]
         ) as channel:
             return rpc.is_serving(channel, timeout_seconds=2)
 

@@ -91,7 +91,7 @@ class Connection:
         self._address = address
         self._dtype = dtype
         self._weight_format = weight_format
-        self._channel = grpc.insecure_channel(address, options=_channel_options(address, max_message_bytes))
+        self._channel = grpc.insecure_channel(rpc.target(address), options=_channel_options(address, max_message_bytes))
         self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
 
     def shake_hands(self, fingerprint: str, timeout_seconds: float) -> experts_pb2.DescribeResponse:

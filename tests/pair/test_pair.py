@@ -4,8 +4,10 @@ import contextlib
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,9 @@ import psutil
 import pytest
 
 from client import Client, Complete
-from pair import Pair, PairError, free_port
+from fiddler import rpc
+from pair import Pair, PairError, _processes, free_port
+from pair.__main__ import main
 from tests.support.pairs import start
 
 WAIT_SECONDS = 120
@@ -60,6 +64,44 @@ def test_a_pair_that_cannot_start_ends_its_other_half(tmp_path: Path) -> None:
         pytest.fail("it started")
     assert all(process.returncode is not None for process in pair.processes.values())
     assert not Path(pair.experts.removeprefix("unix:")).parent.exists()
+
+
+@pytest.mark.parametrize("name", ["a%2Fb", "a,b", "a#b?", "é\n", "x" * 120, "missing/"])
+def test_an_unsuitable_tmpdir_is_not_used_for_the_socket(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / name
+    if "missing" not in name:
+        directory.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    pair = Pair(tmp_path)
+    path = Path(pair.experts.removeprefix("unix:"))
+    assert not path.is_relative_to(tmp_path)
+    assert rpc.check_address(pair.experts)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    pair.close()
+    assert not path.parent.exists()
+
+
+def test_a_suitable_tmpdir_is_used_for_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="a b é") as directory:
+        monkeypatch.setattr(tempfile, "tempdir", directory)
+        pair = Pair(tmp_path)
+        assert Path(pair.experts.removeprefix("unix:")).is_relative_to(directory)
+        pair.close()
+
+
+def test_no_directory_for_a_socket_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setattr(_processes, "_OTHER_DIRECTORIES", ("/" + "y" * 100,))
+    with pytest.raises(PairError, match=r"set TMPDIR to a short one: .*missing"):
+        Pair(tmp_path)
+
+
+@pytest.mark.parametrize("listen", ["unix:/tmp/a#b", "nowhere"])
+def test_what_is_no_address_is_wrong_usage(listen: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", str(tmp_path), "--listen", listen]) == 2
+    assert re.fullmatch(r"pair: --listen: .*\(see --help\)\n", capfd.readouterr().err)
 
 
 def _arguments(model: Path) -> list[str]:
