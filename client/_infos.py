@@ -41,6 +41,7 @@ class ModelInfo:
     expert_bytes: int
     has_chat_template: bool
     is_encoder_decoder: bool
+    chat_templates: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ def model_info_from(response: generation_pb2.GetModelInfoResponse) -> ModelInfo:
     except ValueError:  # a dtype newer than this client
         values["dtype"] = str(response.dtype)
     values["eos_token_ids"] = tuple(response.eos_token_ids)
+    values["chat_templates"] = tuple(response.chat_templates)
     return ModelInfo(**values)
 
 

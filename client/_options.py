@@ -157,4 +157,11 @@ class GenerateOptions(TypedDict, total=False):
         int | None,
         Option("The first token that an encoder-decoder model generates, such as the language to translate to."),
     ]
+    chat_template: Annotated[
+        str | None,
+        Option(
+            "In a chat: the name of the chat template, one of chat_templates of the model's information.",
+            field="chat.template",
+        ),
+    ]
     timeout: Annotated[float | None, Option("The most seconds that the call may take.")]

@@ -75,6 +75,9 @@ def generate_request(prompt: str | Sequence[int], options: Mapping[str, object])
         TypeError: An option is unknown.
     """
     request = generation_pb2.GenerateRequest()
+    for name, path in FIELDS.items():
+        if path.startswith("chat.") and options.get(name) is not None:
+            raise invalid(path, "must be unset without a chat")
     if isinstance(prompt, bytes | bytearray):  # would pass as a sequence of integers
         raise invalid("prompt", "must be text or a sequence of token ids, got bytes")
     if isinstance(prompt, str):

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from client._infos import ModelInfo, ServerInfo, Tokens, model_info_from, server_info_from, tokens_from
 from client._options import ChatMessage
 from client._request import set_chat, set_field
+from client._statuses import invalid
 from fiddler.v1 import generation_pb2
 
 _Result = TypeVar("_Result", covariant=True)
@@ -40,7 +41,9 @@ def abort(request_id: str) -> UnaryCall[bool]:
     return UnaryCall("Abort", request, lambda response: bool(response.aborted))
 
 
-def tokenize(prompt: str | Sequence[ChatMessage], *, add_special_tokens: bool | None) -> UnaryCall[Tokens]:
+def tokenize(
+    prompt: str | Sequence[ChatMessage], *, add_special_tokens: bool | None, chat_template: str | None
+) -> UnaryCall[Tokens]:
     """Turns a text or messages into tokens.
 
     Raises:
@@ -49,8 +52,12 @@ def tokenize(prompt: str | Sequence[ChatMessage], *, add_special_tokens: bool | 
     request = generation_pb2.TokenizeRequest()
     if isinstance(prompt, str):
         set_field(request, "text", prompt)
+        if chat_template is not None:
+            raise invalid("chat.template", "must be unset without a chat")
     else:
         set_chat(request.chat, prompt)
+        if chat_template is not None:
+            set_field(request, "chat.template", chat_template)
     if add_special_tokens is not None:
         set_field(request, "add_special_tokens", add_special_tokens)
     return UnaryCall("Tokenize", request, tokens_from)

@@ -77,10 +77,13 @@ class AsyncClient(BaseClient):
         prompt: str | Sequence[ChatMessage],
         *,
         add_special_tokens: bool | None = None,
+        chat_template: str | None = None,
         timeout: float | None = None,
     ) -> Tokens:
         """Turns a text, or messages, into tokens. The errors are those of Client.tokenize."""
-        return await self._call(_unary.tokenize(prompt, add_special_tokens=add_special_tokens), timeout)
+        return await self._call(
+            _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template), timeout
+        )
 
     async def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None

@@ -85,6 +85,7 @@ class Client(BaseClient):
         prompt: str | Sequence[ChatMessage],
         *,
         add_special_tokens: bool | None = None,
+        chat_template: str | None = None,
         timeout: float | None = None,
     ) -> Tokens:
         """Turns a text, or messages, into the tokens that generate() or chat() would compute.
@@ -92,7 +93,9 @@ class Client(BaseClient):
         Raises:
             ClientError: The call failed.
         """
-        return self._call(_unary.tokenize(prompt, add_special_tokens=add_special_tokens), timeout)
+        return self._call(
+            _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template), timeout
+        )
 
     def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None

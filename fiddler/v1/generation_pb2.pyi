@@ -264,6 +264,9 @@ class Chat(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGES_FIELD_NUMBER: _builtins.int
+    TEMPLATE_FIELD_NUMBER: _builtins.int
+    template: _builtins.str
+    """The name of the chat template, one of GetModelInfoResponse.chat_templates. Unset: the first of them."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The messages so far, oldest first; at least one."""
@@ -272,12 +275,15 @@ class Chat(_message.Message):
         self,
         *,
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+        template: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_template", b"_template", "template", b"template"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_template", b"_template", "messages", b"messages", "template", b"template"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__template: _TypeAlias = _typing.Literal["template"]  # noqa: Y015
+    _WhichOneofArgType__template: _TypeAlias = _typing.Literal["_template", b"_template"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__template) -> _WhichOneofReturnType__template | None: ...
 
 Global___Chat: _TypeAlias = Chat  # noqa: Y015
 
@@ -1052,6 +1058,7 @@ class GetModelInfoResponse(_message.Message):
     EXPERT_BYTES_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     IS_ENCODER_DECODER_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the checkpoint's directory."""
     model_type: _builtins.str
@@ -1077,7 +1084,7 @@ class GetModelInfoResponse(_message.Message):
     expert_bytes: _builtins.int
     """The size in bytes of the experts' weights, as stored in the checkpoint."""
     has_chat_template: _builtins.bool
-    """Whether the model has a chat template. Without one, chats are refused."""
+    """Whether the model has a chat template that works. Without one, chats are refused."""
     is_encoder_decoder: _builtins.bool
     """Whether the model has an encoder, which reads the prompt, and a decoder, which generates from a start token of its
     own. `echo` and `prompt_logprobs` are refused by such a model.
@@ -1085,6 +1092,12 @@ class GetModelInfoResponse(_message.Message):
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The model's end-of-sequence tokens."""
+
+    @_builtins.property
+    def chat_templates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the chat templates that work, the one that a chat takes without a name first. One without a name is
+        called "default".
+        """
 
     def __init__(
         self,
@@ -1104,10 +1117,11 @@ class GetModelInfoResponse(_message.Message):
         expert_bytes: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
         is_encoder_decoder: _builtins.bool = ...,
+        chat_templates: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "is_encoder_decoder", b"is_encoder_decoder", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat_templates", b"chat_templates", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "is_encoder_decoder", b"is_encoder_decoder", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from fiddler.v1 import generation_pb2
 from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
-from gpu_service.text.tokenizer import ChatTemplateError, Tokenizer
+from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
+from gpu_service.text.tokenizer import Tokenizer
 
 
 def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
@@ -65,12 +66,21 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
             raise RequestError(f"chat.messages[{position}].role", "must not be empty")
     num_characters = sum(len(message.role) + len(message.content) for message in chat.messages)
     _check_length("chat.messages", num_characters, model=model, tokenizer=tokenizer)
-    try:
-        text = tokenizer.render([(message.role, message.content) for message in chat.messages])
-    except ChatTemplateError as error:
-        raise RequestError("chat.messages", f"the model's chat template refuses them: {error}") from None
+    text = _rendered(chat, tokenizer)
     # the template itself writes the special tokens, such as the one that begins a text
     return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _rendered(chat: generation_pb2.Chat, tokenizer: Tokenizer) -> str:
+    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
+    try:
+        return tokenizer.render(messages, template=chat.template if chat.HasField("template") else None)
+    except UnknownTemplateError as error:
+        raise RequestError("chat.template", str(error)) from None
+    except LostMessageError as error:
+        raise RequestError(f"chat.messages[{error.position}].content", str(error)) from None
+    except ChatTemplateError as error:
+        raise RequestError("chat.messages", f"the model's chat template refuses them: {error}") from None
 
 
 def tokenize(

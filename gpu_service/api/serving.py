@@ -63,6 +63,7 @@ class ServedModel:
             dense_bytes=checkpoint.dense_bytes,
             expert_bytes=checkpoint.expert_bytes,
             has_chat_template=self.tokenizer.has_chat_template,
+            chat_templates=self.tokenizer.chat_templates.names,
             is_encoder_decoder=model.start_token_id is not None,
         )
 

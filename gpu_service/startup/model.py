@@ -48,6 +48,7 @@ def load_model(
     started = time.monotonic()
     logging_of_transformers()
     tokenizer = Tokenizer(checkpoint.directory)
+    _log_chat_templates(tokenizer)
     # if the CPU expert service is lost, a CPU computes its experts in this process, and a GPU streams them
     try:
         in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
@@ -71,6 +72,14 @@ def load_model(
         _log.warning("generation settings ignored", file=str(file), settings=ignored)
     _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
     return model, tokenizer
+
+
+def _log_chat_templates(tokenizer: Tokenizer) -> None:
+    templates = tokenizer.chat_templates
+    for name, reason in templates.broken.items():
+        _log.warning("chat template does not work", template=name, reason=reason)
+    if templates.names:
+        _log.info("chat templates found", templates=", ".join(templates.names))
 
 
 def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:

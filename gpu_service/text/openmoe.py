@@ -41,15 +41,9 @@ def load(directory: Path) -> PreTrainedTokenizerBase:
         pad_token=_PAD,
         eos_token=_END,
         clean_up_tokenization_spaces=False,
-        chat_template=_chat_template(directory),
     )
     assert isinstance(fast, PreTrainedTokenizerBase)
     return fast
-
-
-def _chat_template(directory: Path) -> str | None:
-    path = directory / "chat_template.jinja"
-    return path.read_text() if path.is_file() else None
 
 
 def _from_sentencepiece(path: Path) -> Tokenizer:

@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,16 @@ from fiddler.checkpoint.moe_config import model_type_of
 from gpu_service.errors import ModelError
 from gpu_service.models.registry import configuration_of
 from gpu_service.text import openmoe
+from gpu_service.text.chat_files import find_templates
+from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
+
+__all__ = ["ChatTemplateError", "Tokenizer"]
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """The names of T5's tokens for spans of text: special tokens that are part of the model's answer all the same."""
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how sentencepiece spells a byte of a character that has no token
 _PREFIX = "abcdef"
 """Tokens are decoded after this text, since a leading space is dropped at the beginning of a text."""
-
-
-class ChatTemplateError(Exception):
-    """The chat template refused the messages. The text is the template's."""
 
 
 class Tokenizer:
@@ -35,8 +35,9 @@ class Tokenizer:
         """Reads the tokenizer's files.
 
         Raises:
-            ModelError: transformers cannot read the tokenizer.
+            UserError: The tokenizer, or a file with chat templates, cannot be read. The text names the file.
         """
+        sources = find_templates(directory)
         try:
             self._tokenizer = _load(directory)
         except Exception as error:  # bad files raise many kinds of exceptions
@@ -53,33 +54,41 @@ class Tokenizer:
             self._encode(_PREFIX, add_special_tokens=False)
         )
         self._bytes: dict[int, bytes | None] = {}
+        self.chat_templates = ChatTemplates(sources, _special_tokens(self._tokenizer))
 
     @property
     def has_chat_template(self) -> bool:
         """Whether messages can be rendered."""
-        return bool(self._tokenizer.chat_template)
+        return bool(self.chat_templates.names)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with or without the special tokens that the model expects around it."""
         with self._encode_lock:
             return self._encode(text, add_special_tokens)
 
-    def render(self, messages: Sequence[tuple[str, str]]) -> str:
-        """The prompt that the chat template makes of messages; the model's answer comes next.
+    def render(
+        self,
+        messages: Sequence[Message | tuple[str, str]],
+        *,
+        template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **arguments: Any,
+    ) -> str:
+        """The prompt that a chat template makes of messages.
 
         Args:
-            messages: (role, content).
+            messages: As ChatTemplate.render takes them, or (role, content).
+            template: The name of the template, if not the one that ChatTemplates.choose takes without a name.
+            tools: See ChatTemplate.render.
+            arguments: See ChatTemplate.render.
 
         Raises:
-            ChatTemplateError: The template refuses them.
+            ChatTemplateError: See ChatTemplate.render and ChatTemplates.choose.
         """
-        conversation = [{"role": role, "content": content} for role, content in messages]
-        try:
-            text = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template is the checkpoint's own program and may raise anything
-            raise ChatTemplateError(str(error)) from error
-        assert isinstance(text, str)
-        return text
+        named = [
+            dict(zip(("role", "content"), each, strict=True)) if isinstance(each, tuple) else each for each in messages
+        ]
+        return self.chat_templates.choose(template, has_tools=tools is not None).render(named, tools=tools, **arguments)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
@@ -138,6 +147,12 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
         directory, local_files_only=True, trust_remote_code=False, **more
     )
     return tokenizer
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The variables by which templates know special tokens, such as bos_token."""
+    tokens = tokenizer.special_tokens_map.items()
+    return {name: [str(each) for each in value] if isinstance(value, list) else str(value) for name, value in tokens}
 
 
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]

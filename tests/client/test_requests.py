@@ -112,8 +112,10 @@ def _leaves(message: type[Any], path: str = "") -> set[str]:
 
 
 def test_every_field_of_a_request_is_an_option_and_tested_here() -> None:
-    assert set(FIELDS.values()) == _leaves(generation_pb2.GenerateRequest)
-    assert FIELDS.keys() == OPTIONS.keys() == GenerateOptions.__annotations__.keys() - {"timeout"}
+    of_chats = {name for name, path in FIELDS.items() if path.startswith("chat.")}
+    assert {FIELDS[name] for name in FIELDS.keys() - of_chats} == _leaves(generation_pb2.GenerateRequest)
+    assert FIELDS.keys() - of_chats == OPTIONS.keys()
+    assert FIELDS.keys() == GenerateOptions.__annotations__.keys() - {"timeout"}
 
 
 async def test_every_option_arrives_from_both_clients(server: FakeServer) -> None:
@@ -193,6 +195,19 @@ def test_messages_that_are_none_are_named(server: FakeServer, messages: Any, fie
         client.chat(messages)
     assert raised.value.field == field
     assert server.service.requests == []
+
+
+async def test_a_chat_template_is_chosen_by_name(server: FakeServer) -> None:
+    with Client(server.target) as client:
+        client.chat(MESSAGES, chat_template="rag").text()
+        assert client.tokenize(MESSAGES, chat_template="tool_use").tokens[-1] == "tool_use"
+        assert client.model_info().chat_templates == ("default", "rag")
+        for call in (client.generate, client.tokenize):
+            with pytest.raises(InvalidRequestError, match=r"chat\.template: must be unset without a chat"):
+                call("a prompt", chat_template="rag")
+    async with AsyncClient(server.target) as client:
+        assert (await client.tokenize(MESSAGES, chat_template="tool_use")).tokens[-1] == "tool_use"
+    assert [request.chat.template for request in server.service.requests] == ["rag"]
 
 
 def test_an_unknown_option_is_refused(server: FakeServer) -> None:

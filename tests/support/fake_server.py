@@ -130,7 +130,7 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.TokenizeRequest, context: grpc.ServicerContext
     ) -> generation_pb2.TokenizeResponse:
         texts = [request.text] if request.HasField("text") else [message.content for message in request.chat.messages]
-        words = " ".join(texts).split()
+        words = " ".join([*texts, request.chat.template]).split()
         if request.add_special_tokens or not request.HasField("add_special_tokens"):
             words = ["<s>", *words]
         return generation_pb2.TokenizeResponse(token_ids=range(len(words)), tokens=words)
@@ -155,6 +155,7 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
             num_experts=8,
             expert_bytes=2**40,
             has_chat_template=self.has_chat_template,
+            chat_templates=["default", "rag"],
         )
 
     @override

@@ -21,7 +21,7 @@ from gpu_service.sampling import parameters
 from gpu_service.sampling.parameters import BeamParameters
 from gpu_service.sampling.rules import check_defaults
 from gpu_service.settings import RequestLimits
-from gpu_service.text.tokenizer import ChatTemplateError
+from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
 
 LIMITS = RequestLimits(max_n=4, max_beams=6, max_stop_strings=3, max_stop_bytes=8, max_logprobs=5)
 
@@ -48,10 +48,14 @@ class _Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [99 if character == "~" else ord(character) % 50 for character in text if character != " "]
 
-    def render(self, messages: list[tuple[str, str]]) -> str:
-        if messages[0][0] == "nobody":
+    def render(self, messages: list[dict[str, str]], template: str | None = None) -> str:
+        if template == "missing":
+            raise UnknownTemplateError("no chat template is named 'missing'")
+        if messages[0]["role"] == "nobody":
             raise ChatTemplateError("nobody may not speak")
-        return "".join(f"{role[0]}{content}" for role, content in messages)
+        if messages[-1]["role"] == "unheard":
+            raise LostMessageError(len(messages) - 1, "unheard")
+        return "".join(f"{message['role'][0]}{message['content']}" for message in messages)
 
 
 class _PlainTokenizer(_Tokenizer):
@@ -68,8 +72,8 @@ def _ids(*ids: int) -> TokenIds:
     return TokenIds(ids=ids)
 
 
-def _chat(*messages: tuple[str, str]) -> Chat:
-    return Chat(messages=[ChatMessage(role=role, content=content) for role, content in messages])
+def _chat(*messages: tuple[str, str], template: str | None = None) -> Chat:
+    return Chat(messages=[ChatMessage(role=role, content=content) for role, content in messages], template=template)
 
 
 def _beams(num_beams: int = 2, **fields: Any) -> BeamSearch:
@@ -118,6 +122,8 @@ _SAMPLING = [
         ({"chat": _chat(*[("a", "")] * 17)}, "chat.messages", "17 are more than the context of 16 tokens holds"),
         ({"chat": _chat(("a", "b"), ("", "b"))}, "chat.messages[1].role", "must not be empty"),
         ({"chat": _chat(("a", "x" * 32))}, "chat.messages", "33 characters are more than"),
+        ({"chat": _chat(("user", "a"), ("unheard", "b"))}, "chat.messages[1].content", "leaves out this text"),
+        ({"chat": _chat(("user", "a"), template="missing")}, "chat.template", "no chat template is named 'missing'"),
         ({"chat": _chat(("nobody", "b"))}, "chat.messages", "chat template refuses them: nobody may not speak"),
         ({"chat": _chat(("a", "~"))}, "chat[1]", "the vocabulary, got 99"),
         ({"chat": _chat(("a", "x" * 20))}, "chat", "at most 15 tokens"),

@@ -60,9 +60,19 @@ def test_what_a_template_refuses_is_told_in_its_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", ["{{ messages[99].content }}", "{{ 1 / 0 }}", "{% if %}"])
-def test_a_template_that_breaks_is_told_as_well(tmp_path: Path, template: str) -> None:
-    with pytest.raises(ChatTemplateError):
-        _with_template(tmp_path, template).render([("user", "hello")])
+def test_a_template_that_breaks_is_none_and_told_as_well(tmp_path: Path, template: str) -> None:
+    tokenizer = _with_template(tmp_path, template)
+    assert not tokenizer.has_chat_template
+    with pytest.raises(ChatTemplateError, match="does not work"):
+        tokenizer.render([("user", "hello")])
+
+
+def test_a_template_is_chosen_by_its_name_and_knows_special_tokens(tmp_path: Path) -> None:
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "short.jinja").write_text("{{ bos_token }}{{ messages[-1].content }}")
+    tokenizer = _with_template(tmp_path, _TEMPLATE)
+    assert tokenizer.chat_templates.names == ("default", "short")
+    assert tokenizer.render([{"role": "user", "content": "hello"}], template="short") == "<s>hello"
 
 
 def test_a_model_may_have_no_template(tokenizer: Tokenizer, tokenizer_directory: Path) -> None:
