@@ -53,7 +53,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
         RequestError: `chat` or a field in it is wrong.
     """
     if not tokenizer.has_chat_template:
-        raise RequestError("chat", "the model has no chat template; send text or token_ids instead")
+        raise RequestError("chat", f"{tokenizer.chat_templates.why_none}; send text or token_ids instead")
     if not chat.messages:
         raise RequestError("chat.messages", "must not be empty")
     # each message makes at least one token; checked before the template runs, as is the number of characters

@@ -215,10 +215,18 @@ class ChatTemplates:
             name = _TOOL_USE if has_tools and _TOOL_USE in self._by_name else next(iter(self._by_name), DEFAULT)
         if name in self._by_name:
             return self._by_name[name]
-        there_are = f"the model has {', '.join(self.names) or 'none'}"
         if name in self.broken:
             raise UnknownTemplateError(f"the model's chat template {name!r} does not work: {self.broken[name]}")
-        raise UnknownTemplateError(f"no chat template is named {name[:_MAX_ERROR_LENGTH]!r}; {there_are}")
+        shown = name[:_MAX_ERROR_LENGTH]
+        raise UnknownTemplateError(f"no chat template is named {shown!r}; the model has {', '.join(self.names)}")
+
+    @property
+    def why_none(self) -> str:
+        """Why no template works, for callers."""
+        if not self.broken:
+            return "the model has no chat template"
+        name, reason = next(iter(self.broken.items()))
+        return f"the model's chat template {name!r} does not work: {reason}"
 
 
 def _in_form(content: Any, form: _Form) -> Any:

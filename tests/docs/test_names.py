@@ -7,7 +7,16 @@ from tests.support.pages import ROOT, code_files, hand_written, text_of
 
 PAGES = [page for page in hand_written() if page != "CHANGELOG.md"]
 SUFFIXES = "cpp|gz|h|json|jsonl|mjs|md|proto|py|svg|toml|txt|yaml|yml"
-OF_A_CHECKPOINT = frozenset({"config.json", "generation_config.json", "tokenizer.json"})
+OF_A_CHECKPOINT = frozenset(
+    {
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+)
 FLAGS_OF_OTHERS = frozenset({"--exclude-source-info", "--install-completion"})
 
 

@@ -21,7 +21,12 @@ from gpu_service.sampling import parameters
 from gpu_service.sampling.parameters import BeamParameters
 from gpu_service.sampling.rules import check_defaults
 from gpu_service.settings import RequestLimits
-from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
+from gpu_service.text.chat_template import (
+    ChatTemplateError,
+    ChatTemplates,
+    LostMessageError,
+    UnknownTemplateError,
+)
 
 LIMITS = RequestLimits(max_n=4, max_beams=6, max_stop_strings=3, max_stop_bytes=8, max_logprobs=5)
 
@@ -60,6 +65,11 @@ class _Tokenizer:
 
 class _PlainTokenizer(_Tokenizer):
     has_chat_template = False
+    chat_templates = ChatTemplates({}, {})
+
+
+class _BrokenTokenizer(_PlainTokenizer):
+    chat_templates = ChatTemplates({"default": "no question"}, {})
 
 
 def _parse(model: Any = _Model, tokenizer: Any = _Tokenizer, limits: RequestLimits = LIMITS, **fields: Any) -> Request:
@@ -206,6 +216,7 @@ def _assert_refused(field: str, text: str, fields: dict[str, Any], **parts: Any)
 def test_a_chat_needs_a_template() -> None:
     fields = {"chat": _chat(("user", "a"))}
     _assert_refused("chat", "the model has no chat template", fields, tokenizer=_PlainTokenizer)
+    _assert_refused("chat", "'default' does not work: it leaves out what", fields, tokenizer=_BrokenTokenizer)
 
 
 def test_the_last_of_n_needs_a_seed_too() -> None:
