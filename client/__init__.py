@@ -9,6 +9,7 @@
 
 from typing import TYPE_CHECKING
 
+from client._answers import Answer, ToolCall
 from client._errors import (
     BusyError,
     ClientError,
@@ -27,10 +28,14 @@ from client._messages import (
     Event,
     FinishReason,
     GenerationChunk,
+    MessageDelta,
     PromptLogprobs,
+    PromptProgress,
     TokenLogprobs,
+    ToolCallDelta,
+    Usage,
 )
-from client._options import ChatMessage, ConnectionOptions, GenerateOptions
+from client._options import ChatMessage, ChatOptions, ConnectionOptions, GenerateOptions
 
 if TYPE_CHECKING:
     from client.async_client import AsyncClient, AsyncGeneration
@@ -38,11 +43,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alternative",
+    "Answer",
     "AsyncClient",
     "AsyncGeneration",
     "BestBeam",
     "BusyError",
     "ChatMessage",
+    "ChatOptions",
     "Chunk",
     "Client",
     "ClientError",
@@ -56,15 +63,20 @@ __all__ = [
     "GenerationCancelledError",
     "GenerationChunk",
     "InvalidRequestError",
+    "MessageDelta",
     "ModelInfo",
     "PromptLogprobs",
+    "PromptProgress",
     "RequestLimits",
     "ServerError",
     "ServerInfo",
     "TokenLogprobs",
     "Tokens",
+    "ToolCall",
+    "ToolCallDelta",
     "UnauthenticatedError",
     "UnavailableError",
+    "Usage",
 ]
 
 Chunk = GenerationChunk

@@ -18,7 +18,7 @@ from client._connection import (
 from client._errors import GenerationCancelledError, UnavailableError
 from client._messages import Complete, Event, GenerationChunk, complete_from
 from client._options import TlsOptions
-from client._request import num_generations
+from client._requests.generate import num_generations
 from client._retries import Retries
 from client._statuses import cut_short, error_from, invalid
 from fiddler import rpc

@@ -42,6 +42,11 @@ class ModelInfo:
     has_chat_template: bool
     is_encoder_decoder: bool
     chat_templates: tuple[str, ...]
+    has_response_parser: bool
+    parses_reasoning: bool
+    parses_tool_calls: bool
+    has_tool_template: bool
+    can_require_tool_calls: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class RequestLimits:
     max_stop_bytes: int
     max_logprobs: int
     max_message_bytes: int
+    max_constraint_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ class FinishReason(enum.IntEnum):
     """The caller cancelled."""
     DEADLINE = 5
     """The caller's deadline passed."""
+    TOOL_CALLS = 6
+    """The answer ended and calls functions."""
 
     @classmethod
     def _missing_(cls, value: object) -> FinishReason:
@@ -64,6 +66,68 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """Numbers of tokens.
+
+    Attributes:
+        prompt_tokens: Tokens in the prompt, special tokens included.
+        completion_tokens: Tokens generated so far.
+        cached_prompt_tokens: Tokens of the prompt that were reused from an earlier request.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of a call of a function.
+
+    Attributes:
+        index: The index of the call within the answer.
+        id: Identifies the call. Empty except in the first piece, as is the name.
+        name: The function's name.
+        arguments: More of the arguments, which are together the text of a JSON object.
+    """
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class MessageDelta:
+    """A piece of the answer to a chat.
+
+    Attributes:
+        content: More of the content.
+        reasoning: More of the reasoning.
+        tool_calls: More of the calls of functions.
+    """
+
+    content: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How far the prompt is computed, if requested.
+
+    Attributes:
+        computed_tokens: Its tokens that are computed, including cached_tokens.
+        total_tokens: All its tokens.
+        cached_tokens: Its tokens that need not be computed.
+    """
+
+    computed_tokens: int
+    total_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationChunk:
     """Newly generated tokens.
 
@@ -72,12 +136,16 @@ class GenerationChunk:
         token_ids: The ids, in order.
         text: Text that can no longer change. It may be empty, and it may lag behind the ids.
         logprobs: One for each of token_ids, if requested.
+        usage: The numbers of tokens so far, if requested.
+        delta: What the chunk adds to the answer to a chat; None if the prompt is not a chat, and in an echo.
     """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
     logprobs: tuple[TokenLogprobs, ...] = ()
+    usage: Usage | None = None
+    delta: MessageDelta | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +191,8 @@ class Complete:
         score: Of a beam: the sum of its tokens' log probabilities, divided by the length penalty; otherwise None.
         token_ids: Of a beam: its ids, which no chunk contains; otherwise empty.
         text: Of a beam: its text; otherwise empty.
+        stop_token_id: The end-of-sequence or stop token that ended it, if any.
+        message: Of a beam that answers a chat: the whole answer; otherwise None.
     """
 
     index: int
@@ -137,9 +207,11 @@ class Complete:
     score: float | None = None
     token_ids: tuple[int, ...] = ()
     text: str = ""
+    stop_token_id: int | None = None
+    message: MessageDelta | None = None
 
 
-Event = GenerationChunk | Complete | PromptLogprobs | BestBeam
+Event = GenerationChunk | Complete | PromptLogprobs | BestBeam | PromptProgress
 """What iterating a generation yields."""
 
 
@@ -149,13 +221,23 @@ def event_from(response: generation_pb2.GenerateResponse) -> Event | None:
         case "chunk":
             chunk = response.chunk
             logprobs = tuple(map(_logprobs, chunk.logprobs))
-            return GenerationChunk(chunk.index, tuple(chunk.token_ids), chunk.text, logprobs=logprobs)
+            return GenerationChunk(
+                chunk.index,
+                tuple(chunk.token_ids),
+                chunk.text,
+                logprobs=logprobs,
+                usage=_usage(chunk.usage) if chunk.HasField("usage") else None,
+                delta=_delta(chunk.delta) if chunk.HasField("delta") else None,
+            )
         case "complete":
             return complete_from(response.complete)
         case "prompt":
             return PromptLogprobs(tuple(map(_logprobs, response.prompt.tokens)))
         case "beam":
             return BestBeam(tuple(response.beam.token_ids), response.beam.text, response.beam.score)
+        case "progress":
+            progress = response.progress
+            return PromptProgress(progress.computed_tokens, progress.total_tokens, progress.cached_tokens)
     return None
 
 
@@ -174,7 +256,18 @@ def complete_from(complete: generation_pb2.Complete) -> Complete:
         score=complete.score if complete.HasField("score") else None,
         token_ids=tuple(complete.token_ids),
         text=complete.text,
+        stop_token_id=complete.stop_token_id if complete.HasField("stop_token_id") else None,
+        message=_delta(complete.message) if complete.HasField("message") else None,
     )
+
+
+def _usage(usage: generation_pb2.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
+
+
+def _delta(delta: generation_pb2.MessageDelta) -> MessageDelta:
+    calls = tuple(ToolCallDelta(call.index, call.id, call.name, call.arguments) for call in delta.tool_calls)
+    return MessageDelta(delta.content, delta.reasoning, calls)
 
 
 def _logprobs(token: generation_pb2.TokenLogprobs) -> TokenLogprobs:

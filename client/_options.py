@@ -7,7 +7,7 @@ is one field here.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Annotated, Any, Literal, TypedDict, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Required, TypedDict, get_args, get_type_hints
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +85,27 @@ class ConnectionOptions(TlsOptions, total=False):
     ]
 
 
-class ChatMessage(TypedDict):
-    """One message of a conversation.
+class ChatMessage(TypedDict, total=False):
+    """One message of a conversation. A role is required.
 
     Attributes:
-        role: Who speaks, by the name that the model's chat template uses: usually "system", "user" or "assistant".
-        content: The text.
+        role: Who speaks, by the name that the model's chat template uses: usually "system", "user", "assistant" or
+            "tool".
+        content: The text, or its parts: texts, or dicts {"type": "text", "text": ...}. None counts as no text.
+        reasoning: The reasoning before an assistant's content.
+        tool_calls: The functions that an assistant's message calls: dicts of "id", "name" and "arguments", which is a
+            dict or the text of a JSON object. OpenAI's {"id": ..., "function": {"name": ..., "arguments": ...}} will do
+            as well.
+        tool_call_id: In a message of the role "tool": the id of the call that it answers.
+        name: The name of the speaker, or of the function that a tool's message holds the result of.
     """
 
-    role: str
-    content: str
+    role: Required[str]
+    content: str | Sequence[str | Mapping[str, object]] | None
+    reasoning: str | None
+    tool_calls: Sequence[Mapping[str, object]] | None
+    tool_call_id: str | None
+    name: str | None
 
 
 class GenerateOptions(TypedDict, total=False):
@@ -164,4 +175,46 @@ class GenerateOptions(TypedDict, total=False):
             field="chat.template",
         ),
     ]
+    skip_special_tokens: Annotated[bool | None, Option("Leave special tokens out of the text. Default: True.")]
+    truncate_prompt: Annotated[
+        int | None,
+        Option("Use only the last so many tokens of the prompt; 0 uses as many as the context has room for."),
+    ]
+    chunk_usage: Annotated[bool | None, Option("Return the numbers of tokens so far with each chunk.")]
+    prompt_progress: Annotated[bool | None, Option("Stream how far the prompt is computed.")]
+    json_schema: Annotated[
+        str | Mapping[str, object] | None, Option("The output must be JSON that this JSON schema describes.")
+    ]
+    json_object: Annotated[bool | None, Option("The output must be a JSON object.")]
+    regex: Annotated[str | None, Option("The output must match this regular expression as a whole.")]
+    grammar: Annotated[str | None, Option("The output must follow this grammar, in llguidance's form of Lark.")]
+    choice: Annotated[Sequence[str] | None, Option("The output must be one of these texts.", field="choice.texts")]
     timeout: Annotated[float | None, Option("The most seconds that the call may take.")]
+
+
+class ToolOptions(TypedDict, total=False):
+    """Which functions the model may call, and what else its chat template is told.
+
+    Attributes:
+        tools: Dicts of "name", "description" and "parameters", a JSON schema as a dict or as text. OpenAI's
+            {"type": "function", "function": {...}} will do as well.
+        tool_choice: "auto", "none", "required", or {"name": ...} of the function to call, also in OpenAI's form.
+        template_arguments: Further arguments of the chat template, such as {"enable_thinking": False}, or their JSON.
+    """
+
+    tools: Annotated[Sequence[Mapping[str, object]] | None, Option("The functions that the model may call.")]
+    tool_choice: Annotated[
+        str | Mapping[str, object] | None,
+        Option("Whether the model must call a function: auto, none, required, or the name of the function."),
+    ]
+    template_arguments: Annotated[
+        Mapping[str, object] | str | None, Option("Further arguments of the chat template, a JSON object.")
+    ]
+
+
+class ChatOptions(GenerateOptions, ToolOptions, total=False):
+    """How to answer a chat."""
+
+    continue_final_message: Annotated[
+        bool | None, Option("Continue the last message, the assistant's, instead of beginning another.")
+    ]

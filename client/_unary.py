@@ -1,6 +1,6 @@
 """The calls with one request and one response, as both clients make them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -8,7 +8,8 @@ from google.protobuf.message import Message
 
 from client._infos import ModelInfo, ServerInfo, Tokens, model_info_from, server_info_from, tokens_from
 from client._options import ChatMessage
-from client._request import set_chat, set_field
+from client._requests.chat import set_chat
+from client._requests.fields import set_field
 from client._statuses import invalid
 from fiddler.v1 import generation_pb2
 
@@ -41,10 +42,25 @@ def abort(request_id: str) -> UnaryCall[bool]:
     return UnaryCall("Abort", request, lambda response: bool(response.aborted))
 
 
+def abort_all(request_ids: Sequence[str]) -> UnaryCall[tuple[str, ...]]:
+    """Ends several generations.
+
+    Raises:
+        InvalidRequestError: They are not a list of texts.
+    """
+    request = generation_pb2.AbortRequest()
+    set_field(request, "request_ids", [request_ids] if isinstance(request_ids, str) else request_ids)
+    return UnaryCall("Abort", request, lambda response: tuple(response.aborted_ids))
+
+
 def tokenize(
-    prompt: str | Sequence[ChatMessage], *, add_special_tokens: bool | None, chat_template: str | None
+    prompt: str | Sequence[ChatMessage],
+    *,
+    add_special_tokens: bool | None,
+    chat_template: str | None,
+    tools: Sequence[Mapping[str, object]] | None = None,
 ) -> UnaryCall[Tokens]:
-    """Turns a text or messages into tokens.
+    """Turns a text, or messages and tools, into tokens.
 
     Raises:
         InvalidRequestError: A value does not fit its field.
@@ -55,7 +71,7 @@ def tokenize(
         if chat_template is not None:
             raise invalid("chat.template", "must be unset without a chat")
     else:
-        set_chat(request.chat, prompt)
+        set_chat(request.chat, prompt, {"tools": tools})
         if chat_template is not None:
             set_field(request, "chat.template", chat_template)
     if add_special_tokens is not None:

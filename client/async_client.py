@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import copy
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack, cast
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Self, TypeVar, Unpack, cast
 import grpc
 
 from client import _unary
+from client._answers import Answer, answers_of
 from client._base import DEFAULT_TARGET, REQUEST_ID_KEY, BaseClient, BaseGeneration, texts_of
 from client._connection import token_metadata
 from client._infos import ModelInfo, ServerInfo, Tokens
 from client._messages import Event, event_from
-from client._options import ChatMessage, ConnectionOptions, GenerateOptions
-from client._request import chat_request, generate_request
+from client._options import ChatMessage, ChatOptions, ConnectionOptions, GenerateOptions
+from client._requests.generate import chat_request, generate_request
 from client._retries import Retries
 from client._statuses import cancelled, error_from
 from client._unary import UnaryCall
@@ -44,7 +45,7 @@ class AsyncClient(BaseClient):
         """Continues a prompt. The arguments and errors are those of Client.generate."""
         return self._generate(generate_request(prompt, options), options)
 
-    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerateOptions]) -> "AsyncGeneration":
+    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[ChatOptions]) -> "AsyncGeneration":
         """Answers the last message of a conversation. The arguments and errors are those of Client.chat."""
         return self._generate(chat_request(messages, options), options)
 
@@ -72,18 +73,22 @@ class AsyncClient(BaseClient):
         """Ends a generation of any client. The result and errors are those of Client.abort."""
         return await self._call(_unary.abort(request_id), timeout)
 
+    async def abort_all(self, request_ids: Sequence[str], *, timeout: float | None = None) -> tuple[str, ...]:
+        """Ends several generations of any clients. The result and errors are those of Client.abort_all."""
+        return await self._call(_unary.abort_all(request_ids), timeout)
+
     async def tokenize(
         self,
         prompt: str | Sequence[ChatMessage],
         *,
         add_special_tokens: bool | None = None,
         chat_template: str | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         timeout: float | None = None,
     ) -> Tokens:
-        """Turns a text, or messages, into tokens. The errors are those of Client.tokenize."""
-        return await self._call(
-            _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template), timeout
-        )
+        """Turns a text, or messages and tools, into tokens. The errors are those of Client.tokenize."""
+        call = _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template, tools=tools)
+        return await self._call(call, timeout)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None
@@ -189,6 +194,14 @@ class AsyncGeneration(BaseGeneration):
     async def texts(self) -> list[str]:
         """Reads to the end and returns the texts not read yet, of all generations by index."""
         return texts_of([event async for event in self], self.num_generations)
+
+    async def answer(self) -> Answer:
+        """Reads to the end and returns the answer to a chat, the first if there are several, as far as not read yet."""
+        return (await self.answers())[0]
+
+    async def answers(self) -> list[Answer]:
+        """Reads to the end and returns all answers to a chat by index, as far as not read yet."""
+        return answers_of([event async for event in self], self.num_generations)
 
     async def request_id(self) -> str | None:
         """The request's name, for abort(). Waits until the server accepts the request; None if it refuses it."""

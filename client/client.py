@@ -2,18 +2,19 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar, Unpack
 
 import grpc
 
 from client import _unary
+from client._answers import Answer, answers_of
 from client._base import DEFAULT_TARGET, REQUEST_ID_KEY, BaseClient, BaseGeneration, texts_of
 from client._infos import ModelInfo, ServerInfo, Tokens
 from client._messages import Event, event_from
-from client._options import ChatMessage, ConnectionOptions, GenerateOptions
-from client._request import chat_request, generate_request
+from client._options import ChatMessage, ChatOptions, ConnectionOptions, GenerateOptions
+from client._requests.generate import chat_request, generate_request
 from client._retries import Retries
 from client._statuses import cancelled, error_from
 from client._unary import UnaryCall
@@ -57,12 +58,12 @@ class Client(BaseClient):
         """
         return self._generate(generate_request(prompt, options), options)
 
-    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[GenerateOptions]) -> "Generation":
+    def chat(self, messages: Sequence[ChatMessage], **options: Unpack[ChatOptions]) -> "Generation":
         """Answers the last message of a conversation with the model's chat template. Otherwise as generate().
 
         Args:
             messages: The messages so far: [{"role": "user", "content": "Who are you?"}].
-            options: How to generate, see GenerateOptions.
+            options: How to answer, see ChatOptions.
 
         Raises:
             InvalidRequestError: A value does not fit its field of the request.
@@ -80,22 +81,33 @@ class Client(BaseClient):
         """
         return self._call(_unary.abort(request_id), timeout)
 
+    def abort_all(self, request_ids: Sequence[str], *, timeout: float | None = None) -> tuple[str, ...]:
+        """Ends several generations of any clients, as abort() does.
+
+        Returns:
+            The requests that were under way and have been ended.
+
+        Raises:
+            ClientError: The call failed.
+        """
+        return self._call(_unary.abort_all(request_ids), timeout)
+
     def tokenize(
         self,
         prompt: str | Sequence[ChatMessage],
         *,
         add_special_tokens: bool | None = None,
         chat_template: str | None = None,
+        tools: Sequence[Mapping[str, object]] | None = None,
         timeout: float | None = None,
     ) -> Tokens:
-        """Turns a text, or messages, into the tokens that generate() or chat() would compute.
+        """Turns a text, or messages and tools, into the tokens that generate() or chat() would compute.
 
         Raises:
             ClientError: The call failed.
         """
-        return self._call(
-            _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template), timeout
-        )
+        call = _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template, tools=tools)
+        return self._call(call, timeout)
 
     def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None
@@ -205,6 +217,14 @@ class Generation(BaseGeneration):
     def texts(self) -> list[str]:
         """Reads to the end and returns the texts not read yet, of all generations by index."""
         return texts_of(self, self.num_generations)
+
+    def answer(self) -> Answer:
+        """Reads to the end and returns the answer to a chat, the first if there are several, as far as not read yet."""
+        return self.answers()[0]
+
+    def answers(self) -> list[Answer]:
+        """Reads to the end and returns all answers to a chat by index, as far as not read yet."""
+        return answers_of(self, self.num_generations)
 
     def request_id(self) -> str | None:
         """The request's name, for abort(). Waits until the server accepts the request; None if it refuses it."""

@@ -10,7 +10,7 @@ import typer
 from client._cli.exit_status import exit_status
 from client._cli.flags import with_flags
 from client._errors import ClientError
-from client._options import GenerateOptions, TlsOptions
+from client._options import GenerateOptions, TlsOptions, ToolOptions
 from fiddler.command_line import DONE, FAILED, UsageError, fail, run
 
 _MODULE = "client"
@@ -21,7 +21,7 @@ _EPILOG = (
 )
 
 
-class _Options(GenerateOptions, TlsOptions, total=False):
+class _Options(GenerateOptions, ToolOptions, TlsOptions, total=False):
     """The options of the library that are flags here by their own names."""
 
 
@@ -39,7 +39,8 @@ def generate(
         bool, typer.Option("--info", help="Print information about the server and its model as JSON instead.")
     ] = False,
     abort: Annotated[
-        str | None, typer.Option(metavar="REQUEST_ID", help="End the request of that name instead.")
+        list[str] | None,
+        typer.Option(metavar="REQUEST_ID", help="End the request of that name instead; may be repeated."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each message received as a line of JSON.")] = False,
     retry_busy: Annotated[
@@ -52,7 +53,7 @@ def generate(
     **options: Unpack[_Options],
 ) -> int:
     """Sends a prompt to the GPU service and prints the generated text as it arrives."""
-    if prompt is None and not (chat or info or abort is not None):
+    if prompt is None and not (chat or info or abort):
         raise UsageError("Missing argument 'PROMPT'")
     from client._cli.commands import execute  # gRPC takes longer to import than --help may take
 

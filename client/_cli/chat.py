@@ -4,7 +4,7 @@ import sys
 
 from client._cli.printing import print_generation
 from client._errors import ClientError
-from client._options import ChatMessage, GenerateOptions
+from client._options import ChatMessage, ChatOptions
 from client._statuses import invalid
 from client.client import Client
 
@@ -15,7 +15,7 @@ _PROMPT = "> "
 class Conversation:
     """The messages so far, and how answers are generated."""
 
-    def __init__(self, client: Client, *, system: str | None, options: GenerateOptions, as_json: bool) -> None:
+    def __init__(self, client: Client, *, system: str | None, options: ChatOptions, as_json: bool) -> None:
         self._client = client
         self._opening: list[ChatMessage] = [] if system is None else [{"role": "system", "content": system}]
         self._options = options
@@ -43,7 +43,7 @@ class Conversation:
                 self._messages += [question, {"role": "assistant", "content": answer}]
 
 
-def chat(client: Client, *, opening: str | None, system: str | None, options: GenerateOptions, as_json: bool) -> None:
+def chat(client: Client, *, opening: str | None, system: str | None, options: ChatOptions, as_json: bool) -> None:
     """Chats until standard input ends. At a terminal the chat goes on after an error; otherwise the error is raised.
 
     Args:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from client._cli.chat import chat
 from client._cli.flags import given
 from client._cli.output import output_that_may_end
 from client._cli.printing import print_generation, read_prompt
-from client._options import ConnectionOptions, GenerateOptions, TlsOptions
+from client._options import ChatOptions, ConnectionOptions, GenerateOptions, TlsOptions, ToolOptions
 from client._statuses import invalid
 from client.client import Client
 
@@ -34,16 +34,20 @@ def execute(arguments: Mapping[str, Any]) -> bool:
     """
     prompt, as_json, timeout = arguments["prompt"], arguments["as_json"], arguments["timeout"]
     options = cast(GenerateOptions, given(GenerateOptions, arguments))
+    tools = given(ToolOptions, arguments)
     if arguments["chat"]:
         _check_chat_options(options)
+    elif tools:
+        raise invalid(f"--{min(tools).replace('_', '-')}", "must be given with --chat")
     with Client(arguments["target"], **_connection_options(arguments)) as client, output_that_may_end():
         if arguments["info"]:
             _print_info(client, timeout)
-        elif arguments["abort"] is not None:
+        elif arguments["abort"]:
             return _abort(client, arguments["abort"], timeout)
         elif arguments["chat"]:
             opening = None if prompt is None else read_prompt(prompt)
-            chat(client, opening=opening, system=arguments["system"], options=options, as_json=as_json)
+            chat_options = cast(ChatOptions, {**options, **tools})
+            chat(client, opening=opening, system=arguments["system"], options=chat_options, as_json=as_json)
         else:
             with client.generate(read_prompt(prompt), **options) as generation:
                 print_generation(generation, as_json=as_json)
@@ -88,8 +92,9 @@ def _print_info(client: Client, timeout: float | None) -> None:
     print(json.dumps({"server": dataclasses.asdict(server)}), flush=True)
 
 
-def _abort(client: Client, request_id: str, timeout: float | None) -> bool:
-    aborted = client.abort(request_id, timeout=timeout)
-    if not aborted:
+def _abort(client: Client, request_ids: Sequence[str], timeout: float | None) -> bool:
+    aborted = client.abort_all(request_ids, timeout=timeout)
+    missing = [request_id for request_id in request_ids if request_id not in aborted]
+    for request_id in missing:
         print(f"client: no request {request_id} is under way", file=sys.stderr)
-    return aborted
+    return not missing

@@ -1,6 +1,7 @@
 """The flags of a command, derived from the classes of client/_options.py."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter
@@ -24,6 +25,7 @@ class _Override:
         flag: Another name than the option's.
         type: Another type than the option's.
         metavar: What --help calls the value.
+        help: Another help than the option's.
         note: Added to the option's help.
         parse: Turns the flag's value into the option's.
     """
@@ -31,6 +33,7 @@ class _Override:
     flag: str | None = None
     type: Any = None
     metavar: str | None = None
+    help: str | None = None
     note: str = ""
     parse: Callable[[Any], object] | None = None
 
@@ -48,6 +51,33 @@ def _bias_by_token_id(texts: Sequence[str]) -> dict[int, float]:
     return biases
 
 
+def _text_of(flag: str) -> Callable[[Path], str]:
+    def read(path: Path) -> str:
+        from client._statuses import invalid
+
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise invalid(flag, f"cannot read {path}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise invalid(flag, f"{path} is not a text file") from None
+
+    return read
+
+
+def _tools_of(path: Path) -> object:
+    from client._statuses import invalid
+
+    try:
+        return json.loads(_text_of("--tools")(path))
+    except ValueError as error:
+        raise invalid("--tools", f"{path} is not JSON: {error}") from None
+
+
+def _tool_choice(word: str) -> object:
+    return word if word in ("auto", "none", "required") else {"name": word}
+
+
 _NO_OVERRIDE = _Override()
 _OVERRIDES = {
     "n": _Override(flag="-n"),
@@ -59,6 +89,15 @@ _OVERRIDES = {
     "logprobs": _Override(note="Printed with --json."),
     "prompt_logprobs": _Override(note="Printed with --json."),
     "forced_bos_token_id": _Override(metavar="ID"),
+    "skip_special_tokens": _Override(
+        flag="--keep-special-tokens", help="Leave special tokens in the text.", parse=lambda _: False
+    ),
+    "json_schema": _Override(type=Path, metavar="FILE", note="Read from a file.", parse=_text_of("--json-schema")),
+    "grammar": _Override(type=Path, metavar="FILE", note="Read from a file.", parse=_text_of("--grammar")),
+    "choice": _Override(metavar="TEXT"),
+    "tools": _Override(type=Path, metavar="FILE", note="A JSON list, read from a file. With --chat.", parse=_tools_of),
+    "tool_choice": _Override(type=str, metavar="CHOICE", note="With --chat.", parse=_tool_choice),
+    "template_arguments": _Override(type=str, metavar="JSON", note="With --chat."),
 }
 
 
@@ -101,6 +140,7 @@ def given(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _annotation(name: str, kind: Any, help: str) -> Any:
     override = _OVERRIDES.get(name, _NO_OVERRIDE)
     flag = override.flag or f"--{name.replace('_', '-')}"
+    help = override.help or help
     flag_type = override.type or _flag_type(kind)
     if get_origin(flag_type) is list:
         help = f"{help.removesuffix('.')}; may be repeated."

@@ -228,6 +228,7 @@ class RunRequest(_message.Message):
     EXPERT_IDS_FIELD_NUMBER: _builtins.int
     ROUTING_WEIGHTS_FIELD_NUMBER: _builtins.int
     TIME_REMAINING_SECONDS_FIELD_NUMBER: _builtins.int
+    REQUEST_IDS_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """A number that the caller chooses. The response repeats it."""
     layer: _builtins.int
@@ -246,6 +247,12 @@ class RunRequest(_message.Message):
     def routing_weights(self) -> _tensor_pb2.Tensor:
         """The weight of each expert in the sum of its row, [rows, k], DTYPE_FLOAT32. Ignored if the expert id is -1."""
 
+    @_builtins.property
+    def request_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of the requests that the rows belong to, for the log: GenerateRequest.request_id of generation.proto.
+        Empty: the rows belong to no request.
+        """
+
     def __init__(
         self,
         *,
@@ -255,10 +262,11 @@ class RunRequest(_message.Message):
         expert_ids: _tensor_pb2.Tensor | None = ...,
         routing_weights: _tensor_pb2.Tensor | None = ...,
         time_remaining_seconds: _builtins.float | None = ...,
+        request_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_time_remaining_seconds", b"_time_remaining_seconds", "expert_ids", b"expert_ids", "hidden", b"hidden", "routing_weights", b"routing_weights", "time_remaining_seconds", b"time_remaining_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_remaining_seconds", b"_time_remaining_seconds", "expert_ids", b"expert_ids", "hidden", b"hidden", "layer", b"layer", "routing_weights", b"routing_weights", "sequence", b"sequence", "time_remaining_seconds", b"time_remaining_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_time_remaining_seconds", b"_time_remaining_seconds", "expert_ids", b"expert_ids", "hidden", b"hidden", "layer", b"layer", "request_ids", b"request_ids", "routing_weights", b"routing_weights", "sequence", b"sequence", "time_remaining_seconds", b"time_remaining_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__time_remaining_seconds: _TypeAlias = _typing.Literal["time_remaining_seconds"]  # noqa: Y015
     _WhichOneofArgType__time_remaining_seconds: _TypeAlias = _typing.Literal["_time_remaining_seconds", b"_time_remaining_seconds"]  # noqa: Y015

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from fiddler.v1 import generation_pb2
+from gpu_service.api import not_built
 from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
@@ -54,6 +55,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
     """
     if not tokenizer.has_chat_template:
         raise RequestError("chat", f"{tokenizer.chat_templates.why_none}; send text or token_ids instead")
+    not_built.refuse_chat(chat)
     if not chat.messages:
         raise RequestError("chat.messages", "must not be empty")
     # each message makes at least one token; checked before the template runs, as is the number of characters

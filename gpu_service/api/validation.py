@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Literal
 
 from fiddler.v1 import generation_pb2
-from gpu_service.api import prompts
+from gpu_service.api import not_built, prompts
 from gpu_service.api.sampling_validation import check_seed, sampling_of
 from gpu_service.engine.events import Event
 from gpu_service.engine.request import Request
@@ -51,6 +51,7 @@ def parse_request(
     Raises:
         RequestError: A field is wrong.
     """
+    not_built.refuse_request(message)
     beam = _beam(message, limits)
     sampling = sampling_of(message.sampling, model, draws=beam is None)
     n = _number_of_generations(message, sampling, limits)

@@ -61,6 +61,7 @@ def test_every_option_arrives(server: FakeServer, capfd: pytest.CaptureFixture[s
         " --stop one --stop two --include-stop --stop-token-id 1 --stop-token-id 2 --ignore-eos -n 1"
         " --num-beams 4 --length-penalty 0 --early-stopping never --num-return-sequences 1 --stream-best"
         " --logprobs 0 --prompt-logprobs 3 --echo --priority -2 --request-id mine --forced-bos-token-id 9"
+        " --keep-special-tokens --truncate-prompt 0 --chunk-usage --prompt-progress --choice a --choice b"
         " --timeout 30"
     )
     assert main(["a prompt", "--target", server.target, *options.split()]) == 0
@@ -99,11 +100,35 @@ def test_every_option_arrives(server: FakeServer, capfd: pytest.CaptureFixture[s
         priority=-2,
         request_id="mine",
         forced_bos_token_id=9,
+        skip_special_tokens=False,
+        truncate_prompt=0,
+        chunk_usage=True,
+        prompt_progress=True,
+        choice=generation_pb2.Choices(texts=["a", "b"]),
     )
     assert 20 < server.service.deadlines[0] < 31
     assert {field.name for field, _ in request.ListFields()} >= {
-        field.name for field in request.DESCRIPTOR.fields if field.name not in ("token_ids", "chat")
+        field.name
+        for field in request.DESCRIPTOR.fields
+        if field.name not in ("token_ids", "chat", "json_schema", "json_object", "regex", "grammar")
     }, "a field that is new has an option"
+
+
+def test_constraints_are_flags_or_files(server: FakeServer, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("schema", "grammar"):
+        (tmp_path / name).write_text(f"a {name}")
+    for flags in (
+        ["--json-schema", str(tmp_path / "schema")],
+        ["--grammar", str(tmp_path / "grammar")],
+        ["--json-object"],
+        ["--regex", "a+"],
+    ):
+        assert main(["a prompt", "--target", server.target, *flags]) == 0
+    first, second, third, fourth = server.service.requests
+    assert (first.json_schema, second.grammar) == ("a schema", "a grammar")
+    assert (third.json_object, fourth.regex) == (True, "a+")
+    assert main(["a prompt", "--target", server.target, "--json-schema", str(tmp_path / "none")]) == 2
+    assert "--json-schema: cannot read" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("given", "sent"), [("true", "EARLY"), ("false", "HEURISTIC"), ("never", "NEVER")])

@@ -7,6 +7,7 @@ import pytest
 import client as client_package
 from client import (
     Alternative,
+    Answer,
     AsyncClient,
     BestBeam,
     Client,
@@ -15,10 +16,13 @@ from client import (
     GenerationChunk,
     InvalidRequestError,
     PromptLogprobs,
+    PromptProgress,
     ServerError,
     TokenLogprobs,
+    ToolCall,
+    Usage,
 )
-from client._request import FIELDS
+from client._requests.generate import FIELDS
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import GenerateResponse
 from tests.support.fake_server import FakeServer, chunk, complete, taken, tell_a_story
@@ -52,6 +56,17 @@ OPTIONS: GenerateOptions = {
     "priority": -2,
     "request_id": "mine",
     "forced_bos_token_id": 9,
+    "skip_special_tokens": False,
+    "truncate_prompt": 0,
+    "chunk_usage": True,
+    "prompt_progress": True,
+}
+CONSTRAINTS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "json_schema": ({"type": "object"}, {"json_schema": '{"type": "object"}'}),
+    "json_object": (True, {"json_object": True}),
+    "regex": ("a+", {"regex": "a+"}),
+    "grammar": ('start: "a"', {"grammar": 'start: "a"'}),
+    "choice": (["a", "b"], {"choice": generation_pb2.Choices(texts=["a", "b"])}),
 }
 REQUEST = generation_pb2.GenerateRequest(
     text="a prompt",
@@ -87,6 +102,10 @@ REQUEST = generation_pb2.GenerateRequest(
     priority=-2,
     request_id="mine",
     forced_bos_token_id=9,
+    skip_special_tokens=False,
+    truncate_prompt=0,
+    chunk_usage=True,
+    prompt_progress=True,
 )
 MESSAGES: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who are you?"}]
 CHAT = generation_pb2.Chat(
@@ -114,7 +133,7 @@ def _leaves(message: type[Any], path: str = "") -> set[str]:
 def test_every_field_of_a_request_is_an_option_and_tested_here() -> None:
     of_chats = {name for name, path in FIELDS.items() if path.startswith("chat.")}
     assert {FIELDS[name] for name in FIELDS.keys() - of_chats} == _leaves(generation_pb2.GenerateRequest)
-    assert FIELDS.keys() - of_chats == OPTIONS.keys()
+    assert FIELDS.keys() - of_chats == OPTIONS.keys() | CONSTRAINTS.keys()
     assert FIELDS.keys() == GenerateOptions.__annotations__.keys() - {"timeout"}
 
 
@@ -126,12 +145,127 @@ async def test_every_option_arrives_from_both_clients(server: FakeServer) -> Non
     assert server.service.requests == [REQUEST, REQUEST]
 
 
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_each_constraint_arrives(server: FakeServer, name: str) -> None:
+    value, fields = CONSTRAINTS[name]
+    with Client(server.target) as client:
+        client.generate("a prompt", **{name: value}).text()
+    assert server.service.requests == [generation_pb2.GenerateRequest(text="a prompt", **fields)]
+
+
 async def test_messages_arrive_from_both_clients(server: FakeServer) -> None:
     with Client(server.target) as client:
         client.chat(MESSAGES, max_tokens=3).text()
     async with AsyncClient(server.target) as client:
         await client.chat(MESSAGES, max_tokens=3).text()
     assert server.service.requests == [generation_pb2.GenerateRequest(chat=CHAT, max_tokens=3)] * 2
+
+
+async def test_tools_and_their_calls_arrive_from_both_clients(server: FakeServer) -> None:
+    schema = {"type": "object", "properties": {"b": {}, "a": {}}}
+    function = {"name": "look", "description": "Looks.", "parameters": schema}
+    messages: Any = [
+        {"role": "user", "content": ["Where", {"type": "text", "text": "?"}], "name": "Ann"},
+        {
+            "role": "assistant",
+            "content": None,
+            "reasoning": "Look.",
+            "tool_calls": [
+                {"id": "1", "name": "look", "arguments": {"b": 1}},
+                {"id": "2", "type": "function", "function": {"name": "look", "arguments": '{"a": 2}'}},
+            ],
+        },
+        {"role": "tool", "content": "There.", "tool_call_id": "1", "name": "look"},
+    ]
+    options: Any = {
+        "tools": [function, {"type": "function", "function": {"name": "stop"}}],
+        "tool_choice": {"type": "function", "function": {"name": "look"}},
+        "template_arguments": {"enable_thinking": False},
+        "continue_final_message": False,
+    }
+    with Client(server.target) as client:
+        client.chat(messages, **options).text()
+        client.chat(messages, **{**options, "tool_choice": "required"}).text()
+        client.tokenize(MESSAGES, tools=options["tools"])
+    async with AsyncClient(server.target) as client:
+        await client.chat(messages, **options).text()
+    first, second, third = server.service.requests
+    calls = [generation_pb2.ToolCall(id=id, name="look") for id in "12"]
+    calls[0].arguments, calls[1].arguments = '{"b": 1}', '{"a": 2}'
+    assert first.chat == generation_pb2.Chat(
+        messages=[
+            generation_pb2.ChatMessage(
+                role="user",
+                parts=[generation_pb2.ContentPart(text="Where"), generation_pb2.ContentPart(text="?")],
+                name="Ann",
+            ),
+            generation_pb2.ChatMessage(role="assistant", reasoning="Look.", tool_calls=calls),
+            generation_pb2.ChatMessage(role="tool", content="There.", tool_call_id="1", name="look"),
+        ],
+        tools=[
+            generation_pb2.Tool(
+                name="look",
+                description="Looks.",
+                parameters='{"type": "object", "properties": {"b": {}, "a": {}}}',
+            ),
+            generation_pb2.Tool(name="stop"),
+        ],
+        tool_choice=generation_pb2.ToolChoice(name="look"),
+        template_arguments='{"enable_thinking": false}',
+        continue_final_message=False,
+    )
+    assert second.chat.tool_choice.mode == generation_pb2.TOOL_CHOICE_MODE_REQUIRED
+    assert third == first
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"tools": "look"}, "chat.tools"),
+        ({"tools": ["look"]}, "chat.tools[0]"),
+        ({"tools": [{"description": "a"}]}, "chat.tools[0].name"),
+        ({"tools": [{"name": "a", "parameters": {1, 2}}]}, "chat.tools[0].parameters"),
+        ({"tool_choice": "maybe"}, "chat.tool_choice"),
+        ({"template_arguments": {"a": float("nan")}}, "chat.template_arguments"),
+        ({"continue_final_message": "yes"}, "chat.continue_final_message"),
+    ],
+)
+def test_chat_options_that_cannot_be_sent_are_named(server: FakeServer, options: dict[str, Any], field: str) -> None:
+    with Client(server.target) as client, pytest.raises(InvalidRequestError) as raised:
+        client.chat(MESSAGES, **options)
+    assert raised.value.field == field
+    assert server.service.requests == []
+
+
+async def test_answers_are_put_together_from_their_pieces(server: FakeServer) -> None:
+    def piece(index: int, **fields: Any) -> GenerateResponse:
+        delta = generation_pb2.MessageDelta(**fields)
+        return GenerateResponse(chunk=generation_pb2.Chunk(index=index, delta=delta))
+
+    def call(index: int, **fields: str) -> generation_pb2.ToolCallDelta:
+        return generation_pb2.ToolCallDelta(index=index, **fields)
+
+    end = _end_of(2)
+    end.complete.message.content = "beam"
+    sent = [
+        piece(0, reasoning="Hm"),
+        piece(1, content="x"),
+        piece(0, reasoning="m.", content="So"),
+        piece(0, tool_calls=[call(0, id="i", name="look", arguments='{"a"'), call(1, id="j", name="stop")]),
+        piece(0, tool_calls=[call(0, arguments=":1}"), call(1, arguments="{}")]),
+        _end_of(0),
+        _end_of(1),
+        end,
+    ]
+    server.service.script = lambda request, context: iter(sent)
+    calls = (ToolCall("i", "look", '{"a":1}'), ToolCall("j", "stop", "{}"))
+    expected = [Answer("So", "Hmm.", calls), Answer("x"), Answer("beam")]
+    with Client(server.target) as client:
+        assert client.chat(MESSAGES, n=3).answers() == expected
+        assert client.chat(MESSAGES, n=3).answer() == expected[0]
+    async with AsyncClient(server.target) as other:
+        assert await other.chat(MESSAGES, n=3).answers() == expected
+        assert await other.chat(MESSAGES, n=3).answer() == expected[0]
 
 
 def test_none_is_as_good_as_not_given(server: FakeServer) -> None:
@@ -167,6 +301,9 @@ def test_one_stop_text_is_one(server: FakeServer) -> None:
         ({"num_beams": 2**31}, "beam_search.num_beams"),
         ({"request_id": 5}, "request_id"),
         ({"priority": 1.5}, "priority"),
+        ({"json_schema": {"a": {1}}}, "json_schema"),
+        ({"choice": "ab"}, "choice.texts"),
+        ({"regex": "a", "json_object": True}, "regex"),
     ],
 )
 def test_what_cannot_be_sent_is_named(server: FakeServer, options: dict[str, Any], field: str) -> None:
@@ -184,10 +321,14 @@ def test_what_cannot_be_sent_is_named(server: FakeServer, options: dict[str, Any
         ({"role": "user", "content": "a"}, "chat.messages"),
         (None, "chat.messages"),
         (["hello"], "chat.messages[0]"),
-        ([*MESSAGES, {"role": "user"}], "chat.messages[2]"),
-        ([{"role": "user", "content": "a", "name": "b"}], "chat.messages[0]"),
-        ([{"role": "user", "content": ["a"]}], "chat.messages[0].content"),
+        ([*MESSAGES, {"content": "a"}], "chat.messages[2]"),
+        ([{"content": "a"}], "chat.messages[0]"),
+        ([{"role": "user", "content": "a", "nme": "b"}], "chat.messages[0]"),
+        ([{"role": "user", "content": [5]}], "chat.messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "chat.messages[0].content[0]"),
+        ([{"role": "user", "content": 5}], "chat.messages[0].content"),
         ([{"role": None, "content": "a"}], "chat.messages[0].role"),
+        ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], "chat.messages[0].tool_calls[0].name"),
     ],
 )
 def test_messages_that_are_none_are_named(server: FakeServer, messages: Any, field: str) -> None:
@@ -225,25 +366,30 @@ def test_every_event_has_what_its_message_has(server: FakeServer) -> None:
     end.complete.score, end.complete.stop, end.complete.text = -1.5, "", "the end"
     end.complete.token_ids.extend([4, 5])
     end.complete.usage.cached_prompt_tokens = 2
+    end.complete.stop_token_id = 0
     sent = [
         GenerateResponse(prompt=generation_pb2.PromptLogprobs(tokens=[_logprobs(1, None), _logprobs(2, -0.25)])),
         GenerateResponse(beam=generation_pb2.BestBeam(token_ids=[4], text="the", score=-2.5)),
         GenerateResponse(chunk=generation_pb2.Chunk(token_ids=[4], text="t", logprobs=[_logprobs(4, -0.75)])),
+        GenerateResponse(progress=generation_pb2.PromptProgress(computed_tokens=2, total_tokens=3, cached_tokens=1)),
+        GenerateResponse(chunk=generation_pb2.Chunk(usage=generation_pb2.Usage(prompt_tokens=3, completion_tokens=1))),
         end,
     ]
     server.service.script = lambda request, context: iter(sent)
     with Client(server.target) as client:
         events = list(client.generate("a prompt"))
     top = (Alternative(9, -0.5, "nine"),)
-    assert events[:3] == [
+    assert events[:-1] == [
         PromptLogprobs((TokenLogprobs(1, None, top, "own"), TokenLogprobs(2, -0.25, top, "own"))),
         BestBeam((4,), "the", -2.5),
         GenerationChunk(0, (4,), "t", logprobs=(TokenLogprobs(4, -0.75, top, "own"),)),
+        PromptProgress(2, 3, 1),
+        GenerationChunk(0, (), "", usage=Usage(3, 1)),
     ]
-    last = events[3]
+    last = events[-1]
     assert isinstance(last, Complete)
     assert (last.score, last.stop, last.token_ids, last.text) == (-1.5, "", (4, 5), "the end")
-    assert last.cached_prompt_tokens == 2
+    assert (last.cached_prompt_tokens, last.stop_token_id) == (2, 0)
 
 
 def test_a_chunk_can_be_imported_by_its_earlier_name() -> None:
@@ -255,6 +401,7 @@ def test_what_is_not_there_is_none(server: FakeServer) -> None:
         *_, last = client.generate("a prompt")
     assert isinstance(last, Complete)
     assert (last.score, last.stop, last.token_ids, last.text) == (None, None, (), "")
+    assert (last.stop_token_id, last.message) == (None, None)
 
 
 def _of(index: int, text: str) -> GenerateResponse:
@@ -309,10 +456,12 @@ async def test_the_requests_name_is_the_callers_or_the_servers(server: FakeServe
 async def test_abort_says_what_it_did(server: FakeServer) -> None:
     with Client(server.target) as client:
         assert (client.abort("mine"), client.abort("another")) == (True, False)
+        assert client.abort_all(["another", "mine"]) == ("mine",)
         with pytest.raises(InvalidRequestError):
             client.abort(5)  # type: ignore[arg-type]
     async with AsyncClient(server.target) as client:
         assert await client.abort("mine")
+        assert await client.abort_all(["mine"]) == ("mine",)
 
 
 async def test_tokens_of_text_and_of_messages(server: FakeServer) -> None:

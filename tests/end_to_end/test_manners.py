@@ -156,7 +156,7 @@ def test_what_is_over_a_limit_is_refused_by_its_field(client: Client, options: G
 
 
 def test_the_limits_are_told(client: Client) -> None:
-    assert client.server_info().limits == RequestLimits(LONG, 1, 2, 1, 4, 20, MESSAGE_BYTES)
+    assert client.server_info().limits == RequestLimits(LONG, 1, 2, 1, 4, 20, MESSAGE_BYTES, 65536)
 
 
 def test_a_message_over_the_limit_is_refused(client: Client) -> None:

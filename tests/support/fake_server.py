@@ -123,7 +123,8 @@ class FakeGenerationService(generation_pb2_grpc.GenerationServiceServicer):
     def Abort(
         self, request: generation_pb2.AbortRequest, context: grpc.ServicerContext
     ) -> generation_pb2.AbortResponse:
-        return generation_pb2.AbortResponse(aborted=request.request_id == "mine")
+        ids = [each for each in [request.request_id, *request.request_ids] if each == "mine"]
+        return generation_pb2.AbortResponse(aborted=bool(ids), aborted_ids=ids)
 
     @override
     def Tokenize(

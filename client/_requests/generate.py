@@ -4,13 +4,12 @@ Only values that do not fit their protobuf field are refused here, by the field'
 """
 
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
-
 from client._options import ChatMessage, GenerateOptions, options_of
+from client._requests.chat import CHAT_OPTIONS, set_chat
+from client._requests.fields import is_map, json_text, set_field
 from client._statuses import invalid
 from fiddler.v1 import generation_pb2
 
@@ -22,19 +21,6 @@ _BEAM_STOPS = {
     True: generation_pb2.BEAM_STOP_EARLY,
     "never": generation_pb2.BEAM_STOP_NEVER,
 }
-_EXPECTED = {
-    FieldDescriptor.TYPE_STRING: "text",
-    FieldDescriptor.TYPE_DOUBLE: "a number",
-    FieldDescriptor.TYPE_FLOAT: "a number",
-    FieldDescriptor.TYPE_BOOL: "true or false",
-    FieldDescriptor.TYPE_INT32: f"an integer from {-(2**31)} to {2**31 - 1}",
-    FieldDescriptor.TYPE_UINT32: f"an integer from 0 to {2**32 - 1}",
-    FieldDescriptor.TYPE_UINT64: f"an integer from 0 to {2**64 - 1}",
-}
-
-
-def _is_map(field: Any) -> bool:
-    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
 def _paths(descriptor: Any, prefix: str = "") -> Iterator[str]:
@@ -43,7 +29,7 @@ def _paths(descriptor: Any, prefix: str = "") -> Iterator[str]:
     for field in descriptor.fields:
         if field.containing_oneof is not None and field.containing_oneof.name == "prompt":
             continue
-        if field.message_type is None or _is_map(field):
+        if field.message_type is None or is_map(field):
             yield prefix + field.name
         else:
             inner_messages.append(field)
@@ -59,6 +45,7 @@ def _fields_by_option() -> dict[str, str]:
     return {name: option.field or path_by_name[name] for name, (_, option) in options if name not in CALL_OPTIONS}
 
 
+_CONSTRAINTS = [field.name for field in generation_pb2.GenerateRequest.DESCRIPTOR.oneofs_by_name["constraint"].fields]
 FIELDS = _fields_by_option()
 """The path of the request's field that each option sets: the field of its name, unless the option states another."""
 
@@ -90,10 +77,10 @@ def generate_request(prompt: str | Sequence[int], options: Mapping[str, object])
 
 
 def chat_request(messages: Sequence[ChatMessage], options: Mapping[str, object]) -> generation_pb2.GenerateRequest:
-    """Builds a request to answer messages. The options and errors are those of generate_request."""
+    """Builds a request to answer messages. The options are those of ChatOptions; the errors as of generate_request."""
     request = generation_pb2.GenerateRequest()
-    set_chat(request.chat, messages)
-    _set_options(request, options)
+    set_chat(request.chat, messages, {name: options.get(name) for name in CHAT_OPTIONS})
+    _set_options(request, {name: value for name, value in options.items() if name not in CHAT_OPTIONS})
     return request
 
 
@@ -104,42 +91,10 @@ def num_generations(request: generation_pb2.GenerateRequest) -> int:
     return max(request.n, 1)
 
 
-def set_chat(chat: generation_pb2.Chat, messages: Sequence[ChatMessage]) -> None:
-    """Fills a chat with messages.
-
-    Raises:
-        InvalidRequestError: They are not a list of dicts of "role" and "content", both text.
-    """
-    chat.SetInParent()
-    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
-        raise invalid("chat.messages", f"must be a list of messages, got {reprlib.repr(messages)}")
-    for position, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-            problem = f'must be a dict of "role" and "content", got {reprlib.repr(message)}'
-            raise invalid(f"chat.messages[{position}]", problem)
-        added = chat.messages.add()
-        for name in ("role", "content"):
-            set_field(added, name, message[name], reported_as=f"chat.messages[{position}].{name}")
-
-
-def set_field(message: Message, path: str, value: object, *, reported_as: str | None = None) -> None:
-    """Sets the field at a path within a message.
-
-    Raises:
-        InvalidRequestError: The value does not fit the field. The error names reported_as, or else the path.
-    """
-    *parents, name = path.split(".")
-    for parent in parents:
-        message = getattr(message, parent)
-    field = message.DESCRIPTOR.fields_by_name[name]
-    try:
-        _setter(message, field)(value)
-    except (TypeError, ValueError, AttributeError) as error:
-        problem = f"must be {_expected(field)}, got {reprlib.repr(value)}"
-        raise invalid(reported_as or path, problem) from error
-
-
 def _set_options(request: generation_pb2.GenerateRequest, options: Mapping[str, object]) -> None:
+    constraints = [name for name in _CONSTRAINTS if options.get(name) is not None]
+    if len(constraints) > 1:
+        raise invalid(FIELDS[constraints[1]], f"must be unset with {constraints[0]}: a request has one constraint")
     for name, value in options.items():
         if name in CALL_OPTIONS:
             continue
@@ -158,20 +113,8 @@ def _protobuf_value(name: str, value: object) -> object:
         if not isinstance(value, bool | str) or value not in _BEAM_STOPS:
             raise invalid(FIELDS[name], f"must be False, True or 'never', got {reprlib.repr(value)}")
         return _BEAM_STOPS[value]
+    if name == "json_schema" and not isinstance(value, str):
+        return json_text(value, FIELDS[name])
+    if name == "choice" and isinstance(value, str):  # would pass as a sequence of characters
+        raise invalid(FIELDS[name], f"must be a list, each item text, got {reprlib.repr(value)}")
     return value
-
-
-def _setter(message: Message, field: Any) -> Callable[[Any], object]:
-    if _is_map(field):
-        return lambda values: getattr(message, field.name).update(dict(values.items()))
-    if field.is_repeated:
-        return lambda values: getattr(message, field.name).extend(values)
-    return lambda value: setattr(message, field.name, value)
-
-
-def _expected(field: Any) -> str:
-    if _is_map(field):
-        key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
-        return f"a dict, each key {_EXPECTED[key.type]}, each value {_EXPECTED[value.type]}"
-    many = "a list, each item " if field.is_repeated else ""
-    return many + _EXPECTED.get(field.type, f"a value for {field.name}")
