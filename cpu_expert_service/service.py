@@ -12,6 +12,7 @@ from cpu_expert_service import metrics
 from cpu_expert_service.runner import ExpiredError, Runner
 from cpu_expert_service.settings import Settings
 from fiddler import PROTOCOL_VERSION, __version__, rpc, tensors
+from fiddler.calls.handshake import check_handshake
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
@@ -201,20 +202,3 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             version=__version__,
             weight_format=self._checkpoint.weight_format,
         )
-
-
-def check_handshake(request: experts_pb2.DescribeRequest, description: experts_pb2.DescribeResponse) -> None:
-    """Compares what a caller expects with what this service is.
-
-    Raises:
-        StatusError: They differ. The status is FAILED_PRECONDITION and names the field and both values.
-    """
-    # the format first: another one has another fingerprint, too, which says nothing to a person
-    for field, expected in sorted(request.ListFields(), key=lambda pair: pair[0].name != "weight_format"):
-        actual = getattr(description, field.name)
-        if expected != actual:
-            if field.enum_type is not None:
-                expected, actual = tensors.dtype_name(expected), tensors.dtype_name(actual)
-            raise rpc.failed_precondition(
-                field.name, f"{field.name}: the caller expects {expected}, and the CPU expert service has {actual}"
-            )

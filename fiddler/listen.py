@@ -11,6 +11,7 @@ import grpc
 
 from fiddler import rpc
 from fiddler.errors import UserError
+from fiddler.transport import directories
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ def bind(
         credentials: The server's side of TLS, for HOST:PORT; None for no TLS.
 
     Raises:
-        UserError: The address is taken, or the socket's directory cannot be made or written.
+        UserError: The address is taken, or the socket's directory cannot be made or written, or others could put a
+            socket of theirs there.
     """
     if not address.startswith("unix:"):
         _add_port(server, address, address, credentials)
@@ -54,6 +56,8 @@ def bind(
 def _bind_socket(server: grpc.Server | grpc.aio.Server, address: str) -> Listener:
     path = Path(address.removeprefix("unix:"))
     _make_directory(path.parent)
+    if problem := directories.problem_of(path):
+        raise UserError(f"--listen: {problem}")
     _refuse_if_taken(path)
     # when gRPC stops, it removes the path that it bound, even if another server's socket is there by then; so it binds
     # a path of its own, which then replaces a dead server's in one step
@@ -77,8 +81,12 @@ def _add_port(
 
 
 def _make_directory(directory: Path) -> None:
+    """Makes the directory, and those above it, each with mode 0700, whatever the umask."""
+    missing = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for parent in reversed(missing):
+            parent.mkdir(mode=0o700, exist_ok=True)
+        directory.mkdir(exist_ok=True)  # raises if it is a file
     except PermissionError as error:
         raise UserError(f"--listen: user {os.getuid()} cannot make the directory {error.filename}") from None
     if not os.access(directory, os.W_OK | os.X_OK):

@@ -123,7 +123,7 @@ class ExpertServiceError(UnavailableError):
 
 
 class HandshakeError(ExpertServiceError):
-    """The CPU expert service serves another checkpoint or dtype than this service runs."""
+    """The CPU expert service serves another checkpoint or dtype, or may not be the service that was meant."""
 
 
 class EngineStoppedError(UnavailableError):

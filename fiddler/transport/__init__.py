@@ -1,1 +1,1 @@
-"""How the services and their clients reach each other: addresses, sockets, bounds on calls, /metrics over HTTP."""
+"""How the services and their clients reach each other: addresses, the directories of sockets, /metrics over HTTP."""

@@ -69,4 +69,4 @@ class ExpertHealth:
             metrics.DEGRADED.set(1)
             _log.warning("CPU expert service lost; computing its experts here", reason=str(error))
         if isinstance(error, HandshakeError):
-            _log.error("CPU expert service rejected: it serves something else", reason=str(error))
+            _log.error("CPU expert service rejected", reason=str(error))

@@ -10,6 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -17,6 +18,8 @@ import torch
 from typing_extensions import override
 
 from fiddler import PROTOCOL_VERSION, rpc, tensors
+from fiddler.calls.handshake import check_handshake
+from fiddler.transport import directories
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 from gpu_service.errors import ExpertServiceError, HandshakeError
 
@@ -98,10 +101,13 @@ class Connection:
         """Checks that the service is ready, and that both sides run the same checkpoint in the same dtype.
 
         Raises:
-            HandshakeError: They run another checkpoint, format of weights, dtype or version of the protocol.
+            HandshakeError: They run another checkpoint, format of weights, dtype or version of the protocol; or others
+                could put a service of theirs at the address.
             ExpertServiceError: The service did not answer in time, or is not ready.
         """
         deadline = time.monotonic() + timeout_seconds
+        if problem := _unsafe(self._address):
+            raise HandshakeError(f"{self._address}: {problem}")
         if not self.is_serving(timeout_seconds):
             raise ExpertServiceError(f"{self._address}: {_forbidden(self._address) or NOT_READY}")
         request = experts_pb2.DescribeRequest(
@@ -112,7 +118,11 @@ class Connection:
         )
         timeout_seconds = max(0.0, deadline - time.monotonic())
         try:
-            return self._on_open_channel(lambda: self._stub.Describe(request, timeout=timeout_seconds))
+            description = self._on_open_channel(lambda: self._stub.Describe(request, timeout=timeout_seconds))
+            check_handshake(request, description)
+            return description
+        except rpc.StatusError as error:
+            raise HandshakeError(f"{self._address}: {error.message}") from None
         except grpc.RpcError as error:
             kind = HandshakeError if error.code() is grpc.StatusCode.FAILED_PRECONDITION else ExpertServiceError
             raise kind(f"{self._address}: {error.code().name}: {error.details()}") from None
@@ -185,6 +195,19 @@ class Watch:
                     self._stream, self._deadline = None, math.inf
                 self._wakes_at = self._deadline
                 self._condition.wait(None if self._wakes_at == math.inf else self._wakes_at - time.monotonic())
+
+
+def _unsafe(address: str) -> str:
+    """Explains if others could put a socket of theirs at the address; empty if not, or if it may not be looked at."""
+    if not address.startswith("unix:"):
+        return ""
+    path = Path(address.removeprefix("unix:"))
+    if not os.access(path.parent, os.X_OK):  # not there, or no permission, which `_forbidden` explains
+        return ""
+    try:
+        return directories.problem_of(path)
+    except OSError:
+        return ""
 
 
 def _forbidden(address: str) -> str:

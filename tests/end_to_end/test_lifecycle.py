@@ -85,6 +85,30 @@ def test_experts_of_another_checkpoint_never_answer(tiny: Path, tmp_path: Path) 
     )
 
 
+def test_neither_service_takes_a_directory_that_others_can_write(tiny: Path, tmp_path: Path) -> None:
+    path, directory = tmp_path / "log", tmp_path / "shared"
+    directory.mkdir()
+    directory.chmod(0o777)
+    address = f"unix:{directory}/experts.sock"
+    with path.open("wb") as log:
+        pair = WarmPair(
+            tiny,
+            gpu_arguments=("--device", "cpu", "--experts", address),
+            cpu_arguments=("--listen", address),
+            log=log,
+        )
+        try:
+            for service in ("gpu_service", "cpu_expert_service"):
+                assert pair.start(service).wait(60) == 1
+        finally:
+            pair.close()
+    problem = f"the socket's directory {directory} has mode 0777, so that others could replace the socket"
+    lines = [line for line in _log(path).splitlines() if problem in line and not line.startswith("{")]
+    assert lines[0].startswith(f"gpu_service: {address}: ")
+    assert lines[1].startswith("cpu_expert_service: --listen: ")
+    assert not any(directory.iterdir())
+
+
 def test_an_idle_gpu_service_notices_that_the_experts_are_gone_and_ends_cleanly_without_them(tiny: Path) -> None:
     with start(tiny, "--grace-seconds", "0.2") as pair, Client(pair.target) as client:
         pair.stop("cpu_expert_service", signal.SIGKILL)

@@ -13,6 +13,7 @@ import pytest
 
 from fiddler import listen, rpc
 from fiddler.errors import UserError
+from fiddler.transport import directories
 
 
 def _server() -> grpc.Server:
@@ -57,6 +58,68 @@ def test_a_directory_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with serving(_server(), f"unix:{tmp_path}/experts.sock"):
         assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_all_directories_that_are_made_are_the_owners_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        with serving(_server(), f"unix:{tmp_path}/a/b/c/experts.sock"):
+            made = [tmp_path / name for name in ("a", "a/b", "a/b/c")]
+            assert {stat.S_IMODE(directory.stat().st_mode) for directory in made} == {0o700}
+    finally:
+        os.umask(umask)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, mode: int) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(UserError, match=f"--listen: .* {tmp_path} has mode {mode:04o}.*`chmod go-w {tmp_path}`"):
+        listen.bind(_server(), f"unix:{tmp_path}/experts.sock")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_link_to_a_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with pytest.raises(UserError, match=f"--listen: the socket's directory {tmp_path}/link is a symbolic link"):
+        listen.bind(_server(), f"unix:{tmp_path}/link/experts.sock")
+
+
+def test_a_directory_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    real = Path.lstat
+
+    def owned(path: Path) -> os.stat_result:
+        status = real(path)
+        return os.stat_result([*status[:4], 10099, *status[5:]]) if path.name == "theirs" else status
+
+    monkeypatch.setattr(Path, "lstat", owned)
+    problem = f"{tmp_path}/theirs belongs to user 10099, .* choose one that belongs to user 4242, with mode 0700"
+    with pytest.raises(UserError, match=problem):
+        listen.bind(_server(), f"unix:{tmp_path}/theirs/experts.sock")
+
+
+def test_a_directory_such_as_tmp_is_served_in(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    path = tmp_path / "experts.sock"
+    with serving(_server(), f"unix:{path}"):
+        assert _reaches(path)
+
+
+def test_a_socket_of_another_user_in_tmp_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path.chmod(0o1777)
+    path = tmp_path / "experts.sock"
+    _stale_socket(path)
+    assert directories.problem_of(path) == ""
+    real = Path.lstat
+
+    def owned(path: Path) -> os.stat_result:
+        status = real(path)
+        return os.stat_result([*status[:4], 10099, *status[5:]]) if path.name == "experts.sock" else status
+
+    monkeypatch.setattr(Path, "lstat", owned)
+    assert f"the socket {path} belongs to user 10099" in directories.problem_of(path)
 
 
 def test_the_socket_of_a_dead_server_is_replaced(tmp_path: Path) -> None:

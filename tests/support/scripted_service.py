@@ -50,6 +50,8 @@ class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
         self.streams = 0
         self.handshakes = 0
         self.fingerprint = "right"
+        self.answered_fingerprint = ""
+        """What it answers with although it accepted the caller's; empty for the same."""
         self._address = address
         self._health = health.HealthServicer()
         self._server: grpc.Server | None = None
@@ -61,7 +63,13 @@ class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
         if request.checkpoint_fingerprint != self.fingerprint:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"the checkpoint is {self.fingerprint}")
         assert request.protocol_version == PROTOCOL_VERSION
-        return experts_pb2.DescribeResponse(kernel="scripted")
+        return experts_pb2.DescribeResponse(
+            kernel="scripted",
+            protocol_version=PROTOCOL_VERSION,
+            checkpoint_fingerprint=self.answered_fingerprint or self.fingerprint,
+            dtype=request.dtype,
+            weight_format=request.weight_format,
+        )
 
     def Run(  # noqa: N802
         self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext

@@ -201,6 +201,34 @@ def test_the_handshake(service: ScriptedService, lonely: ExpertClient) -> None:
     assert lonely.available
 
 
+def test_the_answer_of_the_handshake_is_compared_too(service: ScriptedService, lonely: ExpertClient) -> None:
+    service.answered_fingerprint = "of another"
+    with pytest.raises(
+        HandshakeError, match=r"checkpoint_fingerprint: the caller expects right, and .* has of another"
+    ):
+        lonely.connect("right")
+    assert not lonely.available
+
+
+@pytest.mark.parametrize("problem", ["is a symbolic link", "has mode 0777", "belongs to user 10099"])
+def test_a_socket_that_others_could_replace_is_not_connected_to(
+    problem: str, service: ScriptedService, address: str, lonely: ExpertClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Path(address.removeprefix("unix:")).parent
+    if "link" in problem:
+        moved = directory.rename(directory.with_name("moved"))
+        directory.symlink_to(moved)
+    elif "mode" in problem:
+        directory.chmod(0o777)
+    else:
+        lstat = Path.lstat
+        owned = os.stat_result([0o40700, 0, 0, 1, 10099, 0, 0, 0, 0, 0])
+        monkeypatch.setattr(Path, "lstat", lambda path: owned if path == directory else lstat(path))
+    with pytest.raises(HandshakeError, match=f"the socket's directory {directory} {problem}"):
+        lonely.connect("right")
+    assert service.handshakes == 0
+
+
 def test_a_service_that_is_gone_is_not_asked_until_it_is_back(
     service: ScriptedService, client: ExpertClient, changes: Changes, address: str
 ) -> None:
