@@ -106,7 +106,10 @@ class CommandSettings(BaseSettings):
 class _CheckpointSettings(BaseModel):
     """Which checkpoint, and how it is computed."""
 
-    model: Path = Field(description="directory of a Hugging Face checkpoint: config.json and safetensors")
+    model: Path = Field(
+        description="directory of a Hugging Face checkpoint: config.json and safetensors; or a model of the Hugging Face"
+        " cache, models--ORG--NAME"
+    )
     dtype: DtypeName = Field(
         "auto",
         description="dtype to compute in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",

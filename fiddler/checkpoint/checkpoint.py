@@ -8,7 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from fiddler.checkpoint.errors import (
     ConfigError,
     DirectoryError,
     UnknownNamingError,
-    UnsupportedDtypeError,
 )
+from fiddler.checkpoint.expert_dtype import expert_dtype
 from fiddler.checkpoint.formats import (
     AnyStored,
     RepackedStored,
@@ -32,10 +32,11 @@ from fiddler.checkpoint.formats import (
     group_planes,
     parts_of,
 )
-from fiddler.checkpoint.json_file import read_json
+from fiddler.checkpoint.hub_cache import name_of, snapshot_of
+from fiddler.checkpoint.json_file import absence, read_json
 from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
-from fiddler.checkpoint.moe_config import MoeConfig, mentions_experts, parse_config
+from fiddler.checkpoint.moe_config import MoeConfig, check_depth, mentions_experts, parse_config
 from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
 from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, RepackedView, WeightView
@@ -43,7 +44,6 @@ from fiddler.coding import CodedTensor
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 class Checkpoint:
@@ -69,6 +69,8 @@ class Checkpoint:
     """Whether experts are copies in memory of their own, repacked from how they are stored."""
     dense_tensors: tuple[AnyStored, ...]
     """The tensors that belong to no expert."""
+    unused_tensors: tuple[StoredTensor, ...]
+    """Tensors for which a model should have no place, such as layers that predict further tokens."""
     dense_bytes: int
     """Their bytes."""
     num_dense_weights: int
@@ -80,7 +82,10 @@ class Checkpoint:
     ) -> None:
         """Finds the experts among the tensors; `open` calls it."""
         weight_format = detect(config, moe.path)
-        tensors = group_planes((tensor for file in files for tensor in file.tensors), weight_format, moe.path)
+        stored = [tensor for file in files for tensor in file.tensors]
+        check_depth(config, moe.path, len(stored))
+        unused = {tensor.name: tensor for tensor in stored if is_unused(tensor.name, moe)}
+        tensors = group_planes((each for each in stored if each.name not in unused), weight_format, moe.path)
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
             if weight_format is None:
@@ -88,7 +93,7 @@ class Checkpoint:
             raise _no_experts(config, moe, [tensor.name for tensor in tensors])
         experts = [tensor for claim in claims for tensor in claim.tensors.values()]
         names = {tensor.name for tensor in experts}
-        dense = [tensor for tensor in tensors if tensor.name not in names and not is_unused(tensor.name, moe)]
+        dense = [tensor for tensor in tensors if tensor.name not in names]
         if weight_format is None:
             check_plain((tensor for tensor in dense if isinstance(tensor, StoredTensor)), moe.path)
         self.directory = directory
@@ -99,10 +104,12 @@ class Checkpoint:
         self.is_coded = weight_format is not None
         self.is_repacked = any(isinstance(tensor, RepackedStored) for tensor in experts)
         self.dense_tensors = tuple(dense)
+        self.unused_tensors = tuple(unused.values())
+        self._moe = moe
         self._expert_parts = tuple(part for tensor in experts for part in parts_of(tensor))
         self.expert_tensor_names = frozenset(names | {part.name for part in self._expert_parts})
-        self.weight_format = _formats(self.layers)
-        self.expert_dtype = _expert_dtype(self.layers, config)
+        self.weight_format = ", ".join(dict.fromkeys(layer.weight_format for layer in self.layers))
+        self.expert_dtype = expert_dtype(self.layers, config)
         self.expert_bytes = sum(tensor.num_bytes for tensor in experts)
         self.dense_bytes = sum(tensor.num_bytes for tensor in dense)
         self.num_dense_weights = sum(prod(tensor.shape) for tensor in dense)
@@ -113,6 +120,9 @@ class Checkpoint:
     def open(cls, directory: Path) -> "Checkpoint":
         """Reads config.json and every safetensors header, and maps the files that hold experts.
 
+        Args:
+            directory: The checkpoint, or a repository of the Hugging Face cache, of which a snapshot is opened.
+
         Raises:
             CheckpointError: The directory is not a complete checkpoint of a model with experts in a known naming.
         """
@@ -120,12 +130,19 @@ class Checkpoint:
         with _reported_as_unreadable(directory):
             if not directory.is_dir():
                 raise DirectoryError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
+            directory = snapshot_of(directory)
             config_path = directory / "config.json"
             if not config_path.is_file():
-                raise DirectoryError(f"{config_path} is missing.")
+                raise DirectoryError(f"{config_path} {absence(config_path)}.")
             config = read_json(config_path, ConfigError)
-            moe, files = parse_config(config, config_path), read_files(directory)
+            moe = parse_config(config, config_path)
+            files = read_files(directory, partial(is_unused, config=moe))
             return cls(directory, config=config, moe=moe, files=files)
+
+    @property
+    def name(self) -> str:
+        """The model's name for people: the directory's, or ORG/NAME in the Hugging Face cache."""
+        return name_of(self.directory)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -141,12 +158,18 @@ class Checkpoint:
             digest = hashlib.sha256((self.directory / "config.json").read_bytes())
             for file in sorted(self._stored_files, key=lambda file: file.path.name):
                 digest.update(b"\0" + os.fsencode(file.path.name) + b"\0" + file.header)
+                if file.has_others:  # which of its tensors count is what the index says
+                    digest.update("\0".join(tensor.name for tensor in file.tensors).encode())
                 with file.path.open("rb", buffering=0) as handle:
                     for tensor in file.tensors:
                         for begin in (tensor.begin, tensor.begin + tensor.num_bytes // 2):
                             length = min(_SAMPLE_BYTES, tensor.end - begin)
                             digest.update(os.pread(handle.fileno(), length, begin))
         return digest.hexdigest()
+
+    def is_unused(self, name: str) -> bool:
+        """Whether a tensor of that name is one that no model needs, wherever it is stored."""
+        return is_unused(name, self._moe)
 
     def tensor(self, view: MatrixView) -> torch.Tensor:
         """A plain matrix [out_features, in_features], strided, in the file's own pages; writing to it crashes.
@@ -254,26 +277,6 @@ def _reported_as_unreadable(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DirectoryError(f"{error.filename or directory} cannot be read: {error.strerror}.") from error
-
-
-def _formats(layers: tuple[CheckpointLayer, ...]) -> str:
-    return ", ".join(dict.fromkeys(layer.weight_format for layer in layers))
-
-
-def _expert_dtype(layers: tuple[CheckpointLayer, ...], config: dict[str, Any]) -> torch.dtype:
-    plain = [view for layer in layers if isinstance(view := layer.experts[0].down, WeightView)]
-    if not plain:
-        sections = (config, *(value for value in config.values() if isinstance(value, dict)))
-        named = next((each for each in (s.get("dtype", s.get("torch_dtype")) for s in sections) if each), None)
-        return _DTYPES.get(str(named).removeprefix("torch."), torch.bfloat16)
-    first = plain[0]
-    for other in plain:
-        if other.dtype != first.dtype:
-            raise UnsupportedDtypeError(
-                f"{other.file} stores the expert tensor {other.name!r} as {other.dtype}, but {first.name!r} is "
-                f"{first.dtype}: all experts must have one dtype."
-            )
-    return first.dtype
 
 
 def _no_experts(config: dict[str, Any], moe: MoeConfig, tensor_names: list[str]) -> CheckpointError:

@@ -21,6 +21,10 @@ from fiddler.checkpoint.namings import Naming, Role
 # A tensor of an expert that no row claims is a bias or a quantisation scale. Results would be wrong without it.
 _UNCLAIMED_PROJECTION = re.compile(r".*\.experts\.(?:\d+\.)?(?:w[123]|\w*_proj\w*)(?:\.\w+)?")
 
+# Layers that predict further tokens, under the names that families publish them with, and the frequencies of rotary
+# embeddings, which are computed. transformers leaves them out of every family.
+_UNUSED = re.compile(r"(?:\w+\.)*mtp(?:_\w+)?\.|.*\.rotary_emb\.inv_freq$")
+
 # Towers for images and sound have layers, too, and counts of their own.
 _DECODER_LAYER = re.compile(r"(?:(?!vision|visual|audio|encoder)\w+\.)*layers\.(\d{1,9})\.")
 
@@ -37,7 +41,7 @@ class Claim:
 
 
 def claim_tensors(tensors: Iterable[AnyStored], namings: tuple[Naming, ...], config: MoeConfig) -> list[Claim]:
-    """Groups the experts' tensors by layer, sorted by decoder layer.
+    """Groups the experts' tensors by layer, sorted by decoder layer. None of the tensors may be one that is unused.
 
     Raises:
         FileFormatError: A tensor is stored twice.
@@ -47,8 +51,6 @@ def claim_tensors(tensors: Iterable[AnyStored], namings: tuple[Naming, ...], con
     claims: dict[str, Claim] = {}
     unclaimed: list[AnyStored] = []
     for tensor in tensors:
-        if is_unused(tensor.name, config):
-            continue
         naming, match = next(
             ((naming, match) for naming in namings if (match := naming.pattern.fullmatch(tensor.name))), (None, None)
         )
@@ -78,10 +80,14 @@ def claim_tensors(tensors: Iterable[AnyStored], namings: tuple[Naming, ...], con
 
 
 def is_unused(name: str, config: MoeConfig) -> bool:
-    """Whether a tensor belongs to the multi-token-prediction layers that some families publish after the last layer."""
+    """Whether no model needs a tensor, be it an expert's or dense: transformers leaves it where it is.
+
+    Some families publish layers that predict further tokens, numbered on after the last layer or under names of their
+    own; older checkpoints hold the frequencies of rotary embeddings, which are computed.
+    """
     match = _DECODER_LAYER.match(name)
     past_the_last = match is not None and int(match[1]) >= (config.num_decoder_layers or sys.maxsize)
-    return past_the_last or name.startswith(("mtp.", "model.mtp."))
+    return past_the_last or _UNUSED.match(name) is not None
 
 
 def missing_tensor(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:

@@ -21,6 +21,20 @@ _ACTIVATIONS = (
     "dense_act_fn",
 )
 _ENCODER_LAYERS = ("num_layers", "encoder_layers")
+_NUM_LAYERS = frozenset(
+    {
+        "num_hidden_layers",
+        "num_layers",
+        "n_layers",
+        "n_layer",
+        "depth",
+        "encoder_layers",
+        "decoder_layers",
+        "num_encoder_layers",
+        "num_decoder_layers",
+    }
+)
+"""Settings that give a number of layers, each of which has tensors of its own."""
 _EXPERT_SIZES = ("moe_intermediate_size",)
 _DENSE_SIZES = ("intermediate_size",)  # where experts are as wide as the dense layers
 _EXPERT_SECTION = "ffn_config"
@@ -102,7 +116,7 @@ def model_type_of(config: dict[str, Any]) -> str | None:
 
 def mentions_experts(config: dict[str, Any]) -> bool:
     """Whether config.json, at any depth, gives a number of experts above one."""
-    return any(key in _NUM_EXPERTS and _counts_experts(value) for key, value in _settings(config))
+    return any(key in _NUM_EXPERTS and _counts_experts(value) for key, value in settings_of(config))
 
 
 def _counts_experts(value: Any) -> bool:
@@ -110,11 +124,25 @@ def _counts_experts(value: Any) -> bool:
     return any(type(number) is int and number > 1 for number in values)
 
 
-def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        yield key, value
-        if isinstance(value, dict):
-            yield from _settings(value)
+def settings_of(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting of config.json with its value, at any depth; a section comes before what it holds."""
+    sections = [config]
+    while sections:
+        for key, value in sections.pop().items():
+            yield key, value
+            if isinstance(value, dict):
+                sections.append(value)
+
+
+def check_depth(config: dict[str, Any], path: Path, num_tensors: int) -> None:
+    """Refuses more layers than there are tensors: building so many would take memory and hours before it fails.
+
+    Raises:
+        ConfigError: A setting says so.
+    """
+    for name, value in settings_of(config):
+        if name in _NUM_LAYERS and type(value) is int and value > num_tensors:
+            raise ConfigError(f"{path}: {name} is {value}, but the checkpoint has only {num_tensors} tensors.")
 
 
 def _activation(config: dict[str, Any], model_type: str) -> Activation:

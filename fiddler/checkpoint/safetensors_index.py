@@ -6,6 +6,8 @@ knows nothing about experts and never reads a tensor.
 
 import json
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,13 +16,17 @@ from typing import Any, Final
 import torch
 
 from fiddler.checkpoint.errors import DirectoryError, FileFormatError, MissingTensorError
-from fiddler.checkpoint.json_file import problem_of, read_json
+from fiddler.checkpoint.json_file import absence, problem_of, read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit. A longer header is an attack or a damaged file."""
 
+_MAX_DIMENSIONS = 16
+_MAX_SIZE = 2**63
+_MAX_DIGITS = 20
+_MAX_NAME = 4096
 _LENGTH_BYTES = 8
 _BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -73,13 +79,22 @@ class StoredFile:
     path: Path
     header: bytes
     tensors: tuple[StoredTensor, ...]
+    """Those that are the checkpoint's."""
+    has_others: bool = False
+    """Whether the file holds tensors that the index does not place in it."""
 
 
-def read_files(directory: Path) -> tuple[StoredFile, ...]:
+def read_files(directory: Path, is_unused: Callable[[str], bool] = lambda name: False) -> tuple[StoredFile, ...]:
     """Every safetensors file of the checkpoint, sorted by name.
 
     A single `model.safetensors` wins over an index, as it does in transformers. Other safetensors files in the
-    directory are not the checkpoint's and stay unread.
+    directory are not the checkpoint's and stay unread. The index decides which file a tensor is read from: what else
+    a file holds, such as a stale copy of a tensor that another file replaces, is not the checkpoint's.
+
+    Args:
+        directory: The checkpoint's.
+        is_unused: Whether no model needs a tensor of that name: the index may list it though its file lacks it, or is
+            missing.
 
     Raises:
         DirectoryError: There is no safetensors file, or one that the index names is missing.
@@ -91,18 +106,28 @@ def read_files(directory: Path) -> tuple[StoredFile, ...]:
     index = directory / INDEX_FILE
     if not index.is_file():
         raise DirectoryError(_no_weights(directory))
-    file_of = _read_index(index)
+    names_in: dict[str, set[str]] = defaultdict(set)
+    for name, file_name in _read_index(index).items():
+        names_in[file_name].add(name)
     files = []
-    for file_name in sorted(set(file_of.values())):
-        path = directory / file_name
+    for file_name in sorted(names_in):
+        path, names = directory / file_name, names_in[file_name]
         if not os.path.isfile(path):  # Path.is_file raises if the name is too long
-            raise DirectoryError(f"{path} is missing, though {index} names it.")
-        files.append(read_file(path))
-    held = {(file.path.name, tensor.name) for file in files for tensor in file.tensors}
-    for name, file_name in file_of.items():
-        if (file_name, name) not in held:
-            raise MissingTensorError(f"{directory / file_name} lacks the tensor {name!r} that {index} says it holds.")
+            if all(is_unused(name) for name in names):
+                continue
+            raise DirectoryError(f"{path} {absence(path)}, though {index} names it.")
+        files.append(_only(read_file(path), names, index, is_unused))
     return tuple(files)
+
+
+def _only(file: StoredFile, names: set[str], index: Path, is_unused: Callable[[str], bool]) -> StoredFile:
+    """The file with the tensors that the index places in it."""
+    tensors = tuple(tensor for tensor in file.tensors if tensor.name in names)
+    lacking = names.difference(tensor.name for tensor in tensors)
+    for name in sorted(lacking):
+        if not is_unused(name):
+            raise MissingTensorError(f"{file.path} lacks the tensor {name!r} that {index} says it holds.")
+    return StoredFile(file.path, file.header, tensors, has_others=len(tensors) < len(file.tensors))
 
 
 def read_file(path: Path) -> StoredFile:
@@ -140,7 +165,7 @@ def _read_exactly(data: bytes, num_bytes: int, path: Path) -> bytes:
 
 def _parse_header(header: bytes, path: Path) -> dict[str, Any]:
     try:
-        entries = json.loads(header.decode(), object_pairs_hook=_unique_keys)
+        entries = json.loads(header.decode(), object_pairs_hook=_unique_keys, parse_int=_bounded_int)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path} has a damaged header: {problem_of(error)}.") from error
     if not isinstance(entries, dict):
@@ -156,18 +181,31 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
 def _parse_tensor(name: str, entry: Any, *, path: Path, data_begin: int) -> StoredTensor:
     """One header entry, whose byte count must match its shape and dtype."""
+    if len(name) > _MAX_NAME:
+        raise FileFormatError(f"{path} has a damaged header: the name of a tensor has {len(name)} characters.")
     match entry:
         case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
             pass
         case _:
             raise FileFormatError(f"{path} has a damaged header: the entry of the tensor {name!r} is malformed.")
     # type(), since isinstance accepts JSON's true as an int
-    if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):
+    if not {type(number) for number in (*shape, begin, end)} == {int} or min(*shape, begin, end) < 0:
         raise FileFormatError(f"{path} has a damaged header: the tensor {name!r} has a size that is no whole number.")
+    if len(shape) > _MAX_DIMENSIONS or max(shape, default=0) >= _MAX_SIZE:
+        raise FileFormatError(
+            f"{path} has a damaged header: the tensor {name!r} has {len(shape)} dimensions, and the largest is "
+            f"{max(shape)}; there may be {_MAX_DIMENSIONS}, each below 2^63."
+        )
     if dtype not in _BITS:
-        raise FileFormatError(f"{path} stores the tensor {name!r} in the unknown dtype {dtype!r}.")
+        raise FileFormatError(f"{path} stores the tensor {name!r} in the unknown dtype {dtype[:64]!r}.")
     needed_bits = prod(shape) * _BITS[dtype]
     if (end - begin) * 8 != needed_bits:
         raise FileFormatError(
@@ -197,7 +235,7 @@ def _check_cover(tensors: list[StoredTensor], *, path: Path, data_begin: int, fi
 
 def _read_index(index: Path) -> dict[str, str]:
     """The file name of each tensor. Names with a folder in them are refused: they could lead out of the directory."""
-    content = read_json(index, FileFormatError)
+    content = read_json(index, FileFormatError, MAX_HEADER_BYTES)
     file_of = content.get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
         raise FileFormatError(f"{index} has no weight_map.")
@@ -210,6 +248,9 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _no_weights(directory: Path) -> str:
+    for name in (SINGLE_FILE, INDEX_FILE):
+        if os.path.lexists(path := directory / name):
+            return f"{path} {absence(path)}."
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:
         return f"{directory} holds {others[0]} but neither {SINGLE_FILE} nor {INDEX_FILE}."

@@ -93,7 +93,8 @@ class DescribeResponse(_message.Message):
     """Identifies the checkpoint: the SHA-256, in lower-case hexadecimal, of config.json followed by this for every
     safetensors file, in the order of the files' names: a zero byte, the file's name, a zero byte, the JSON of its
     header, and for each tensor, in the order of their offsets, its first 64 bytes and the 64 bytes from its middle, or
-    fewer if the tensor ends before.
+    fewer if the tensor ends before. Tensors that the index does not place in the file are left out; if there are any,
+    the header is followed by the names of the others, in the same order, with zero bytes between them.
     """
     model_type: _builtins.str
     """The checkpoint's `model_type`."""

@@ -1510,7 +1510,7 @@ class GetModelInfoResponse(_message.Message):
     CAN_REQUIRE_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The name of the checkpoint's directory."""
+    """The name of the checkpoint's directory; of a snapshot in the Hugging Face cache, the model's name, ORG/NAME."""
     model_type: _builtins.str
     """The checkpoint's `model_type`."""
     checkpoint_fingerprint: _builtins.str

@@ -49,7 +49,7 @@ class ServedModel:
         """The answer to GetModelInfo."""
         checkpoint, model = self.checkpoint, self.model
         return generation_pb2.GetModelInfoResponse(
-            name=checkpoint.directory.resolve().name,
+            name=checkpoint.name,
             model_type=checkpoint.model_type,
             checkpoint_fingerprint=checkpoint.fingerprint,
             dtype=tensors.PROTO_DTYPES[model.dtype],

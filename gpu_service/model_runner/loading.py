@@ -20,7 +20,7 @@ from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.moe_config import model_type_of
 from gpu_service.errors import ModelError
-from gpu_service.model_runner.coded_state import LazyState
+from gpu_service.model_runner.dense_state import LazyState
 from gpu_service.model_runner.expert_check import check_experts
 from gpu_service.models.config_fields import FieldError
 from gpu_service.models.registry import (
@@ -118,19 +118,14 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def _from_pretrained(checkpoint: Checkpoint, architecture: Architecture, config: Any, dtype: torch.dtype) -> Any:
-    options: dict[str, Any] = {
-        "config": config,
-        "dtype": dtype,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,  # _check_report reports them, with both shapes
-    }
-    if checkpoint.is_coded:
-        # an auto class does not take a state_dict
-        return architecture.class_of(config).from_pretrained(
-            None, state_dict=dict(LazyState(checkpoint, dtype)), **options
-        )
-    return architecture.auto_class.from_pretrained(
-        checkpoint.directory, local_files_only=True, trust_remote_code=False, **options
+    # an auto class does not take a state_dict
+    return architecture.class_of(config).from_pretrained(
+        None,
+        state_dict=dict(LazyState(checkpoint, dtype)),
+        config=config,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # _check_report reports them, with both shapes
     )
 
 
@@ -223,6 +218,7 @@ def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, A
         key
         for key in report["unexpected_keys"]
         if key not in checkpoint.expert_tensor_names
+        and not checkpoint.is_unused(key)  # transformers reports the names that tensors would have in the model
         and not key.startswith(experts)
         and not (checkpoint.is_coded and _SCALE_OF_KV_CACHE.fullmatch(key))
     }

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fiddler.checkpoint.errors import ConfigError
+from fiddler.checkpoint.errors import CheckpointError, ConfigError
+from fiddler.checkpoint.hub_cache import snapshot_of
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.moe_config import model_type_of
 
@@ -237,9 +238,9 @@ def refusal(directory: Path) -> str | None:
 
     A refused family fails at some point, with a message about tensors or classes. This message gives the cause.
     """
-    path = directory / "config.json"
     try:
+        path = snapshot_of(directory) / "config.json"
         model_type = model_type_of(read_json(path, ConfigError))
-    except ConfigError:
+    except (CheckpointError, OSError):
         return None
     return f"{path}: model_type: {model_type} is refused: {REFUSED[model_type]}" if model_type in REFUSED else None

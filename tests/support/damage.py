@@ -1,14 +1,12 @@
 """Ways to damage a tiny Mixtral checkpoint, each of them a function of its directory."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fiddler.checkpoint.safetensors_index import read_file
 from tests.support import checkpoints
 from tests.support.tampering import INDEX_FILE, SINGLE_FILE, Tensors, edit_config, edit_header, edit_tensors, write_raw
 
@@ -101,11 +99,12 @@ def overlap(directory: Path) -> None:
     edit_header(directory / SINGLE_FILE, edit)
 
 
-def copy_shard(directory: Path) -> None:
-    """A third shard is the second over again."""
-    shutil.copy(directory / SHARD, directory / "model-3.safetensors")
-    tensor = read_file(directory / SHARD).tensors[0]
-    index(lambda content: content["weight_map"].update({tensor.name: "model-3.safetensors"}))(directory)
+def link(name: str, target: str) -> Damage:
+    def damage(directory: Path) -> None:
+        (directory / name).unlink()
+        (directory / name).symlink_to(target)
+
+    return damage
 
 
 def as_qwen_in_layer_1(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """Every way a checkpoint can be damaged, with the class of its error and what the message says."""
 
+import os
 import shutil
 
 import torch
@@ -20,11 +21,11 @@ from tests.support.damage import (
     as_dense,
     as_qwen_in_layer_1,
     config,
-    copy_shard,
     drop,
     fuse,
     header,
     index,
+    link,
     only,
     overlap,
     raw,
@@ -33,7 +34,7 @@ from tests.support.damage import (
     shard,
     truncate,
 )
-from tests.support.tampering import INDEX_FILE, SINGLE_FILE, edit_tensors
+from tests.support.tampering import INDEX_FILE, SINGLE_FILE, edit_header, edit_tensors
 
 CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "no directory": (shutil.rmtree, errors.DirectoryError, ["copy does not exist"]),
@@ -52,7 +53,42 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "config a directory": (
         after(lambda d: (d / "config.json").unlink(), lambda d: (d / "config.json").mkdir()),
         errors.DirectoryError,
-        ["config.json is missing"],
+        ["config.json is not a regular file"],
+    ),
+    "config a device": (
+        link("config.json", "/dev/zero"),
+        errors.DirectoryError,
+        ["config.json is a link to something that is not a regular file"],
+    ),
+    "config a pipe": (
+        after(lambda d: (d / "config.json").unlink(), lambda d: os.mkfifo(d / "config.json")),
+        errors.DirectoryError,
+        ["config.json is not a regular file"],
+    ),
+    "config that leads nowhere": (
+        link("config.json", "/nowhere"),
+        errors.DirectoryError,
+        ["config.json is a link that leads nowhere"],
+    ),
+    "config of 20 MB": (
+        lambda d: os.truncate(d / "config.json", 20 * 2**20),
+        errors.ConfigError,
+        ["config.json has 20971520 bytes; such a file has at most 16777216"],
+    ),
+    "config with a number of 4000 digits": (
+        lambda d: (d / "config.json").write_text('{"hidden_size": 1' + "0" * 4000 + "}"),
+        errors.ConfigError,
+        ["config.json is not JSON: a number has 4001 digits"],
+    ),
+    "more layers than tensors": (
+        config(num_hidden_layers=10**8),
+        errors.ConfigError,
+        ["config.json: num_hidden_layers is 100000000, but the checkpoint has only "],
+    ),
+    "more layers of a tower than tensors": (
+        config(vision_config={"depth": 10**9}),
+        errors.ConfigError,
+        ["config.json: depth is 1000000000, but the checkpoint has only "],
     ),
     "no model_type": (config(model_type=None), errors.ConfigError, ["config.json names no model_type"]),
     "no hidden_size": (config(hidden_size=None), errors.ConfigError, ["config.json gives no hidden_size"]),
@@ -82,6 +118,16 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     ),
     "only bin files": (only("pytorch_model.bin"), errors.DirectoryError, ["only pytorch_model.bin"]),
     "no index": (only("model-00001-of-00002.safetensors"), errors.DirectoryError, ["but neither model.safetensors"]),
+    "weights a device": (
+        link(SINGLE_FILE, "/dev/zero"),
+        errors.DirectoryError,
+        ["model.safetensors is a link to something that is not a regular file"],
+    ),
+    "a shard a device": (
+        after(shard, link(SHARD, "/dev/zero")),
+        errors.DirectoryError,
+        [f"{SHARD} is a link to something that is not a regular file, though", "index.json names it"],
+    ),
     "index not JSON": (
         after(shard, lambda d: (d / INDEX_FILE).write_text("]")),
         errors.FileFormatError,
@@ -100,7 +146,7 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "index leads to the parent": (
         after(shard, index(lambda i: i["weight_map"].update({UP: ".."}))),
         errors.DirectoryError,
-        [r"copy/.. is missing"],
+        [r"copy/.. is not a regular file"],
     ),
     "index with a number": (
         after(shard, index(lambda i: i["weight_map"].update({UP: 3}))),
@@ -147,6 +193,18 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "size of true": (header(UP, shape=[24, 32, True]), errors.FileFormatError, [UP, "no whole number"]),
     "wrong byte count": (header(UP, shape=[24, 31]), errors.FileFormatError, [UP, "3072 bytes", "takes 2976"]),
     "unknown dtype": (header(UP, dtype="F33"), errors.FileFormatError, [UP, "unknown dtype 'F33'"]),
+    "size of 4000 digits": (
+        header(UP, shape=[10**4000] * 9),
+        errors.FileFormatError,
+        [SINGLE_FILE, "damaged header: a number has 4001 digits"],
+    ),
+    "size of 2^63": (header(UP, shape=[0, 2**63]), errors.FileFormatError, [UP, "the largest is 9223372036854775808"]),
+    "17 dimensions": (header(UP, shape=[1] * 17), errors.FileFormatError, [UP, "has 17 dimensions"]),
+    "an endless name": (
+        lambda d: edit_header(d / SINGLE_FILE, lambda entries: entries.update({"x" * 5000: entries.pop(UP)})),
+        errors.FileFormatError,
+        ["the name of a tensor has 5000 characters"],
+    ),
     "overlap": (overlap, errors.FileFormatError, ["the tensor", "overlaps the tensor before it"]),
     "gap": (
         raw(b'{"a": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}', b"12"),
@@ -275,9 +333,9 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
         [SINGLE_FILE, "_proj_blocks'", "MXFP4 weights"],
     ),
     "an expert twice": (
-        after(shard, copy_shard),
+        after(fuse, add(f"{GATE_UP}.weight", torch.zeros(4, 48, 32))),
         errors.FileFormatError,
-        ["model-3.safetensors holds", "holds as"],
+        [f"holds the tensor '{GATE_UP}", f"already holds as '{GATE_UP}"],
     ),
     "fused of the wrong width": (
         after(fuse, replace(GATE_UP, lambda gate_up: gate_up[:, :-2].clone())),

@@ -1,15 +1,18 @@
-"""The dense part of a checkpoint with coded weights, as transformers' loading takes it: decoded tensor by tensor.
+"""The dense part of a checkpoint, as transformers' loading takes it: tensor by tensor, decoded if it is coded.
 
 transformers asks each value for its shape and its dtype, and reads it once by indexing. So no more than one decoded
-tensor is held at a time besides the model.
+tensor is held at a time besides the model, and a plain one stays in the file's own pages. Tensors come from here, and
+not from files that transformers opens itself, because the checkpoint knows which file each of them is read from.
 """
 
 import os
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.formats import AnyStored, CodedStored, RepackedStored, check_scales
@@ -20,16 +23,18 @@ from fiddler.coding import CodedTensor, dequantize
 class LazyTensor:
     """A tensor of the checkpoint that is read, and decoded if it is coded, when it is indexed."""
 
-    def __init__(self, stored: AnyStored, dtype: torch.dtype) -> None:
+    def __init__(self, stored: AnyStored, dtype: torch.dtype, open_file: Any) -> None:
         """Reads nothing yet.
 
         Args:
             stored: The tensor.
             dtype: Of the model; coded tensors are rounded to it once.
+            open_file: Opens a file for the safetensors library.
         """
         self._stored = stored
+        self._open_file = open_file
         self.shape = torch.Size(stored.shape)
-        self.dtype = TORCH_DTYPES[stored.dtype] if isinstance(stored, StoredTensor) else dtype
+        self.dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8) if isinstance(stored, StoredTensor) else dtype
 
     @property
     def ndim(self) -> int:
@@ -38,7 +43,8 @@ class LazyTensor:
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         if isinstance(self._stored, StoredTensor):
-            return _read(self._stored)[index]
+            mapped: torch.Tensor = self._open_file(self._stored.file).get_slice(self._stored.name)[index]
+            return mapped
         matrix = _read_coded(self._stored)
         if isinstance(self._stored, CodedStored):  # repacked ones were checked when they were repacked
             check_scales(matrix, f"{self._stored.scales.file}: {self._stored.scales.name!r}")
@@ -46,7 +52,7 @@ class LazyTensor:
 
 
 class LazyState(Mapping[str, LazyTensor]):
-    """The dense tensors of a checkpoint by name, decoded on access."""
+    """The tensors of a checkpoint that belong to no expert, by name, decoded on access."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         """Reads nothing yet.
@@ -55,7 +61,10 @@ class LazyState(Mapping[str, LazyTensor]):
             checkpoint: The checkpoint.
             dtype: Of the model.
         """
-        self._tensors = {stored.name: LazyTensor(stored, dtype) for stored in checkpoint.dense_tensors}
+        open_file = cache(lambda path: safe_open(path, framework="pt"))
+        # unused ones, too: if a model has a place for one after all, it is loaded
+        tensors = (*checkpoint.dense_tensors, *checkpoint.unused_tensors)
+        self._tensors = {stored.name: LazyTensor(stored, dtype, open_file) for stored in tensors}
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self._tensors[name]
