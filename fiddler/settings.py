@@ -107,8 +107,8 @@ class _CheckpointSettings(BaseModel):
     """Which checkpoint, and how it is computed."""
 
     model: Path = Field(
-        description="directory of a Hugging Face checkpoint: config.json and safetensors; or a model of the Hugging Face"
-        " cache, models--ORG--NAME"
+        description="directory of a Hugging Face checkpoint: config.json and safetensors; or models--ORG--NAME, as in"
+        " the Hugging Face cache"
     )
     dtype: DtypeName = Field(
         "auto",
