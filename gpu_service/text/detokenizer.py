@@ -5,42 +5,45 @@ from collections.abc import Sequence
 from gpu_service.text.stop_strings import StopStrings
 from gpu_service.text.tokenizer import Tokenizer
 
-_REPLACEMENT = "\ufffd"
-
 
 class Detokenizer:
     """Turns one generation's tokens into text as they come. The pieces, joined, are decode(all ids).
 
     A token's text depends on the tokens before it: a leading space is dropped at the very start, and bytes join to
-    characters. So a window of tokens is decoded twice, without and with the new ones, and the difference is the new
-    text. The window begins where the text was last complete.
+    characters. So a window of tokens is decoded, which begins with some whose text was sent; the rest is new text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._token_ids: list[int] = []
-        self._window_start = 0
-        self._num_emitted = 0  # tokens whose text was returned
+        self._window: list[int] = []
+        self._num_sent = 0  # characters of the window's text
+        self._num_whole = 0  # tokens of the window, as many as there were when all of its text was last sent
 
     def add(self, token_ids: Sequence[int]) -> str:
         """Returns the text that can no longer change; it may be empty."""
-        self._token_ids.extend(token_ids)
-        if self._tokenizer.ends_in_byte(self._token_ids[self._num_emitted :]):
-            return ""  # one more byte can change the text of the whole run of bytes before it
-        return self._emit(hold_incomplete=True)
+        added = self._tokenizer.visible(token_ids)
+        self._window += added
+        if not added or not self._tokenizer.only_grows:
+            return ""
+        text = self._tokenizer.decode(self._window)
+        num_certain = len(text) - self._tokenizer.num_incomplete(self._window, text)
+        piece = text[self._num_sent : num_certain]
+        self._num_sent = max(self._num_sent, num_certain)
+        if num_certain == len(text) and piece:
+            self._move_window()
+        return piece
 
     def finish(self) -> str:
         """Returns the rest."""
-        return self._emit(hold_incomplete=False)
+        return self._tokenizer.decode(self._window)[self._num_sent :]
 
-    def _emit(self, hold_incomplete: bool) -> str:
-        before = self._tokenizer.decode(self._token_ids[self._window_start : self._num_emitted])
-        after = self._tokenizer.decode(self._token_ids[self._window_start :])
-        if hold_incomplete and (after.endswith(_REPLACEMENT) or len(after) <= len(before)):
-            return ""
-        self._window_start = self._num_emitted
-        self._num_emitted = len(self._token_ids)
-        return after[len(before) :]
+    def _move_window(self) -> None:
+        """Leaves out the first tokens, all of whose text was sent. Those that stay have a text of their own."""
+        rest = self._window[self._num_whole :]
+        # at the beginning of a text a decoder may drop spaces; only with other text do they all belong to the window
+        if text := self._tokenizer.decode(rest):
+            self._window, self._num_sent = rest, len(text)
+        self._num_whole = len(self._window)
 
 
 class TextStream:

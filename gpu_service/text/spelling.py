@@ -15,6 +15,7 @@ REPLACEMENT = "\ufffd"
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+_FIRST_ESCAPE, _LAST_ESCAPE = 0xDC80, 0xDCFF  # what surrogateescape makes of a byte that is no part of a character
 _JOINING = {"Fuse", "ByteFallback", "ByteLevel"}  # they make one text of several tokens
 _SAFE_ONCE_JOINED = {"Fuse", "ByteFallback", "Metaspace", "Strip"}
 
@@ -75,14 +76,13 @@ def num_incomplete(data: bytes) -> int:
 def invalid_positions(data: bytes) -> set[int]:
     """The positions of bytes that are no part of a whole character."""
     invalid = set[int]()
-    begin = 0
-    while begin < len(data):
-        try:
-            data[begin:].decode()
-            break
-        except UnicodeDecodeError as error:
-            invalid.update(range(begin + error.start, begin + error.end))
-            begin += error.end
+    position = 0
+    for character in data.decode(errors="surrogateescape"):
+        if _FIRST_ESCAPE <= ord(character) <= _LAST_ESCAPE:
+            invalid.add(position)
+            position += 1
+        else:
+            position += len(character.encode())
     return invalid
 
 

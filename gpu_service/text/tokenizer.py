@@ -1,14 +1,13 @@
 """Converts text to tokens and back with the checkpoint's tokenizer. detokenizer.py does so while tokens come."""
 
-import json
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
@@ -18,12 +17,23 @@ from gpu_service.models.registry import configuration_of
 from gpu_service.text import openmoe
 from gpu_service.text.chat_files import find_templates
 from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
+from gpu_service.text.spelling import (
+    REPLACEMENT,
+    Spelling,
+    byte_of_fallback,
+    bytes_of_level,
+    invalid_positions,
+    num_incomplete,
+    only_grows,
+    spelling_of,
+)
 
 __all__ = ["ChatTemplateError", "Tokenizer"]
 
+_log = structlog.get_logger(__name__)
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """The names of T5's tokens for spans of text: special tokens that are part of the model's answer all the same."""
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # how sentencepiece spells a byte of a character that has no token
+_LONGEST_CHARACTER = 4  # bytes in UTF-8
 _PREFIX = "abcdef"
 """Tokens are decoded after this text, since a leading space is dropped at the beginning of a text."""
 
@@ -46,10 +56,18 @@ class Tokenizer:
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many characters has at least n tokens."""
-        sentinels = {id for token, id in self._tokenizer.get_vocab().items() if _SENTINEL.fullmatch(token)}
-        self._special_ids = frozenset(self._tokenizer.all_special_ids) - sentinels
-        self._has_special_text = not sentinels.isdisjoint(self._tokenizer.all_special_ids)
-        self._spelling = _spelling(self._tokenizer)
+        vocabulary = self._tokenizer.get_vocab()
+        sentinels = {token_id for token, token_id in vocabulary.items() if _SENTINEL.fullmatch(token)}
+        self._special_ids = _special_ids(self._tokenizer) - sentinels
+        self._spelling = spelling_of(self._tokenizer)
+        self._byte_of_id = {
+            token_id: byte
+            for token, token_id in vocabulary.items()
+            if self._spelling is Spelling.BYTE_FALLBACK and (byte := byte_of_fallback(token)) is not None
+        }
+        self.only_grows = only_grows(self._tokenizer)
+        """Whether the text of tokens is the beginning of the text of those and more, but for incomplete characters."""
+        self._is_fast = getattr(self._tokenizer, "backend_tokenizer", None) is not None
         self._prefix_tokens: list[str] = self._tokenizer.convert_ids_to_tokens(  # type: ignore[assignment]
             self._encode(_PREFIX, add_special_tokens=False)
         )
@@ -91,23 +109,47 @@ class Tokenizer:
         return self.chat_templates.choose(template, has_tools=tools is not None).render(named, tools=tools, **arguments)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
-        if skip_special_tokens and self._has_special_text:
-            token_ids = [token_id for token_id in token_ids if token_id not in self._special_ids]
-            skip_special_tokens = False
-        text = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
+        """The text of token ids.
+
+        Bytes that are no character become U+FFFD each. The tokenizers library does so to all bytes in a row if one of
+        them is wrong; here whole characters among them stay, so that they can be sent before the wrong one comes.
+        """
+        ids = self.visible(token_ids) if skip_special_tokens else list(token_ids)
+        if wrong := self._wrong_bytes(ids):
+            tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(ids)  # type: ignore[assignment]
+            shown = [REPLACEMENT if place in wrong else token for place, token in enumerate(tokens)]
+            return str(self._tokenizer.convert_tokens_to_string([token for token in shown if token is not None]))
+        text = self._tokenizer.decode(ids, skip_special_tokens=False)
         assert isinstance(text, str)
         return text
+
+    def visible(self, token_ids: Sequence[int]) -> list[int]:
+        """The tokens that are part of the text."""
+        return [token_id for token_id in token_ids if token_id not in self._special_ids]
+
+    def num_incomplete(self, token_ids: Sequence[int], text: str) -> int:
+        """How many characters at the end of the tokens' text are incomplete: the next token may change them.
+
+        Args:
+            token_ids: The tokens, all of them visible.
+            text: What they decode to.
+        """
+        if not text.endswith(REPLACEMENT):
+            return 0
+        if self._spelling is Spelling.NONE:
+            return 0 if self._is_fast else len(text) - len(text.rstrip(REPLACEMENT))
+        last = b""
+        for token_id in reversed(token_ids):
+            is_text = self._spelling is Spelling.BYTE_FALLBACK and token_id not in self._byte_of_id
+            if len(last) >= _LONGEST_CHARACTER or is_text:
+                break
+            last = (self.token_bytes(token_id) or b"") + last
+        # a byte-level decoder writes one U+FFFD for the beginning of a character, however many bytes it has
+        return min(num_incomplete(last), 1 if self._spelling is Spelling.BYTE_LEVEL else _LONGEST_CHARACTER)
 
     def is_special(self, token_id: int) -> bool:
         """Whether a token is not part of the text."""
         return token_id in self._special_ids
-
-    def ends_in_byte(self, token_ids: Sequence[int]) -> bool:
-        """Whether the last token of text is one byte of a character, which the next token may continue."""
-        last = next((token_id for token_id in reversed(token_ids) if token_id not in self._special_ids), None)
-        token = None if last is None else self._tokenizer.convert_ids_to_tokens(last)
-        return isinstance(token, str) and _BYTE_TOKEN.fullmatch(token) is not None
 
     def token_bytes(self, token_id: int) -> bytes | None:
         """What a token adds within a text: UTF-8, or part of a character. None: there is no such token.
@@ -126,11 +168,26 @@ class Tokenizer:
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
+    def _wrong_bytes(self, token_ids: Sequence[int]) -> set[int]:
+        """The places of tokens that spell bytes that are no part of a character."""
+        wrong = set[int]()
+        if not self._byte_of_id:
+            return wrong
+        run = bytearray()
+        for place, token_id in enumerate([*token_ids, None]):
+            byte = None if token_id is None else self._byte_of_id.get(token_id)
+            if byte is not None:
+                run.append(byte)
+            elif run:
+                wrong.update(place - len(run) + position for position in invalid_positions(bytes(run)))
+                run.clear()
+        return wrong
+
     def _bytes_of(self, token: str) -> bytes:
-        if self._spelling == "ByteLevel" and all(character in _BYTES for character in token):
-            return bytes(_BYTES[character] for character in token)
-        if self._spelling == "ByteFallback" and (match := _BYTE_TOKEN.fullmatch(token)):
-            return bytes([int(match[1], 16)])
+        if self._spelling is Spelling.BYTE_LEVEL and (spelt := bytes_of_level(token)) is not None:
+            return spelt
+        if self._spelling is Spelling.BYTE_FALLBACK and (byte := byte_of_fallback(token)) is not None:
+            return bytes([byte])
         text = self._tokenizer.convert_tokens_to_string([*self._prefix_tokens, token])
         _, prefix, rest = text.partition(_PREFIX)
         return (rest if prefix else text).encode()
@@ -146,7 +203,19 @@ def _load(directory: Path) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, **more
     )
+    _switch_clean_up_off(tokenizer, directory)
     return tokenizer
+
+
+def _switch_clean_up_off(tokenizer: Any, directory: Path) -> None:
+    """Switches off what would rewrite text that was sent already: "do" and " n't" to "don't"."""
+    forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    is_applied = type(model).__name__ != "BPE" or getattr(tokenizer, forced, False)  # as transformers decides
+    if getattr(tokenizer, "clean_up_tokenization_spaces", False) and is_applied:
+        file = str(directory / "tokenizer_config.json")
+        _log.warning("setting not applied", file=file, setting="clean_up_tokenization_spaces")
+    tokenizer.clean_up_tokenization_spaces = False
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -155,26 +224,9 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {name: [str(each) for each in value] if isinstance(value, list) else str(value) for name, value in tokens}
 
 
-_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
-"""The byte that each character of a byte-level vocabulary spells."""
-
-
-def _spelling(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """How the vocabulary spells parts of characters: "ByteFallback", "ByteLevel", or None if it cannot."""
-    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
-    if decoder is None:
-        return None
-    try:
-        types = _types(json.loads(decoder.__getstate__()))
-    except (TypeError, ValueError):  # a decoder written in Python has no such state
-        return None
-    return next((name for name in ("ByteFallback", "ByteLevel") if name in types), None)
-
-
-def _types(state: Any) -> set[str]:
-    """The types of a decoder and of all its parts."""
-    if isinstance(state, list):
-        return {name for part in state for name in _types(part)}
-    if isinstance(state, dict):
-        return {str(state.get("type"))} | {name for part in state.values() for name in _types(part)}
-    return set()
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that decoding without special tokens leaves out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return frozenset(tokenizer.all_special_ids)
+    return frozenset(token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special)
