@@ -155,6 +155,13 @@ def test_wrong_bytes_of_a_byte_level_vocabulary_are_sent(tmp_path: Path) -> None
     assert [detokenizer.add([wrong]) for _ in range(5)] == ["\ufffd"] * 5
 
 
+def test_spaces_that_only_a_beginning_loses_stay_in_the_middle(tmp_path: Path) -> None:
+    tokenizer, backend, _ = _make(tmp_path, GROWING["ByteFallback, more spaces"]())
+    detokenizer = Detokenizer(tokenizer)
+    pieces = [detokenizer.add([each]) for each in _ids(backend, " ", "a", " ", " ", "a")]
+    assert pieces == ["", "a", " ", " ", "a"]
+
+
 @pytest.mark.parametrize("name", CHANGING)
 def test_a_decoder_that_changes_earlier_text_sends_it_at_the_end(tmp_path: Path, name: str) -> None:
     tokenizer, backend, _ = _make(tmp_path, CHANGING[name]())
