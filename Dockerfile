@@ -1,4 +1,5 @@
-# Both services' images: docker build --target cpu-expert-service . (or gpu-service). compose.yaml builds them.
+# The images of both services and of the HTTP gateway: docker build --target cpu-expert-service . (or gpu-service, or
+# http-gateway). compose.yaml builds them.
 #
 #   TORCH_INDEX   where PyTorch is looked for beside PyPI. As it is, PyTorch's index of builds for the CPU, which go before
 #                 PyPI's by their version (2.13.0+cpu). https://pypi.org/simple: PyPI's own, with CUDA on x86-64 Linux.
@@ -23,8 +24,13 @@ FROM tools AS requirements
 COPY pyproject.toml /
 RUN python -c "import tomllib; print(*tomllib.load(open('/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > /requirements.txt \
-    # what only the GPU service and the client's command line import
- && grep -vE '^(transformers|tokenizers|safetensors|rich|typer)\b' /requirements.txt > /requirements-cpu.txt
+    # what only the GPU service, the gateway and the client's command line import
+ && grep -vE '^(transformers|tokenizers|safetensors|rich|typer|fastapi|fastapi-offline|httptools|uvicorn)\b' \
+      /requirements.txt > /requirements-cpu.txt \
+    # what only the gateway imports
+ && grep -vE '^(fastapi|fastapi-offline|httptools|uvicorn)\b' /requirements.txt > /requirements-gpu.txt \
+    # what only the services and the client's command line import
+ && grep -vE '^(torch|transformers|tokenizers|safetensors|numpy|tqdm|rich|typer)\b' /requirements.txt > /requirements-http.txt
 
 # compiles the kernels for every CPU tier; which one runs is found out when the service starts
 FROM tools AS builder
@@ -35,6 +41,7 @@ COPY fiddler fiddler
 COPY cpu_expert_service cpu_expert_service
 COPY gpu_service gpu_service
 COPY client client
+COPY http_gateway http_gateway
 COPY pair pair
 RUN --mount=type=cache,target=/build \
     PATH=/opt/tools/bin:$PATH pip wheel --no-deps --no-build-isolation -C build-dir=/build -w /wheels . \
@@ -62,7 +69,7 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 FROM cpu-packages AS gpu-packages
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
-    --mount=type=bind,from=requirements,source=/requirements.txt,target=/requirements.txt \
+    --mount=type=bind,from=requirements,source=/requirements-gpu.txt,target=/requirements.txt \
     --mount=type=cache,target=/root/.cache/pip \
     /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --requirement /requirements.txt
 
@@ -93,6 +100,25 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 USER 10001:10001
 EXPOSE 50051 9100
 ENTRYPOINT ["python", "-m", "gpu_service"]
+
+# needs neither PyTorch nor the kernels
+FROM base AS http-gateway
+LABEL org.opencontainers.image.title="fiddler HTTP gateway" org.opencontainers.image.licenses=Apache-2.0
+ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_HTTP_LISTEN=0.0.0.0:8000
+RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
+    --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
+    --mount=type=bind,from=requirements,source=/requirements-http.txt,target=/requirements.txt \
+    --mount=type=cache,target=/root/.cache/pip \
+    python -m venv --without-pip /opt/fiddler \
+ && /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --requirement /requirements.txt
+RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
+    --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
+    --mount=type=bind,from=builder,source=/wheels,target=/wheels \
+    /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --no-deps /wheels/*.whl \
+ && groupadd --gid 10001 fiddler && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent fiddler
+USER 10001:10001
+EXPOSE 8000
+ENTRYPOINT ["python", "-m", "http_gateway"]
 
 # Prometheus as it is published, whose data directory belongs to nobody there too where an image was built otherwise: a
 # new volume takes its owner from here

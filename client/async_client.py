@@ -14,7 +14,7 @@ from client import _unary
 from client._answers import Answer, answers_of
 from client._base import DEFAULT_TARGET, REQUEST_ID_KEY, BaseClient, BaseGeneration, texts_of
 from client._connection import token_metadata
-from client._infos import ModelInfo, ServerInfo, Tokens
+from client._infos import ModelInfo, ServerInfo, Tokens, tokens_from
 from client._messages import Event, event_from
 from client._options import ChatMessage, ChatOptions, ConnectionOptions, GenerateOptions
 from client._requests.generate import chat_request, generate_request
@@ -89,6 +89,12 @@ class AsyncClient(BaseClient):
         """Turns a text, or messages and tools, into tokens. The errors are those of Client.tokenize."""
         call = _unary.tokenize(prompt, add_special_tokens=add_special_tokens, chat_template=chat_template, tools=tools)
         return await self._call(call, timeout)
+
+    async def tokenize_request(
+        self, request: generation_pb2.TokenizeRequest, *, timeout: float | None = None
+    ) -> Tokens:
+        """As tokenize(), of a request that is protobuf already."""
+        return await self._call(UnaryCall("Tokenize", request, tokens_from), timeout)
 
     async def detokenize(
         self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, timeout: float | None = None

@@ -1,4 +1,4 @@
-"""`python -m pair --model DIR`: runs both services in one terminal until Ctrl-C."""
+"""`python -m pair --model DIR`: runs both services, and the HTTP gateway if asked, in one terminal until Ctrl-C."""
 
 import signal
 import sys
@@ -51,18 +51,19 @@ def launch(
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     gpu_metrics_port: Annotated[int, typer.Option(help="Port of the GPU service's /metrics.")] = 9100,
     cpu_metrics_port: Annotated[int, typer.Option(help="Port of the CPU expert service's /metrics.")] = 9101,
+    http: Annotated[bool, typer.Option("--http", help="Also start the HTTP gateway: OpenAI's API and a page.")] = False,
+    http_listen: Annotated[str, typer.Option(help="Where the HTTP gateway listens.")] = "127.0.0.1:8000",
 ) -> int:
     """Runs both services on this host until Ctrl-C. Start the services one by one to use all of their settings."""
     try:
         pair = _SignalledPair(
             model,
-            listen=rpc.check_address(listen),
+            listen=_checked("--listen", listen),
             metrics_ports=(gpu_metrics_port, cpu_metrics_port),
             gpu_arguments=("--device", device, "--dtype", dtype),
             cpu_arguments=("--dtype", dtype),
+            http=_checked("--http-listen", http_listen) if http else None,
         )
-    except ValueError as error:
-        raise UsageError(f"--listen: {error}") from None
     except PairError as error:
         return fail(_MODULE, str(error), FAILED)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -70,6 +71,8 @@ def launch(
     try:
         with pair:
             print(f'pair: serving on {pair.target}; try: python -m client "Once upon a time"', file=sys.stderr)
+            if http:
+                print(f"pair: the page is http://{http_listen}, OpenAI's API http://{http_listen}/v1", file=sys.stderr)
             while True:
                 pair.check()
                 time.sleep(_POLL_SECONDS)
@@ -77,6 +80,13 @@ def launch(
         return fail(_MODULE, str(error), FAILED)
     except _SignalledError:
         return DONE
+
+
+def _checked(flag: str, address: str) -> str:
+    try:
+        return rpc.check_address(address)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The two child processes, controlled from outside: by command line, health checks and signals."""
+"""The child processes, controlled from outside: by command line, health checks and signals."""
 
 import contextlib
 import os
@@ -68,6 +68,7 @@ class Pair:
         metrics_ports: tuple[int, int] | None = None,
         gpu_arguments: Sequence[str] = (),
         cpu_arguments: Sequence[str] = (),
+        http: str | None = None,
         environment: Mapping[str, str] | None = None,
         log: IO[bytes] | int | None = None,
     ) -> None:
@@ -79,8 +80,9 @@ class Pair:
             metrics_ports: The ports of the GPU service's and the CPU expert service's /metrics; None takes free ones.
             gpu_arguments: More flags for the GPU service.
             cpu_arguments: More flags for the CPU expert service.
+            http: The address of the HTTP gateway, which is started after the services; None starts none.
             environment: Added to this process's environment.
-            log: Where both services log, as subprocess takes it; None is standard error.
+            log: Where all processes log, as subprocess takes it; None is standard error.
 
         Raises:
             PairError: There is no directory that a socket can be made in.
@@ -99,6 +101,13 @@ class Pair:
                 *("--metrics-port", str(self.cpu_metrics_port), *cpu_arguments),
             ],
         }
+        self.http = http
+        if http is not None:
+            self._commands["http_gateway"] = [
+                *("--target", self.target, "--listen", http),
+                *("--gpu-metrics", f"127.0.0.1:{self.gpu_metrics_port}"),
+                *("--cpu-metrics", f"127.0.0.1:{self.cpu_metrics_port}"),
+            ]
         self._environment = {**os.environ, **(environment or {})}
         self._log = log
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -112,6 +121,9 @@ class Pair:
             self.start("cpu_expert_service")
             self.start("gpu_service")
             self.wait_until_serving()
+            if self.http is not None:
+                self.start("http_gateway")
+                self._wait_until_listening(self.http)
         except BaseException:
             self.close()
             raise
@@ -123,7 +135,7 @@ class Pair:
         self.close()
 
     def start(self, service: str) -> subprocess.Popen[bytes]:
-        """Starts "gpu_service" or "cpu_expert_service"."""
+        """Starts "gpu_service", "cpu_expert_service" or "http_gateway"."""
         process = self._spawn(service, self._commands[service])
         self.processes[service] = process
         return process
@@ -170,6 +182,22 @@ class Pair:
                 raise PairError(f"{address or self.target} was not {state} within {timeout_seconds:g} s")
             time.sleep(_POLL_SECONDS)
 
+    def _wait_until_listening(self, address: str) -> None:
+        """Waits until connections to HOST:PORT are accepted.
+
+        Raises:
+            PairError: A process has ended.
+        """
+        host, _, port = address.rpartition(":")
+        while True:
+            self.check()  # first, since the gateway refuses an address that is no HOST:PORT
+            with (
+                contextlib.suppress(OSError, ValueError),
+                socket.create_connection((host.strip("[]"), int(port)), timeout=1),
+            ):
+                return
+            time.sleep(_POLL_SECONDS)
+
     @staticmethod
     def is_serving(address: str) -> bool:
         """Whether the service at an address reports SERVING."""
@@ -179,7 +207,7 @@ class Pair:
             return rpc.is_serving(channel, timeout_seconds=2)
 
     def check(self) -> None:
-        """Checks that both services run.
+        """Checks that all processes run.
 
         Raises:
             PairError: A service has ended.
@@ -189,8 +217,8 @@ class Pair:
                 raise PairError(f"{service} ended with status {process.returncode}")
 
     def close(self) -> None:
-        """Stops the services that run, the GPU service first, and removes the directory of the socket."""
-        for service in ("gpu_service", "cpu_expert_service"):
+        """Stops what runs, the gateway first and then the GPU service, and removes the directory of the socket."""
+        for service in ("http_gateway", "gpu_service", "cpu_expert_service"):
             if service in self.processes:
                 with contextlib.suppress(PairError):
                     self.stop(service)

@@ -11,12 +11,17 @@ import pytest
 import yaml
 
 from cpu_expert_service.settings import Settings as CpuSettings
-from fiddler.settings import ServiceSettings
+from fiddler.settings import CommandSettings
 from gpu_service.settings import Settings as GpuSettings
+from http_gateway.settings import Settings as GatewaySettings
 from tools.settings_page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
-KINDS: dict[str, type[ServiceSettings]] = {"cpu-expert-service": CpuSettings, "gpu-service": GpuSettings}
+KINDS: dict[str, type[CommandSettings]] = {
+    "cpu-expert-service": CpuSettings,
+    "gpu-service": GpuSettings,
+    "http-gateway": GatewaySettings,
+}
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +77,20 @@ def test_compose_and_the_dockerfile_agree_on_prometheus(compose: Any, dockerfile
     assert f"ARG PROMETHEUS_IMAGE={image}\n" in dockerfile
 
 
-def test_the_cpu_expert_service_needs_nothing_that_its_image_leaves_out(dockerfile: str, project: Any) -> None:
-    match = re.search(r"grep -vE '\^\(([a-z|-]+)\)", dockerfile)
+@pytest.mark.parametrize(
+    ("requirements", "modules"),
+    [
+        ("requirements-cpu", "cpu_expert_service.server, client.health"),
+        ("requirements-gpu", "gpu_service.server, client.health"),
+        ("requirements-http", "http_gateway.server"),
+    ],
+)
+def test_no_program_needs_what_its_image_leaves_out(
+    requirements: str, modules: str, dockerfile: str, project: Any
+) -> None:
+    match = re.search(rf"grep -vE '\^\(([a-z|-]+)\)\\b'[\s\\]+/requirements.txt > /{requirements}.txt", dockerfile)
     assert match
     left_out = match[1].split("|")
     assert set(left_out) < {re.split(r"[<>=]", dependency)[0] for dependency in project["dependencies"]}
-    code = f"import sys; sys.modules.update(dict.fromkeys({left_out}))\nimport cpu_expert_service.server, client.health"
+    code = f"import sys; sys.modules.update(dict.fromkeys({left_out}))\nimport {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)

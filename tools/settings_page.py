@@ -1,4 +1,4 @@
-"""`python -m tools.settings_page`: writes docs/settings.md from the services' settings.
+"""`python -m tools.settings_page`: writes docs/settings.md from the settings of the services and of the gateway.
 
 `make settings` runs it; tests/test_compose_files.py compares the committed page with what it writes.
 """
@@ -10,8 +10,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cpu_expert_service.settings import Settings as CpuSettings
-from fiddler.settings import ServiceSettings
+from fiddler.settings import CommandSettings
 from gpu_service.settings import Settings as GpuSettings
+from http_gateway.settings import Settings as GatewaySettings
 from tools.command_line import run
 
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
@@ -21,15 +22,18 @@ A setting is given as a flag, as an environment variable, or as a line of the TO
 overrides the environment, which overrides the file. In the file, a setting has its flag's name with underscores:
 `max_slots = 8`. compose.yaml passes the environment variables to the containers. `make settings` generates this page.
 """
-_SECRETS = {"FIDDLER_GPU_TOKENS": "bearer tokens between commas, added to those of `--tokens-file`; there is no flag"}
+_SECRETS = {
+    "FIDDLER_GPU_TOKENS": "bearer tokens between commas, added to those of `--tokens-file`; there is no flag",
+    "FIDDLER_HTTP_TOKENS": "API keys between commas, added to those of `--tokens-file`; there is no flag",
+}
 
 
 def page() -> str:
     """The whole page."""
-    return _HEAD + "".join(_section(kind) for kind in (GpuSettings, CpuSettings))
+    return _HEAD + "".join(_section(kind) for kind in (GpuSettings, CpuSettings, GatewaySettings))
 
 
-def _section(kind: type[ServiceSettings]) -> str:
+def _section(kind: type[CommandSettings]) -> str:
     prefix = str(kind.model_config.get("env_prefix"))
     lines = [f"\n## {kind.program}\n", "| flag | environment | default | meaning |", "|---|---|---|---|"]
     for name, field in kind.model_fields.items():

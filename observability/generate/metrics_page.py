@@ -1,10 +1,10 @@
-"""Writes docs/metrics.md from both services' declarations."""
+"""Writes docs/metrics.md from the declarations of both services and of the gateway."""
 
 from collections.abc import Iterable
-from types import ModuleType
 
 import cpu_expert_service.metrics
 import gpu_service.metrics
+import http_gateway.metrics
 from fiddler.metrics import BUILD_DESCRIPTION, BUILD_NAME, Declared, declared
 
 _BUILD = Declared(BUILD_NAME, "gauge", BUILD_DESCRIPTION, ("service", "version", "..."))
@@ -24,6 +24,8 @@ _LABELS = {
     ),
     "phase": "`prefill`: a part of one prompt; `decode`: the next token of all requests that decode",
     "finish_reason": "`eos`, `stop`, `length`, `cancelled`, `deadline`, `error`",
+    "endpoint": "a path of the HTTP API, such as `/v1/chat/completions`; `other` for all that are not served",
+    "http_status": "the HTTP status of the answer, such as `200`",
     "status": "a gRPC status code, such as `OK` or `UNAVAILABLE`",
     "code": "a gRPC status code, such as `OK` or `UNAVAILABLE`",
     "outcome": "`right` or `wrong` for a guess; `used` or `wasted` for a copy",
@@ -37,8 +39,9 @@ _HEAD = """\
 # Metrics
 
 The GPU service serves its metrics on port 9100, the CPU expert service on 9101 (`--metrics-host`, `--metrics-port`),
-both at `/metrics` in Prometheus' format. [observability](../observability) has Prometheus' configuration, rules and
-alerts, and Grafana's dashboards. `make observability` generates this page from the services' declarations.
+both at `/metrics` in Prometheus' format; the HTTP gateway serves its own on the port of its API, 8000.
+[observability](../observability) has Prometheus' configuration, rules and alerts, and Grafana's dashboards. `make
+observability` generates this page from the programs' declarations.
 
 Names end with the unit, and counters with `_total`. Prometheus computes rates. An event that has not happened yet is 0,
 not missing. Values are formatted when `/metrics` is read; `python -m benchmarks.metrics` measures the cost of counting.
@@ -60,15 +63,16 @@ def metrics_page() -> str:
     parts = [_HEAD]
     modules = {"The GPU service": gpu_service.metrics, "The CPU expert service": cpu_expert_service.metrics}
     for title, module in modules.items():
-        parts.append(f"\n## {title}\n\n{_table(module)}")
+        parts.append(f"\n## {title}\n\n{_table([*declared(module), _BUILD])}")
+    parts.append(f"\n## The HTTP gateway\n\n{_table(declared(http_gateway.metrics))}")
     parts.append(f"\n## Labels\n\n| label | values |\n|---|---|\n{_labels()}")
     parts.append(_TAIL)
     return "".join(parts)
 
 
-def _table(module: ModuleType) -> str:
+def _table(metrics: Iterable[Declared]) -> str:
     rows = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
-    rows += [_row(metric) for metric in (*declared(module), _BUILD)]
+    rows += [_row(metric) for metric in metrics]
     return "\n".join(rows) + "\n"
 
 

@@ -13,12 +13,12 @@ from typing import Any
 from pair import free_port
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("cpu-expert-service", "gpu-service", "prometheus")
+SERVICES = ("cpu-expert-service", "gpu-service", "http-gateway", "prometheus")
 """The services that are started: all but Grafana."""
-OWN_IMAGES = ("cpu-expert-service", "gpu-service")
+OWN_IMAGES = ("cpu-expert-service", "gpu-service", "http-gateway")
 VERSION = "compose-test"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_PORTS = ("GPU_SERVICE_PORT", "GPU_METRICS_PORT", "CPU_METRICS_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+_PORTS = ("HTTP_PORT", "GPU_SERVICE_PORT", "GPU_METRICS_PORT", "CPU_METRICS_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 
 
 class ComposeError(AssertionError):
@@ -92,6 +92,11 @@ class Stack:
     def target(self) -> str:
         """The GPU service's address on this host."""
         return f"127.0.0.1:{self.ports['GPU_SERVICE_PORT']}"
+
+    @property
+    def http_url(self) -> str:
+        """The HTTP gateway's URL on this host."""
+        return f"http://127.0.0.1:{self.ports['HTTP_PORT']}"
 
     @property
     def prometheus_url(self) -> str:

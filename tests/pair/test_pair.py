@@ -1,6 +1,7 @@
 """Both services start and end together, and leave nothing behind."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from client import Client, Complete
 from fiddler import rpc
 from pair import Pair, PairError, _processes, free_port
 from pair.__main__ import main
-from tests.support.pairs import start
+from tests.support.pairs import WarmPair, start
 
 WAIT_SECONDS = 120
 
@@ -102,6 +104,22 @@ def test_no_directory_for_a_socket_is_told(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_no_address_is_wrong_usage(listen: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", str(tmp_path), "--listen", listen]) == 2
     assert re.fullmatch(r"pair: --listen: .*\(see --help\)\n", capfd.readouterr().err)
+
+
+def test_the_http_gateway_starts_and_ends_with_the_pair(tiny: Path) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with WarmPair(tiny, gpu_arguments=("--device", "cpu"), http=address) as pair:
+        with urllib.request.urlopen(f"http://{address}/v1/models", timeout=20) as answer:
+            assert json.load(answer)["data"][0]["id"] == tiny.name
+        gateway = pair.processes["http_gateway"]
+    assert gateway.returncode == 0
+
+
+def test_a_gateway_that_cannot_start_ends_the_pair(tiny: Path) -> None:
+    pair = WarmPair(tiny, gpu_arguments=("--device", "cpu"), http="unix:/tmp/fiddler.sock")
+    with pytest.raises(PairError, match=r"^http_gateway ended with status 2$"), pair:
+        pytest.fail("it started")
+    assert all(process.returncode is not None for process in pair.processes.values())
 
 
 def _arguments(model: Path) -> list[str]:

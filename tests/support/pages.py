@@ -21,7 +21,17 @@ def text_of(page: str) -> str:
 
 
 TOPS: Final = (
-    *("benchmarks", "client", "cpu_expert_service", "examples", "fiddler", "gpu_service", "models", "observability"),
+    *(
+        "benchmarks",
+        "client",
+        "cpu_expert_service",
+        "examples",
+        "fiddler",
+        "gpu_service",
+        "http_gateway",
+        "models",
+        "observability",
+    ),
     *("pair", "protos", "tests", "tools"),
 )
 """The folders that hold code."""

@@ -31,6 +31,8 @@ class WarmPair(Pair):
 
     @override
     def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        if service == "http_gateway":  # starts quickly by itself
+            return super()._spawn(service, arguments)
         command = [service, *arguments]
         return WarmProcess(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
 

@@ -1,0 +1,142 @@
+"""The form of a request to /v1/chat/completions."""
+
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from pydantic import Field, field_validator
+
+from http_gateway.openai.common import GenerationBody
+from http_gateway.openai.fields import Body, Int32, one_or_list, text_or_object, unsupported
+
+if TYPE_CHECKING:
+    NoFunctions: TypeAlias = Any
+    NoAudio: TypeAlias = Any
+    TextOnly: TypeAlias = Any
+    Unsupported: TypeAlias = Any
+else:
+    NoFunctions = unsupported(why="is not supported; use tools")
+    NoAudio = unsupported(why="only text is supported")
+    TextOnly = unsupported(["text"], why='only ["text"] is supported')
+    Unsupported = unsupported()
+
+
+class ContentPart(Body):
+    """A part of a message."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+
+    @field_validator("type")
+    @classmethod
+    def _is_text(cls, value: str) -> str:
+        if value not in ("text", "refusal"):
+            raise ValueError(f"only parts of the type 'text' are supported, got {value[:40]!r}")
+        return value
+
+
+class FunctionCall(Body):
+    """The function that a message calls."""
+
+    name: str
+    arguments: str
+    """The text of a JSON object."""
+
+
+class ToolCall(Body):
+    """A call in an assistant's message."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+if TYPE_CHECKING:
+    Content = str | list[ContentPart]
+else:
+    Content = one_or_list(str, list[ContentPart])
+
+
+class Message(Body):
+    """One message of a conversation."""
+
+    role: str
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Another name of reasoning_content."""
+    audio: NoAudio = None
+    function_call: NoFunctions = None
+
+
+class FunctionDefinition(Body):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema."""
+
+
+class Tool(Body):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class FunctionName(Body):
+    """Names a function."""
+
+    name: str
+
+
+class NamedTool(Body):
+    """The function that the model must call."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
+if TYPE_CHECKING:
+    ToolChoice = Literal["none", "auto", "required"] | NamedTool
+else:
+    ToolChoice = text_or_object(Literal["none", "auto", "required"], NamedTool)
+
+
+class ChatRequest(GenerationBody):
+    """A conversation, and how to answer it."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: Int32 | None = None
+    """The newer name of max_tokens."""
+    logprobs: bool | None = None
+    top_logprobs: Int32 | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    """false: only the first call of an answer is passed on."""
+    reasoning_effort: str | None = None
+    """Given to the chat template, as the argument `reasoning_effort`."""
+    chat_template_kwargs: dict[str, Any] | None = None
+    """Further arguments of the chat template, e.g. {"enable_thinking": false}."""
+    continue_final_message: bool | None = None
+    """The answer continues the last message, which must be the assistant's."""
+
+    functions: NoFunctions = None
+    function_call: NoFunctions = None
+    audio: NoAudio = None
+    modalities: TextOnly = None
+    web_search_options: Unsupported = None
+    documents: Unsupported = None
+    echo: Unsupported = None
+    prompt_logprobs: Unsupported = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _top_logprobs_are_not_negative(cls, value: int | None) -> int | None:
+        if value is not None and value < 0:
+            raise ValueError(f"must be at least 0, got {value}")
+        return value

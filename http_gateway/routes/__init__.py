@@ -1,0 +1,1 @@
+"""The endpoints: each reads a request, calls the GPU service, and answers."""

@@ -1,0 +1,132 @@
+"""/v1/completions."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from client import AsyncClient
+from fiddler.v1 import generation_pb2
+from http_gateway.access import CallerClient, GatewayOf
+from http_gateway.errors import ApiError, invalid
+from http_gateway.openai.answers import Head, UsageSum
+from http_gateway.openai.completion_answers import CompletionParts, WholeCompletion
+from http_gateway.openai.completion_request import CompletionRequest
+from http_gateway.openai.translation import Translation, completion_requests
+from http_gateway.responses import EventStream, unless_caller_leaves
+from http_gateway.routes.first_token import FirstToken
+from http_gateway.routes.generating import as_events, closing_stream, started
+
+router = APIRouter(tags=["Completions"])
+PATH = "/v1/completions"
+_PROMPTS_AT_ONCE = 8
+"""Of one request, so that it does not fill the GPU service's queue alone."""
+_QUEUED_RESPONSES = 64
+
+Responses = AsyncGenerator[tuple[int, generation_pb2.GenerateResponse], None]
+"""Messages, each with the index of its prompt."""
+
+
+@router.post(PATH, summary="Continue texts", response_model=None)
+async def completions(body: CompletionRequest, request: Request, gateway: GatewayOf, client: CallerClient) -> Response:
+    """Continues one or several prompts, in one piece or as server-sent events."""
+    first_token = FirstToken(PATH)
+    if len(body.prompts) > gateway.settings.max_prompts:
+        raise invalid("prompt", f"has {len(body.prompts)} prompts, over the limit of {gateway.settings.max_prompts}")
+    translations = completion_requests(body)
+    usage = UsageSum()
+    parts = [
+        CompletionParts(body, prompt=index, shows_output=translation.shows_output, usage=usage)
+        for index, translation in enumerate(translations)
+    ]
+    head = Head(f"cmpl-{uuid.uuid4().hex}", "text_completion", await gateway.served_model(client, body.model))
+    timeout_seconds = gateway.settings.request_timeout_seconds
+    async with AsyncExitStack() as stack:
+        responses = await stack.enter_async_context(aclosing(_responses(client, translations, timeout_seconds)))
+        first = await unless_caller_leaves(request, anext(responses))
+        if not body.stream:
+            answer = WholeCompletion(head, usage)
+            return JSONResponse(await unless_caller_leaves(request, _whole(first, responses, parts, answer)))
+        has_usage = bool(body.stream_options and body.stream_options.include_usage)
+        events = _events(first, responses, parts, head, usage if has_usage else None, first_token)
+        return EventStream(closing_stream(events), stack.pop_all())
+
+
+async def _whole(
+    first: Any, responses: Responses, parts: list[CompletionParts], answer: WholeCompletion
+) -> dict[str, Any]:
+    async for prompt, response in _chained(first, responses):
+        for part in parts[prompt].of(response):
+            answer.add(part)
+    return answer.content()
+
+
+async def _events(
+    first: Any,
+    responses: Responses,
+    parts: list[CompletionParts],
+    head: Head,
+    usage: UsageSum | None,
+    first_token: FirstToken,
+) -> AsyncGenerator[bytes, None]:
+    async for prompt, response in _chained(first, responses):
+        chunks = [
+            head.of([part]) if usage is None else head.of([part], usage=None) for part in parts[prompt].of(response)
+        ]
+        if chunks:
+            first_token.seen(response)
+            yield as_events(chunks)
+    if usage is not None:
+        yield as_events([head.of([], usage=usage.content())])
+
+
+async def _chained(first: Any, responses: Responses) -> AsyncIterator[tuple[int, generation_pb2.GenerateResponse]]:
+    yield first
+    async for each in responses:
+        yield each
+
+
+async def _responses(client: AsyncClient, translations: list[Translation], timeout_seconds: float) -> Responses:
+    """The messages of all prompts as they arrive.
+
+    Raises:
+        ApiError: A generation failed. The others are cancelled.
+    """
+    if len(translations) == 1:
+        async with started(client, translations[0], timeout_seconds) as running:
+            async for response in running.responses():
+                yield 0, response
+        return
+    queue: asyncio.Queue[tuple[int, generation_pb2.GenerateResponse] | ApiError | Exception | None]
+    queue = asyncio.Queue(_QUEUED_RESPONSES)
+    permits = asyncio.Semaphore(_PROMPTS_AT_ONCE)
+
+    async def feed(prompt: int) -> None:
+        try:
+            async with permits, started(client, translations[prompt], timeout_seconds) as running:
+                async for response in running.responses():
+                    await queue.put((prompt, response))
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    tasks = [asyncio.create_task(feed(prompt)) for prompt in range(len(translations))]
+    try:
+        num_left = len(tasks)
+        while num_left:
+            match await queue.get():
+                case None:
+                    num_left -= 1
+                case Exception() as error:
+                    raise error
+                case each:
+                    yield each
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
