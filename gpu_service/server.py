@@ -142,7 +142,9 @@ class Server:
         model.dispatcher.max_rows = max_rows = max(chunks.alone, settings.max_slots)
         model.dispatcher.use(await self._make_orchestration(model, experts, max_rows))
         model.dispatcher.clear_counts()  # those of the measurements
-        scheduler = Scheduler(model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks)
+        scheduler = Scheduler(
+            model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks, rope_angles=model.rope_angles
+        )
         engine = Engine(model, scheduler, self._step_failed)
         collectors.publish(
             collectors.EngineCollector(engine, settings.max_waiting, self._expert_health.degraded_seconds),

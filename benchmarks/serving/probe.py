@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +93,7 @@ class Probe:
             self._budget,
             max_waiting=MAX_SLOTS,
             chunks=dataclasses.replace(PrefillChunks.uniform(prefill_chunk), alone=alone_chunk or prefill_chunk),
+            rope_angles=self._model.rope_angles,
         )
         self._stepper = Stepper(self._model, self._scheduler, ids=RequestIds(), on_failure=self._raise)
 
@@ -136,10 +137,10 @@ class Probe:
         self._memory.close()
 
     def _timed_forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+        self, ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits, lengths: Sequence[int]
     ) -> torch.Tensor:
         began = time.perf_counter()
-        logits = self._forward(ids, positions, first_row=first_row, wants=wants)
+        logits = self._forward(ids, positions, first_row=first_row, wants=wants, lengths=lengths)
         self._forward_seconds = time.perf_counter() - began
         return logits
 

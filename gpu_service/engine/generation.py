@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gpu_service.engine.events import Finished
 from gpu_service.engine.request import Request
 from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.rope_angles import Angles
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -31,10 +32,17 @@ class Generation:
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
     """Tokens whose keys and values are in the cache."""
+    angles: Angles = ()
+    """The angles of RoPE that its keys have; see `RopeAngles`."""
     row: int = -1
     """Its KV row; -1 if it has none."""
     is_finished: bool = False
     last_token_at: float | None = None
+
+    @property
+    def num_to_compute(self) -> int:
+        """Tokens whose keys and values must be in the cache before its latest token is computed."""
+        return len(self.request.prompt) + max(0, len(self.output) - 1)
 
     @property
     def request(self) -> Request:
@@ -112,6 +120,8 @@ class Batch:
     """[generations, tokens]"""
     start: list[int]
     """[generations]: the position of the first token of each."""
+    lengths: list[int]
+    """[generations]: the length that decides about each one's angles; see `RopeAngles.of`."""
     logits: Logits
     ends_prompt: bool = False
     """Whether it contains the last tokens of a prompt, so that the answer's generations decode from then on."""

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from gpu_service.engine.generation import Generation
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.model_runner.rope_angles import ALL_ALIKE, Angles, RopeAngles
 
 MIN_SHARED_TOKENS = 16
 """Shorter beginnings, such as the one token that begins every text, are not worth a copy."""
@@ -50,11 +51,13 @@ class RowStorage(Protocol):
 class KvRows:
     """Gives KV rows to generations, and moves the contents of rows as little as possible."""
 
-    def __init__(self, storage: RowStorage, budget: KvBudget) -> None:
+    def __init__(self, storage: RowStorage, budget: KvBudget, rope_angles: RopeAngles = ALL_ALIKE) -> None:
         self._storage = storage
         self._budget = budget
+        self._rope_angles = rope_angles
         self._holders: list[Generation | None] = []
         self._left: list[list[int]] = []  # by row: the tokens whose keys and values a released row still holds
+        self._left_angles: list[Angles] = []  # by row: the angles that those keys have
         self._left_at: list[int] = []  # by row: the number of the release that left them; 0 if nothing is left
         self._num_releases = 0
         self._end = 0  # the rows before it decode, except for holes that released generations left
@@ -65,6 +68,11 @@ class KvRows:
         """The generations that decode, in order of their rows, which start at row 0 and are adjacent."""
         self._close_holes()
         return [holder for holder in self._holders[: self._end] if holder is not None]
+
+    def decode_first(self, generations: Sequence[Generation]) -> None:
+        """Moves some of the generations that decode to the rows before all others."""
+        for row, generation in enumerate(sorted(generations, key=lambda each: each.row)):
+            self._move_to(generation, row)
 
     def reserve(self, num_rows: int, length: int) -> None:
         """Makes sure that there are so many rows with room for so many tokens each. The budget allows them."""
@@ -77,6 +85,7 @@ class KvRows:
         self._storage.reshape(*shape, [(holder.row, row, holder.num_computed) for row, holder in enumerate(holders)])
         self._holders = [*holders, *[None] * (shape[0] - len(holders))]
         self._left = [[] for _ in self._holders]
+        self._left_angles = [() for _ in self._holders]
         self._left_at = [0] * len(self._holders)
         for row, holder in enumerate(holders):
             holder.row = row
@@ -86,7 +95,9 @@ class KvRows:
         """Gives a prompt a row. The beginning of it that the cache holds already counts as computed."""
         self._close_holes()
         prompt = generation.request.prompt
-        shared, source = self._longest_shared(prompt) if may_share and self._storage.is_divisible else (0, -1)
+        generation.angles = self._rope_angles.of(len(prompt))
+        may_share = may_share and self._storage.is_divisible
+        shared, source = self._longest_shared(prompt, generation.angles) if may_share else (0, -1)
         row = self._free_row(other_than=source)
         if (
             shared
@@ -112,7 +123,7 @@ class KvRows:
                 self._move_to(occupant, free)
             self._storage.copy(first.row, row, start=0, stop=first.num_computed)
             self._put(generation, row)
-            generation.num_computed = first.num_computed
+            generation.num_computed, generation.angles = first.num_computed, first.angles
         self._end += len(generations)
 
     def fork(self, source: Generation, target: Generation, start: int) -> None:
@@ -137,6 +148,7 @@ class KvRows:
         elif generation.num_computed >= MIN_SHARED_TOKENS:
             self._num_releases += 1
             self._left[row], self._left_at[row] = list(_computed(generation)), self._num_releases
+            self._left_angles[row] = generation.angles
 
     def _put(self, generation: Generation, row: int) -> None:
         self._holders[row] = generation
@@ -148,14 +160,14 @@ class KvRows:
         if generation.row == row:
             return
         origin, occupant = generation.row, self._holders[row]
-        left, left_at = self._left[row], self._left_at[row]
+        left, left_at, left_angles = self._left[row], self._left_at[row], self._left_angles[row]
         self._holders[origin] = None
         if occupant is None and len(left) < MIN_SHARED_TOKENS and self._storage.is_divisible:
             self._storage.copy(origin, row, start=0, stop=generation.num_computed)
         else:
             num_held = len(left) if occupant is None else occupant.num_computed
             self._storage.swap(origin, row, max(generation.num_computed, num_held))
-            self._left[origin], self._left_at[origin] = left, left_at
+            self._left[origin], self._left_at[origin], self._left_angles[origin] = left, left_at, left_angles
             if occupant is not None:
                 self._put(occupant, origin)
         self._put(generation, row)
@@ -177,11 +189,16 @@ class KvRows:
         free = [row for row in rows if self._holders[row] is None and row != other_than]
         return min(free, key=lambda row: self._left_at[row], default=None)
 
-    def _longest_shared(self, prompt: Sequence[int]) -> tuple[int, int]:
-        """The most tokens of a prompt's beginning that a row holds, and that row. The last token never counts."""
+    def _longest_shared(self, prompt: Sequence[int], angles: Angles) -> tuple[int, int]:
+        """The most tokens of a prompt's beginning that a row holds, and that row. The last token never counts.
+
+        Keys with other angles are those of other sequences.
+        """
         best = 0, -1
         wanted = prompt[:-1]  # the last token is always computed, since its logits are needed
         for row, holder in enumerate(self._holders):
+            if (self._left_angles[row] if holder is None else holder.angles) != angles:
+                continue
             held = self._left[row] if holder is None else _computed(holder)
             best = max(best, (_num_shared(wanted, held), row))
         return best if best[0] >= MIN_SHARED_TOKENS else (0, -1)

@@ -16,6 +16,7 @@ from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
 from gpu_service.errors import NeverFitsError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.rope_angles import ALL_ALIKE, RopeAngles
 
 
 class Scheduler:
@@ -28,6 +29,7 @@ class Scheduler:
         *,
         max_waiting: int,
         chunks: PrefillChunks,
+        rope_angles: RopeAngles = ALL_ALIKE,
     ) -> None:
         """Starts without requests.
 
@@ -36,9 +38,11 @@ class Scheduler:
             budget: How many keys and values the storage may hold.
             max_waiting: The most requests that wait.
             chunks: The most prompt tokens of a step.
+            rope_angles: Which lengths of sequences have the same angles.
         """
         self.budget = budget
-        self._rows = KvRows(storage, budget)
+        self._rows = KvRows(storage, budget, rope_angles)
+        self._rope_angles = rope_angles
         self._max_waiting = max_waiting
         # what a storage cannot divide cannot be continued either, so that a prompt must be one chunk
         self._chunks = chunks.for_storage(storage.is_divisible, budget.max_length)
@@ -102,11 +106,15 @@ class Scheduler:
     def next_batch(self) -> Batch | None:
         """What to compute next; None if there is nothing."""
         decoding = self._rows.decoding()
-        if self._prompts and not (self._prefilled_last and decoding):
+        outdated = self._outdated(decoding)
+        ready = [each for each in decoding if each.answer not in {every.answer for every in outdated}]
+        if (self._prompts or outdated) and not (self._prefilled_last and ready):
             self._prefilled_last = True
-            return self._prompt_batch()
+            return self._recomputing_batch(outdated[0]) if outdated else self._prompt_batch()
         self._prefilled_last = False
-        return self._decode_batch(decoding) if decoding else None
+        if len(ready) < len(decoding):
+            self._rows.decode_first(ready)
+        return self._decode_batch(sorted(ready, key=lambda each: each.row)) if ready else None
 
     def commit(self, batch: Batch) -> None:
         """Records that a batch was computed: the keys and values of its tokens are in the cache."""
@@ -131,8 +139,9 @@ class Scheduler:
         answer = generation.answer
         generation.is_finished = True
         unfinished_prompt = answer in self._prompts
+        is_unchecked = unfinished_prompt or generation.num_computed < generation.num_to_compute
         # the logits of an unfinished prompt were never checked, so that its row may be non-finite, too
-        stop = generation.num_computed + self._chunks.alone if non_finite or unfinished_prompt else 0
+        stop = generation.num_computed + self._chunks.alone if non_finite or is_unchecked else 0
         self._rows.release(generation, clear_stop=stop)
         if answer.is_finished:
             self._admitted.pop(answer)
@@ -181,8 +190,33 @@ class Scheduler:
             first_row=generation.row,
             token_ids=[prompt[start:end]],
             start=[start],
+            lengths=[len(prompt)],
             logits=Logits.ALL if wants_all else Logits.LAST if is_last else Logits.NONE,
             ends_prompt=is_last,
+            is_prompt=True,
+        )
+
+    def _outdated(self, decoding: Sequence[Generation]) -> list[Generation]:
+        """Those whose earlier tokens must be computed again, because their length has changed their angles."""
+        if not self._rope_angles.recomputes:
+            return []
+        for generation in decoding:
+            angles = self._rope_angles.of(generation.num_to_compute + 1)
+            if angles != generation.angles:
+                generation.angles, generation.num_computed = angles, 0
+        return [each for each in decoding if each.num_computed < each.num_to_compute]
+
+    def _recomputing_batch(self, generation: Generation) -> Batch:
+        """The next chunk of all that precedes a generation's latest token."""
+        start = generation.num_computed
+        end = min(start + self._current_chunk(), generation.num_to_compute)
+        return Batch(
+            generations=(generation,),
+            first_row=generation.row,
+            token_ids=[[*generation.request.prompt, *generation.output][start:end]],
+            start=[start],
+            lengths=[generation.num_to_compute + 1],
+            logits=Logits.NONE,
             is_prompt=True,
         )
 
@@ -207,5 +241,6 @@ class Scheduler:
             first_row=0,
             token_ids=[[generation.output[-1]] for generation in decoding],
             start=[generation.num_computed for generation in decoding],
+            lengths=[generation.num_computed + 1 for generation in decoding],
             logits=Logits.LAST,
         )

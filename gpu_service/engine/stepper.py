@@ -112,7 +112,9 @@ class Stepper:
             generation.answer.started_at = generation.answer.started_at or now
         token_ids = torch.tensor(batch.token_ids)
         positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
-        logits = self._model.forward(token_ids, positions, first_row=batch.first_row, wants=batch.logits)
+        logits = self._model.forward(
+            token_ids, positions, first_row=batch.first_row, wants=batch.logits, lengths=batch.lengths
+        )
         (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(time.monotonic() - now)
         return logits
 

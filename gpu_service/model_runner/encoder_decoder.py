@@ -6,7 +6,7 @@ cache. The engine counts the positions of the prompt and then those of the outpu
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ class EncoderDecoder(Forward):
 
     @override
     def compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, kept: Any
     ) -> Iterator[torch.Tensor]:
         for number in range(len(token_ids)):
             yield self._compute_row(token_ids[[number]], int(positions[number, 0]), first_row + number)

@@ -6,7 +6,7 @@ one mask serve them all. transformers' own cache of a model shows what its layer
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,8 @@ from typing_extensions import override
 
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.kv_cache import KvCache
+from gpu_service.model_runner.rope import RowAngles
+from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
 
 
@@ -30,13 +32,14 @@ class Forward(ABC):
 
     @abstractmethod
     def compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, kept: Any
     ) -> Iterator[torch.Tensor]:
         """Yields logits [sequences, kept tokens, vocab] after each forward of the model, in the order of the sequences.
 
         Args:
             token_ids: [sequences, tokens] int64 on the CPU.
             positions: [sequences, tokens] int64 on the CPU.
+            lengths: Of each sequence as a whole; see `RopeAngles.of`.
             first_row: The cache's row of the first sequence.
             kept: What transformers calls logits_to_keep.
         """
@@ -55,6 +58,7 @@ class Together(Forward):
         *,
         masks: AttentionMasks,
         device: torch.device,
+        angles: RopeAngles,
         temperature_step: int | None = None,
     ) -> None:
         """Computes nothing yet.
@@ -64,6 +68,7 @@ class Together(Forward):
             cache: Holds keys and values.
             masks: Makes the model's masks.
             device: Where the model is.
+            angles: Which lengths have the same angles.
             temperature_step: Positions after which the attention's temperature changes, as Llama-4's does. transformers
                 takes the temperature of all rows from the first row's position, so only rows of the same temperature
                 are computed together. None: it does not change.
@@ -73,12 +78,14 @@ class Together(Forward):
         self._masks = masks
         self._device = device
         self._temperature_step = temperature_step
+        self._row_angles = RowAngles(module, angles)
 
     @override
     def compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, kept: Any
     ) -> Iterator[torch.Tensor]:
         for begin, end in self._groups(positions):
+            self._row_angles.begin(lengths[begin:end])
             yield self._compute(token_ids[begin:end], positions[begin:end], first_row=first_row + begin, kept=kept)
 
     def _groups(self, positions: torch.Tensor) -> Iterator[tuple[int, int]]:
@@ -114,21 +121,23 @@ class RowByRow(Forward):
     cache: StateCache
     is_repeatable = False  # states have moved on
 
-    def __init__(self, module: nn.Module, cache: StateCache, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, cache: StateCache, device: torch.device, angles: RopeAngles) -> None:
         """Computes nothing yet.
 
         Args:
             module: transformers' model.
             cache: Holds what the model keeps.
             device: Where the model is.
+            angles: Which lengths have the same angles.
         """
+        RowAngles(module, angles).begin()  # a forward has a whole prompt or its next token, as transformers' own has
         self.cache = cache
         self._module = module
         self._device = device
 
     @override
     def compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, kept: Any
     ) -> Iterator[torch.Tensor]:
         for number in range(len(token_ids)):
             row = first_row + number

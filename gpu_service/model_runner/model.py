@@ -1,6 +1,7 @@
 """transformers' model without its experts: computes batches over rows of a cache."""
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,11 +12,13 @@ from fiddler.checkpoint import Checkpoint
 from gpu_service.errors import ModelError
 from gpu_service.model_runner import host_linear
 from gpu_service.model_runner.attention_masks import AttentionMasks
+from gpu_service.model_runner.context import context_limit
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, forced_bos_token_of, num_layers, start_token_of
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.loading import load, read_config, read_generation_config
+from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
 from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.registry import architecture_of
@@ -62,11 +65,15 @@ class Model:
             self._host_products_per_row = host_linear.products_per_row(self._module)
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
-        self.max_context = min(max_context, getattr(self.text_config, "max_position_embeddings", None) or max_context)
+        self.context_limit = context_limit(self.text_config)
+        """The positions that the model has; None if its configuration has no limit."""
+        self.max_context = min(max_context, self.context_limit.num_tokens if self.context_limit else max_context)
         self.start_token_id = start_token_of(self.generation_config, config)
         """What a decoder's output begins with; None if the model has no encoder."""
         self.forced_bos_token_id = forced_bos_token_of(self.generation_config, config)
         """The first token of a decoder's output if a request gives none; None: the decoder chooses."""
+        self._architecture = architecture_of(config.model_type)
+        self.rope_angles = RopeAngles.of_config(self.text_config, recomputes=self._architecture.recomputes_for_angles)
         self._forward = self._build_forward(num_rows)
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
@@ -79,7 +86,6 @@ class Model:
             Logits.LAST: torch.tensor([-1], device=device),
             Logits.ALL: 0,  # means all to transformers
         }
-        self._architecture = architecture_of(config.model_type)
         self._connect(checkpoint)
 
     @property
@@ -101,7 +107,13 @@ class Model:
         return num_layers(self.config)
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        *,
+        first_row: int,
+        wants: Logits,
+        lengths: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """Computes tokens of adjacent rows and stores their keys and values.
 
@@ -110,6 +122,8 @@ class Model:
             positions: [sequences, tokens] int64 on the CPU, ascending runs.
             first_row: The cache's row of the first sequence.
             wants: Which tokens' logits are computed.
+            lengths: The tokens of each sequence as a whole, of which this may be a chunk: those of its prompt, or those
+                up to a token that follows the prompt. None: the last position ends the prompt.
 
         Returns:
             [rows, vocab] float32: no rows, one for each sequence, or one for each token of the only one.
@@ -118,13 +132,14 @@ class Model:
             ExpertServiceError: No backend can compute the experts.
         """
         began = time.monotonic()
+        lengths = (positions[:, -1] + 1).tolist() if lengths is None else lengths
         try:
-            logits = self._compute(token_ids, positions, first_row=first_row, wants=wants)
+            logits = self._compute(token_ids, positions, lengths, first_row=first_row, wants=wants)
         except torch.OutOfMemoryError:
             self.dispatcher.cancel_batch()
             if not self.dispatcher.make_room() or not self._forward.is_repeatable:
                 raise
-            logits = self._compute(token_ids, positions, first_row=first_row, wants=wants)
+            logits = self._compute(token_ids, positions, lengths, first_row=first_row, wants=wants)
         except Exception:
             self.dispatcher.cancel_batch()
             raise
@@ -148,7 +163,8 @@ class Model:
             return EncoderDecoder(module, states, self.start_token_id, device=device)
         if not keeps_only_keys_and_values(config):
             own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
-            return RowByRow(module, StateCache(config, num_rows, max_length, is_made_by_model=own_class), device)
+            states = StateCache(config, num_rows, max_length, is_made_by_model=own_class)
+            return RowByRow(module, states, device, self.rope_angles)
         # not self.text_config: loading sets the attention's implementation in the module's own configuration
         text_config = config.get_text_config(decoder=True)
         is_eager = text_config._attn_implementation == "eager"
@@ -158,11 +174,12 @@ class Model:
             KvCache(num_rows, max_length, is_divisible=not getattr(module, "needs_whole_prompts", False)),
             masks=AttentionMasks(text_config, next(module.parameters()).dtype, is_added=is_eager),
             device=device,
+            angles=self.rope_angles,
             temperature_step=step,
         )
 
     def _compute(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits
     ) -> torch.Tensor:
         num_tokens = token_ids.shape[1]
         self._non_finite.clear()
@@ -171,7 +188,9 @@ class Model:
         parts: list[torch.Tensor] = []
         first_sequence = 0
         with as_few_as_pay(num_products, host_linear.FEW_PRODUCTS) if num_products else nullcontext():
-            for logits in self._forward.compute(token_ids, positions, first_row=first_row, kept=self._kept[wants]):
+            for logits in self._forward.compute(
+                token_ids, positions, lengths, first_row=first_row, kept=self._kept[wants]
+            ):
                 # hidden rows are counted within a part, sequences within the batch
                 non_finite = self.dispatcher.take_non_finite()
                 self._non_finite.update(first_sequence + row // num_tokens for row in non_finite)

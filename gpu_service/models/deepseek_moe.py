@@ -90,7 +90,7 @@ def check(settings: Settings) -> None:
     scaling = settings.get("rope_scaling") or {}
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else scaling
     if kind not in (None, "default", "linear"):
-        # there is "dynamic", too: its angles depend on the longest sequence of the batch, and so on other sequences
+        # the published code has "dynamic", too: its angles depend on the longest sequence that it has computed so far
         raise FieldError(f"rope_scaling: its type must be linear, or it must be null, got {kind!r}")
 
 

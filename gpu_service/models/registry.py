@@ -88,6 +88,8 @@ class Architecture:
     """From the name of a replaced module to the decoder layer of the checkpoint that holds its experts."""
     num_experts_per_token: Callable[[Any], int] = num_experts_per_token
     """How many experts each token uses, from transformers' configuration."""
+    recomputes_for_angles: bool = False
+    """Whether transformers computes a sequence again when its length changes the angles of RoPE."""
     complete_config: Callable[[Any, Mapping[str, Any]], None] = _leave_config
     """Adds to transformers' configuration the settings of config.json that transformers does not read.
 
@@ -141,6 +143,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         complete_config=nllb_moe.check_config,
     ),
     "openmoe": Architecture(model_class="gpu_service.models.openmoe.OpenMoeForCausalLM"),
+    "phimoe": Architecture(recomputes_for_angles=True),
     "switch_transformers": Architecture(model_class=_SEQ2SEQ, replaced=_SWITCH, num_experts_per_token=lambda config: 1),
 }
 """The families that are built differently, by model_type."""

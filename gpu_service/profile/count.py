@@ -117,7 +117,13 @@ def run(model: Model, requests: Sequence[Request], *, max_slots: int, on_end: Ca
     length = model.max_context
     budget = KvBudget(num_tokens=max_slots * length, token_bytes=1, max_rows=max_slots, max_length=length)
     model.cache.set_capacity(budget.num_tokens)
-    scheduler = Scheduler(model.cache, budget, max_waiting=len(requests), chunks=PrefillChunks.uniform(_PREFILL_CHUNK))
+    scheduler = Scheduler(
+        model.cache,
+        budget,
+        max_waiting=len(requests),
+        chunks=PrefillChunks.uniform(_PREFILL_CHUNK),
+        rope_angles=model.rope_angles,
+    )
     engine = Engine(model, scheduler, lambda error: None)
     num_tokens = 0
     engine.start()

@@ -70,6 +70,13 @@ def load_model(
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
         _log.warning("generation settings ignored", file=str(file), settings=ignored)
+    if model.context_limit and model.max_context < settings.max_context:
+        _log.info(
+            "context limited by config.json",
+            asked=settings.max_context,
+            max_context=model.max_context,
+            limit=model.context_limit.reason,
+        )
     _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
     return model, tokenizer
 

@@ -13,7 +13,6 @@ from client import Client, GenerationChunk, InvalidRequestError
 from gpu_service.engine.events import Event, Failed, Prompt
 from gpu_service.engine.request import Request
 from gpu_service.errors import NonFiniteError
-from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.sampling.parameters import SamplingParameters
 from tests.support import reference
@@ -133,8 +132,8 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
     follower = engine.request([30, 31], NUM_TOKENS)  # short, so that stale content of its row would show
     forward = engine.model.forward
 
-    def non_finite(token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits) -> torch.Tensor:
-        logits = forward(token_ids, positions, first_row=first_row, wants=wants)
+    def non_finite(token_ids: torch.Tensor, positions: torch.Tensor, **more: Any) -> torch.Tensor:
+        logits = forward(token_ids, positions, **more)
         (generation,) = engine.answers[failing].generations
         if generation.row >= 0 and len(generation.output) == 3 and len(token_ids) > 1:
             assert isinstance(engine.model.cache, KvCache)

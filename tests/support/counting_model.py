@@ -60,7 +60,7 @@ class CountingModel:
         return Scheduler(self.cache, budget, max_waiting=max_waiting, chunks=PrefillChunks.uniform(chunk))
 
     def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits
+        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits, lengths: Sequence[int]
     ) -> torch.Tensor:
         self.steps += 1
         if self.error:

@@ -88,7 +88,11 @@ class RecordingEngine:
         )
         self.model.cache.set_capacity(self.budget.num_tokens)
         self.scheduler = Scheduler(
-            self.model.cache, self.budget, max_waiting=64, chunks=PrefillChunks.uniform(prefill_chunk)
+            self.model.cache,
+            self.budget,
+            max_waiting=64,
+            chunks=PrefillChunks.uniform(prefill_chunk),
+            rope_angles=self.model.rope_angles,
         )
         self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
         self.events: dict[Request, list[Event]] = {}

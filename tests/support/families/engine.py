@@ -79,7 +79,13 @@ class Engine:
         length = self.model.max_context
         budget = KvBudget(num_tokens=MAX_SLOTS * length, token_bytes=1, max_rows=MAX_SLOTS, max_length=length)
         self.model.cache.set_capacity(budget.num_tokens)
-        self.scheduler = Scheduler(self.model.cache, budget, max_waiting=64, chunks=PrefillChunks.uniform(32))
+        self.scheduler = Scheduler(
+            self.model.cache,
+            budget,
+            max_waiting=64,
+            chunks=PrefillChunks.uniform(32),
+            rope_angles=self.model.rope_angles,
+        )
         self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
 
     def generate(self, prompts: Sequence[Sequence[int]], num_tokens: int) -> list[tuple[list[int], torch.Tensor]]:
