@@ -5,11 +5,12 @@ from typing import Any
 
 from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.model_runner.rope_angles import ALL_ALIKE, Angles, RopeAngles
 from gpu_service.sampling.parameters import BeamParameters
 from tests.support.requests import request_of
 
-Cell = tuple[int, ...] | str | None
-"""The tokens that a position's keys and values depend on; None for zeros."""
+Cell = tuple[Angles, tuple[int, ...]] | str | None
+"""What a position's keys and values depend on, its angles and the tokens up to it; None for zeros."""
 
 NAN = "nan"
 
@@ -19,8 +20,9 @@ class ModelOfCache:
 
     is_divisible = True
 
-    def __init__(self, budget: KvBudget) -> None:
+    def __init__(self, budget: KvBudget, rope_angles: RopeAngles = ALL_ALIKE) -> None:
         self.budget = budget
+        self.rope_angles = rope_angles
         self.cells: list[list[Cell]] = []
         self.num_copied = 0
         self.num_reshaped = 0
@@ -42,7 +44,7 @@ class ModelOfCache:
         assert num_rows * length <= self.budget.num_tokens
         held = [(target, self.cells[source][:stop]) for source, target, stop in kept]
         # every other cell contains leftovers, as reshaped memory does
-        self.cells = [[(-1,)] * length for _ in range(num_rows)]
+        self.cells = [[((), (-1,))] * length for _ in range(num_rows)]
         for target, cells in held:
             assert len(cells) <= length
             self.cells[target][: len(cells)] = cells
@@ -58,20 +60,32 @@ class ModelOfCache:
         assert [generation.row for generation in batch.generations] == [
             batch.first_row + row for row in range(len(batch.generations))
         ]
-        for generation, token_ids, start in zip(batch.generations, batch.token_ids, batch.start, strict=True):
+        for generation, token_ids, start, length in zip(
+            batch.generations, batch.token_ids, batch.start, batch.lengths, strict=True
+        ):
             self.check(generation)
+            angles = self.rope_angles.of(length)
+            if self.rope_angles.recomputes:
+                assert generation.angles == angles
             assert start == generation.num_computed
             text = text_of(generation)
             for position in range(start, start + len(token_ids)):
                 assert token_ids[position - start] == text[position]
-                cell: Cell = NAN if generation.answer is non_finite else text[: position + 1]
+                cell: Cell = NAN if generation.answer is non_finite else (angles, text[: position + 1])
                 self.cells[generation.row][position] = cell
 
     def check(self, generation: Generation) -> None:
         """Asserts that a generation's row holds its own text."""
         text = text_of(generation)
         held = self.cells[generation.row][: generation.num_computed]
-        assert held == [text[: position + 1] for position in range(generation.num_computed)]
+        assert held == [
+            (self._angles_at(position, generation), text[: position + 1]) for position in range(generation.num_computed)
+        ]
+
+    def _angles_at(self, position: int, generation: Generation) -> Angles:
+        if self.rope_angles.recomputes:
+            return generation.angles
+        return self.rope_angles.of(max(len(generation.request.prompt), position + 1))
 
 
 def text_of(generation: Generation) -> tuple[int, ...]:

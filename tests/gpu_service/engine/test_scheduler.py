@@ -14,6 +14,7 @@ from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import NeverFitsError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.rope_angles import ALL_ALIKE, RopeAngles
 from tests.support.model_of_cache import NAN, ModelOfCache, answer_of, budget_of, text_of
 
 _tokens = itertools.count(1000)
@@ -30,14 +31,16 @@ class _Run:
         max_waiting: int = 8,
         chunk: int = 4,
         alone_chunk: int | None = None,
+        rope_angles: RopeAngles = ALL_ALIKE,
     ) -> None:
         budget = budget_of(max_rows, max_length, num_tokens)
-        self.cache = ModelOfCache(budget)
+        self.cache = ModelOfCache(budget, rope_angles)
         self.scheduler = Scheduler(
             self.cache,
             budget,
             max_waiting=max_waiting,
             chunks=PrefillChunks(with_others=chunk, alone=alone_chunk or chunk, logprobs=3),
+            rope_angles=rope_angles,
         )
 
     def add(self, *answers: Answer) -> None:
@@ -144,6 +147,22 @@ def test_others_decode_between_the_chunks_of_a_long_prompt() -> None:
     run.step()
     run.add(second)
     assert run.order(6) == [[first], [second], [first], [second], [first], [second]]
+
+
+def test_a_generation_that_is_computed_again_does_not_hold_up_the_others() -> None:
+    run = _Run(chunk=4, rope_angles=RopeAngles(steps=(8,), recomputes=True))
+    first, second = answer_of(_prompt(7)), answer_of([1])
+    run.add(first, second)
+    while first.generations[0].num_computed < 8:
+        run.step()
+    batches = [run.step() for _ in range(4)]
+    assert [batch.answers for batch in batches] == [[first], [second], [first], [second, first]]
+    own = [batch for batch in batches if first in batch.answers]
+    assert [(batch.start[-1], batch.lengths[-1], batch.is_prompt) for batch in own] == [
+        (0, 9, True),
+        (4, 9, True),
+        (8, 9, False),
+    ]
 
 
 def test_a_short_prompt_that_comes_during_a_long_one_waits_for_no_more_than_a_chunk() -> None:
@@ -265,20 +284,35 @@ def test_a_prompt_that_is_given_up_leaves_zeros(alone_chunk: int | None) -> None
 
 
 @settings(deadline=None, max_examples=150)
-@given(data=st.data(), max_rows=st.integers(1, 6), seed=st.integers(0, 2**32), share=st.floats(0.3, 1))
+@given(
+    data=st.data(),
+    max_rows=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+    share=st.floats(0.3, 1),
+    rope_angles=st.sampled_from(
+        [ALL_ALIKE, RopeAngles(steps=(8,)), RopeAngles(steps=(8,), recomputes=True), RopeAngles(grows_beyond=8)]
+    ),
+)
 def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
-    data: st.DataObject, max_rows: int, seed: int, share: float, monkeypatch_min_shared: None
+    data: st.DataObject,
+    max_rows: int,
+    seed: int,
+    share: float,
+    rope_angles: RopeAngles,
+    monkeypatch_min_shared: None,
 ) -> None:
     chance = random.Random(seed)
     max_length = 24
-    run = _Run(max_rows, max_length, max(2, int(max_rows * max_length * share)), max_waiting=50)
+    run = _Run(
+        max_rows, max_length, max(2, int(max_rows * max_length * share)), max_waiting=50, rope_angles=rope_angles
+    )
     answers: list[Answer] = []
     for action in data.draw(
         st.lists(st.sampled_from(["add", "add", "step", "step", "step", "end", "fork"]), max_size=60)
     ):
         _act(run, answers, action, chance)
         _check(run)
-    for _ in range(sum(answer.request.max_length + 2 for answer in answers)):
+    for _ in range(sum(answer.request.max_length + 2 + 3 * len(answer.generations) for answer in answers)):
         if run.scheduler.num_running + run.scheduler.num_waiting:
             run.step()
             _check(run)
@@ -316,7 +350,12 @@ def _act(run: _Run, answers: list[Answer], action: str, chance: random.Random) -
             for generation in answer.generations:
                 generation.is_finished = True
     elif action == "fork":
-        searches = [answer for answer in alive if answer.request.beam and answer.generations[-1].output]
+        searches = [
+            answer
+            for answer in alive
+            if answer.request.beam
+            and all(each.output and each.num_computed >= each.num_to_compute for each in answer.generations)
+        ]
         if searches:
             source, target = chance.sample(chance.choice(searches).generations, 2)
             pairs = zip(text_of(source), text_of(target), strict=True)

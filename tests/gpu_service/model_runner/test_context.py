@@ -10,12 +10,12 @@ from tests.support.families.configs import config_of
 THETA = {"rope_theta": 10000.0}
 
 
-def _limit(family: str, positions: int | None, rope: dict[str, Any] | None = None) -> int | None:
+def _limit(family: str, positions: int, rope: dict[str, Any] | None = None) -> int | None:
     settings: dict[str, Any] = {"max_position_embeddings": positions}
     if rope is not None:
         settings["rope_parameters"] = rope
     limit = context_limit(config_of(family, **settings))
-    return limit and limit.num_tokens
+    return limit.num_tokens if limit else None
 
 
 def _factors(kind: str, factor: float, original: int | None = None) -> dict[str, Any]:
