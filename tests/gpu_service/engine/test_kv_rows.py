@@ -27,7 +27,7 @@ class _Table:
         generation = answer.generations[0]
         text = text_of(generation)
         for position in range(len(text)):
-            self.cache.cells[generation.row][position] = text[: position + 1]
+            self.cache.cells[generation.row][position] = (), text[: position + 1]
         generation.num_computed = len(text)
 
     def run(self, answer: Answer) -> Answer:
