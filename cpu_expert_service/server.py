@@ -2,29 +2,24 @@
 
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import structlog
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2
 from tqdm import tqdm
 
 from cpu_expert_service import collectors, metrics
+from cpu_expert_service.calls.front import Front
 from cpu_expert_service.cpus import read_topology
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
-from fiddler import listen, rpc, tensors
+from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
-from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
-_SERVICE = experts_pb2.DESCRIPTOR.services_by_name["ExpertService"].full_name
-_SPARE_THREADS = 4  # for handshakes, health checks and reflection while all streams are open
 _log = structlog.get_logger("cpu_expert_service")
 
 
@@ -51,23 +46,19 @@ def run(settings: Settings) -> None:
         return
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     _publish(checkpoint, runner, settings)
-    server, health_servicer = _build_server(settings, servicer)
-    listener = listen.bind(server, settings.listen)
-    server.start()
+    front = Front(settings, servicer)
+    front.start()
     try:
         if settings.prefault or settings.weights == "ram":
             _load(checkpoint, runner, settings=settings, stop=stop)
             runner.calibrate(dtype)
-        _set_health(health_servicer, health_pb2.HealthCheckResponse.SERVING)
+        front.set_health(health_pb2.HealthCheckResponse.SERVING)
         _log.info("serving", address=settings.listen, kernel=kernel.name, threads=kernel.num_threads, dtype=str(dtype))
         stop.wait()
     except _StoppedError:
         pass
     finally:
-        health_servicer.enter_graceful_shutdown()
-        listener.remove()
-        servicer.end_idle_streams()
-        server.stop(settings.grace_seconds).wait()
+        front.stop(settings.grace_seconds)
     _log.info("stopped")
 
 
@@ -89,24 +80,6 @@ def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event)
                 raise _StoppedError
 
         return Runner(checkpoint, kernel, progress)
-
-
-def _build_server(settings: Settings, servicer: ExpertServicer) -> tuple[grpc.Server, health.HealthServicer]:
-    server = grpc.server(
-        ThreadPoolExecutor(settings.max_streams + _SPARE_THREADS, thread_name_prefix="grpc"),
-        options=rpc.server_options(settings.max_message_bytes),
-    )
-    experts_pb2_grpc.add_ExpertServiceServicer_to_server(servicer, server)
-    health_servicer = health.HealthServicer(experimental_non_blocking=True)
-    _set_health(health_servicer, health_pb2.HealthCheckResponse.NOT_SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    return server, health_servicer
-
-
-def _set_health(servicer: health.HealthServicer, status: int) -> None:
-    for name in ("", _SERVICE):
-        servicer.set(name, status)
 
 
 def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: threading.Event) -> None:

@@ -22,6 +22,16 @@ class Listener:
     _socket: Path | None = None
     _identity: tuple[int, int] | None = None
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the socket is still at its path. A port always is."""
+        if self._socket is None:
+            return True
+        try:
+            return _identity(self._socket) == self._identity
+        except OSError:
+            return False
+
     def remove(self) -> None:
         """Removes the socket's path, unless another server has put its own there."""
         if self._socket is not None:

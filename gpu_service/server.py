@@ -6,21 +6,19 @@ import signal
 import time
 from functools import partial
 
-import grpc
 import structlog
 import torch
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health, health_pb2
 
-from fiddler import listen, rpc, tensors
+from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.metrics import serve, set_build_info
-from fiddler.v1 import experts_pb2, generation_pb2, generation_pb2_grpc
+from fiddler.v1 import experts_pb2
 from gpu_service import collectors
 from gpu_service.api.auth import Access
 from gpu_service.api.expert_health import ExpertHealth
+from gpu_service.api.front import NAMES, Front
 from gpu_service.api.generations import Generations
-from gpu_service.api.malformed import MalformedMessageInterceptor
 from gpu_service.api.service import GenerationServicer
 from gpu_service.api.serving import ServedModel
 from gpu_service.cpu_experts.client import ExpertClient
@@ -39,7 +37,6 @@ from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
 from gpu_service.text.tokenizer import Tokenizer
 
-_SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
 _POLL_SECONDS = 0.2
 _CONNECT_SECONDS = 2.0
 _REMIND_SECONDS = 5.0
@@ -76,7 +73,7 @@ class Server:
         )
         self._generations = Generations()
         self._servicer = GenerationServicer(self._generations)
-        self._listener: listen.Listener | None = None
+        self._front = Front(settings, access, servicer=self._servicer, health_servicer=self._health)
         self._loop = asyncio.get_running_loop()
         self._fatal: asyncio.Future[EngineStoppedError] = self._loop.create_future()
 
@@ -93,7 +90,7 @@ class Server:
             self._loop.add_signal_handler(number, stop.set)
         if self._settings.tokens_file:
             self._loop.add_signal_handler(signal.SIGHUP, self._access.tokens.reload)
-        server = await self._listen()
+        await self._listen()
         work = asyncio.create_task(self._start_and_watch())
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -103,18 +100,11 @@ class Server:
         finally:
             work.cancel()
             stopping.cancel()
-            await self._stop(server)
+            await self._stop()
         _log.info("service stopped")
 
-    async def _listen(self) -> grpc.aio.Server:
+    async def _listen(self) -> None:
         settings = self._settings
-        server = grpc.aio.server(
-            interceptors=[*self._access.interceptors, MalformedMessageInterceptor()],
-            options=[*rpc.server_options(settings.max_message_bytes), *rpc.keepalive_options()],
-        )
-        generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         await self._set_serving(False)
         await self._expert_health.report(self._experts.error)
         set_build_info(
@@ -125,11 +115,7 @@ class Server:
             weight_format=self._checkpoint.weight_format,
         )
         serve(settings.metrics_host, settings.metrics_port)
-        self._listener = listen.bind(server, settings.listen, self._access.credentials)
-        for warning in self._access.warnings(settings.listen):
-            _log.warning(warning, address=settings.listen)
-        await server.start()
-        return server
+        await self._front.start()
 
     async def _start_and_watch(self) -> None:
         """Loads the model while it waits for the CPU expert service; then serves until the engine fails."""
@@ -228,10 +214,10 @@ class Server:
     async def _set_serving(self, serving: bool) -> None:
         self._generations.unavailable = "" if serving else "the service is starting"
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", _SERVICE):
+        for name in NAMES:
             await self._health.set(name, status)
 
-    async def _stop(self, server: grpc.aio.Server) -> None:
+    async def _stop(self) -> None:
         """Lets generations continue for the grace period; those that are left then fail, and their callers learn why.
 
         Meanwhile the server still listens: it reports that it is not serving, and refuses new calls, so that callers
@@ -239,8 +225,7 @@ class Server:
         """
         self._generations.unavailable = "the service is stopping"
         await self._health.enter_graceful_shutdown()
-        if self._listener:
-            self._listener.remove()
+        self._front.remove()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._servicer.calls.wait_until_none(), self._settings.grace_seconds)
         if served := self._generations.served:
@@ -250,7 +235,7 @@ class Server:
             await stopping
             self._save_popularity(served.model)
             served.model.dispatcher.close()
-        await server.stop(_LAST_WORDS_SECONDS)
+        await self._front.stop(_LAST_WORDS_SECONDS)
         self._experts.close()
 
     def _save_popularity(self, model: Model) -> None:

@@ -7,11 +7,9 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from fiddler import __version__
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
@@ -71,24 +69,6 @@ def test_it_computes(running: Running) -> None:
     with stream(running.channel) as opened:
         assert opened.works()
         opened.finish()
-
-
-def test_reflection_lists_its_services(running: Running) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel)
-    question = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = stub.ServerReflectionInfo(iter([question]), timeout=30)
-    assert {service.name for service in answer.list_services_response.service} == {
-        SERVICE,
-        "grpc.health.v1.Health",
-        "grpc.reflection.v1alpha.ServerReflection",
-    }
-
-
-def test_reflection_describes_the_contract(running: Running) -> None:
-    stub: Any = reflection_pb2_grpc.ServerReflectionStub(running.channel)
-    question = reflection_pb2.ServerReflectionRequest(file_containing_symbol=SERVICE)
-    (answer,) = stub.ServerReflectionInfo(iter([question]), timeout=30)
-    assert experts_pb2.DESCRIPTOR.serialized_pb in answer.file_descriptor_response.file_descriptor_proto
 
 
 def test_metrics_tell_what_runs_and_what_was_done(running: Running) -> None:

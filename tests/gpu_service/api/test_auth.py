@@ -65,8 +65,8 @@ async def test_the_warnings_are_logged(tiny: Path) -> None:
     opened = Settings(model=tiny, device="cpu", metrics_port=0, listen=f"0.0.0.0:{free_port()}")
     server = Server(opened, Access.read(opened))
     with structlog.testing.capture_logs() as logs:
-        listening = await server._listen()
-    await listening.stop(None)
+        await server._listen()
+    await server._front.stop(0)
     server._experts.close()
     assert [log["log_level"] for log in logs] == ["warning", "warning"]
 

@@ -4,8 +4,8 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fiddler.calls.undecodable import problem_of
 from fiddler.v1.generation_pb2 import Chat, ChatMessage, GenerateRequest, SamplingParameters, TokenizeRequest
-from gpu_service.api.malformed import problem_of
 
 _NO_TEXT = b"\xff\xfe"
 
