@@ -38,6 +38,9 @@ of most families are computed together. If layers keep states that only the mode
 to the output of an encoder, sequences share each step but are computed one by one within it, and prompts are not
 divided.
 
+A tokenizer is read from tokenizer.json, or else from a sentencepiece model (tokenizer.model), vocab.json and
+merges.txt, or tekken.json. A tiktoken vocabulary alone is refused: it does not say how texts are divided.
+
 Code in a checkpoint is not run. If its tokenizer is code, as Kimi-K2's tokenization_kimi.py, the directory needs a
 tokenizer.json of the same vocabulary, and a tokenizer_config.json without auto_map.
 

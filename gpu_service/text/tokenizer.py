@@ -6,17 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from fiddler.checkpoint.errors import ConfigError
-from fiddler.checkpoint.json_file import read_json
-from fiddler.checkpoint.moe_config import model_type_of
-from gpu_service.errors import ModelError
-from gpu_service.models.registry import configuration_of
-from gpu_service.text import openmoe
 from gpu_service.text.chat_files import find_templates
 from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
+from gpu_service.text.loading import load_tokenizer
 from gpu_service.text.spelling import (
     REPLACEMENT,
     Spelling,
@@ -30,7 +24,6 @@ from gpu_service.text.spelling import (
 
 __all__ = ["ChatTemplateError", "Tokenizer"]
 
-_log = structlog.get_logger(__name__)
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """The names of T5's tokens for spans of text: special tokens that are part of the model's answer all the same."""
 _LONGEST_CHARACTER = 4  # bytes in UTF-8
@@ -48,11 +41,7 @@ class Tokenizer:
             UserError: The tokenizer, or a file with chat templates, cannot be read. The text names the file.
         """
         sources = find_templates(directory)
-        try:
-            self._tokenizer = _load(directory)
-        except Exception as error:  # bad files raise many kinds of exceptions
-            text = " ".join(str(error).split())  # some span many lines
-            raise ModelError(f"{directory}: cannot read the tokenizer: {text}") from error
+        self._tokenizer = load_tokenizer(directory)
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many characters has at least n tokens."""
@@ -191,31 +180,6 @@ class Tokenizer:
         text = self._tokenizer.convert_tokens_to_string([*self._prefix_tokens, token])
         _, prefix, rest = text.partition(_PREFIX)
         return (rest if prefix else text).encode()
-
-
-def _load(directory: Path) -> PreTrainedTokenizerBase:
-    path = directory / "config.json"
-    model_type = model_type_of(read_json(path, ConfigError)) if path.is_file() else None
-    if model_type == "openmoe":
-        return openmoe.load(directory)
-    # transformers does not know the model type; the tokenizer's own files are enough
-    more = {"config": PreTrainedConfig()} if configuration_of(model_type or "") is not None else {}
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        directory, local_files_only=True, trust_remote_code=False, **more
-    )
-    _switch_clean_up_off(tokenizer, directory)
-    return tokenizer
-
-
-def _switch_clean_up_off(tokenizer: Any, directory: Path) -> None:
-    """Switches off what would rewrite text that was sent already: "do" and " n't" to "don't"."""
-    forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
-    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
-    is_applied = type(model).__name__ != "BPE" or getattr(tokenizer, forced, False)  # as transformers decides
-    if getattr(tokenizer, "clean_up_tokenization_spaces", False) and is_applied:
-        file = str(directory / "tokenizer_config.json")
-        _log.warning("setting not applied", file=file, setting="clean_up_tokenization_spaces")
-    tokenizer.clean_up_tokenization_spaces = False
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
