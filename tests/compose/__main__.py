@@ -37,7 +37,7 @@ def main() -> int:
     stack.down("--volumes")  # left by a test that was killed
     steps: list[Callable[[], str | None]] = [
         *(phases.build, images.check_all, phases.rules, phases.start, phases.costs, phases.processes),
-        *(phases.idle_panels, phases.generate, phases.load, phases.exported),
+        *(phases.idle_panels, phases.generate, phases.http, phases.load, phases.exported),
         *(losses.all_remote, losses.kill, losses.stopped, losses.down, bad_setups.check_all),
     ]
     try:

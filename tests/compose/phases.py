@@ -3,7 +3,9 @@
 Phases that break the pair are in losses.py.
 """
 
+import json
 import time
+from urllib.request import Request, urlopen
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -67,7 +69,7 @@ class Phases:
         self.stack.up(*SERVICES)
         self.stack.wait_until_healthy("cpu-expert-service", "gpu-service")
         seconds = time.monotonic() - began
-        self.stack.wait_until_healthy("prometheus")
+        self.stack.wait_until_healthy("http-gateway", "prometheus")
         return f"both services healthy {seconds:.1f} s after `up`"
 
     def costs(self) -> str:
@@ -131,6 +133,31 @@ class Phases:
     def _tokens(client: Client) -> list[int]:
         events = client.generate(_PROMPT, max_tokens=_NUM_TOKENS, temperature=0, ignore_eos=True)
         return [token for event in events if isinstance(event, GenerationChunk) for token in event.token_ids]
+
+    def http(self) -> str:
+        """The page and OpenAI's API answer on the published port, with the text that gRPC gives."""
+        page = self._http("/").decode()
+        if "<title>fiddler</title>" not in page:
+            raise ComposeError(f"the page is {page[:200]!r}")
+        model = json.loads(self._http("/v1/models"))["data"][0]["id"]
+        body = {"prompt": _PROMPT, "max_tokens": _NUM_TOKENS, "temperature": 0, "model": model}
+        text = json.loads(self._http("/v1/completions", body))["choices"][0]["text"]
+        if text != self.text:
+            raise ComposeError(f"HTTP gave {text!r}, but gRPC {self.text!r}")
+        chat = {"messages": [{"role": "user", "content": _PROMPT}], "max_tokens": 4}
+        answer = json.loads(self._http("/v1/chat/completions", chat))["choices"][0]
+        if answer["finish_reason"] != "length":
+            raise ComposeError(f"the chat's answer is {answer}")
+        layers = json.loads(self._http("/experts"))["layers"]
+        if not layers:
+            raise ComposeError("/experts has no layers")
+        return f"the page has {len(page)} characters; {len(layers)} layers of experts"
+
+    def _http(self, path: str, body: dict[str, object] | None = None) -> bytes:
+        content = None if body is None else json.dumps(body).encode()
+        request = Request(f"{self.stack.http_url}{path}", content, {"content-type": "application/json"})
+        with urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
 
     def check_tokens(self) -> None:
         """Raises ComposeError if the generated text differs from the first one."""
@@ -204,8 +231,6 @@ class Phases:
         return f"{len(exported)} metrics, {len(UNPLOTTED)} of them on no panel"
 
     def _exported(self, port: str) -> set[str]:
-        from urllib.request import urlopen
-
         with urlopen(f"http://127.0.0.1:{self.stack.ports[port]}/metrics", timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
         suffixes = {"counter": "_total", "info": "_info"}

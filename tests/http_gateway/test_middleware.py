@@ -1,0 +1,75 @@
+"""Bounds on the body, other origins, headers for browsers, and counting."""
+
+from collections.abc import Iterator
+
+import pytest
+from starlette.testclient import TestClient
+
+from tests.support.fake_server import FakeServer
+from tests.support.http_gateways import CHAT, COMPLETIONS, HELLO, calling, error_of
+
+JSON = {"content-type": "application/json"}
+
+
+@pytest.fixture
+def small(server: FakeServer) -> Iterator[TestClient]:
+    with calling(server.target, max_request_bytes=1024) as http:
+        yield http
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_length_or_while_it_is_read(small: TestClient) -> None:
+    assert error_of(small.post(COMPLETIONS, json={"prompt": "a" * 2000}))[0] == 413
+    parts = iter([b'{"prompt": "', b"a" * 800, b"a" * 800, b'"}'])  # without a length
+    status, _, message = error_of(small.post(COMPLETIONS, content=parts, headers=JSON))
+    assert (status, message) == (413, "the body is larger than the limit of 1024 bytes")
+    assert small.post(COMPLETIONS, json={"prompt": "a" * 500}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""])
+def test_a_body_of_another_type_is_refused(http: TestClient, server: FakeServer, kind: str) -> None:
+    """A page of another origin may send these without asking."""
+    answer = http.post(
+        CHAT, content=b'{"messages": [{"role": "user", "content": "a"}]}', headers={"content-type": kind}
+    )
+    assert error_of(answer)[0] == 415
+    assert server.service.requests == []
+
+
+def test_other_origins_may_not_call_unless_they_are_named(http: TestClient, server: FakeServer) -> None:
+    asking = {"origin": "https://other.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in http.options(CHAT, headers=asking).headers
+    with calling(server.target, cors_origins="https://other.example, https://third.example") as named:
+        answer = named.options(CHAT, headers={**asking, "access-control-request-headers": "content-type"})
+        assert answer.headers["access-control-allow-origin"] == "https://other.example"
+        stranger = named.options(CHAT, headers={**asking, "origin": "https://stranger.example"})
+        assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_browsers_load_nothing_from_elsewhere(http: TestClient) -> None:
+    for path in ("/", "/docs", "/page/main.js", "/v1/models"):
+        headers = http.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'none'"), path
+        assert headers["x-content-type-options"] == "nosniff"
+    assert "unsafe" not in http.get("/").headers["content-security-policy"]
+
+
+def test_requests_are_counted_by_endpoint_and_status(http: TestClient) -> None:
+    def count(endpoint: str, status: int) -> float:
+        text = http.get("/metrics").text
+        name = f'fiddler_http_requests_total{{endpoint="{endpoint}",http_status="{status}"}} '
+        return next((float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name)), 0.0)
+
+    before = {key: count(*key) for key in [(CHAT, 200), (CHAT, 400), ("other", 404)]}
+    http.post(CHAT, json={"messages": HELLO, "stream": True})
+    http.post(CHAT, json={})
+    http.get("/nothing/here")
+    assert {key: count(*key) for key in before} == {key: value + 1 for key, value in before.items()}
+    text = http.get("/metrics").text
+    assert f'fiddler_http_time_to_first_token_seconds_count{{endpoint="{CHAT}"}}' in text
+    assert "fiddler_http_open_streams 0.0" in text
+
+
+def test_what_is_not_served_has_openais_form(http: TestClient) -> None:
+    assert error_of(http.get("/nothing"))[0] == 404
+    assert error_of(http.get(CHAT))[0] == 405
+    assert error_of(http.post("/nothing", json={}))[0] == 404

@@ -1,0 +1,75 @@
+"""Callers that leave end their generation, whatever it is doing."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import httpx2
+import pytest
+
+from pair import Pair
+from tests.support.fake_server import FakeServer, chunk, hang_after, taken
+from tests.support.http_gateways import CHAT, COMPLETIONS, HELLO, listening
+
+WAIT_SECONDS = 20.0
+
+
+@pytest.fixture
+def url(server: FakeServer) -> Iterator[str]:
+    with listening(server.target) as url:
+        yield url
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("begun", [False, True], ids=["before the first token", "after it"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_caller_that_leaves_cancels_its_generation(
+    server: FakeServer, url: str, path: str, begun: bool, stream: bool
+) -> None:
+    server.service.cancelled = threading.Event()
+    script = hang_after(*([chunk("Once", 1)] if begun else []))
+    server.service.script = taken(script)
+    body = {"messages": HELLO, "prompt": "a", "stream": stream}
+    with (
+        pytest.raises(httpx2.TimeoutException),
+        httpx2.stream("POST", f"{url}{path}", json=body, timeout=0.4) as answer,
+    ):
+        for _ in answer.iter_raw():
+            pass
+    assert server.service.cancelled.wait(WAIT_SECONDS)
+
+
+def test_a_caller_that_leaves_cancels_all_its_prompts(server: FakeServer, url: str) -> None:
+    cancelled = threading.Semaphore(0)
+
+    def script(request: object, context: object) -> Iterator[object]:
+        context.add_callback(cancelled.release)  # type: ignore[attr-defined]
+        yield from hang_after(chunk("Once", 1))(request, context)  # type: ignore[arg-type]
+
+    server.service.script = script  # type: ignore[assignment]
+    with pytest.raises(httpx2.TimeoutException):
+        httpx2.post(f"{url}{COMPLETIONS}", json={"prompt": ["a", "b", "c"]}, timeout=0.4)
+    assert all(cancelled.acquire(timeout=WAIT_SECONDS) for _ in range(3))
+
+
+def test_callers_that_vanish_leave_every_slot_free(pair: Pair) -> None:
+    """Some before their answer, some within it, without a word to the server."""
+    from client import Client
+
+    body = b'{"prompt": [5, 6, 7], "max_tokens": 400, "stream": true}'
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with listening(pair.target) as url, Client(pair.target) as client, ExitStack() as stack:
+        address = "127.0.0.1", int(url.rpartition(":")[2])
+        for number in range(60):
+            caller = stack.enter_context(socket.create_connection(address))
+            caller.sendall(head % len(body) + body)
+            if number % 3 == 0:
+                caller.recv(100)
+            caller.close()
+        deadline = time.monotonic() + WAIT_SECONDS
+        while (info := client.server_info()).used_slots or info.waiting_requests:
+            assert time.monotonic() < deadline, info
+            time.sleep(0.1)
+        assert client.generate([5, 6], max_tokens=2, temperature=0).texts()
