@@ -55,6 +55,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             metrics.REQUESTS.labels(grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
         metrics.STREAMS.inc()
+        request = None
         try:
             while (request := self._next(request_iterator, context)) is not None:
                 response = self._answer(request)
@@ -62,13 +63,13 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
                 self._count(request, response)  # after it was sent, so that it does not wait
         except rpc.StatusError as error:
             metrics.REQUESTS.labels(error.code.name).inc()
-            _log.warning("stream ended", code=error.code.name, reason=error.message)
+            _log.warning("stream ended", code=error.code.name, reason=error.message, **_named(request))
             error.abort(context)
         except Exception:
             # gRPC's reader raises here when the caller leaves, which is not a failure
             if context.is_active():
                 metrics.REQUESTS.labels(grpc.StatusCode.INTERNAL.name).inc()
-                _log.exception("computation failed")
+                _log.exception("computation failed", **_named(request))
                 context.abort(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")
         finally:
             metrics.STREAMS.dec()
@@ -202,3 +203,8 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             version=__version__,
             weight_format=self._checkpoint.weight_format,
         )
+
+
+def _named(request: experts_pb2.RunRequest | None) -> dict[str, list[str]]:
+    """The requests that a message was computed for, as the log names them."""
+    return {"request_ids": list(request.request_ids)} if request is not None and request.request_ids else {}

@@ -2,8 +2,12 @@
 
 import logging
 import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 
 import structlog
+
+_REQUEST_IDS = "request_ids"
 
 
 def configure(level: str, log_format: str) -> None:
@@ -20,6 +24,7 @@ def configure(level: str, log_format: str) -> None:
         else structlog.processors.JSONRenderer()
     )
     shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -44,3 +49,15 @@ def configure(level: str, log_format: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def about_requests(request_ids: Iterable[str]) -> AbstractContextManager[None]:
+    """Adds the names of requests to everything that this thread logs within the block."""
+    ids = [request_id for request_id in request_ids if request_id]
+    return structlog.contextvars.bound_contextvars(**({_REQUEST_IDS: ids} if ids else {}))
+
+
+def requests_under_way() -> list[str]:
+    """The names of the requests that this thread's work is for: those of `about_requests`."""
+    ids: list[str] = structlog.contextvars.get_contextvars().get(_REQUEST_IDS, [])
+    return ids

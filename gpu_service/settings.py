@@ -33,6 +33,8 @@ class RequestLimits:
     """Of one stop string, in UTF-8."""
     max_logprobs: int = 20
     """Alternatives at each token."""
+    max_constraint_bytes: int = 65536
+    """Of a constraint, in UTF-8."""
 
 
 _DEFAULT_LIMITS = RequestLimits()
@@ -65,8 +67,10 @@ class Settings(ServiceSettings):
         description="memory for keys and values, in GiB, shared by the requests computed at one time; auto: a quarter"
         " of the free memory, and no more than --max-slots sequences of --max-context tokens need",
     )
-    max_context: int = Field(
-        4096, ge=2, description="the most tokens of a prompt and its continuation; the model's own limit also applies"
+    max_context: int | Literal["auto"] = Field(
+        "auto",
+        description="the most tokens of a prompt and its continuation, within the model's own limit; auto: that limit,"
+        " as far as the memory for keys and values allows",
     )
     max_waiting: int = Field(256, ge=0, description="the most requests that wait for a slot")
     prefill_chunk: int = Field(
@@ -128,7 +132,10 @@ class Settings(ServiceSettings):
         " FIDDLER_GPU_TOKENS holds further tokens, separated by commas",
     )
     max_tokens_limit: int | None = Field(
-        None, ge=1, description="the most tokens that a request may ask for; unset: as many as the context holds"
+        None,
+        ge=1,
+        description="the most tokens that a request may generate, also if it asks for no number; unset: as many as the"
+        " context has room for",
     )
     max_n: int = Field(_DEFAULT_LIMITS.max_n, ge=1, description="the most generations that a request may sample")
     max_beams: int = Field(_DEFAULT_LIMITS.max_beams, ge=1, description="the most beams of a request")
@@ -140,6 +147,12 @@ class Settings(ServiceSettings):
     )
     max_logprobs: int = Field(
         _DEFAULT_LIMITS.max_logprobs, ge=0, description="the most alternatives that a request may ask for at each token"
+    )
+    max_constraint_bytes: int = Field(
+        _DEFAULT_LIMITS.max_constraint_bytes,
+        ge=0,
+        description="the longest schema, regular expression, grammar or list of choices that constrains an output, in"
+        " bytes of UTF-8",
     )
     metrics_by_expert: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -156,6 +169,7 @@ class Settings(ServiceSettings):
             max_stop_strings=self.max_stop_strings,
             max_stop_bytes=self.max_stop_bytes,
             max_logprobs=self.max_logprobs,
+            max_constraint_bytes=self.max_constraint_bytes,
         )
 
     @field_validator("gpu_expert_memory")
@@ -173,6 +187,16 @@ class Settings(ServiceSettings):
             if 0 < float(value) < math.inf:
                 return float(value)
         raise ValueError(f'must be "auto" or above 0, in GiB, got {value!r}')
+
+    @field_validator("max_context", mode="before")
+    @classmethod
+    def _max_context_is_auto_or_tokens(cls, value: int | str) -> int | str:
+        if value == "auto":
+            return value
+        with contextlib.suppress(TypeError, ValueError):
+            if int(value) >= 2:
+                return int(value)
+        raise ValueError(f'must be "auto" or at least 2, got {value!r}')
 
     @field_validator("prefill_chunk_alone", mode="before")
     @classmethod

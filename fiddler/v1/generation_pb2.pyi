@@ -152,7 +152,7 @@ class GenerateRequest(_message.Message):
     text: _builtins.str
     """Text. It is encoded with the model's tokenizer, special tokens included."""
     max_tokens: _builtins.int
-    """The largest number of tokens to generate, at least 1. Unset: 256, or what fits into the context if that is less."""
+    """The largest number of tokens to generate, at least 1. Unset: as many as fit into the context."""
     include_stop_in_output: _builtins.bool
     """Whether the output includes the stop text that ended it. Unset: no."""
     min_tokens: _builtins.int

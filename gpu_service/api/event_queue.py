@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from gpu_service.engine.events import Best, Event, Failed, Finished
+from gpu_service.engine.events import Best, Event, Failed, Finished, Progress
 from gpu_service.errors import SlowReaderError
 
 
@@ -30,12 +30,13 @@ class EventQueue:
     def put(self, event: Event) -> None:
         """Appends an event without blocking. An event too many ends the queue with a SlowReaderError.
 
-        A Best replaces one that still waits, so that a slow reader of a beam search does not overflow the queue.
+        A Best replaces one that still waits, so that a slow reader of a beam search does not overflow the queue, and so
+        does a Progress.
         """
         if self._overflowed:
             return
         with self._lock:
-            if isinstance(event, Best) and self._events and isinstance(self._events[-1], Best):
+            if isinstance(event, Best | Progress) and self._events and type(self._events[-1]) is type(event):
                 self._events.pop()
             if len(self._events) >= self._max_events and not isinstance(event, Finished | Failed):
                 self._overflowed = True

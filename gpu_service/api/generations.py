@@ -78,7 +78,7 @@ class Generations:
         """
         stream = GenerationStream(self.ready(), message, on_overflow)
         try:
-            with _call_errors_only():
+            with _call_errors_only(message.request_id):
                 await stream.submit()
         except CallError as error:
             request_metrics.refused(error.code)
@@ -87,14 +87,20 @@ class Generations:
         return stream
 
     def abort(self, message: generation_pb2.AbortRequest) -> generation_pb2.AbortResponse:
-        """Ends a generation that another call streams.
+        """Ends requests that other calls stream.
 
         Raises:
-            CallError: The id is not one that a request may have, or nothing is loaded yet.
+            CallError: An id is not one that a request may have, or nothing is loaded yet.
         """
         engine = self.ready().engine
-        check_request_id(message.request_id)
-        return generation_pb2.AbortResponse(aborted=engine.abort(message.request_id))
+        ids = dict.fromkeys(message.request_ids)
+        for position, request_id in enumerate(message.request_ids):
+            check_request_id(request_id, f"request_ids[{position}]")
+        if message.request_id or not ids:
+            check_request_id(message.request_id)
+            ids[message.request_id] = None
+        aborted = [request_id for request_id in ids if engine.abort(request_id)]
+        return generation_pb2.AbortResponse(aborted=bool(aborted), aborted_ids=aborted)
 
     async def tokenize(self, message: generation_pb2.TokenizeRequest) -> generation_pb2.TokenizeResponse:
         """Turns text or a chat into token ids.
@@ -148,7 +154,7 @@ class GenerationStream:
             CallError: The request failed.
         """
         try:
-            with _call_errors_only():
+            with _call_errors_only(self.request.request_id):
                 for response in self._responses.begin():
                     yield response
                 while self._responses.num_unfinished:
@@ -174,7 +180,6 @@ class GenerationStream:
         request_metrics.ended(self._answer, reasons, status)
         _log.info(
             "request ended",
-            request=self.request.number,
             request_id=self.request.request_id,
             finish_reason=", ".join(reasons),
             status=status,
@@ -190,8 +195,9 @@ class GenerationStream:
             tokenizer=served.tokenizer,
             limits=served.limits,
             emit=self._events.put,
+            longest=served.engine.longest,
         )
-        return request, Responses(request, self._message.echo, served.tokenizer)
+        return request, Responses(request, self._message, served.tokenizer)
 
     def _overflow(self) -> None:
         """Called by the engine's thread."""
@@ -201,12 +207,13 @@ class GenerationStream:
 
 
 @contextmanager
-def _call_errors_only() -> Iterator[None]:
+def _call_errors_only(request_id: str = "") -> Iterator[None]:
     """Turns an error that nothing foresees into one that gives nothing away, and logs it."""
     try:
         yield
     except CallError:
         raise
     except Exception as error:
-        _log.error("call failed", error=str(error), exc_info=error)
+        named = {"request_id": request_id} if request_id else {}
+        _log.error("call failed", error=str(error), exc_info=error, **named)
         raise ComputationError from error

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from fiddler.v1 import generation_pb2
 from gpu_service.errors import RequestError
 
-_OF_REQUEST = ("skip_special_tokens", "truncate_prompt", "chunk_usage", "prompt_progress")
 _OF_CHAT = ("tool_choice", "template_arguments", "continue_final_message")
 
 
@@ -15,8 +14,7 @@ def refuse_request(message: generation_pb2.GenerateRequest) -> None:
     Raises:
         RequestError: One is set.
     """
-    fields = [name for name in _OF_REQUEST if message.HasField(name)]  # type: ignore[arg-type]
-    _refuse([*fields, *filter(None, [message.WhichOneof("constraint")])])
+    _refuse([*filter(None, [message.WhichOneof("constraint")])])
 
 
 def refuse_chat(chat: generation_pb2.Chat) -> None:

@@ -28,6 +28,7 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
         prompt = list(message.token_ids.ids)
     if not prompt:
         raise RequestError(field, "must not be empty")
+    prompt = _truncated(prompt, message, model)
     if len(prompt) >= model.max_context:
         raise RequestError(
             field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
@@ -35,6 +36,17 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
     # of a text, too: a tokenizer may have tokens without an embedding in the model
     check_token_ids(prompt, field, model)
     return prompt
+
+
+def _truncated(prompt: list[int], message: generation_pb2.GenerateRequest, model: Model) -> list[int]:
+    if not message.HasField("truncate_prompt"):
+        return prompt
+    kept = message.truncate_prompt
+    if kept < 0:
+        raise RequestError("truncate_prompt", f"must be at least 0, got {kept}")
+    # if max_tokens itself is wrong, that is reported later
+    kept = kept or max(model.max_context - max(message.max_tokens, 1), 1)
+    return prompt[-kept:]
 
 
 def of_text(text: str, model: Model, tokenizer: Tokenizer, *, add_special_tokens: bool = True) -> list[int]:

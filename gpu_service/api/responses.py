@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from fiddler.v1 import generation_pb2
-from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateResponse
-from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
+from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateRequest, GenerateResponse
+from gpu_service.api.validation import skips_special_tokens
+from gpu_service.engine.events import Best, Event, Failed, Finished, Progress, Prompt, Token
 from gpu_service.engine.request import Request
 from gpu_service.errors import for_caller
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
@@ -25,25 +26,31 @@ _FINISH_REASONS = {
 class Responses:
     """One call's messages so far."""
 
-    def __init__(self, request: Request, echo: bool, tokenizer: Tokenizer) -> None:
+    def __init__(self, request: Request, message: GenerateRequest, tokenizer: Tokenizer) -> None:
         """Expects the request's events.
 
         Args:
             request: The request.
-            echo: Whether each generation begins with the prompt.
+            message: The same as the caller sent it: what its responses are to contain.
             tokenizer: Decodes.
         """
         self._request = request
         self._tokenizer = tokenizer
-        self._echo = echo
+        self._message = message
+        self._skips_special_tokens = skips_special_tokens(message)
+        self._num_cached = 0
         self.num_unfinished = request.n if request.beam is None else request.beam.num_return_sequences
         """Generations whose end has not been sent."""
         self.finish_reasons = Counter[FinishReason]()
         """Of the generations that have ended."""
         self.num_tokens = 0
         """Generated in all of them together; those of beams are added when they end."""
-        prompt = request.prompt if echo else ()
-        self._texts = [TextStream(tokenizer, request.stop, prompt) for _ in range(self.num_unfinished)]
+        prompt = request.prompt if message.echo else ()
+        self._texts = [
+            TextStream(tokenizer, request.stop, prompt, skip_special_tokens=self._skips_special_tokens)
+            for _ in range(self.num_unfinished)
+        ]
+        self._num_completion_tokens = [0] * self.num_unfinished
 
     def begin(self) -> Iterator[GenerateResponse]:
         """Yields the messages that need no computation: echoes."""
@@ -65,6 +72,10 @@ class Responses:
                 case Prompt():
                     yield from self._prompt(event.logprobs)
                     yield from self._echoes()
+                case Progress():
+                    self._num_cached = event.cached_tokens
+                    if self._message.prompt_progress:
+                        yield GenerateResponse(progress=self._progress(event))
                 case Best():
                     yield GenerateResponse(beam=self._best(event))
                 case Finished():
@@ -81,7 +92,11 @@ class Responses:
     def _chunk(self, index: int, tokens: Sequence[Token], text: str) -> GenerateResponse:
         token_ids = [token.token_id for token in tokens]
         logprobs = [self._logprobs(token.logprobs) for token in tokens if token.logprobs is not None]
-        return GenerateResponse(chunk=Chunk(index=index, token_ids=token_ids, text=text, logprobs=logprobs))
+        chunk = Chunk(index=index, token_ids=token_ids, text=text, logprobs=logprobs)
+        self._num_completion_tokens[index] += len(tokens)
+        if self._message.chunk_usage:
+            chunk.usage.CopyFrom(self._usage(self._num_completion_tokens[index], self._num_cached))
+        return GenerateResponse(chunk=chunk)
 
     def _end(self, event: Finished, tokens: Sequence[Token]) -> Iterator[GenerateResponse]:
         if self._request.beam is None:
@@ -95,7 +110,7 @@ class Responses:
         yield GenerateResponse(complete=self._complete(event))
 
     def _echoes(self) -> Iterator[GenerateResponse]:
-        for index, text in enumerate(self._texts if self._echo else ()):
+        for index, text in enumerate(self._texts if self._message.echo else ()):
             yield GenerateResponse(chunk=Chunk(index=index, token_ids=self._request.prompt, text=text.prompt_text))
 
     def _prompt(self, logprobs: Sequence[TokenLogprobs]) -> Iterator[GenerateResponse]:
@@ -103,10 +118,16 @@ class Responses:
             part = [self._logprobs(each) for each in logprobs[start : start + _PROMPT_TOKENS_PER_MESSAGE]]
             yield GenerateResponse(prompt=generation_pb2.PromptLogprobs(tokens=part))
 
-    def _best(self, event: Best) -> generation_pb2.BestBeam:
-        return generation_pb2.BestBeam(
-            token_ids=event.token_ids, text=self._tokenizer.decode(event.token_ids), score=event.score
+    def _progress(self, event: Progress) -> generation_pb2.PromptProgress:
+        return generation_pb2.PromptProgress(
+            computed_tokens=event.computed_tokens,
+            total_tokens=len(self._request.prompt),
+            cached_tokens=event.cached_tokens,
         )
+
+    def _best(self, event: Best) -> generation_pb2.BestBeam:
+        text = self._tokenizer.decode(event.token_ids, self._skips_special_tokens)
+        return generation_pb2.BestBeam(token_ids=event.token_ids, text=text, score=event.score)
 
     def _logprobs(self, logprobs: TokenLogprobs) -> generation_pb2.TokenLogprobs:
         top = [
@@ -124,11 +145,7 @@ class Responses:
         return generation_pb2.Complete(
             index=event.index,
             finish_reason=_FINISH_REASONS[event.reason],
-            usage=generation_pb2.Usage(
-                prompt_tokens=len(self._request.prompt),
-                completion_tokens=event.completion_tokens,
-                cached_prompt_tokens=event.cached_prompt_tokens,
-            ),
+            usage=self._usage(event.completion_tokens, event.cached_prompt_tokens),
             timings=generation_pb2.Timings(
                 queue_seconds=event.queue_seconds,
                 prefill_seconds=event.prefill_seconds,
@@ -136,6 +153,14 @@ class Responses:
             ),
             score=event.score,
             stop=event.stop,
+            stop_token_id=event.stop_token_id,
             token_ids=event.token_ids,
-            text=self._tokenizer.decode(event.token_ids) if event.token_ids else "",
+            text=self._tokenizer.decode(event.token_ids, self._skips_special_tokens) if event.token_ids else "",
+        )
+
+    def _usage(self, completion_tokens: int, cached_prompt_tokens: int) -> generation_pb2.Usage:
+        return generation_pb2.Usage(
+            prompt_tokens=len(self._request.prompt),
+            completion_tokens=completion_tokens,
+            cached_prompt_tokens=cached_prompt_tokens,
         )

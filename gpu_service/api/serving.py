@@ -99,5 +99,6 @@ class ServedModel:
             max_stop_strings=limits.max_stop_strings,
             max_stop_bytes=limits.max_stop_bytes,
             max_logprobs=limits.max_logprobs,
+            max_constraint_bytes=limits.max_constraint_bytes,
             max_message_bytes=self.max_message_bytes,
         )

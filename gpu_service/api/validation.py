@@ -21,7 +21,6 @@ from gpu_service.settings import RequestLimits
 from gpu_service.text.stop_strings import StopStrings
 from gpu_service.text.tokenizer import Tokenizer
 
-DEFAULT_MAX_TOKENS = 256
 _MAX_LENGTH_PENALTY = 5  # the length of a context to a higher power overflows float32
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")  # fits into a metadata value
 _EARLY_STOPPING: dict[generation_pb2.BeamStop.ValueType, bool | Literal["never"]] = {
@@ -38,6 +37,7 @@ def parse_request(
     tokenizer: Tokenizer,
     limits: RequestLimits,
     emit: Callable[[Event], None],
+    longest: Callable[[int], int] | None = None,
 ) -> Request:
     """Checks a request and fills in the fields that are unset.
 
@@ -47,6 +47,7 @@ def parse_request(
         tokenizer: Encodes a prompt that is text or a chat.
         limits: The most that it may ask for.
         emit: Takes the request's events, from the engine's thread.
+        longest: How many tokens each of so many KV rows may hold, if the context is not all that bounds them.
 
     Raises:
         RequestError: A field is wrong.
@@ -64,11 +65,19 @@ def parse_request(
     _check_stop(message, limits)
     request_id = _request_id(message)
     prompt = prompts.of_request(message, model, tokenizer)  # after the other checks, since it may take long
-    max_tokens = _max_tokens(message, len(prompt), model=model, limits=limits)
+    num_rows = n if beam is None else beam.num_beams
+    room = (model.max_context if longest is None else longest(num_rows)) - len(prompt)
+    max_tokens = _max_tokens(message, len(prompt), room, model=model, limits=limits)
     min_tokens = _min_tokens(message, max_tokens, end_ids=stop_ids | eos_ids, model=model)
     stop = None
     if message.stop:
-        stop = StopStrings(message.stop, tokenizer, include=message.include_stop_in_output, min_tokens=min_tokens)
+        stop = StopStrings(
+            message.stop,
+            tokenizer,
+            include=message.include_stop_in_output,
+            min_tokens=min_tokens,
+            skip_special_tokens=skips_special_tokens(message),
+        )
     return Request(
         prompt=prompt,
         sampling=sampling,
@@ -82,7 +91,14 @@ def parse_request(
         priority=message.priority,
         start_token_id=model.start_token_id,
         request_id=request_id,
+        is_open_ended=not message.HasField("max_tokens"),
+        reports_progress=message.prompt_progress or message.chunk_usage,
     )
+
+
+def skips_special_tokens(message: generation_pb2.GenerateRequest) -> bool:
+    """Whether special tokens are left out of the output's text."""
+    return message.skip_special_tokens or not message.HasField("skip_special_tokens")
 
 
 def _beam(message: generation_pb2.GenerateRequest, limits: RequestLimits) -> BeamParameters | None:
@@ -111,8 +127,6 @@ def _number_of_generations(
 ) -> int:
     n = message.n if message.HasField("n") else 1
     _check_range("n", n, least=1, most=limits.max_n)
-    if n > 1 and sampling.temperature == 0:
-        raise RequestError("n", f"must be 1 if the temperature is 0, since all generations would be alike, got {n}")
     check_seed(sampling.seed, n)
     return n
 
@@ -172,12 +186,12 @@ def _check_stop(message: generation_pb2.GenerateRequest, limits: RequestLimits) 
 
 
 def _max_tokens(
-    message: generation_pb2.GenerateRequest, prompt_tokens: int, *, model: Model, limits: RequestLimits
+    message: generation_pb2.GenerateRequest, prompt_tokens: int, kv_room: int, *, model: Model, limits: RequestLimits
 ) -> int:
     room = model.max_context - prompt_tokens
     limit = room if limits.max_tokens is None else limits.max_tokens
     if not message.HasField("max_tokens"):
-        return min(DEFAULT_MAX_TOKENS, room, limit)
+        return max(min(room, kv_room, limit), 1)  # if there is no room for one, the engine says so
     if message.max_tokens < 1:
         raise RequestError("max_tokens", f"must be at least 1, got {message.max_tokens}")
     if message.max_tokens > room:
@@ -209,7 +223,7 @@ def _request_id(message: generation_pb2.GenerateRequest) -> str:
     return message.request_id
 
 
-def check_request_id(request_id: str) -> None:
+def check_request_id(request_id: str, field: str = "request_id") -> None:
     """Checks that a request may have this id.
 
     Raises:
@@ -217,7 +231,7 @@ def check_request_id(request_id: str) -> None:
     """
     if not _REQUEST_ID.fullmatch(request_id):
         problem = f"must be 1 to 128 printable ASCII characters without spaces, got {reprlib.repr(request_id)}"
-        raise RequestError("request_id", problem)
+        raise RequestError(field, problem)
 
 
 def _check_range(field: str, value: float, *, least: float, most: float) -> None:

@@ -13,7 +13,7 @@ import structlog
 import torch
 from typing_extensions import override
 
-from fiddler import tensors
+from fiddler import logs, tensors
 from fiddler.v1 import experts_pb2
 from gpu_service import metrics
 from gpu_service.cpu_experts.backend import RemoteExperts
@@ -143,7 +143,12 @@ class ExpertClient(RemoteExperts):
         stream = self._link.stream()
         timeout_seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
         sequence = next(self._sequence)
-        request = experts_pb2.RunRequest(sequence=sequence, layer=layer, time_remaining_seconds=timeout_seconds)
+        request = experts_pb2.RunRequest(
+            sequence=sequence,
+            layer=layer,
+            time_remaining_seconds=timeout_seconds,
+            request_ids=logs.requests_under_way(),
+        )
         tensors.encode(hidden if hidden.dtype is self._dtype else hidden.to(self._dtype), request.hidden)
         tensors.encode(expert_ids, request.expert_ids)
         tensors.encode(routing_weights, request.routing_weights)

@@ -61,6 +61,10 @@ class Engine:
         """KV rows that may be in use at one time."""
         return self._scheduler.budget.max_rows
 
+    def longest(self, num_rows: int) -> int:
+        """Tokens that each of so many KV rows may hold when nothing else is stored."""
+        return self._scheduler.budget.longest(num_rows)
+
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that may be stored."""

@@ -23,6 +23,15 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """More of the prompt is computed. It replaces the one reported before."""
+
+    computed_tokens: int
+    """Including the cached ones."""
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Best:
     """The best beam so far. It replaces the one reported before."""
 
@@ -43,6 +52,8 @@ class Finished:
     cached_prompt_tokens: int = 0
     stop: str | None = None
     """The stop text that ended it."""
+    stop_token_id: int | None = None
+    """The token that ended it, if one did."""
     score: float | None = None
     """A beam's score."""
     token_ids: tuple[int, ...] = ()
@@ -56,4 +67,4 @@ class Failed:
     error: Exception
 
 
-Event = Token | Prompt | Best | Finished | Failed
+Event = Token | Prompt | Progress | Best | Finished | Failed

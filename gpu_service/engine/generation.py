@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from gpu_service.sampling.sampler import Sampler
     from gpu_service.text.stop_strings import StopMatcher
 
+_BY_TOKEN = frozenset({FinishReason.EOS, FinishReason.STOP})
+GROWTH_TOKENS = 256
+"""For how many more tokens memory is reserved at a time for an output of unknown length."""
+
 
 @dataclass(eq=False, slots=True)
 class Generation:
@@ -49,8 +53,14 @@ class Generation:
         """The request that it belongs to."""
         return self.answer.request
 
+    @property
+    def preceding_decode(self) -> Sequence[int]:
+        """The tokens to compute before it decodes: its prompt, and what it had generated if its row was taken away."""
+        return [*self.request.prompt, *self.output[:-1]] if self.output else self.request.prompt
+
     def finished(self, reason: FinishReason, stop: str | None = None) -> Finished:
         """Its last event; `stop` is the stop text that ended it."""
+        by_token = reason in _BY_TOKEN and stop is None
         return Finished(
             self.index,
             reason,
@@ -58,6 +68,7 @@ class Generation:
             *self.answer.stage_seconds(self.last_token_at),
             cached_prompt_tokens=self.answer.cached_prompt_tokens,
             stop=stop,
+            stop_token_id=self.output[-1] if by_token else None,
         )
 
 
@@ -76,9 +87,20 @@ class Answer:
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
+    grows: bool = field(init=False)
+    """Whether memory is reserved for it as it grows; see Request.grows."""
+    reserved_length: int = field(init=False)
+    """Tokens for which each of its KV rows has memory."""
 
     def __post_init__(self) -> None:
+        self.grows = self.request.grows
+        self.reserved_length = self.next_reservation(len(self.request.prompt))
         self.generations = [Generation(self, index) for index in range(self.request.num_rows)]
+
+    def next_reservation(self, num_tokens: int) -> int:
+        """The length to reserve for rows that hold so many tokens and will hold more."""
+        longest = self.request.max_length
+        return min(longest, num_tokens + GROWTH_TOKENS) if self.grows else longest
 
     @property
     def is_finished(self) -> bool:
@@ -105,6 +127,7 @@ class Answer:
             len(token_ids),
             *self.stage_seconds(self.generations[0].last_token_at),
             cached_prompt_tokens=self.cached_prompt_tokens,
+            stop_token_id=token_ids[-1] if reason in _BY_TOKEN and token_ids else None,
             score=score,
             token_ids=token_ids,
         )

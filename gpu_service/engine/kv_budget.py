@@ -88,6 +88,10 @@ class KvBudget:
         length = min(rounded, self.max_length, self.num_tokens // num_rows)
         return min(self.max_rows, self.num_tokens // length), length
 
+    def longest(self, num_rows: int) -> int:
+        """Tokens that each of so many rows may hold when nothing else is stored."""
+        return min(self.max_length, self.num_tokens // num_rows)
+
     def check(self, request: Request) -> None:
         """Checks that a request fits when nothing else is stored.
 
@@ -102,7 +106,7 @@ class KvBudget:
             raise NeverFitsError("max_tokens", self._too_long(request))
 
     def _too_long(self, request: Request) -> str:
-        rows, room = request.num_rows, min(self.max_length, self.num_tokens // request.num_rows) - len(request.prompt)
+        rows, room = request.num_rows, self.longest(request.num_rows) - len(request.prompt)
         needed = rows * request.max_length * self.token_bytes
         available = self.num_tokens * self.token_bytes
         return (

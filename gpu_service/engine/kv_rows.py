@@ -94,7 +94,7 @@ class KvRows:
     def begin(self, generation: Generation, *, may_share: bool) -> None:
         """Gives a prompt a row. The beginning of it that the cache holds already counts as computed."""
         self._close_holes()
-        prompt = generation.request.prompt
+        prompt = generation.preceding_decode
         generation.angles = self._rope_angles.of(len(prompt))
         may_share = may_share and self._storage.is_divisible
         shared, source = self._longest_shared(prompt, generation.angles) if may_share else (0, -1)

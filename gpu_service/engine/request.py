@@ -35,6 +35,10 @@ class Request:
     """Requests of higher priority start first."""
     start_token_id: int | None = None
     """The token that the output begins with if the prompt is the input of an encoder."""
+    is_open_ended: bool = False
+    """Whether the caller asked for no number of tokens, so that ending.max_tokens is only what there is room for."""
+    reports_progress: bool = False
+    """Whether to report how far the prompt is computed."""
     request_id: str = ""
     number: int = field(default_factory=lambda: next(_numbers))
     """Requests of equal priority start in this order."""
@@ -53,3 +57,11 @@ class Request:
     def max_length(self) -> int:
         """The most tokens that one of its KV rows may hold."""
         return len(self.prompt) + self.ending.max_tokens
+
+    @property
+    def grows(self) -> bool:
+        """Whether memory is reserved for its output as that grows, rather than for max_length at once.
+
+        Only if it can be computed again from its tokens, should there be no memory left to grow into.
+        """
+        return self.is_open_ended and self.num_rows == 1 and self.beam is None and self.start_token_id is None

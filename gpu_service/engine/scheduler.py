@@ -97,7 +97,9 @@ class Scheduler:
             NeverFitsError: It exceeds the budget.
         """
         self.check(answer.request)
-        bisect.insort(self._waiting, answer, key=lambda each: (-each.request.priority, each.request.number))
+        if self._rope_angles.depend_on_length:  # its output could not be computed again as a prompt is
+            answer.grows, answer.reserved_length = False, answer.request.max_length
+        bisect.insort(self._waiting, answer, key=_order)
         self._admit()
         if answer not in self._admitted and len(self._waiting) > self._max_waiting:
             self._waiting.remove(answer)
@@ -105,6 +107,7 @@ class Scheduler:
 
     def next_batch(self) -> Batch | None:
         """What to compute next; None if there is nothing."""
+        self._grow()
         decoding = self._rows.decoding()
         outdated = self._outdated(decoding)
         ready = [each for each in decoding if each.answer not in {every.answer for every in outdated}]
@@ -159,12 +162,42 @@ class Scheduler:
             self._waiting.remove(answer)
             self._admit()
 
+    def _grow(self) -> None:
+        """Reserves more memory for outputs that have filled theirs.
+
+        If there is none left, the last request that can be computed again gives up its row and waits. So the first one
+        always goes on, since every request fits when nothing else is stored.
+        """
+        for generation in self._rows.decoding():
+            answer = generation.answer
+            while answer in self._admitted and generation.num_computed >= answer.reserved_length:
+                length = answer.next_reservation(answer.reserved_length)
+                longest = max(self._longest(), length)
+                if self.budget.shape(self.used_rows, longest) is not None:
+                    self._rows.reserve(self.used_rows, longest)
+                    answer.reserved_length = length
+                else:
+                    self._suspend(max((each for each in self._admitted if each.grows), key=_order))
+
+    def _suspend(self, answer: Answer) -> None:
+        """Takes a request's row away. The request waits, and its tokens are computed again later."""
+        (generation,) = answer.generations
+        if is_prompt := answer in self._prompts:
+            self._prompts.remove(answer)
+            answer.prompt_entries.clear()
+        # as in `finish`
+        self._rows.release(generation, clear_stop=generation.num_computed + self._chunks.alone if is_prompt else 0)
+        generation.num_computed = 0
+        answer.reserved_length = answer.next_reservation(len(answer.request.prompt) + len(generation.output))
+        del self._admitted[answer]
+        bisect.insort(self._waiting, answer, key=_order)
+
     def _admit(self) -> None:
         """Admits the requests that come first, as long as they fit."""
         while self._waiting:
             answer = self._waiting[0]
             rows = self.used_rows + answer.request.num_rows
-            length = max(self._longest(), answer.request.max_length)
+            length = max(self._longest(), answer.reserved_length)
             if self.budget.shape(rows, length) is None:
                 return  # a smaller one that came later must wait as well, or this one would never start
             self._waiting.pop(0)
@@ -173,15 +206,17 @@ class Scheduler:
             self._prompts.append(answer)
 
     def _longest(self) -> int:
-        return max((answer.request.max_length for answer in tuple(self._admitted)), default=0)
+        return max((answer.reserved_length for answer in tuple(self._admitted)), default=0)
 
     def _prompt_batch(self) -> Batch:
         answer = self._next_prompt()
-        prompt, wants_all = answer.request.prompt, answer.request.prompt_logprobs is not None
         generation = answer.generations[0]
+        is_resumed = bool(generation.output)
+        prompt, wants_all = generation.preceding_decode, answer.request.prompt_logprobs is not None and not is_resumed
         if generation.row < 0:
             self._rows.begin(generation, may_share=not wants_all)
-            answer.cached_prompt_tokens = generation.num_computed
+            if not is_resumed:
+                answer.cached_prompt_tokens = generation.num_computed
         start = generation.num_computed
         end = min(start + (self._chunks.logprobs if wants_all else self._current_chunk()), len(prompt))
         is_last = end == len(prompt)
@@ -191,7 +226,7 @@ class Scheduler:
             token_ids=[prompt[start:end]],
             start=[start],
             lengths=[len(prompt)],
-            logits=Logits.ALL if wants_all else Logits.LAST if is_last else Logits.NONE,
+            logits=Logits.ALL if wants_all else Logits.LAST if is_last and not is_resumed else Logits.NONE,
             ends_prompt=is_last,
             is_prompt=True,
         )
@@ -230,7 +265,7 @@ class Scheduler:
         So a short prompt need not wait for the end of a long one, and a long one advances all the same.
         """
         oldest = self._prompts[0]
-        shortest = min(self._prompts, key=lambda each: len(each.request.prompt) - each.generations[0].num_computed)
+        shortest = min(self._prompts, key=_num_left)
         answer = shortest if self._served_oldest else oldest
         self._served_oldest = answer is oldest
         return answer
@@ -244,3 +279,13 @@ class Scheduler:
             lengths=[generation.num_computed + 1 for generation in decoding],
             logits=Logits.LAST,
         )
+
+
+def _order(answer: Answer) -> tuple[int, int]:
+    """Which request comes first: the one of higher priority, then the one that arrived first."""
+    return -answer.request.priority, answer.request.number
+
+
+def _num_left(answer: Answer) -> int:
+    """Tokens to compute before a request decodes."""
+    return answer.generations[0].num_to_compute - answer.generations[0].num_computed

@@ -12,10 +12,12 @@ from typing import cast
 import structlog
 import torch
 
+from fiddler import logs
 from gpu_service import metrics
 from gpu_service.engine import request_metrics
-from gpu_service.engine.events import Best, Failed, Prompt, Token
+from gpu_service.engine.events import Best, Failed, Progress, Prompt, Token
 from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.preparation import prepare
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
@@ -26,7 +28,6 @@ from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.sampling import logprobs
 from gpu_service.sampling.beam_search import BeamSearch
 from gpu_service.sampling.logits import non_finite_rows, rows_of
-from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 from gpu_service.sampling.sampler import Sampler, choose
 
@@ -64,7 +65,7 @@ class Stepper:
             return
         self._answers[request] = answer
         with self._isolated(answer):
-            self._prepare(answer)
+            prepare(answer, self._model)
         try:
             if request in self._answers:
                 self._scheduler.add(answer)
@@ -96,15 +97,19 @@ class Stepper:
         """Computes one batch. Returns False if there was nothing to compute."""
         if (batch := self._scheduler.next_batch()) is None:
             return False
+        with logs.about_requests(answer.request.request_id for answer in batch.answers):
+            self._compute(batch)
+        return True
+
+    def _compute(self, batch: Batch) -> None:
         try:
             logits = self._forward(batch)
         except Exception as error:
             self._fail_step(batch, error)
-            return True
+            return
         self._scheduler.commit(batch)
         with as_few_as_pay(logits.numel()):
             self._advance(batch, logits)
-        return True
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         now = time.monotonic()
@@ -125,6 +130,9 @@ class Stepper:
         if batch.is_prompt:
             if batch.logits is Logits.ALL and not generations[0].is_finished:
                 self._collect_prompt(batch, logits)
+            self._report_progress(batch)
+            if batch.logits is Logits.NONE:  # a part of a prompt, or what had been computed before
+                return
             if not batch.ends_prompt:
                 return
             generations = generations[0].answer.generations
@@ -142,6 +150,12 @@ class Stepper:
         rows = [0] * bool(non_finite) if batch.is_prompt else sorted(non_finite)
         for answer in dict.fromkeys(batch.generations[row].answer for row in rows):
             self._fail(answer, NonFiniteError("the model computed a number that is not finite"), non_finite=True)
+
+    def _report_progress(self, batch: Batch) -> None:
+        answer = batch.generations[0].answer
+        if answer.request.reports_progress and not batch.generations[0].output:
+            computed = batch.start[0] + len(batch.token_ids[0])
+            answer.request.emit(Progress(computed, answer.cached_prompt_tokens))
 
     def _collect_prompt(self, batch: Batch, logits: torch.Tensor) -> None:
         """Collects the prompt's log probabilities of a chunk's [tokens, vocab] logits; reports them when complete."""
@@ -213,31 +227,6 @@ class Stepper:
         generation.answer.first_token_at = generation.answer.first_token_at or now
         generation.last_token_at = now
 
-    def _prepare(self, answer: Answer) -> None:
-        """Gives an answer its samplers and matchers, or its search."""
-        request, device = answer.request, self._model.device
-        preceding = request.preceding
-        chain = processors(request.sampling, request.ending, preceding_length=len(preceding), device=device)
-        if request.beam:
-            answer.search = BeamSearch(
-                request.beam,
-                ending=request.ending,
-                preceding=preceding,
-                prompt_length=len(request.prompt),
-                processors=chain,
-            )
-            return
-        for generation in answer.generations:
-            generation.sampler = Sampler(
-                request.sampling,
-                index=generation.index,
-                preceding=preceding,
-                processors=chain,
-                device=device,
-                same_of_equals=self._model.dtype is torch.float32,
-            )
-            generation.matcher = request.stop.matcher() if request.stop else None
-
     def _finish(self, generation: Generation, reason: FinishReason, stop: str | None) -> None:
         answer = generation.answer
         self._scheduler.finish(generation)
@@ -268,7 +257,7 @@ class Stepper:
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            _log.error("request failed", request=answer.request.number, error=str(error), exc_info=error)
+            _log.error("request failed", request_id=answer.request.request_id, error=str(error), exc_info=error)
             self._fail(answer, error)
 
     def _fail(self, answer: Answer, error: Exception, *, non_finite: bool = False) -> None:

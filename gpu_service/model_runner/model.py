@@ -26,6 +26,9 @@ from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.layer import MoeLayer
 from gpu_service.moe.router import find_router
 
+_UNLIMITED_CONTEXT = 2**20
+"""Positions of a model whose configuration names no limit, such as a recurrent one."""
+
 
 class Model:
     """The dense part of a checkpoint on one device. A dispatcher computes the experts."""
@@ -38,7 +41,7 @@ class Model:
         device: torch.device,
         dtype: torch.dtype,
         num_rows: int,
-        max_context: int,
+        max_context: int | None,
     ) -> None:
         """Loads the dense weights; reads no expert.
 
@@ -48,7 +51,7 @@ class Model:
             device: Where the dense part is computed.
             dtype: Of the dense weights.
             num_rows: Rows of the cache.
-            max_context: Positions in each row; fewer if the model has fewer.
+            max_context: Positions in each row; fewer if the model has fewer. None: as many as the model has.
 
         Raises:
             ModelError: transformers has no such model, or tensors are missing or left over.
@@ -67,7 +70,9 @@ class Model:
         self.vocab_size = int(self.text_config.vocab_size)
         self.context_limit = context_limit(self.text_config)
         """The positions that the model has; None if its configuration has no limit."""
-        self.max_context = min(max_context, self.context_limit.num_tokens if self.context_limit else max_context)
+        limit = self.context_limit.num_tokens if self.context_limit else _UNLIMITED_CONTEXT
+        self.max_context: int = limit if max_context is None else min(max_context, limit)
+        """The most tokens of a prompt and its continuation. May be lowered before anything is computed."""
         self.start_token_id = start_token_of(self.generation_config, config)
         """What a decoder's output begins with; None if the model has no encoder."""
         self.forced_bos_token_id = forced_bos_token_of(self.generation_config, config)

@@ -1,6 +1,7 @@
 """Loads the model and its tokenizer, and computes the first tokens. server.py waits for the CPU expert service."""
 
 import time
+from dataclasses import replace
 
 import structlog
 import torch
@@ -63,17 +64,18 @@ def load_model(
             device=device,
             dtype=dtype,
             num_rows=settings.max_slots,
-            max_context=settings.max_context,
+            max_context=None if settings.max_context == "auto" else settings.max_context,
         )
     check_routing(checkpoint, model.num_experts_per_token)
     check_generation_config(checkpoint.directory, model.generation_config)
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
         _log.warning("generation settings ignored", file=str(file), settings=ignored)
-    if model.context_limit and model.max_context < settings.max_context:
+    asked = settings.max_context
+    if model.context_limit and asked != "auto" and model.max_context < asked:
         _log.info(
             "context limited by config.json",
-            asked=settings.max_context,
+            asked=asked,
             max_context=model.max_context,
             limit=model.context_limit.reason,
         )
@@ -101,6 +103,15 @@ def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:
         raise ModelError(f"{path}: a token is routed to {experts_per_token} experts, and no layer has more than {most}")
 
 
+def _fit_context(model: Model, budget: KvBudget) -> KvBudget:
+    """Lowers the model's context to what the memory for keys and values holds of one sequence."""
+    limit, length = model.max_context, budget.longest(1)
+    model.max_context = length
+    reason = model.context_limit.reason if model.context_limit else "the model has no limit"
+    _log.info("context chosen", tokens=length, limited_by="--kv-memory" if length < limit else reason)
+    return replace(budget, max_length=length)
+
+
 def warm_up(settings: Settings, model: Model) -> KvBudget:
     """Computes two tokens: this allocates memory, chooses kernels, and fails if the two services cannot work together.
 
@@ -126,6 +137,8 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
             free_bytes=free_bytes(model.device),
             row_bytes=cache.row_bytes,
         )
+        if settings.max_context == "auto":
+            budget = _fit_context(model, budget)
         check_kv_cache(budget, model.device)
         cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()

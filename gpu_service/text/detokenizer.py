@@ -13,19 +13,20 @@ class Detokenizer:
     characters. So a window of tokens is decoded, which begins with some whose text was sent; the rest is new text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
         self._num_sent = 0  # characters of the window's text
         self._num_whole = 0  # tokens of the window, as many as there were when all of its text was last sent
+        self._skips = skip_special_tokens
 
     def add(self, token_ids: Sequence[int]) -> str:
         """Returns the text that can no longer change; it may be empty."""
-        added = self._tokenizer.visible(token_ids)
+        added = self._tokenizer.visible(token_ids) if self._skips else list(token_ids)
         self._window += added
         if not added or not self._tokenizer.only_grows:
             return ""
-        text = self._tokenizer.decode(self._window)
+        text = self._tokenizer.decode(self._window, self._skips)
         num_certain = len(text) - self._tokenizer.num_incomplete(self._window, text)
         piece = text[self._num_sent : num_certain]
         self._num_sent = max(self._num_sent, num_certain)
@@ -35,13 +36,13 @@ class Detokenizer:
 
     def finish(self) -> str:
         """Returns the rest."""
-        return self._tokenizer.decode(self._window)[self._num_sent :]
+        return self._tokenizer.decode(self._window, self._skips)[self._num_sent :]
 
     def _move_window(self) -> None:
         """Leaves out the first tokens, all of whose text was sent. Those that stay have a text of their own."""
         rest = self._window[self._num_whole :]
         # at the beginning of a text a decoder may drop spaces; only with other text do they all belong to the window
-        if text := self._tokenizer.decode(rest):
+        if text := self._tokenizer.decode(rest, self._skips):
             self._window, self._num_sent = rest, len(text)
         self._num_whole = len(self._window)
 
@@ -49,15 +50,23 @@ class Detokenizer:
 class TextStream:
     """A Detokenizer that also holds back the end of the text while it may be the beginning of a stop text."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: StopStrings | None = None, prompt: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: StopStrings | None = None,
+        prompt: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+    ) -> None:
         """Begins a text.
 
         Args:
             tokenizer: Decodes the tokens.
             stop: The stop texts that end the text.
             prompt: Tokens that the text continues and that are sent as well. Stop texts in them are ignored.
+            skip_special_tokens: Whether special tokens are left out of the text.
         """
-        self._detokenizer = Detokenizer(tokenizer)
+        self._detokenizer = Detokenizer(tokenizer, skip_special_tokens)
         self._stop = stop
         self._patterns = stop.text_patterns if stop else []
         self._matched = [0] * len(self._patterns)

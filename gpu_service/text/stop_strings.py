@@ -44,7 +44,15 @@ class Found:
 class StopStrings:
     """The stop texts of one request."""
 
-    def __init__(self, strings: Sequence[str], tokenizer: Tokenizer, *, include: bool, min_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        strings: Sequence[str],
+        tokenizer: Tokenizer,
+        *,
+        include: bool,
+        min_tokens: int = 0,
+        skip_special_tokens: bool = True,
+    ) -> None:
         """Prepares the search.
 
         Args:
@@ -52,11 +60,13 @@ class StopStrings:
             tokenizer: Spells the tokens.
             include: Whether the text is cut after the stop text rather than before it.
             min_tokens: The number of tokens before which no stop text counts.
+            skip_special_tokens: Whether special tokens are left out of the text.
         """
         self.strings = tuple(dict.fromkeys(strings))
         self.include = include
         self.min_tokens = min_tokens
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         # the longest first, since of those that end together the longest counts
         longest_first = sorted(self.strings, key=lambda text: -len(text.encode()))
         self.patterns = [(text, Pattern(text.encode())) for text in longest_first]
@@ -73,7 +83,7 @@ class StopStrings:
         before, visible = self._end_of(token_ids[:-1], len(target) - 1)
         last = self._tokenizer.token_bytes(token_ids[-1]) or b""
         text = before + last
-        visible += [not self._tokenizer.is_special(token_ids[-1])] * len(last)
+        visible += [self._is_visible(token_ids[-1])] * len(last)
         begin = text.find(target, max(len(before) - len(target) + 1, 0))
         end = begin + len(target)
 
@@ -90,8 +100,11 @@ class StopStrings:
             if len(text) >= num_bytes or (spelt := self._tokenizer.token_bytes(token_id)) is None:
                 break
             text = spelt + text
-            visible = [not self._tokenizer.is_special(token_id)] * len(spelt) + visible
+            visible = [self._is_visible(token_id)] * len(spelt) + visible
         return text, visible
+
+    def _is_visible(self, token_id: int) -> bool:
+        return not (self._skip_special_tokens and self._tokenizer.is_special(token_id))
 
 
 class StopMatcher:

@@ -150,13 +150,15 @@ def test_a_kernel_that_fails_ends_one_stream_and_is_logged(service: Service) -> 
         assert bystander.works()
         assert unlucky.works()
         service.kernel.failure = RuntimeError("the secret of the kernel")
+        request = ask()
+        request.request_ids.extend(["one", "two"])
         with capture_logs() as logs:
-            error = unlucky.fails(ask())
+            error = unlucky.fails(request)
         service.kernel.failure = None
         assert error.code() is grpc.StatusCode.INTERNAL
         assert error.details() == "the computation failed; the service's log says why"
-        assert [(entry["event"], entry["log_level"], entry["exc_info"]) for entry in logs] == [
-            ("computation failed", "error", True)
+        assert [(entry["event"], entry["log_level"], entry["exc_info"], entry["request_ids"]) for entry in logs] == [
+            ("computation failed", "error", True, ["one", "two"])
         ]
         assert bystander.works()
     assert value("fiddler_expert_requests_total", code="INTERNAL") == failed + 1

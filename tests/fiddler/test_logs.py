@@ -22,6 +22,11 @@ try:
     raise ValueError("glue\\nis out")
 except ValueError:
     log.exception("toy broke")
+with logs.about_requests(["mine", ""]):
+    log.info("toy wrapped")
+    logging.getLogger("grpc").info("torn")
+with logs.about_requests([""]):
+    log.info("toy sold")
 """
 
 
@@ -60,7 +65,7 @@ def test_an_exception_stays_on_its_line(logged: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize(
     ("level", "events"),
     [
-        ("debug", ["small talk", "toy made", "broken by a library", "toy broke"]),
+        ("debug", ["small talk", "toy made", "broken by a library", "toy broke", "toy wrapped", "torn", "toy sold"]),
         ("warning", ["broken by a library", "toy broke"]),
     ],
 )
@@ -84,3 +89,8 @@ def test_a_terminal_gets_words() -> None:
         os.close(theirs)
     assert "toy made" in text
     assert not text.startswith("{")
+
+
+def test_what_is_logged_for_requests_names_them(logged: list[dict[str, Any]]) -> None:
+    ids = {line["event"]: line.get("request_ids") for line in logged}
+    assert (ids["toy wrapped"], ids["torn"], ids["toy made"], ids["toy sold"]) == (["mine"], ["mine"], None, None)

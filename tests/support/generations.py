@@ -27,8 +27,13 @@ class NumberTokenizer:
     def token_text(self, token_id: int) -> str:
         return str(token_id)
 
-    def ends_in_byte(self, token_ids: list[int]) -> bool:
-        return False
+    only_grows = True
+
+    def visible(self, token_ids: list[int]) -> list[int]:
+        return list(token_ids)
+
+    def num_incomplete(self, token_ids: list[int], text: str) -> int:
+        return 0
 
 
 def generations_of(engine: Engine, tokenizer: object, is_full: bool = False) -> Generations:

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from fiddler.v1.generation_pb2 import AbortRequest, GenerateRequest, TokenIds, TokenizeRequest
+from fiddler.v1.generation_pb2 import (
+    FINISH_REASON_CANCELLED,
+    AbortRequest,
+    AbortResponse,
+    GenerateRequest,
+    TokenIds,
+    TokenizeRequest,
+)
 from gpu_service import metrics
 from gpu_service.api import generations as module
 from gpu_service.api.generations import Generations, GenerationStream
@@ -162,3 +169,19 @@ async def test_an_abort_ends_the_stream_of_another_call(core: Generations) -> No
         last = response
     assert last.HasField("complete")
     assert (_end(stream)["finish_reason"], core.abort(AbortRequest(request_id="mine")).aborted) == ("cancelled", False)
+
+
+async def test_an_abort_of_several_names_those_that_it_ended(core: Generations) -> None:
+    streams = [await _submit(core, _request(4, max_tokens=9000, request_id=name)) for name in ("one", "two")]
+    answer = core.abort(AbortRequest(request_id="one", request_ids=["none", "two", "two"]))
+    assert (answer.aborted, sorted(answer.aborted_ids)) == (True, ["one", "two"])
+    assert core.abort(AbortRequest(request_ids=["one"])) == AbortResponse()
+    for stream in streams:
+        async for response in stream.responses():
+            last = response
+        assert last.complete.finish_reason == FINISH_REASON_CANCELLED
+        _end(stream)
+    for wrong, field in ((AbortRequest(), "request_id"), (AbortRequest(request_ids=["a", ""]), "request_ids[1]")):
+        with pytest.raises(RequestError) as raised:
+            core.abort(wrong)
+        assert raised.value.field == field

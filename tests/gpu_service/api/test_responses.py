@@ -4,9 +4,9 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 
 from fiddler.v1 import generation_pb2
-from fiddler.v1.generation_pb2 import GenerateResponse
+from fiddler.v1.generation_pb2 import GenerateRequest, GenerateResponse
 from gpu_service.api.responses import Responses
-from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
+from gpu_service.engine.events import Best, Event, Failed, Finished, Progress, Prompt, Token
 from gpu_service.errors import ComputationError
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 from gpu_service.sampling.parameters import BeamParameters
@@ -21,8 +21,10 @@ def demo() -> Tokenizer:
     return Tokenizer(DEMO)
 
 
-def _responses(tokenizer: Tokenizer, prompt: str = "It was", echo: bool = False, **fields: Any) -> Responses:
-    return Responses(request_of(tokenizer.encode(prompt), 10, **fields), echo, tokenizer)
+def _responses(
+    tokenizer: Tokenizer, prompt: str = "It was", message: GenerateRequest | None = None, **fields: Any
+) -> Responses:
+    return Responses(request_of(tokenizer.encode(prompt), 10, **fields), message or GenerateRequest(), tokenizer)
 
 
 def _end(index: int = 0, reason: FinishReason = FinishReason.LENGTH, **fields: Any) -> Finished:
@@ -87,7 +89,7 @@ def test_log_probabilities_have_the_tokens_texts(demo: Tokenizer) -> None:
 
 
 def test_an_echo_comes_before_anything_is_computed(demo: Tokenizer) -> None:
-    responses = _responses(demo, echo=True, n=2)
+    responses = _responses(demo, message=GenerateRequest(echo=True), n=2)
     messages = list(responses.begin())
     assert [(each.chunk.index, list(each.chunk.token_ids), each.chunk.text) for each in messages] == [
         (index, demo.encode("It was"), "It was") for index in range(2)
@@ -98,7 +100,7 @@ def test_an_echo_comes_before_anything_is_computed(demo: Tokenizer) -> None:
 
 def test_a_prompts_log_probabilities_come_before_its_echo_and_in_parts(demo: Tokenizer) -> None:
     prompt = "It was" + " a fine morning" * 200
-    responses = _responses(demo, prompt, echo=True, prompt_logprobs=1)
+    responses = _responses(demo, prompt, GenerateRequest(echo=True), prompt_logprobs=1)
     ids = demo.encode(prompt)
     assert list(responses.begin()) == []
     entries = [TokenLogprobs(ids[0], None), *(TokenLogprobs(each, -1.0, ((each, -1.0),)) for each in ids[1:])]
@@ -146,3 +148,41 @@ def test_a_failure_comes_after_what_was_made(demo: Tokenizer) -> None:
         next(messages)
     assert raised.value.code == "INTERNAL"
     assert "secret" not in str(raised.value)
+
+
+def test_progress_and_usage_are_sent_if_asked_for(demo: Tokenizer) -> None:
+    events = [Progress(2, 1), *_tokens(demo, " a fine")]
+    message = GenerateRequest(prompt_progress=True, chunk_usage=True)
+    progress, chunk = _responses(demo, message=message).of(events)
+    assert progress.progress == generation_pb2.PromptProgress(computed_tokens=2, total_tokens=3, cached_tokens=1)
+    assert chunk.chunk.usage == generation_pb2.Usage(
+        prompt_tokens=3, completion_tokens=len(events) - 1, cached_prompt_tokens=1
+    )
+    (plain,) = _responses(demo).of(events)
+    assert not plain.chunk.HasField("usage")
+
+
+def test_usage_counts_each_generation_alone(demo: Tokenizer) -> None:
+    responses = _responses(demo, message=GenerateRequest(chunk_usage=True), n=2)
+    tokens = _tokens(demo, " a", 1)
+    for count in (1, 2):
+        (message,) = responses.of(tokens)
+        assert (message.chunk.index, message.chunk.usage.completion_tokens) == (1, count * len(tokens))
+
+
+def test_the_token_that_ended_a_generation_is_named(demo: Tokenizer) -> None:
+    (end,) = _responses(demo).of([_end(reason=FinishReason.EOS, stop_token_id=0)])
+    assert end.complete.HasField("stop_token_id")
+    (end,) = _responses(demo).of([_end()])
+    assert not end.complete.HasField("stop_token_id")
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_special_tokens_are_text_if_asked_for(demo: Tokenizer, keeps: bool) -> None:
+    (end_token,) = (
+        token_id for token_id in range(10) if demo.is_special(token_id) and demo.token_text(token_id) == "</s>"
+    )
+    message = GenerateRequest(skip_special_tokens=False) if keeps else GenerateRequest()
+    events = [*_tokens(demo, " a"), Token(0, end_token), _end()]
+    text = "".join(chunk.text for chunk in _chunks([*_responses(demo, message=message).of(events)]))
+    assert text.strip() == ("a</s>" if keeps else "a")

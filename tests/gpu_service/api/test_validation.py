@@ -151,7 +151,7 @@ _SAMPLING = [
         ({"text": "x", "stop": ["b" * 10_000_000]}, "stop[0]", "at most 8 bytes, got 10000000"),
         ({"text": "x", "n": 0}, "n", "must be 1 to 4, got 0"),
         ({"text": "x", "n": 5}, "n", "must be 1 to 4, got 5"),
-        ({"text": "x", "n": 2}, "n", "must be 1 if the temperature is 0"),
+        ({"text": "x", "truncate_prompt": -1}, "truncate_prompt", "must be at least 0, got -1"),
         ({"text": "x", "logprobs": -1}, "logprobs", "must be 0 to 5, got -1"),
         ({"text": "x", "prompt_logprobs": 6}, "prompt_logprobs", "must be 0 to 5, got 6"),
         ({"text": "x", "request_id": ""}, "request_id", "1 to 128 printable ASCII characters"),
@@ -233,11 +233,54 @@ def test_the_limit_of_max_tokens_holds_for_what_is_unset_as_well() -> None:
     _assert_refused("max_tokens", "at most 5 are allowed here, got 6", {"text": "x", "max_tokens": 6}, limits=limits)
 
 
+def test_an_open_end_has_the_room_that_keys_and_values_leave() -> None:
+    def of(**fields: Any) -> Request:
+        message = GenerateRequest(text="abc", **fields)
+        model: Any = _Model()
+        tokenizer: Any = _Tokenizer()
+        return parse_request(
+            message,
+            model=model,
+            tokenizer=tokenizer,
+            limits=LIMITS,
+            emit=lambda event: None,
+            longest=lambda rows: 16 // rows,
+        )
+
+    assert of().ending.max_tokens == 13
+    assert of(n=2).ending.max_tokens == 5
+    assert of(n=4).ending.max_tokens == 1
+    assert of(beam_search=_beams(3)).ending.max_tokens == 2
+    asked = of(n=4, max_tokens=9)
+    assert (asked.ending.max_tokens, asked.is_open_ended) == (9, False), "the engine refuses it"
+
+
+def test_greedy_generations_may_be_several() -> None:
+    assert _parse(text="x", n=2).n == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        ({"truncate_prompt": 2}, "st"),
+        ({"truncate_prompt": 30, "max_tokens": 3}, None),
+        ({"truncate_prompt": 0, "max_tokens": 3}, "hijklmnopqrst"),
+        ({"truncate_prompt": 0}, "fghijklmnopqrst"),
+    ],
+)
+def test_of_a_long_prompt_the_last_tokens_are_kept(fields: dict[str, Any], prompt: str | None) -> None:
+    text = "abcdefghijklmnopqrst"
+    if prompt is None:
+        _assert_refused("text", "at most 15 tokens leave room", {"text": text, **fields})
+    else:
+        assert _parse(text=text, **fields).prompt == _Tokenizer().encode(prompt)
+
+
 def test_what_is_unset_has_its_default() -> None:
     request = _parse(text="abc")
     assert request.prompt == [47, 48, 49]
     assert request.sampling == parameters.SamplingParameters()
-    assert request.ending.max_tokens == 13, "256, or the room that is left"
+    assert (request.ending.max_tokens, request.is_open_ended) == (13, True), "the room that is left"
     assert request.ending.eos_ids == frozenset({2})
     assert request.ending.stop_ids == frozenset()
     assert (request.stop, request.beam, request.logprobs, request.prompt_logprobs) == (None, None, None, None)

@@ -12,7 +12,7 @@ import grpc
 import pytest
 import torch
 
-from fiddler import tensors
+from fiddler import logs, tensors
 from fiddler.v1 import experts_pb2
 from gpu_service.cpu_experts import client as client_module
 from gpu_service.cpu_experts import link
@@ -325,6 +325,13 @@ def test_an_answer_that_came_in_time_is_taken_however_late(
     _wait_until(lambda: len(service.requests) == 1)
     time.sleep(0.5)
     assert torch.equal(call.join(), ROWS * 2)
+
+
+def test_a_message_names_the_requests_that_it_is_for(service: ScriptedService, client: ExpertClient) -> None:
+    with logs.about_requests(["one", "two"]):
+        _submit(client, 0).join()
+    _submit(client, 0).join()
+    assert [list(request.request_ids) for request in service.requests] == [["one", "two"], []]
 
 
 def test_an_answer_of_another_shape_is_refused_and_a_loss(

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gpu_service.engine import generation as generation_module
 from gpu_service.engine import kv_rows
 from gpu_service.engine.generation import Answer, Batch
 from gpu_service.engine.prefill_chunks import PrefillChunks
@@ -53,7 +54,7 @@ class _Run:
         assert batch is not None
         self.cache.compute(batch, non_finite)
         self.scheduler.commit(batch)
-        if batch.ends_prompt or not batch.is_prompt:
+        if batch.logits is not Logits.NONE and (batch.ends_prompt or not batch.is_prompt):
             for generation in batch.generations[0].answer.generations if batch.is_prompt else batch.generations:
                 generation.output.append(next(_tokens))
                 if len(generation.output) >= generation.request.ending.max_tokens:
@@ -67,6 +68,59 @@ class _Run:
 
 def _prompt(num_tokens: int, first: int = 0) -> list[int]:
     return list(range(first, first + num_tokens))
+
+
+@pytest.fixture
+def grows_by_four(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation_module, "GROWTH_TOKENS", 4)
+
+
+def test_outputs_of_unknown_length_share_the_memory_as_they_grow(grows_by_four: None) -> None:
+    run = _Run(max_rows=4, max_length=40, num_tokens=48)
+    answers = [answer_of(_prompt(4, first), 36, is_open_ended=True) for first in (0, 100, 200)]
+    run.add(*answers)
+    assert (run.scheduler.num_running, run.scheduler.num_waiting) == (3, 0)
+    assert run.scheduler.used_kv_bytes == 3 * 8
+    most = 0
+    while run.scheduler.num_running:
+        run.step()
+        most = max(most, run.scheduler.num_waiting)
+    assert most == 2, "the two that came last give way, since 40 of 48 tokens are one request's"
+    assert [len(each.generations[0].output) for each in answers] == [36] * 3
+
+
+def test_one_that_gave_way_goes_on_where_it_was(grows_by_four: None) -> None:
+    run = _Run(max_rows=2, max_length=24, num_tokens=28, chunk=64)
+    first, last = (answer_of(_prompt(4, start), 20, is_open_ended=True) for start in (0, 100))
+    run.add(first, last)
+    while not run.scheduler.num_waiting:
+        run.step()
+    assert last.generations[0].row == -1
+    output = list(last.generations[0].output)
+    while run.scheduler.num_waiting:
+        assert run.step().answers == [first]
+    resumed = run.step()
+    assert (resumed.answers, resumed.is_prompt, resumed.logits) == ([last], True, Logits.NONE)
+    expected = [*last.request.prompt, *output[:-1]]
+    assert [*expected[: resumed.start[0]], *resumed.token_ids[0]] == expected
+    assert last.generations[0].output == output, "no token is chosen twice"
+    assert run.step().token_ids == [[output[-1]]]
+
+
+def test_outputs_of_several_rows_have_their_memory_at_once(grows_by_four: None) -> None:
+    for answer in (
+        answer_of(_prompt(4), 20, rows=2, is_open_ended=True),
+        answer_of(_prompt(4), 20, beams=2, is_open_ended=True),
+        answer_of(_prompt(4), 20, start_token_id=0, is_open_ended=True),
+        answer_of(_prompt(4), 20),
+    ):
+        assert answer.reserved_length == 24
+    open_ended, other = (answer_of(_prompt(4), 20, is_open_ended=True) for _ in range(2))
+    assert open_ended.reserved_length == 8
+    _Run(rope_angles=RopeAngles(grows_beyond=8)).add(open_ended)
+    assert open_ended.reserved_length == 24, "with angles that depend on length it cannot be computed again"
+    _Run().add(other)
+    assert other.reserved_length == 8
 
 
 def test_nothing_to_do() -> None:
@@ -319,7 +373,8 @@ def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
     ):
         _act(run, answers, action, chance)
         _check(run)
-    for _ in range(sum(answer.request.max_length + 2 + 3 * len(answer.generations) for answer in answers)):
+    # an output that grows may be computed again, once for each time that another one grows
+    for _ in range(20 * sum(answer.request.max_length + 2 + 3 * len(answer.generations) for answer in answers)):
         if run.scheduler.num_running + run.scheduler.num_waiting:
             run.step()
             _check(run)
@@ -329,9 +384,10 @@ def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
 
 @pytest.fixture(scope="module")
 def monkeypatch_min_shared() -> Iterator[None]:
-    """Shares short beginnings, too."""
+    """Shares short beginnings, too, and lets outputs grow by little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv_rows, "MIN_SHARED_TOKENS", 2)
+        patch.setattr(generation_module, "GROWTH_TOKENS", 3)
         yield
 
 
@@ -341,7 +397,8 @@ def _act(run: _Run, answers: list[Answer], action: str, chance: random.Random) -
     if action == "add":
         prompt = _prompt(chance.randint(1, 9), first=chance.choice([0, 0, 100]))
         rows, beams = chance.choice([(1, 0), (1, 0), (3, 0), (1, 2), (1, 4)])
-        answer = answer_of(prompt, chance.randint(1, 9), rows, beams, priority=chance.choice([0, 0, 1]))
+        more = {"priority": chance.choice([0, 0, 1]), "is_open_ended": chance.random() < 0.5}
+        answer = answer_of(prompt, chance.randint(1, 9), rows, beams, **more)
         try:
             scheduler.add(answer)
             answers.append(answer)

@@ -5,7 +5,8 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from gpu_service.engine.events import Best, Event, Failed, Finished, Prompt, Token
+from fiddler import logs
+from gpu_service.engine.events import Best, Event, Failed, Finished, Progress, Prompt, Token
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.stepper import Stepper
 from gpu_service.errors import NonFiniteError
@@ -69,6 +70,7 @@ def test_what_ends_a_generation_is_among_its_tokens(
     assert tokens[-1] == last
     assert isinstance(end, Finished)
     assert end.reason is reason
+    assert end.stop_token_id == (None if reason is FinishReason.LENGTH else last)
 
 
 class _StopAt:
@@ -93,6 +95,32 @@ def test_a_stop_text_ends_a_generation_and_is_told(steps: _Steps) -> None:
     tokens, end = reader.read()
     assert isinstance(end, Finished)
     assert (tokens, end.reason, end.stop) == ([5, 6, 7], FinishReason.STOP, "stop!")
+    assert end.stop_token_id is None, "a stop text ended it"
+
+
+def test_how_far_a_prompt_is_computed_is_told_before_its_first_token() -> None:
+    steps = _Steps(chunk=8)
+    reader, silent = Reader(list(range(20)), reports_progress=True), Reader(list(range(20, 40)))
+    steps.run(reader, silent)
+    events = reader.all()
+    assert events[:3] == [Progress(8, 0), Progress(16, 0), Progress(20, 0)]
+    assert isinstance(events[3], Token)
+    assert not any(isinstance(event, Progress) for event in [*events[3:], *silent.all()])
+
+
+def test_everything_logged_in_a_step_names_its_requests(steps: _Steps) -> None:
+    seen: list[list[str]] = []
+    forward = steps.model.forward
+
+    def noting(*args: Any, **fields: Any) -> Any:
+        seen.append(logs.requests_under_way())
+        return forward(*args, **fields)
+
+    steps.model.forward = noting  # type: ignore[method-assign]
+    steps.run(Reader([4], max_tokens=4, request_id="a"), Reader([50], max_tokens=4, request_id="b"))
+    assert ["a"] in seen
+    assert ["a", "b"] in seen
+    assert logs.requests_under_way() == []
 
 
 def test_generations_of_one_request_share_its_prompt_and_end_one_by_one(steps: _Steps) -> None:

@@ -17,16 +17,20 @@ def _groups(token_ids: list[int], sizes: list[int]) -> list[list[int]]:
     return groups
 
 
-def _stream(tokenizer: Tokenizer, token_ids: list[int], sizes: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer)
+def _stream(tokenizer: Tokenizer, token_ids: list[int], sizes: list[int], skips: bool = True) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, skips)
     return [*(detokenizer.add(group) for group in _groups(token_ids, sizes)), detokenizer.finish()]
 
 
-@given(token_ids=st.lists(st.integers(0, 264), max_size=40), sizes=st.lists(st.integers(0, 5), max_size=10))
+@given(
+    token_ids=st.lists(st.integers(0, 264), max_size=40),
+    sizes=st.lists(st.integers(0, 5), max_size=10),
+    skips=st.booleans(),
+)
 def test_pieces_of_any_tokens_join_to_what_they_decode_to(
-    tokenizer: Tokenizer, token_ids: list[int], sizes: list[int]
+    tokenizer: Tokenizer, token_ids: list[int], sizes: list[int], skips: bool
 ) -> None:
-    assert "".join(_stream(tokenizer, token_ids, sizes)) == tokenizer.decode(token_ids)
+    assert "".join(_stream(tokenizer, token_ids, sizes, skips)) == tokenizer.decode(token_ids, skips)
 
 
 @given(text=st.text(max_size=20))
