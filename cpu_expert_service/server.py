@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from collections.abc import Callable
 
 import structlog
 import torch
@@ -16,9 +17,11 @@ from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
-from fiddler import tensors
+from fiddler import process, tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.errors import UserError
 from fiddler.metrics import serve, set_build_info
+from fiddler.upkeep import Upkeep
 
 _log = structlog.get_logger("cpu_expert_service")
 
@@ -31,18 +34,37 @@ def run(settings: Settings) -> None:
     """Runs the service until SIGTERM or SIGINT.
 
     Raises:
-        UserError: It cannot start with these settings or this checkpoint.
+        UserError: It cannot start with these settings or this checkpoint, or a file of it was changed meanwhile.
     """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     checkpoint = Checkpoint.open(settings.model)
+    changes: list[UserError] = []
+
+    def give_up(error: UserError) -> None:
+        changes.append(error)
+        stop.set()
+
+    upkeep = Upkeep([checkpoint.states.check, process.MemoryKeeper().look], give_up)
+    try:
+        _serve(settings, checkpoint, stop, grace_seconds=lambda: 0 if changes else settings.grace_seconds)
+    finally:
+        upkeep.stop()
+    if changes:
+        raise changes[0]
+    _log.info("stopped")
+
+
+def _serve(
+    settings: Settings, checkpoint: Checkpoint, stop: threading.Event, grace_seconds: Callable[[], float]
+) -> None:
+    """Loads the experts and serves until `stop` is set."""
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
     kernel = build_kernel(settings, read_topology())
     try:
         runner = _build_runner(checkpoint, kernel, stop)
     except _StoppedError:
-        _log.info("stopped")
         return
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     _publish(checkpoint, runner, settings)
@@ -58,8 +80,7 @@ def run(settings: Settings) -> None:
     except _StoppedError:
         pass
     finally:
-        front.stop(settings.grace_seconds)
-    _log.info("stopped")
+        front.stop(grace_seconds())
 
 
 def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event) -> Runner:

@@ -53,8 +53,15 @@ class StatusError(Exception):
         context.abort(self.code, self.message)
 
     async def abort_async(self, context: "grpc.aio.ServicerContext[Any, Any]") -> NoReturn:
-        """Ends an asynchronous handler's call with this status."""
-        await context.abort(self.code, self.message, self.trailing_metadata)
+        """Ends an asynchronous handler's call with this status.
+
+        gRPC keeps the exception that this raises as long as the call's context, and the exception keeps the frames that
+        it passes. So each of those must give up the context and the request, or they live until Python's collector
+        finds the cycle, which is rare in a process with many objects.
+        """
+        abort = context.abort(self.code, self.message, self.trailing_metadata)
+        del context
+        await abort
 
 
 def invalid_argument(field: str, problem: str) -> StatusError:
@@ -117,18 +124,21 @@ def channel_options(address: str, max_message_bytes: int) -> list[tuple[str, int
     return options
 
 
-def message_size_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Channel or server options that bound messages both ways. gRPC's own default is 4 MiB."""
+def message_size_options(max_message_bytes: int, max_sent_bytes: int | None = None) -> list[tuple[str, int]]:
+    """Channel or server options that bound messages: received ones, and sent ones, which may be larger.
+
+    gRPC's own default is 4 MiB.
+    """
     return [
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_send_message_length", max_message_bytes if max_sent_bytes is None else max_sent_bytes),
     ]
 
 
-def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
-    """Options of both services' servers."""
+def server_options(max_message_bytes: int, max_sent_bytes: int | None = None) -> list[tuple[str, int]]:
+    """Options of both services' servers; see message_size_options."""
     # without the second option two servers may listen on one port, and each gets some of the calls
-    return [*message_size_options(max_message_bytes), ("grpc.so_reuseport", 0)]
+    return [*message_size_options(max_message_bytes, max_sent_bytes), ("grpc.so_reuseport", 0)]
 
 
 def keepalive_options() -> list[tuple[str, int]]:

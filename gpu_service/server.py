@@ -5,14 +5,17 @@ import contextlib
 import signal
 import time
 from functools import partial
+from typing import Any
 
 import structlog
 import torch
 from grpc_health.v1 import health, health_pb2
 
-from fiddler import tensors
+from fiddler import process, tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.errors import UserError
 from fiddler.metrics import serve, set_build_info
+from fiddler.upkeep import Upkeep
 from fiddler.v1 import experts_pb2
 from gpu_service import collectors
 from gpu_service.api.auth import Access
@@ -35,6 +38,7 @@ from gpu_service.startup.chunks import prefill_chunks
 from gpu_service.startup.device_memory import device_of
 from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
+from gpu_service.startup.request_bytes import max_request_bytes
 from gpu_service.text.tokenizer import Tokenizer
 
 _POLL_SECONDS = 0.2
@@ -57,6 +61,7 @@ class Server:
         self._settings = settings
         self._access = access
         self._checkpoint = Checkpoint.open(settings.model)
+        self._max_request_bytes = max_request_bytes(settings, self._checkpoint.config)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
         self._device = device_of(settings.device)
@@ -73,15 +78,22 @@ class Server:
         )
         self._generations = Generations()
         self._servicer = GenerationServicer(self._generations)
-        self._front = Front(settings, access, servicer=self._servicer, health_servicer=self._health)
+        self._front = Front(
+            settings,
+            access,
+            servicer=self._servicer,
+            health_servicer=self._health,
+            max_request_bytes=self._max_request_bytes,
+        )
         self._loop = asyncio.get_running_loop()
         self._fatal: asyncio.Future[EngineStoppedError] = self._loop.create_future()
+        self._changed: asyncio.Future[UserError] = self._loop.create_future()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT.
 
         Raises:
-            UserError: A flag, a file or the model is wrong.
+            UserError: A flag, a file or the model is wrong, or a file of weights was changed.
             HandshakeError: The CPU expert service serves another checkpoint or dtype.
             EngineStoppedError: The engine cannot go on.
         """
@@ -93,11 +105,16 @@ class Server:
         await self._listen()
         work = asyncio.create_task(self._start_and_watch())
         stopping = asyncio.create_task(stop.wait())
+        upkeep = Upkeep([self._checkpoint.states.check, process.MemoryKeeper().look], self._files_changed)
         try:
-            await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {work, stopping, self._changed}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._changed.done():
+                raise self._changed.result()
             if work.done():
                 work.result()
         finally:
+            upkeep.stop()
             work.cancel()
             stopping.cancel()
             await self._stop()
@@ -147,7 +164,7 @@ class Server:
             limits=settings.limits,
             max_slots=settings.max_slots,
             max_waiting=settings.max_waiting,
-            max_message_bytes=settings.max_message_bytes,
+            max_message_bytes=self._max_request_bytes,
             ready_at=time.monotonic(),
             is_degraded=lambda: not self._experts.available,
         )
@@ -207,6 +224,16 @@ class Server:
         if isinstance(error, EngineStoppedError):
             self._loop.call_soon_threadsafe(self._engine_stopped, error)
 
+    def _files_changed(self, error: UserError) -> None:
+        """The thread of the upkeep calls this."""
+
+        def end() -> None:
+            if not self._changed.done():
+                self._changed.set_result(error)
+
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(end)
+
     def _engine_stopped(self, error: EngineStoppedError) -> None:
         if not self._fatal.done():
             self._fatal.set_result(error)
@@ -220,16 +247,21 @@ class Server:
     async def _stop(self) -> None:
         """Lets generations continue for the grace period; those that are left then fail, and their callers learn why.
 
+        If the weights were changed, none continues, since its tokens might be wrong.
+
         Meanwhile the server still listens: it reports that it is not serving, and refuses new calls, so that callers
         that have not noticed get an answer rather than a broken connection.
         """
-        self._generations.unavailable = "the service is stopping"
+        has_changed = self._changed.done()
+        why = "the checkpoint was changed while it was served" if has_changed else "the service is stopping"
+        self._generations.unavailable = why
         await self._health.enter_graceful_shutdown()
         self._front.remove()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._servicer.calls.wait_until_none(), self._settings.grace_seconds)
+            grace_seconds = 0 if has_changed else self._settings.grace_seconds
+            await asyncio.wait_for(self._servicer.calls.wait_until_none(), grace_seconds)
         if served := self._generations.served:
-            stopping = asyncio.create_task(asyncio.to_thread(served.engine.stop))
+            stopping = asyncio.create_task(asyncio.to_thread(served.engine.stop, why))
             await asyncio.wait({stopping}, timeout=_LAST_STEP_SECONDS)
             self._experts.abort()  # the engine may be waiting for an answer that never comes
             await stopping

@@ -131,6 +131,11 @@ class Settings(ServiceSettings):
         description="file of bearer tokens, one per line; a caller must present one of them. Read again on SIGHUP."
         " FIDDLER_GPU_TOKENS holds further tokens, separated by commas",
     )
+    max_request_bytes: int | Literal["auto"] = Field(
+        "auto",
+        description="largest message to accept from a caller, in bytes; auto: 4 MiB, or 128 bytes for each token of the"
+        " context if that is more, within --max-message-bytes, which bounds messages to the CPU expert service",
+    )
     max_tokens_limit: int | None = Field(
         None,
         ge=1,
@@ -197,6 +202,16 @@ class Settings(ServiceSettings):
             if int(value) >= 2:
                 return int(value)
         raise ValueError(f'must be "auto" or at least 2, got {value!r}')
+
+    @field_validator("max_request_bytes", mode="before")
+    @classmethod
+    def _max_request_bytes_is_auto_or_bytes(cls, value: int | str) -> int | str:
+        if value == "auto":
+            return value
+        with contextlib.suppress(TypeError, ValueError):
+            if 2**16 <= int(value) < 2**31:
+                return int(value)
+        raise ValueError(f'must be "auto" or 65536 to 2147483647, got {value!r}')
 
     @field_validator("prefill_chunk_alone", mode="before")
     @classmethod

@@ -4,8 +4,8 @@ This package loads no models and does not import transformers, so that the CPU e
 """
 
 from fiddler.checkpoint.checkpoint import Checkpoint
-from fiddler.checkpoint.errors import CheckpointError
+from fiddler.checkpoint.errors import ChangedFileError, CheckpointError
 from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.views import CheckpointLayer, Expert, WeightView
 
-__all__ = ["NAMINGS", "Checkpoint", "CheckpointError", "CheckpointLayer", "Expert", "WeightView"]
+__all__ = ["NAMINGS", "ChangedFileError", "Checkpoint", "CheckpointError", "CheckpointLayer", "Expert", "WeightView"]

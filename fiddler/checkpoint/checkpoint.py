@@ -23,6 +23,7 @@ from fiddler.checkpoint.errors import (
     UnknownNamingError,
 )
 from fiddler.checkpoint.expert_dtype import expert_dtype
+from fiddler.checkpoint.file_states import FileStates
 from fiddler.checkpoint.formats import (
     AnyStored,
     RepackedStored,
@@ -114,6 +115,7 @@ class Checkpoint:
         self.dense_bytes = sum(tensor.num_bytes for tensor in dense)
         self.num_dense_weights = sum(prod(tensor.shape) for tensor in dense)
         self._stored_files = files
+        self.states = FileStates(self.files)  # watched by the services
         self._mapped = {path: MappedFile(path) for path in sorted({part.file for part in self._expert_parts})}
 
     @classmethod
@@ -257,6 +259,7 @@ class Checkpoint:
     def close(self) -> None:
         """Closes the files; memory is unmapped once the last tensor taken from them is freed."""
         self._mapped.clear()
+        self.states.close()
 
     def _expert_ranges(self) -> dict[Path, list[tuple[int, int]]]:
         """The (begin, end) bytes of experts in each file, ascending, adjacent ones joined."""

@@ -7,7 +7,8 @@ CheckpointError
 ├── UnknownNamingError     the experts' tensors have names that no row of the table matches
 ├── MissingTensorError     an expert's tensor, or a whole expert, is missing
 ├── ShapeError             a tensor's shape fits neither its neighbours nor config.json
-└── UnsupportedDtypeError  the experts are in a format that is not supported
+├── UnsupportedDtypeError  the experts are in a format that is not supported
+└── ChangedFileError       a file was changed while it was served
 """
 
 from fiddler.errors import UserError
@@ -43,3 +44,7 @@ class ShapeError(CheckpointError):
 
 class UnsupportedDtypeError(CheckpointError):
     """The experts are in a format that is not supported."""
+
+
+class ChangedFileError(CheckpointError):
+    """A file was changed while it was served."""

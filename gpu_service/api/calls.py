@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import weakref
 from typing import Any
 
 import grpc
@@ -19,7 +20,9 @@ class Call:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._handler = asyncio.current_task()
+        handler = asyncio.current_task()
+        assert handler is not None
+        self._handler = weakref.ref(handler)  # a cancelled task keeps the frames of its handler, which know this call
         self._loop = asyncio.get_running_loop()
         self._ending: asyncio.Task[None] | None = None
         self.is_deserted = False
@@ -37,16 +40,17 @@ class Call:
         self._ending = asyncio.create_task(self._end())
 
     async def _end(self) -> None:
-        assert self._handler is not None
-        await asyncio.wait({self._handler}, timeout=_PATIENCE_SECONDS)
-        if self._handler.done():
+        if (handler := self._handler()) is None:
+            return
+        await asyncio.wait({handler}, timeout=_PATIENCE_SECONDS)
+        if handler.done():
             return
         # gRPC sends the status after the unread messages, which may be never, and needs no handler to do so. Cancelling
         # the handler without a status would leave a caller that reads again waiting for ever.
         status = rpc.StatusError(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many messages were not read")
         with contextlib.suppress(TimeoutError, grpc.aio.AbortError, grpc.aio.UsageError):
             await asyncio.wait_for(status.abort_async(self._context), _STATUS_SECONDS)
-        self._handler.cancel()
+        handler.cancel()
 
 
 class Calls:

@@ -36,14 +36,17 @@ class Front:
         self,
         settings: Settings,
         access: Access,
+        *,
         servicer: GenerationServicer,
         health_servicer: health.aio.HealthServicer,
+        max_request_bytes: int,
     ) -> None:
         """Serves nothing yet."""
         self._settings = settings
         self._access = access
         self._servicer = servicer
         self._health = health_servicer
+        self._max_request_bytes = max_request_bytes
         self._guard = Guard((*NAMES, expert_health.SERVICE))
         self._servers: list[grpc.aio.Server] = []
         self._listener = listen.Listener(settings.listen)
@@ -74,7 +77,10 @@ class Front:
     def _bind(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[*self._access.interceptors, self._guard],
-            options=[*rpc.server_options(self._settings.max_message_bytes), *rpc.keepalive_options()],
+            options=[
+                *rpc.server_options(self._max_request_bytes, self._settings.max_message_bytes),
+                *rpc.keepalive_options(),
+            ],
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)

@@ -5,6 +5,7 @@ reports a CallError in its transport's way.
 """
 
 import asyncio
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
@@ -130,9 +131,9 @@ class GenerationStream:
         self, served: ServedModel, message: generation_pb2.GenerateRequest, on_overflow: Callable[[], None]
     ) -> None:
         self._served = served
-        self._message = message
+        self._message: generation_pb2.GenerateRequest | None = message
         self._on_overflow = on_overflow
-        self._events = EventQueue(_MAX_UNREAD_EVENTS * max(1, message.n), self._overflow)
+        self._events = EventQueue(_MAX_UNREAD_EVENTS * max(1, message.n), _weakly(self._overflow))
         self._failure: str | None = None
         self._has_overflowed = False
         self.request: Request
@@ -144,7 +145,9 @@ class GenerationStream:
         """See Generations.submit, which also counts what is refused. To be called once."""
         self._served.check_room()
         # in a thread, since a long text takes long to encode
-        self.request, self._responses = await asyncio.to_thread(self._parse)
+        parsing = asyncio.to_thread(self._parse, self._message)
+        self._message = None  # the engine's request has all that is needed of it
+        self.request, self._responses = await parsing
         self._answer = self._served.engine.submit(self.request)
 
     async def responses(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
@@ -187,23 +190,35 @@ class GenerationStream:
             completion_tokens=self._responses.num_tokens,
         )
 
-    def _parse(self) -> tuple[Request, Responses]:
+    def _parse(self, message: generation_pb2.GenerateRequest | None) -> tuple[Request, Responses]:
         served = self._served
+        assert message is not None
         request = parse_request(
-            self._message,
+            message,
             model=served.model,
             tokenizer=served.tokenizer,
             limits=served.limits,
             emit=self._events.put,
             longest=served.engine.longest,
         )
-        return request, Responses(request, self._message, served.tokenizer)
+        return request, Responses(request, message, served.tokenizer)
 
     def _overflow(self) -> None:
         """Called by the engine's thread."""
         self._has_overflowed = True
         self._served.engine.cancel(self.request)
         self._on_overflow()
+
+
+def _weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """A method of an object that may be gone: without it the object and what calls the method would be a cycle."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        if act := reference():
+            act()
+
+    return call
 
 
 @contextmanager

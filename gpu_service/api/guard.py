@@ -74,7 +74,9 @@ class Guard(grpc.aio.ServerInterceptor):
 def _answer(handler: Handler) -> Handler:
     async def answer(request: Any, context: Context) -> Any:
         await _check(request, context)
-        return await handler.unary_unary(request, context)
+        answering = handler.unary_unary(request, context)
+        del request, context  # see abort_async
+        return await answering
 
     return answer
 
@@ -82,7 +84,9 @@ def _answer(handler: Handler) -> Handler:
 def _stream(handler: Handler) -> Handler:
     async def stream(request: Any, context: Context) -> AsyncIterator[Any]:
         await _check(request, context)
-        async with aclosing(handler.unary_stream(request, context)) as responses:
+        streaming = handler.unary_stream(request, context)
+        del request, context  # see abort_async
+        async with aclosing(streaming) as responses:
             async for response in responses:
                 yield response
 

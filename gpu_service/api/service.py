@@ -28,19 +28,23 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Streams one request's generations."""
-        stream = None
+        stream = aborting = None
         try:
             self._generations.check_available()
-            call = self.calls.add(context)
-            stream = await self._generations.submit(request, call.desert)
+            submitting = self._generations.submit(request, self.calls.add(context).desert)
+            del request
+            stream = await submitting
             await context.send_initial_metadata(((REQUEST_ID_KEY, stream.request.request_id),))
             async for response in stream.responses():
                 yield response
         except CallError as error:
-            await status_of(error).abort_async(context)
+            aborting = status_of(error).abort_async(context)
         finally:
             if stream is not None:
                 stream.end(_why_left(context))
+            stream = context = None  # type: ignore[assignment] # see abort_async
+        if aborting:
+            await aborting
 
     async def Abort(  # noqa: N802
         self, request: generation_pb2.AbortRequest, context: Context
@@ -49,7 +53,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             return self._generations.abort(request)
         except CallError as error:
-            await status_of(error).abort_async(context)
+            aborting = status_of(error).abort_async(context)
+        del request, context  # see abort_async
+        return await aborting
 
     async def Tokenize(  # noqa: N802
         self, request: generation_pb2.TokenizeRequest, context: Context
@@ -58,7 +64,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             return await self._generations.tokenize(request)
         except CallError as error:
-            await status_of(error).abort_async(context)
+            aborting = status_of(error).abort_async(context)
+        del request, context  # see abort_async
+        return await aborting
 
     async def Detokenize(  # noqa: N802
         self, request: generation_pb2.DetokenizeRequest, context: Context
@@ -67,7 +75,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             return await self._generations.detokenize(request)
         except CallError as error:
-            await status_of(error).abort_async(context)
+            aborting = status_of(error).abort_async(context)
+        del request, context  # see abort_async
+        return await aborting
 
     async def GetModelInfo(  # noqa: N802
         self, request: generation_pb2.GetModelInfoRequest, context: Context
@@ -76,7 +86,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             return self._generations.ready().describe_model()
         except CallError as error:
-            await status_of(error).abort_async(context)
+            aborting = status_of(error).abort_async(context)
+        del request, context  # see abort_async
+        return await aborting
 
     async def GetServerInfo(  # noqa: N802
         self, request: generation_pb2.GetServerInfoRequest, context: Context
@@ -85,7 +97,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             return self._generations.ready().describe_server()
         except CallError as error:
-            await status_of(error).abort_async(context)
+            aborting = status_of(error).abort_async(context)
+        del request, context  # see abort_async
+        return await aborting
 
 
 def _why_left(context: Context) -> FinishReason:

@@ -40,6 +40,7 @@ class Engine:
         self._is_closed = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
         self._stopped = threading.Event()
+        self._why = ""
 
     @property
     def num_running(self) -> int:
@@ -79,8 +80,9 @@ class Engine:
         """Starts the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Fails all requests under way and waits for the thread to end."""
+    def stop(self, why: str = "the service is stopping") -> None:
+        """Fails all requests under way, whose callers learn why, and waits for the thread to end."""
+        self._why = why
         self._stopped.set()
         self._inbox.put(None)
         self._thread.join()
@@ -126,7 +128,7 @@ class Engine:
         return True
 
     def _loop(self) -> None:
-        reason = EngineStoppedError("the service is stopping")
+        reason: EngineStoppedError | None = None
         try:
             with torch.inference_mode():
                 while not self._stopped.is_set():
@@ -136,7 +138,7 @@ class Engine:
             _log.exception("engine failed")
             reason = EngineStoppedError(f"the engine failed: {error}")
             self._on_failure(reason)
-        self._stepper.fail_all(reason)
+        self._stepper.fail_all(reason or EngineStoppedError(self._why))
         with self._inbox_lock:
             self._is_closed = True
         self._read_inbox(block=False)  # fails the requests that came meanwhile

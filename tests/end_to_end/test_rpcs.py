@@ -249,7 +249,7 @@ def test_the_server_tells_what_it_allows_and_whether_it_has_a_template(stub: Stu
     info = stub.GetServerInfo(GetServerInfoRequest())
     assert (info.limits.max_beams, info.limits.max_n, info.limits.max_tokens) == (4, 16, 450)
     assert (info.limits.max_stop_strings, info.limits.max_stop_bytes, info.limits.max_logprobs) == (16, 1024, 20)
-    assert info.limits.max_message_bytes == 2**26
+    assert info.limits.max_message_bytes == 2**22
     assert info.max_waiting == 256
     assert info.kv_bytes > 0
     assert info.expert_version == info.version

@@ -1,5 +1,6 @@
 """The core of the API over a model of the tests, without a transport."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 from transformers import GenerationConfig
@@ -15,6 +16,7 @@ class NumberTokenizer:
     """Text is numbers between spaces; "broken" breaks it in a way that nothing foresees."""
 
     longest_token = 10
+    only_grows = True
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         if text == "broken":
@@ -27,12 +29,10 @@ class NumberTokenizer:
     def token_text(self, token_id: int) -> str:
         return str(token_id)
 
-    only_grows = True
-
-    def visible(self, token_ids: list[int]) -> list[int]:
+    def visible(self, token_ids: Sequence[int]) -> list[int]:
         return list(token_ids)
 
-    def num_incomplete(self, token_ids: list[int], text: str) -> int:
+    def num_incomplete(self, token_ids: Sequence[int], text: str) -> int:
         return 0
 
 

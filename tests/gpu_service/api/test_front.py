@@ -47,7 +47,9 @@ async def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     settings = Settings(model=tmp_path, listen=f"unix:{path}")
     servicer, health_servicer = GenerationServicer(Generations()), health.aio.HealthServicer()
     await health_servicer.set("", SERVING)
-    front = Front(settings, Access.read(settings), servicer=servicer, health_servicer=health_servicer)
+    front = Front(
+        settings, Access.read(settings), servicer=servicer, health_servicer=health_servicer, max_request_bytes=2**22
+    )
     await front.start()
     async with grpc.aio.insecure_channel(settings.listen) as channel:
         yield Served(channel, path)
