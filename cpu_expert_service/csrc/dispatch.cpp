@@ -25,6 +25,7 @@ extern const Ops fp32_avx512, bf16_avx512, fp16_avx512;
 extern const Ops bf16_avx512bf16;
 extern const Ops bf16_amx;
 extern const Ops coded_avx2[], coded_avx512[], coded_avx512bf16[], coded_amx[];
+extern const Ops coded_bf16_avx2[], coded_bf16_avx512[];
 #endif
 
 namespace {
@@ -48,7 +49,8 @@ bool has_avx512() {
 }
 
 bool has_avx512_bf16() {
-  return has_avx512() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16");
+  return has_avx512() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni") &&
+         __builtin_cpu_supports("avx512bf16");
 }
 
 bool has_amx_bf16() {
@@ -79,8 +81,9 @@ struct Tier {
 const Tier tiers[] = {
     {"scalar", always, {&fp32_scalar, &bf16_scalar, &fp16_scalar}, nullptr, coded_scalar, nullptr},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr, coded_avx2, nullptr},
-    {"avx512", has_avx512, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, nullptr, coded_avx512, nullptr},
+    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr, coded_avx2, coded_bf16_avx2},
+    {"avx512", has_avx512, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, nullptr, coded_avx512,
+     coded_bf16_avx512},
     {"avx512_bf16", has_avx512_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_avx512bf16,
      coded_avx512, coded_avx512bf16},
     {"amx_bf16", has_amx_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_amx, coded_avx512, coded_amx},

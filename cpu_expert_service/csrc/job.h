@@ -101,6 +101,7 @@ struct Scratch {
   static constexpr int64_t block_floats = 256 * 64;
   static constexpr int64_t panel_floats = 64 * 512;
   static constexpr int64_t kept_bytes = 16 * 1024;
+  uint64_t message;  // a number of its own for each message
   alignas(64) float gate[block_floats];
   alignas(64) float up[block_floats];
   alignas(64) float factor[block_floats];

@@ -1,6 +1,7 @@
 // fiddler_run: checks a message, turns it into a Job, and lets the pool compute it in two passes.
 
 #include <algorithm>
+#include <atomic>
 #include <new>
 #include <vector>
 
@@ -160,8 +161,11 @@ void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops,
   plan_inner(job, ops, threads, pool.num_nodes(), space.inner_tasks);
   plan_outer(job, ops, threads, pool.num_nodes(), space.outer_tasks);
   Barrier prepared(threads), between(threads);
+  static std::atomic<uint64_t> messages = 0;
+  const uint64_t number = ++messages;
   const auto work = [&](int index) {
     Scratch& memory = scratch();
+    memory.message = number;
     // tiers that convert do not pack: there are two barriers at most
     if (shares_conversion) widen(message.hidden, widened, values * index / threads, values * (index + 1) / threads);
     if (num_tiles > 0) pack_share(job, ops, num_tiles, index, threads);

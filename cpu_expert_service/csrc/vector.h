@@ -4,6 +4,7 @@
 #include "activation.h"
 #include "projections/coded.h"
 #include "projections/columns.h"
+#include "projections/digits.h"
 #include "projections/panels.h"
 #include "tiled.h"
 
@@ -36,10 +37,35 @@ void project_plain(const Matrix* matrices, const Block* blocks, int num_matrices
   }
 }
 
-// The same, of codes: see projections/coded.h.
+// Hidden rows that are multiplied as digits, if the tier and the weights' format do so.
+template <class T, class Stored>
+constexpr int64_t most_digits_rows() {
+  if constexpr (is_coded<Stored> && !std::is_void_v<typename T::Digits>) {
+    if (code_bits<Stored> == 4) return T::Digits::most_rows;
+  }
+  return 0;
+}
+
+// The same, of codes: see projections/coded.h and projections/digits.h.
 template <class T, class Code>
 void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
                    const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
+  if constexpr (most_digits_rows<T, Code>() > 0) {
+    using Digits = typename T::Digits;
+    if (count <= Digits::most_rows && suits_digits<Digits>(matrices[0].coding, length)) {
+      if constexpr (std::is_same_v<Code, Uint4>) {  // E2m1 has no zero points
+        if (matrices[0].coding.zeros) {
+          return project_with_digits<Digits, Code, true>(matrices, blocks, num_matrices, begin, end, x, count, length,
+                                                         scratch.message);
+        }
+      }
+      return project_with_digits<Digits, Code, false>(matrices, blocks, num_matrices, begin, end, x, count, length,
+                                                      scratch.message);
+    }
+  }
+  if constexpr (!std::is_same_v<T, typename T::Exact>) {  // the same code for more rows, compiled once
+    return project_coded<typename T::Exact, Code>(matrices, blocks, num_matrices, begin, end, x, count, length, scratch);
+  }
   if (count <= coded_wide<T>) {
     return project_codes<T, Code, 4>(matrices, blocks, num_matrices, begin, end, x, count, length);
   }
@@ -72,20 +98,22 @@ inline void add_bias(const Matrix& matrix, int64_t begin, int64_t count, float* 
   for (int64_t i = 0; i < count; ++i) values[i] += matrix.bias[begin + i];
 }
 
-// One or two rows are computed over wide blocks of outputs, more rows over as many outputs as a panel has; with
-// transposed weights, over as many outputs as Scratch holds.
-inline int64_t outputs_at_a_time(int64_t count, bool columns) {
-  if (!columns) return count <= 2 ? max_chunk_outputs : panel_outputs;
+// Few rows are computed over wide blocks of outputs, more rows over as many outputs as a panel has, as panels require;
+// with transposed weights, over as many outputs as Scratch holds.
+template <class T, class Stored>
+int64_t outputs_at_a_time(int64_t count, bool columns) {
+  const bool is_few = count <= 2 || (count <= most_digits_rows<T, Stored>() && count < T::min_panel_rows);
+  if (!columns) return is_few ? max_chunk_outputs : panel_outputs;
   return smaller(max_column_outputs, Scratch::block_floats / count / panel_outputs * panel_outputs);
 }
 
 // Calls body(first assignment, assignments, first output, last output) over blocks that fit in Scratch.
-template <class Body>
+template <class T, class Stored, class Body>
 void for_each_block(const ExpertRows& expert, bool columns, int64_t begin, int64_t end, Body body) {
   const int64_t last = expert.first + expert.count;
   for (int64_t a = expert.first; a < last; a += max_block_rows) {
     const int64_t count = smaller(last - a, max_block_rows);
-    const int64_t width = outputs_at_a_time(count, columns);
+    const int64_t width = outputs_at_a_time<T, Stored>(count, columns);
     for (int64_t n = begin; n < end; n += width) body(a, count, n, smaller(n + width, end), width);
   }
 }
@@ -119,7 +147,7 @@ void vector_inner(const Job& job, const ExpertRows& expert, int64_t begin, int64
     }
   }
   const bool columns = has_columns(job, expert);
-  for_each_block(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+  for_each_block<T, Stored>(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
     const Matrix matrices[2] = {expert.up, expert.gate};
     const Block blocks[2] = {{scratch.up, pitch}, {scratch.gate, pitch}};
     const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.hidden_rows + a);
@@ -163,7 +191,7 @@ void vector_outer(const Job& job, int64_t begin, int64_t end, Scratch& scratch) 
       }
     }
     const bool columns = expert.down.is_transposed();
-    for_each_block(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
+    for_each_block<T, Stored>(expert, columns, begin, end, [&](int64_t a, int64_t count, int64_t n, int64_t last, int64_t pitch) {
       const Block block = {scratch.up, pitch};
       const auto* x = reinterpret_cast<const typename T::Operand* const*>(job.inner_rows + a);
       project<T, Stored>(&expert.down, &block, 1, n, last, x, count, job.intermediate_size, scratch);

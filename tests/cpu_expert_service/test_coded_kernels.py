@@ -1,7 +1,7 @@
 """Experts in 8 and 4 bits: every tier against the weights that their codes stand for, in float64."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -60,6 +60,9 @@ CASES = {
     "int4 channel": _case(Code.UINT4, ScaleKind.FLOAT32, None, hidden=136, intermediate=72),
     "mxfp4": _case(Code.E2M1, ScaleKind.E8M0, 32),
     "nvfp4": _case(Code.E2M1, ScaleKind.E4M3, 16, hidden=208, intermediate=176, multiplier=0.37),
+    "int4 group 512": _case(Code.UINT4, ScaleKind.FLOAT32, 512, hidden=1024, intermediate=512),
+    "int4 group 96": _case(Code.UINT4, ScaleKind.FLOAT32, 96),  # no digits: groups and vectors do not end together
+    "long channel": _case(Code.UINT4, ScaleKind.FLOAT32, None, hidden=64, intermediate=4096 + 104),
     "long rows": _case(Code.UINT4, ScaleKind.BFLOAT16, 32, hidden=64, intermediate=4096 + 96),
 }
 
@@ -128,7 +131,7 @@ def _due(
     return total, size
 
 
-@pytest.mark.parametrize("rows", [1, 3, 17, 64])
+@pytest.mark.parametrize("rows", [1, 3, 6, 17, 64])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("tier", available_tiers())
 def test_every_tier_computes_what_the_codes_stand_for(pool: Pool, tier: str, name: str, rows: int) -> None:
@@ -175,3 +178,60 @@ def test_the_smallest_numbers_of_fp8_count(pool: Pool, tier: str) -> None:
     output = NativeKernel(pool, tier).prepare(layer)(hidden, ids, routing)
     assert due.abs().max() > 0
     assert ((output.double() - due).abs() <= BFLOAT16_ERROR * size).all()
+
+
+FOUR_BITS = ("int4 group 32", "int4 group 32 zeros", "mxfp4", "nvfp4")
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+@pytest.mark.parametrize("name", FOUR_BITS)
+def test_a_message_of_its_own_is_computed_where_an_earlier_one_lay(pool: Pool, tier: str, name: str) -> None:
+    """What a thread keeps of a message's hidden rows must not be taken for those of the next message."""
+    layer = _layer(CASES[name])
+    compute = NativeKernel(pool, tier).prepare(layer)
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.empty(4, CASES[name].hidden, dtype=torch.bfloat16)
+    ids, routing = torch.tensor([[0], [1], [2], [0]], dtype=torch.int32), torch.ones(4, 1)
+    for _ in range(3):
+        hidden.copy_(torch.randn(hidden.shape, generator=generator))
+        due, size = _due(layer, hidden, ids, routing, round_inner=True)
+        assert ((compute(hidden, ids, routing).double() - due).abs() <= BFLOAT16_ERROR * size).all()
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+@pytest.mark.parametrize("name", FOUR_BITS)
+def test_more_rows_than_are_kept_are_computed_right(pool: Pool, tier: str, name: str) -> None:
+    layer = _layer(CASES[name])
+    generator = torch.Generator().manual_seed(4)
+    rows = 14 * NUM_EXPERTS  # as many for each expert as a tier multiplies at most, so that each thread meets 42
+    hidden = torch.randn(rows, CASES[name].hidden, generator=generator).to(torch.bfloat16)
+    ids = (torch.arange(rows) % NUM_EXPERTS).int()[:, None]
+    routing = torch.ones(rows, 1)
+    due, size = _due(layer, hidden, ids, routing, round_inner=True)
+    output = NativeKernel(pool, tier).prepare(layer)(hidden, ids, routing)
+    assert ((output.double() - due).abs() <= BFLOAT16_ERROR * size).all()
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+@pytest.mark.parametrize("name", FOUR_BITS)
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_a_row_that_is_not_finite_spoils_no_other(pool: Pool, tier: str, name: str, value: float) -> None:
+    layer = _layer(CASES[name])
+    hidden = torch.ones(3, CASES[name].hidden, dtype=torch.bfloat16)
+    hidden[1, 40] = value
+    output = NativeKernel(pool, tier).prepare(layer)(hidden, torch.zeros(3, 1, dtype=torch.int32), torch.ones(3, 1))
+    assert output.isfinite().all(dim=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+@pytest.mark.parametrize("exponent", [-133, -100, -60, 0, 40])
+def test_rows_of_every_size_keep_their_digits(pool: Pool, tier: str, exponent: int) -> None:
+    """Powers of two change no digit; the smallest numbers become 0 rather than anything else."""
+    layer = _layer(replace(CASES["int4 group 32"], multiplier=2.0 ** -min(exponent, 0) if exponent > -100 else 1.0))
+    hidden = torch.randn(2, CASES["int4 group 32"].hidden, generator=torch.Generator().manual_seed(5))
+    rounded = (hidden.to(torch.bfloat16).double() * 2.0**exponent).to(torch.bfloat16)
+    ids, routing = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
+    due, size = _due(layer, rounded, ids, routing, round_inner=True)
+    output = NativeKernel(pool, tier).prepare(layer)(rounded, ids, routing).double()
+    assert output.isfinite().all() or not due.to(torch.bfloat16).isfinite().all()
+    assert ((output - due).abs() <= BFLOAT16_ERROR * size + 2.0**-100).all()

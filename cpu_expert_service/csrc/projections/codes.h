@@ -99,8 +99,9 @@ inline float decode<E2m1>(const unsigned char* row, int64_t i, int) {
 }
 
 inline float e8m0(unsigned char exponent) {
-  if (exponent == 255) return std::bit_cast<float>(0x7fc00000u);
-  return std::bit_cast<float>(exponent ? uint32_t{exponent} << 23 : 1u << 22);  // 2^-127 is no normal number
+  // 2^-127 is no normal number, and 255 is not a number: both have this bit; without branches, loops become vectors
+  const uint32_t ends = exponent == 0 || exponent == 255 ? 1u << 22 : 0u;
+  return std::bit_cast<float>(uint32_t{exponent} << 23 | ends);
 }
 
 template <class Load>

@@ -20,6 +20,7 @@ static_assert(sizeof(TileLayout) == 64);
 alignas(64) constexpr TileLayout tile_layout;
 
 struct AmxBf16 : Avx512Bf16 {
+  using Exact = AmxBf16;
   static constexpr bool has_tiles = true;
   static constexpr int64_t min_panel_rows = 4;  // with fewer, vdpbf16ps already keeps up with memory
   static constexpr double rows_per_read = 64;

@@ -5,8 +5,7 @@
 
 #include <type_traits>
 
-#include "projections/codes.h"
-#include "formats.h"
+#include "tiers/digits256.h"
 
 namespace fiddler {
 namespace {
@@ -59,6 +58,8 @@ struct Avx2 {
   static constexpr float pair_factor = factor<Code>;  // of what `decode` makes
   using Plain = Fp32;
   using Zero = Vector;
+  using Digits = void;
+  using Exact = Avx2;
   static constexpr int64_t coded_rows = 1;  // hidden rows up to which codes are multiplied as they are decoded
 
   static Vector splat(float value) { return _mm256_set1_ps(value); }
@@ -128,6 +129,11 @@ struct Avx2 {
       r[i + 1] = _mm256_shuffle_ps(odd, odd, 0xd8);
     }
   }
+};
+
+// Where hidden rows come as bfloat16, few of them are multiplied with 4-bit codes as digits.
+struct Avx2Digits : Avx2 {
+  using Digits = Digits256;
 };
 
 }  // namespace

@@ -5,8 +5,7 @@
 
 #include <type_traits>
 
-#include "projections/codes.h"
-#include "formats.h"
+#include "tiers/digits256.h"
 
 namespace fiddler {
 namespace {
@@ -53,6 +52,8 @@ struct Avx512 {
   static constexpr float pair_factor = factor<Code>;  // of what `decode` makes
   using Plain = Fp32;
   using Zero = Vector;
+  using Digits = void;
+  using Exact = Avx512;
   static constexpr int64_t coded_rows = 6;  // hidden rows up to which codes are multiplied as they are decoded
 
   static Vector splat(float value) { return _mm512_set1_ps(value); }
@@ -118,6 +119,11 @@ struct Avx512 {
       }
     }
   }
+};
+
+// Where hidden rows come as bfloat16, few of them are multiplied with 4-bit codes as digits.
+struct Avx512Digits : Avx512 {
+  using Digits = Digits256;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "tiers/avx512.h"
+#include "tiers/digits512.h"
 
 namespace fiddler {
 namespace {
@@ -44,6 +45,8 @@ struct Avx512Bf16 : Avx512 {
   // Codes as pairs of bfloat16, which hold them exactly.
   using Plain = Bf16;
   using Zero = __m512i;
+  using Digits = Digits512;
+  using Exact = Avx512Bf16;
   template <class Code>
   static constexpr float pair_factor = 1.0f;
 
