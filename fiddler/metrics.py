@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
-from prometheus_client import REGISTRY, CollectorRegistry, Info, disable_created_metrics, start_http_server
+from prometheus_client import REGISTRY, CollectorRegistry, Info, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
 from fiddler import __version__
 from fiddler.errors import UserError
+from fiddler.transport import http
 
 LATENCY_BUCKETS = (
     5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
@@ -86,6 +87,6 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     # these say when each series began, which would double the number of series
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        start_http_server(port, host, registry)
+        http.Server(host, port, make_wsgi_app(registry)).start()
     except OSError as error:
         raise UserError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error

@@ -92,6 +92,15 @@ def test_metrics_tell_what_runs_and_what_was_done(running: Running) -> None:
     assert 'fiddler_expert_requests_total{code="OK"}' in running.metrics()
 
 
+def test_silent_connections_keep_no_scrape_waiting(running: Running) -> None:
+    silent = [socket.create_connection(("127.0.0.1", running.metrics_port), timeout=10) for _ in range(200)]
+    time.sleep(0.5)
+    assert "fiddler_build_info" in running.metrics()
+    assert running.process.num_threads < 100
+    for connection in silent:
+        connection.close()
+
+
 def _sample(body: str, name: str) -> float:
     return next(float(line.rpartition(" ")[2]) for line in body.splitlines() if line.startswith(f"{name} "))
 

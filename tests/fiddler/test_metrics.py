@@ -8,6 +8,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from fiddler import __version__, metrics
 from fiddler.errors import UserError
+from fiddler.transport import http
 from pair import free_port
 
 
@@ -23,7 +24,7 @@ def test_metrics_are_served_in_the_prometheus_format() -> None:
 
 
 def test_port_zero_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "start_http_server", lambda *_: pytest.fail("it served"))
+    monkeypatch.setattr(http, "Server", lambda *_: pytest.fail("it served"))
     metrics.serve("127.0.0.1", 0)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 START_SECONDS = 120
@@ -57,6 +58,10 @@ class Process:
     @property
     def is_running(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def num_threads(self) -> int:
+        return psutil.Process(self._process.pid).num_threads()
 
     def signal(self, number: int) -> None:
         self._process.send_signal(number)
