@@ -25,7 +25,7 @@ COPY pyproject.toml /
 RUN python -c "import tomllib; print(*tomllib.load(open('/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > /requirements.txt \
     # what only the GPU service, the gateway and the client's command line import
- && grep -vE '^(transformers|tokenizers|safetensors|rich|typer|fastapi|fastapi-offline|httptools|uvicorn)\b' \
+ && grep -vE '^(cryptography|transformers|tokenizers|safetensors|rich|typer|fastapi|fastapi-offline|httptools|uvicorn)\b' \
       /requirements.txt > /requirements-cpu.txt \
     # what only the gateway imports
  && grep -vE '^(fastapi|fastapi-offline|httptools|uvicorn)\b' /requirements.txt > /requirements-gpu.txt \

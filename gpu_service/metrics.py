@@ -197,6 +197,13 @@ NON_FINITE_ROWS = Counter(
     "Rows that the CPU expert service answered with non-finite numbers; their requests failed.",
 )
 
+# Access
+CERTIFICATE_EXPIRY = Gauge(
+    "fiddler_tls_certificate_expiry_timestamp_seconds",
+    "When the first certificate in the file of a TLS option expires, in seconds since the epoch.",
+    ["option"],
+)
+
 # Series start at 0, so that the first event shows as an increase.
 for _reason in ("eos", "length", "stop"):
     REQUESTS.labels(_reason, "OK")

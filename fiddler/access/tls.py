@@ -61,6 +61,23 @@ def read_identity(certificate: tuple[str, Path], key: tuple[str, Path]) -> tuple
     return chain, secret
 
 
+def expires_at(option: str, path: Path) -> float:
+    """When the first of a file's certificates expires, in seconds since the epoch.
+
+    gRPC serves an expired one without a word, and every client then refuses to connect.
+
+    Raises:
+        TlsFileError: It cannot be read, or has no certificate.
+    """
+    from cryptography import x509  # imported here, because only a service with TLS needs it
+
+    try:
+        certificates = x509.load_pem_x509_certificates(_read(option, path))
+    except ValueError:
+        raise TlsFileError(f"{option}: {path} has no certificate in PEM form") from None
+    return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
+
+
 def _read(option: str, path: Path) -> bytes:
     try:
         return path.read_bytes()

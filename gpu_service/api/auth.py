@@ -3,8 +3,10 @@
 fiddler/access/tokens.py reads the tokens. settings.RequestLimits bounds what a request may ask for.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+import datetime
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -29,11 +31,13 @@ class Access:
         tokens: One of these; none if empty.
         credentials: The server's side of TLS; None without TLS.
         is_mutual: Whether callers need a certificate.
+        expiries: When the certificates of each TLS option expire, in seconds since the epoch, by the option.
     """
 
     tokens: Tokens
     credentials: grpc.ServerCredentials | None
     is_mutual: bool
+    expiries: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, settings: Settings) -> "Access":
@@ -43,7 +47,10 @@ class Access:
             UserError: A file is missing or wrong, or the flags contradict each other.
         """
         tokens = Tokens(settings.tokens_file, TOKENS_VARIABLE)
-        return cls(tokens, _credentials(settings), settings.tls_client_ca is not None)
+        credentials = _credentials(settings)
+        files = {"--tls-cert": settings.tls_cert, "--tls-client-ca": settings.tls_client_ca}
+        expiries = {option: tls.expires_at(option, path) for option, path in files.items() if path is not None}
+        return cls(tokens, credentials, settings.tls_client_ca is not None, expiries)
 
     @property
     def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
@@ -52,9 +59,14 @@ class Access:
 
     def warnings(self, address: str) -> list[str]:
         """Risks of serving at that address, a sentence each."""
+        now = time.time()
+        warnings = [
+            f"a certificate in {option} has expired on {_date(at)}; callers refuse to connect"
+            for option, at in self.expiries.items()
+            if at <= now
+        ]
         if rpc.is_local(address):
-            return []
-        warnings = []
+            return warnings
         if self.credentials is None:
             what = "prompts, answers and tokens" if self.tokens else "prompts and answers"
             warnings.append(f"{what} cross the network unencrypted; --tls-cert and --tls-key encrypt them")
@@ -98,6 +110,10 @@ def _refusal(method: str, problem: str) -> "grpc.RpcMethodHandler[Any, Any]":
 
     # this kind of handler reads no message, whatever kind the method is; only a status is sent
     return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _date(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from fiddler import listen, rpc
 from fiddler.errors import UserError
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
+from gpu_service import metrics
 from gpu_service.api import expert_health
 from gpu_service.api.auth import Access
 from gpu_service.api.guard import Guard
@@ -59,6 +60,8 @@ class Front:
             UserError: The address is taken, or cannot be served at.
         """
         server = self._bind()
+        for option, at in self._access.expiries.items():
+            metrics.CERTIFICATE_EXPIRY.labels(option).set(at)
         for warning in self._access.warnings(self._settings.listen):
             _log.warning(warning, address=self._settings.listen)
         await self._start(server)

@@ -12,6 +12,7 @@ _LABELS = {
     "layer": "the decoder layer's number in the model, from 0",
     "expert": "the expert's number in its layer, from 0",
     "route": "`resident`, `streamed`, `remote`: where an expert was computed",
+    "option": "`--tls-cert` or `--tls-client-ca`: the option that names the file",
     "part": (
         "`cpu`: experts in the CPU expert service, as it reports. `hop`: the transport of messages that a batch waited "
         "for, both ways. `gpu`: resident and streamed experts on the device, including waits for copies. `transfer`: "

@@ -37,12 +37,19 @@ class Authority:
         self.certificate = directory / f"{name}.pem"
         self.certificate.write_bytes(signed.sign(self._key, hashes.SHA256()).public_bytes(_PEM))
 
-    def identity(self, name: str, *hosts: str, passphrase: bytes | None = None) -> Identity:
+    def identity(
+        self,
+        name: str,
+        *hosts: str,
+        passphrase: bytes | None = None,
+        valid_for: datetime.timedelta = datetime.timedelta(days=1),
+    ) -> Identity:
         """A new key with a certificate for those hosts: names, and IP addresses."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         alternatives = x509.SubjectAlternativeName([_general_name(host) for host in hosts or (name,)])
-        signed = _builder(subject, self._name, key).add_extension(alternatives, False).sign(self._key, hashes.SHA256())
+        builder = _builder(subject, self._name, key, valid_for).add_extension(alternatives, False)
+        signed = builder.sign(self._key, hashes.SHA256())
         identity = Identity(self._directory / f"{name}.pem", self._directory / f"{name}.key")
         identity.certificate.write_bytes(signed.public_bytes(_PEM))
         encryption = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
@@ -50,7 +57,12 @@ class Authority:
         return identity
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    valid_for: datetime.timedelta = datetime.timedelta(days=1),
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -58,8 +70,8 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
+        .not_valid_before(now - datetime.timedelta(days=2))
+        .not_valid_after(now + valid_for)
     )
 
 

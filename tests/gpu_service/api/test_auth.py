@@ -1,5 +1,8 @@
 """Tokens, and the interceptor that asks for them, before a service that has not loaded anything."""
 
+import datetime
+import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ import pytest
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+from prometheus_client import REGISTRY
 
 from fiddler.access.tokens import Tokens
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
@@ -61,14 +65,50 @@ def test_what_a_network_may_see_is_warned_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_tokens_in_the_environment")
-async def test_the_warnings_are_logged(tiny: Path) -> None:
-    opened = Settings(model=tiny, device="cpu", metrics_port=0, listen=f"0.0.0.0:{free_port()}")
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "0.0.0.0:1"])
+def test_an_expired_certificate_is_warned_of(address: str, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for name, hours in (("late", -1), ("valid", 1)):
+        server = authority.identity(name, valid_for=datetime.timedelta(hours=hours))
+        access = Access.read(settings(tls_cert=server.certificate, tls_key=server.key))
+        told = [warning for warning in access.warnings(address) if "expired" in warning]
+        assert [
+            bool(re.fullmatch(r"a certificate in --tls-cert has expired on .* UTC; .*", each)) for each in told
+        ] == ([True] if hours < 0 else [])
+        assert abs(access.expiries["--tls-cert"] - time.time() - hours * 3600) < 600
+
+
+def test_the_first_certificate_of_a_chain_to_expire_counts(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    first, second = (
+        authority.identity(name, valid_for=datetime.timedelta(hours=h)) for name, h in (("a", 9), ("b", 2))
+    )
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(first.certificate.read_bytes() + second.certificate.read_bytes())
+    access = Access.read(settings(tls_cert=chain, tls_key=first.key, tls_client_ca=authority.certificate))
+    assert access.expiries["--tls-cert"] < time.time() + 3 * 3600 < access.expiries["--tls-client-ca"]
+
+
+@pytest.mark.usefixtures("no_tokens_in_the_environment")
+async def test_the_warnings_are_logged(tiny: Path, tmp_path: Path) -> None:
+    expired = Authority(tmp_path).identity("server", valid_for=datetime.timedelta(hours=-1))
+    opened = Settings(
+        model=tiny,
+        device="cpu",
+        metrics_port=0,
+        listen=f"0.0.0.0:{free_port()}",
+        tls_cert=expired.certificate,
+        tls_key=expired.key,
+    )
     server = Server(opened, Access.read(opened))
     with structlog.testing.capture_logs() as logs:
         await server._listen()
     await server._front.stop(0)
     server._experts.close()
     assert [log["log_level"] for log in logs] == ["warning", "warning"]
+    end = REGISTRY.get_sample_value("fiddler_tls_certificate_expiry_timestamp_seconds", {"option": "--tls-cert"})
+    assert end is not None
+    assert abs(end - time.time() + 3600) < 600
 
 
 @pytest.mark.usefixtures("no_tokens_in_the_environment")
