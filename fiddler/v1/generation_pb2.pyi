@@ -732,8 +732,8 @@ class SamplingParameters(_message.Message):
     PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
     LOGIT_BIAS_FIELD_NUMBER: _builtins.int
     temperature: _builtins.float
-    """0 takes the likeliest token. 0.001 to 1000000 divides the logits, and a token is drawn. Unset: the value of the
-    generation_config if it samples, else 0.
+    """0 takes the likeliest token, as any value below 0.001 does. 0.001 to 1000000 divides the logits, and a token is
+    drawn. Unset: the value of the generation_config if it samples, else 0.
     """
     top_k: _builtins.int
     """Draw only from the k likeliest tokens; 0 draws from all. Unset: the value of the generation_config if it samples,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fiddler.v1 import generation_pb2
 from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
-from gpu_service.sampling.parameters import SamplingParameters
+from gpu_service.sampling.parameters import GREEDY_BELOW, SamplingParameters
 from gpu_service.sampling.rules import MAX_SEED, RULES, check_values, show
 
 NOT_DRAWING: dict[str, float] = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
@@ -47,6 +47,8 @@ def check_seed(seed: int | None, n: int) -> None:
 
 def _refuse_drawing(asked: Mapping[str, float]) -> None:
     for name, value in asked.items():
+        if name == "temperature" and value < GREEDY_BELOW:
+            continue
         if name == "seed" or value != NOT_DRAWING.get(name, value):
             allowed = "unset" if name == "seed" else f"{NOT_DRAWING[name]:g} or unset"
             raise RequestError(

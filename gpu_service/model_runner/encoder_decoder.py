@@ -15,7 +15,6 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions as EncoderOutput
 from typing_extensions import override
 
-from gpu_service.errors import ModelError
 from gpu_service.model_runner.forwards import Forward
 from gpu_service.model_runner.state_cache import StateCache
 
@@ -77,41 +76,6 @@ class EncoderDecoder(Forward):
         )
         logits: torch.Tensor = output.logits
         return logits[:, -1:]
-
-
-def start_token_of(generation_config: Any, config: Any) -> int | None:
-    """What the decoder of a model begins with; None if the model has no encoder.
-
-    Raises:
-        ModelError: The model has an encoder, and neither configuration gives the token.
-    """
-    if not getattr(config, "is_encoder_decoder", False):
-        return None
-    for settings, name in (
-        (generation_config, "decoder_start_token_id"),
-        (config, "decoder_start_token_id"),
-        (generation_config, "bos_token_id"),
-    ):
-        if isinstance(token_id := getattr(settings, name, None), int):
-            return token_id
-    raise ModelError(
-        "decoder_start_token_id: neither generation_config.json nor config.json says what output begins with"
-    )
-
-
-def forced_bos_token_of(generation_config: Any, config: Any) -> int | None:
-    """The first token of a decoder's output if a request gives none; None if generation_config.json has no such token.
-
-    Raises:
-        ModelError: The token is not in the vocabulary.
-    """
-    token_id = generation_config.forced_bos_token_id if getattr(config, "is_encoder_decoder", False) else None
-    if token_id is None:
-        return None
-    if type(token_id) is not int or not 0 <= token_id < config.vocab_size:
-        problem = f"must be 0 to {config.vocab_size - 1}, the vocabulary, got {token_id!r}"
-        raise ModelError(f"generation_config.json: forced_bos_token_id: {problem}")
-    return token_id
 
 
 def num_layers(config: Any) -> int:

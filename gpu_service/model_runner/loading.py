@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
@@ -87,19 +87,6 @@ def _read_own(configuration: Any, settings: dict[str, Any], path: Path) -> Any:
         return configuration.from_dict(settings)
     except FieldError as error:
         raise ModelError(f"{path}: {error}") from None
-
-
-def read_generation_config(directory: Path, config: Any) -> GenerationConfig:
-    """The settings in generation_config.json, or in config.json if there is no such file.
-
-    Raises:
-        ModelError: The file cannot be read.
-    """
-    path = directory / "generation_config.json"
-    with _reported_as(f"{path}: transformers cannot read it"):
-        if not path.is_file():
-            return GenerationConfig.from_model_config(config)
-        return GenerationConfig.from_pretrained(directory, local_files_only=True)
 
 
 def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:

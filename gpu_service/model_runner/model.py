@@ -13,14 +13,15 @@ from gpu_service.errors import ModelError
 from gpu_service.model_runner import host_linear
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.context import context_limit
-from gpu_service.model_runner.encoder_decoder import EncoderDecoder, forced_bos_token_of, num_layers, start_token_of
+from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values
 from gpu_service.model_runner.kv_cache import KvCache
-from gpu_service.model_runner.loading import load, read_config, read_generation_config
+from gpu_service.model_runner.loading import load, read_config
 from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
 from gpu_service.model_runner.threads import as_few_as_pay
+from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.layer import MoeLayer
@@ -96,10 +97,7 @@ class Model:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Token ids that end a generation."""
-        ids = self.generation_config.eos_token_id
-        if ids is None:
-            ids = self.text_config.eos_token_id
-        return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
+        return frozenset(self.generation_config.eos_token_id)
 
     @property
     def num_experts_per_token(self) -> int:

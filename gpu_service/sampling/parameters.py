@@ -4,31 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gpu_service.models.generation_fields import NOT_COMPUTED
+
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
 _TRANSFORMERS_TOP_K = 50
 """The top_k that transformers uses if a generation_config samples and sets none."""
 
-_OTHERS: dict[str, float | None] = {
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "top_h": None,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "sequence_bias": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "exponential_decay_length_penalty": None,
-    "guidance_scale": 1.0,
-    "num_beams": 1,
-    "min_length": 0,
-    "min_new_tokens": None,
-}
-"""Settings that are not computed here, with the value that leaves the choice of tokens unchanged."""
+GREEDY_BELOW = 0.001
+"""A smaller temperature takes the likeliest token, as 0 does: logits divided by it may overflow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +21,7 @@ class SamplingParameters:
     """How the next token is chosen. Every option has a value."""
 
     temperature: float = 0.0
-    """0: the likeliest token."""
+    """0: the likeliest token; no positive one is below GREEDY_BELOW."""
     top_k: int = 0
     """0: all."""
     top_p: float = 1.0
@@ -81,6 +66,8 @@ class SamplingParameters:
             }
         values |= asked
         values["top_k"] = int(values.get("top_k", 0))
+        if 0 < values.get("temperature", 0.0) < GREEDY_BELOW:
+            values["temperature"] = 0.0
         return cls(**values, logit_bias=logit_bias)  # type: ignore[arg-type]
 
 
@@ -100,7 +87,7 @@ def not_honoured(defaults: "GenerationConfig", is_encoder_decoder: bool = False)
         defaults: The generation_config.
         is_encoder_decoder: Whether the model has an encoder. Its first token may be forced, which is computed here.
     """
-    names = [name for name, neutral in _OTHERS.items() if getattr(defaults, name, None) not in (None, neutral)]
+    names = [name for name, neutral in NOT_COMPUTED.items() if getattr(defaults, name, None) not in (None, neutral, [])]
     return [name for name in names if not (is_encoder_decoder and name == "forced_bos_token_id")]
 
 

@@ -6,18 +6,19 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from gpu_service.errors import ModelError, RequestError
+from gpu_service.sampling.default_values import replace_unusual
 from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.sampling.sampler import Sampler
 
 MAX_SEED = 2**63 - 1  # the largest that torch's generator accepts
 RULES: dict[str, tuple[Callable[[float], bool], str]] = {
-    # logits divided by a smaller number, or multiplied by a larger one, may overflow
-    "temperature": (lambda value: value == 0 or 0.001 <= value <= 1e6, "must be 0, or 0.001 to 1000000"),
+    "temperature": (lambda value: 0 <= value <= 1e6, "must be 0 to 1000000"),
     "top_k": (lambda value: value >= 0, "must be 0 or above"),
     "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value <= 1, "must be 0 to 1"),
     "typical_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
+    # logits divided by a smaller number, or multiplied by a larger one, may overflow
     "repetition_penalty": (lambda value: 0.001 <= value <= 1000, "must be 0.001 to 1000"),
     "frequency_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
     "presence_penalty": (lambda value: -2 <= value <= 2, "must be -2 to 2"),
@@ -39,12 +40,13 @@ def check_values(values: Mapping[str, float]) -> None:
 
 
 def check_generation_config(directory: Path, generation_config: GenerationConfig) -> None:
-    """Checks the sampling parameters of a checkpoint's generation_config.json.
+    """Checks the sampling parameters of a checkpoint's generation_config.json, and replaces unusual ones.
 
     Raises:
-        ModelError: A setting has a value that no request may have.
+        ModelError: A setting is not a number.
     """
     try:
+        replace_unusual(directory / "generation_config.json", generation_config)
         check_defaults(generation_config)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{directory / 'generation_config.json'}: {error}") from None

@@ -21,9 +21,9 @@ from gpu_service.model_runner.loading import (
     find_replacements,
     logging_of_transformers,
     read_config,
-    read_generation_config,
 )
 from gpu_service.models.families import VERIFIED
+from gpu_service.models.generation_config import read_generation_config
 from gpu_service.models.glossary import METHODS
 from gpu_service.models.registry import architecture_of
 from gpu_service.sampling.rules import check_generation_config

@@ -199,10 +199,10 @@ _WRONG_FILES = {
     ),
     "generation_config that is a list": ("generation_config.json", [], "generation_config.json"),
     "generation_config that is no JSON": ("generation_config.json", "{", "generation_config.json"),
-    "a default that is out of range": (
+    "an end of sequence that is a text": (
         "generation_config.json",
-        {"do_sample": True, "temperature": -1.0},
-        "temperature: must be 0",
+        {"eos_token_id": "</s>"},
+        "eos_token_id: must be a token id",
     ),
     "a default of a wrong type": ("generation_config.json", {"do_sample": True, "top_p": "hot"}, "top_p"),
     "tokenizer that is a list": ("tokenizer.json", [], "cannot read the tokenizer"),

@@ -35,7 +35,7 @@ def _counts_outside(least: int, most: int) -> st.SearchStrategy[int]:
 
 
 _SAMPLING: dict[str, st.SearchStrategy[Any]] = {
-    "temperature": st.floats(max_value=0.001, exclude_max=True).filter(bool) | st.floats(min_value=1.1e6) | _NAN,
+    "temperature": _outside(0, 1e6),
     "top_k": st.integers(-_INT32, -1),
     "top_p": st.floats(max_value=0) | st.floats(min_value=1, exclude_min=True) | _NAN,
     "min_p": _outside(0, 1),

@@ -1,15 +1,13 @@
 """What an encoder-decoder model reads from its configurations, and what its rows hold."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from cpu_expert_service.kernel import PyTorchKernel
 from gpu_service.errors import ModelError
-from gpu_service.model_runner.encoder_decoder import num_layers, start_token_of
+from gpu_service.model_runner.encoder_decoder import num_layers
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.state_cache import StateCache
 from tests.support.families import tiny
@@ -64,23 +62,6 @@ def test_a_prompt_is_counted_as_many_tokens_as_it_has(engine: Engine) -> None:
     cache.set_capacity(64)
     _compute(engine, list(range(20, 60)), 0, 0)
     assert cache.allocated_bytes == 41 * TOKEN_BYTES  # and the start token
-
-
-@pytest.mark.parametrize(
-    ("generation_config", "config", "token_id"),
-    [
-        ({"decoder_start_token_id": 3}, {"decoder_start_token_id": 4}, 3),
-        ({}, {"decoder_start_token_id": 4}, 4),
-        ({"decoder_start_token_id": None, "bos_token_id": 5}, {}, 5),
-    ],
-)
-def test_the_start_token_is_found(generation_config: dict[str, Any], config: dict[str, Any], token_id: int) -> None:
-    settings = SimpleNamespace(**generation_config), SimpleNamespace(is_encoder_decoder=True, **config)
-    assert start_token_of(*settings) == token_id
-
-
-def test_a_model_without_an_encoder_has_none() -> None:
-    assert start_token_of(SimpleNamespace(bos_token_id=1), SimpleNamespace(is_encoder_decoder=False)) is None
 
 
 def test_a_decoder_without_a_start_token_is_refused(tmp_path: Path) -> None:
