@@ -160,6 +160,8 @@ def _reported_as(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())  # some texts have many lines
+        if "padding_idx" in text.lower():
+            raise ModelError(f"{what}: pad_token_id: must be null or a token id of the vocabulary") from error
         raise ModelError(f"{what}: {type(error).__name__}: {text}") from error
 
 

@@ -1,5 +1,6 @@
 """`--dry-run` reports what would be served, or in one line why the model cannot be."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.coding import dequantize_bytes
-from gpu_service.errors import FlagError
+from gpu_service.errors import FlagError, ModelError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
 from gpu_service.models.families import REFUSED
@@ -210,3 +211,22 @@ def _run(tmp_path: Path, directory: Path, flag: str) -> tuple[int, str, str]:
     with out.open("wb") as out_file, err.open("wb") as err_file:
         status = WarmProcess(arguments, stdout=out_file, stderr=err_file).wait(60)
     return status, out.read_text(), err.read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "problem"),
+    [
+        ("generation_config.json", {"eos_token_id": [2, None]}, "generation_config.json: eos_token_id: must be"),
+        ("generation_config.json", {"do_sample": True, "top_p": "hot"}, "generation_config.json: top_p: must be"),
+        ("config.json", {"pad_token_id": 10**6}, "pad_token_id: must be null or a token id of the vocabulary"),
+        ("config.json", {"eos_token_id": "</s>"}, "'eos_token_id'"),
+    ],
+)
+def test_values_that_are_no_token_ids_or_numbers_are_refused_by_their_fields(
+    tiny: Path, tmp_path: Path, file: str, settings: dict[str, object], problem: str
+) -> None:
+    directory = Path(shutil.copytree(tiny, tmp_path / "model"))
+    path = directory / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(ModelError, match=re.escape(problem)):
+        dry_run.examine(Settings.load(["--model", str(directory), "--device", "cpu"]))
