@@ -21,7 +21,7 @@ from gpu_service.moe.device_timer import start_span
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
 from gpu_service.moe.pending import ExpertMessage, LayerWork
-from gpu_service.planning.planner import Plan
+from gpu_service.planning.planner import Plan, rows_by_expert
 
 
 class Dispatcher:
@@ -93,17 +93,18 @@ class Dispatcher:
             on_host["guess"] = guess
         rows, ids, weights, *guessed = self._staging.to_host(**on_host)
         # counted on the CPU: a count on the GPU would be one more synchronisation
-        counts = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
+        selections = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
+        counts = np.minimum(selections, len(ids))  # see planner.rows_by_expert
         plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
         # sent before anything is copied: the CPU is the slowest side
         messages = self._send(layer, plan, hidden=rows, ids=ids, weights=weights)
         copies = orchestration.start_copies(layer, counts, plan)
         if guessed:
             orchestration.prefetch(layer, guessed[0].numpy())
-        self.selections.add(layer, counts, ids.numel())
+        self.selections.add(layer, selections, ids.numel())
         for route, experts in (("resident", plan.resident), ("streamed", plan.streamed)):
             if experts:
-                self.selections.add_route(layer, route, int(counts[list(experts)].sum()))
+                self.selections.add_route(layer, route, int(selections[list(experts)].sum()))
         return LayerWork(
             layer=layer,
             hidden=hidden,
@@ -261,7 +262,7 @@ class Dispatcher:
             return self._in_process.submit(
                 work.layer, message.hidden, expert_ids=message.ids, routing_weights=message.weights
             ).join()
-        counts = np.bincount(message.ids[message.ids >= 0].numpy(), minlength=self._num_experts[work.layer])
+        counts = rows_by_expert(message.ids.numpy(), self._num_experts[work.layer])
         plan = self.orchestration.plan(work.layer, counts.tolist(), remote_available=False)
         if plan.remote:
             raise ExpertServiceError("the CPU expert service is lost, and there is no room to compute its experts here")

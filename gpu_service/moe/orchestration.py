@@ -236,6 +236,6 @@ class MeasuredRemote(EverythingRemote):
         if seconds is None:
             return None
         costs = self._latency.costs(layer)
-        predicted = sum(costs.cpu[count] for count in np.bincount(ids[ids >= 0]).tolist())
+        predicted = sum(costs.cpu[count] for count in planner.rows_by_expert(ids).tolist())
         self._latency.observe_cpu(predicted, seconds)
         return PredictedMessage(predicted, costs.round_trip + costs.row * len(ids))

@@ -87,6 +87,18 @@ def plan(
     )
 
 
+def rows_by_expert(expert_ids: npt.NDArray[np.int32], num_experts: int = 0) -> npt.NDArray[np.int64]:
+    """Rows of each expert, by expert id.
+
+    Args:
+        expert_ids: [rows, k]; -1 for none. A row that names one expert twice is one of its rows: a table of routes may
+            do so, and costs are known for as many rows as there are.
+        num_experts: The least length of the result.
+    """
+    selections = np.bincount(expert_ids.reshape(-1) + 1, minlength=num_experts + 1)[1:]
+    return np.minimum(selections, len(expert_ids))
+
+
 def all_remote(counts: Sequence[int], costs: Costs | None = None) -> Plan:
     """Plans a layer without any expert on the GPU. Without costs, it predicts infinite seconds."""
     remote = tuple([expert for expert, count in enumerate(counts) if count])
@@ -114,7 +126,7 @@ def chunks(expert_ids: npt.NDArray[np.int32], costs: Costs, most: int = 8) -> in
     most = min(most, num_rows // _LEAST_CHUNK_ROWS)
     if most < 2:
         return 1
-    counts: list[int] = [count for count in np.bincount(expert_ids[expert_ids >= 0]).tolist() if count]
+    counts: list[int] = [count for count in rows_by_expert(expert_ids).tolist() if count]
 
     def seconds(messages: int) -> float:
         one_way = (costs.round_trip + costs.row * num_rows / messages) / 2

@@ -22,7 +22,8 @@ Continuation = tuple[list[int], torch.Tensor]
 """Tokens, and the logits [tokens, vocab] that they were chosen by."""
 
 FAST, SLOW = 1e-6, 1.0
-_MAX_ROWS = 1024
+MAX_ROWS = 1024
+"""Rows for which costs are known."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,9 @@ def use_route(
     route: Route,
     *,
     prefetcher: Prefetcher | None = None,
+    max_rows: int = MAX_ROWS,
 ) -> None:
-    """Makes a dispatcher plan with these costs, and fills the slots as the policy decides."""
+    """Makes a dispatcher plan with these costs, known up to so many rows, and fills the slots as the policy decides."""
     measured = Measurements(
         expert_bytes=1,
         cpu=((1, route.cpu_seconds),),
@@ -54,7 +56,7 @@ def use_route(
         transfer=(route.transfer_seconds,),
     )
     num_experts = [layer.num_experts for layer in checkpoint.layers]
-    latency = LatencyModel(measured, [1] * len(num_experts), _MAX_ROWS)
+    latency = LatencyModel(measured, [1] * len(num_experts), max_rows)
     inputs = policies.Inputs(
         num_experts=num_experts, capacity=slots.capacity, popularity=None, costs=lambda: latency.costs(0)
     )
