@@ -6,6 +6,7 @@ Nothing is counted here. collectors.py reads the numbers of a CollectedMetric fr
 from prometheus_client import Counter, Gauge, Histogram
 
 from fiddler.metrics import LATENCY_BUCKETS, CollectedMetric
+from fiddler.metrics import LOG_LINES_DROPPED as LOG_LINES_DROPPED
 
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 

@@ -21,7 +21,7 @@ from fiddler import process, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.metrics import serve, set_build_info
-from fiddler.upkeep import Upkeep
+from fiddler.running.upkeep import Upkeep
 
 _log = structlog.get_logger("cpu_expert_service")
 

@@ -1,12 +1,24 @@
-"""Logging of a service: structlog's events on standard error, as text on a terminal and as JSON lines elsewhere."""
+"""Logging of a service: structlog's events on standard error, as text on a terminal and as JSON lines elsewhere.
 
+Nothing waits until its line is written: if nobody reads the log, lines are dropped and counted.
+"""
+
+import atexit
 import logging
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from types import TracebackType
 
 import structlog
+from typing_extensions import override
 
+from fiddler.metrics import LOG_LINES_DROPPED
+from fiddler.running.log_writer import LogWriter
+
+_FLUSH_SECONDS = 1.0
+_log = structlog.get_logger(__name__)
+_writers: list[LogWriter] = []
 _REQUEST_IDS = "request_ids"
 
 
@@ -30,7 +42,7 @@ def configure(level: str, log_format: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     exceptions: list[structlog.typing.Processor] = [] if console else [structlog.processors.format_exc_info]
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(_writer())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *exceptions, renderer],
@@ -49,6 +61,58 @@ def configure(level: str, log_format: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def flush(seconds: float = _FLUSH_SECONDS) -> None:
+    """Waits until what was logged is written, but no longer than a time. To be called before os._exit."""
+    for writer in _writers:
+        writer.flush(seconds)
+
+
+def say(text: str) -> None:
+    """Writes a line that is no event, such as why the process ends, after all that was logged.
+
+    It may wait for a second or two, but not for ever, if nobody reads it.
+    """
+    if not _writers:
+        print(text, file=sys.stderr)
+        return
+    _writers[-1].write(text, wait_seconds=_FLUSH_SECONDS)
+    flush()
+
+
+class _Handler(logging.Handler):
+    """Formats events where they happen, and hands them to the writer."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        super().__init__()
+        self._writer = writer
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if not self._writer.write(self.format(record)):
+                LOG_LINES_DROPPED.inc()
+        except Exception:
+            self.handleError(record)
+
+
+def _writer() -> LogWriter:
+    """The writer for standard error, made once."""
+    if not _writers:
+        _writers.append(LogWriter(sys.stderr.fileno(), _report_dropped))
+        atexit.register(flush)
+        sys.excepthook = _print_after_the_log
+    return _writers[0]
+
+
+def _report_dropped(count: int) -> None:
+    _log.warning("log lines dropped, since nobody read the log", count=count)
+
+
+def _print_after_the_log(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    flush()
+    sys.__excepthook__(kind, error, trace)
 
 
 def about_requests(request_ids: Iterable[str]) -> AbstractContextManager[None]:

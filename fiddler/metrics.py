@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
-from prometheus_client import REGISTRY, CollectorRegistry, Info, disable_created_metrics, make_wsgi_app
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Info, disable_created_metrics, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 
@@ -18,6 +18,10 @@ LATENCY_BUCKETS = (
     5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
 )  # fmt: skip
 """In seconds: from the round trip of an empty message to a long prefill on a slow CPU."""
+
+LOG_LINES_DROPPED = Counter(
+    "fiddler_log_lines_dropped_total", "Lines of the log that were dropped because nobody read it."
+)
 
 BUILD_NAME = "fiddler_build_info"
 BUILD_DESCRIPTION = "Always 1: versions of the software and what it computes with, as labels."

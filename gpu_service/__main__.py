@@ -10,6 +10,7 @@ from fiddler.errors import UserError, is_user_error
 process.prepare()
 
 # grpc is imported after the process is prepared
+from fiddler import logs  # noqa: E402
 from gpu_service.api.auth import Access  # noqa: E402
 from gpu_service.errors import UnavailableError  # noqa: E402
 from gpu_service.settings import Settings  # noqa: E402
@@ -23,7 +24,6 @@ def main() -> int:
     except UserError as error:
         return _refuse(error)
     # imported here, so that --help and a wrong flag do not wait for torch and transformers
-    from fiddler import logs
     from gpu_service import server
     from gpu_service.models import families
     from gpu_service.startup import dry_run
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _refuse(why: Exception | str) -> int:
-    print(f"{Settings.program}: {why}", file=sys.stderr)
+    logs.say(f"{Settings.program}: {why}")
     return 1
 
 

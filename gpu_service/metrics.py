@@ -6,6 +6,7 @@ Nothing is counted here. The number of a CollectedMetric is kept where it arises
 from prometheus_client import Counter, Gauge, Histogram
 
 from fiddler.metrics import LATENCY_BUCKETS, CollectedMetric
+from fiddler.metrics import LOG_LINES_DROPPED as LOG_LINES_DROPPED
 
 # These three are vLLM's, so that the two services can be compared.
 _TIME_TO_FIRST_TOKEN_BUCKETS = (

@@ -15,7 +15,7 @@ from fiddler import process, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.metrics import serve, set_build_info
-from fiddler.upkeep import Upkeep
+from fiddler.running.upkeep import Upkeep
 from fiddler.v1 import experts_pb2
 from gpu_service import collectors
 from gpu_service.api.auth import Access

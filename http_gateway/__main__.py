@@ -23,7 +23,7 @@ def main() -> int:
     except Exception as error:
         if not is_user_error(error):
             raise
-        print(f"{Settings.program}: {error}", file=sys.stderr)
+        logs.say(f"{Settings.program}: {error}")
         return 1
     return 0
 

@@ -3,6 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 from fiddler.metrics import LATENCY_BUCKETS
+from fiddler.metrics import LOG_LINES_DROPPED as LOG_LINES_DROPPED
 
 _SECONDS = (*LATENCY_BUCKETS, 60.0, 120.0, 300.0, 600.0)
 

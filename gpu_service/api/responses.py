@@ -36,7 +36,8 @@ class Responses:
         """
         self._request = request
         self._tokenizer = tokenizer
-        self._message = message
+        self._wants_progress, self._wants_usage = message.prompt_progress, message.chunk_usage
+        self._echo = message.echo
         self._skips_special_tokens = skips_special_tokens(message)
         self._num_cached = 0
         self.num_unfinished = request.n if request.beam is None else request.beam.num_return_sequences
@@ -74,7 +75,7 @@ class Responses:
                     yield from self._echoes()
                 case Progress():
                     self._num_cached = event.cached_tokens
-                    if self._message.prompt_progress:
+                    if self._wants_progress:
                         yield GenerateResponse(progress=self._progress(event))
                 case Best():
                     yield GenerateResponse(beam=self._best(event))
@@ -94,7 +95,7 @@ class Responses:
         logprobs = [self._logprobs(token.logprobs) for token in tokens if token.logprobs is not None]
         chunk = Chunk(index=index, token_ids=token_ids, text=text, logprobs=logprobs)
         self._num_completion_tokens[index] += len(tokens)
-        if self._message.chunk_usage:
+        if self._wants_usage:
             chunk.usage.CopyFrom(self._usage(self._num_completion_tokens[index], self._num_cached))
         return GenerateResponse(chunk=chunk)
 
@@ -110,7 +111,7 @@ class Responses:
         yield GenerateResponse(complete=self._complete(event))
 
     def _echoes(self) -> Iterator[GenerateResponse]:
-        for index, text in enumerate(self._texts if self._message.echo else ()):
+        for index, text in enumerate(self._texts if self._echo else ()):
             yield GenerateResponse(chunk=Chunk(index=index, token_ids=self._request.prompt, text=text.prompt_text))
 
     def _prompt(self, logprobs: Sequence[TokenLogprobs]) -> Iterator[GenerateResponse]:

@@ -9,6 +9,7 @@ UNPLOTTED = {
     "fiddler_expert_rows_total": _SAME,
     "fiddler_expert_received_bytes_total": _OTHER_END,
     "fiddler_expert_sent_bytes_total": _OTHER_END,
+    "fiddler_log_lines_dropped_total": "0 unless the log's reader stalls, and the log says it when it is read again",
     "process_virtual_memory_bytes": "includes the mapped checkpoint, so it does not show memory in use",
     "process_start_time_seconds": _PYTHON,
     "process_open_fds": _PYTHON,
