@@ -1,10 +1,15 @@
 # The images of both services and of the HTTP gateway: docker build --target cpu-expert-service . (or gpu-service, or
 # http-gateway). compose.yaml builds them.
 #
-#   TORCH_INDEX   where PyTorch is looked for beside PyPI. As it is, PyTorch's index of builds for the CPU, which go before
-#                 PyPI's by their version (2.13.0+cpu). https://pypi.org/simple: PyPI's own, with CUDA on x86-64 Linux.
-#                 An index that cannot be reached is passed over with a warning.
-#   TORCH         what is asked of it, within constraints.txt, e.g. torch==2.13.0+cu128
+#   PYTHON_IMAGE, PROMETHEUS_IMAGE   the images that these are built on. A digest pins one for good, where NAME:TAG may
+#                 come to mean another image: NAME:TAG@sha256:..., as `docker buildx imagetools inspect NAME:TAG` prints it
+#   TORCH_INDEX   the index that PyTorch itself comes from, and nothing else. As it is, PyTorch's index of builds for the
+#                 CPU. https://pypi.org/simple: PyPI's own, with CUDA on x86-64 Linux
+#   TORCH         what is asked of it, within constraints.txt, e.g. torch==2.13.0+cu128, or with its hash, which differs by
+#                 index: "torch @ https://.../torch-2.13.0....whl#sha256=..."
+#
+# All other packages come from PyPI, and each file's hash must be one of those in requirements/*.lock (`make locks`). Only
+# the CUDA libraries, which PyTorch's builds for CUDA name by exact version, are taken without.
 #
 # Stages that run anything install into layers of their own, so that a change in the code builds neither of the large
 # ones again, and the images share the layer with PyTorch where they have the same build of it.
@@ -16,21 +21,9 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_CONSTRAINT=/
 
 # pip of a version that constraints.txt knows, and what builds the wheel: never in an image that runs
 FROM base AS tools
-COPY constraints.txt /
+COPY constraints.txt requirements/tools.lock /
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m venv /opt/tools && /opt/tools/bin/pip install --quiet --upgrade pip scikit-build-core cmake ninja
-
-FROM tools AS requirements
-COPY pyproject.toml /
-RUN python -c "import tomllib; print(*tomllib.load(open('/pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > /requirements.txt \
-    # what only the GPU service, the gateway and the client's command line import
- && grep -vE '^(cryptography|transformers|tokenizers|safetensors|rich|typer|fastapi|fastapi-offline|httptools|uvicorn)\b' \
-      /requirements.txt > /requirements-cpu.txt \
-    # what only the gateway imports
- && grep -vE '^(fastapi|fastapi-offline|httptools|uvicorn)\b' /requirements.txt > /requirements-gpu.txt \
-    # what only the services and the client's command line import
- && grep -vE '^(torch|transformers|tokenizers|safetensors|numpy|tqdm|rich|typer)\b' /requirements.txt > /requirements-http.txt
+    python -m venv /opt/tools && /opt/tools/bin/pip install --quiet --upgrade --require-hashes --requirement /tools.lock
 
 # compiles the kernels for every CPU tier; which one runs is found out when the service starts
 FROM tools AS builder
@@ -53,13 +46,15 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ARG TORCH=torch
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
-    --mount=type=bind,from=requirements,source=/requirements-cpu.txt,target=/requirements.txt \
+    --mount=type=bind,source=requirements/cpu-expert-service.lock,target=/requirements.lock \
     --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/fiddler \
  && pip="/opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet" \
     # the build is chosen without what it needs, which comes from the usual index
- && $pip --no-deps --extra-index-url "$TORCH_INDEX" "$TORCH" \
- && $pip --requirement /requirements.txt \
+ && $pip --no-deps --index-url "$TORCH_INDEX" "$TORCH" \
+ && $pip --require-hashes --requirement /requirements.lock \
+    # the CUDA libraries, if it is such a build; otherwise all that it needs is there
+ && $pip "$TORCH" \
     # packages' own tests; PyTorch's headers and its protoc, but torch_shm_manager, which `import torch` looks for
  && cd /opt/fiddler/lib/python3*/site-packages \
  && find sympy numpy networkx -type d -name tests -prune -exec rm -r {} + \
@@ -69,9 +64,9 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 FROM cpu-packages AS gpu-packages
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
-    --mount=type=bind,from=requirements,source=/requirements-gpu.txt,target=/requirements.txt \
+    --mount=type=bind,source=requirements/gpu-service.lock,target=/requirements.lock \
     --mount=type=cache,target=/root/.cache/pip \
-    /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --requirement /requirements.txt
+    /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --require-hashes --requirement /requirements.lock
 
 FROM cpu-packages AS cpu-expert-service
 LABEL org.opencontainers.image.title="fiddler CPU expert service" org.opencontainers.image.licenses=Apache-2.0
@@ -107,10 +102,10 @@ LABEL org.opencontainers.image.title="fiddler HTTP gateway" org.opencontainers.i
 ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_HTTP_LISTEN=0.0.0.0:8000
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
-    --mount=type=bind,from=requirements,source=/requirements-http.txt,target=/requirements.txt \
+    --mount=type=bind,source=requirements/http-gateway.lock,target=/requirements.lock \
     --mount=type=cache,target=/root/.cache/pip \
     python -m venv --without-pip /opt/fiddler \
- && /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --requirement /requirements.txt
+ && /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --require-hashes --requirement /requirements.lock
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
     --mount=type=bind,from=builder,source=/wheels,target=/wheels \

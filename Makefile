@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings models clean
+.PHONY: help setup demo test sweep compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks models clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -80,6 +80,9 @@ observability: $(STAMP) ## Write docs/metrics.md and Grafana's dashboards
 
 settings: $(STAMP) ## Write docs/settings.md from the services' settings
 	$(BIN)/python -m tools.settings_page
+
+locks: $(STAMP) ## Write requirements/*.lock from pyproject.toml and constraints.txt
+	$(BIN)/python -m tools.locks
 
 models: $(STAMP) ## Write docs/models.md from the table of families
 	$(BIN)/python -m gpu_service.models --format markdown > docs/models.md.new

@@ -17,7 +17,7 @@ from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
-from fiddler import process, tensors
+from fiddler import host_memory, process, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.metrics import serve, set_build_info
@@ -68,6 +68,7 @@ def _serve(
         return
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     _publish(checkpoint, runner, settings)
+    _warn_of_short_memory(checkpoint)
     front = Front(settings, servicer)
     front.start()
     try:
@@ -125,6 +126,18 @@ def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: t
         elif not checkpoint.is_repacked:  # those are in memory of their own already
             checkpoint.prefault(progress)
     checkpoint.check_scales()
+
+
+def _warn_of_short_memory(checkpoint: Checkpoint) -> None:
+    """Pages of the experts count as this process's in a container, and are dropped at its limit."""
+    memory = host_memory.measure()
+    if checkpoint.expert_bytes > memory.total_bytes:
+        _log.warning(
+            "the experts do not fit into the memory that this process may use, so that tokens wait for the disk;"
+            " raise its limit (CPU_EXPERT_MEMORY in compose.yaml)",
+            expert_bytes=checkpoint.expert_bytes,
+            memory_bytes=memory.total_bytes,
+        )
 
 
 def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None:

@@ -48,7 +48,9 @@ def within_quota(num_threads: int, quota: float) -> int:
 
 
 def _memory_v2(directory: Path) -> MemoryLimit | None:
-    limit = _integer(directory / "memory.max")  # "max" if there is no limit
+    # "max" if there is no limit. Above memory.high the kernel stops a process again and again, which is no better
+    limits = [_integer(directory / name) for name in ("memory.max", "memory.high")]
+    limit = min((each for each in limits if each is not None), default=None)
     if limit is None:
         return None
     used = _integer(directory / "memory.current") or 0
@@ -97,14 +99,30 @@ def _directories_v2(root: Path) -> Iterator[Path]:
         mount /= "unified"
     for controllers, path in _memberships(root):
         if controllers == "":
-            yield from _ancestors(mount, path)
+            yield from _ancestors(mount, _within_mount(root, mount, path))
 
 
 def _directories_v1(root: Path, controller: str) -> Iterator[Path]:
     for controllers, path in _memberships(root):
         if controller in controllers.split(","):
             together = root / "sys/fs/cgroup" / controllers
-            yield from _ancestors(together if together.is_dir() else root / "sys/fs/cgroup" / controller, path)
+            mount = together if together.is_dir() else root / "sys/fs/cgroup" / controller
+            yield from _ancestors(mount, _within_mount(root, mount, path))
+
+
+def _within_mount(root: Path, mount: Path, path: str) -> str:
+    """A group's path below the mount point, which may show a part of the hierarchy: a container's own group."""
+    try:
+        lines = (root / "proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return path
+    place = f"/{mount.relative_to(root)}"
+    for fields in map(str.split, lines):  # 36 25 0:31 /docker/1 /sys/fs/cgroup rw - cgroup2 cgroup rw
+        if len(fields) > 4 and fields[4] == place and ("cgroup" in fields or "cgroup2" in fields):
+            shown = PurePosixPath(fields[3])
+            if PurePosixPath(path).is_relative_to(shown):
+                return str(PurePosixPath(path).relative_to(shown))
+    return path
 
 
 def _memberships(root: Path) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,7 @@ from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler.settings import CommandSettings
 from gpu_service.settings import Settings as GpuSettings
 from http_gateway.settings import Settings as GatewaySettings
+from tools.locks import LEFT_OUT, name_of
 from tools.settings_page import PAGE, page
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +23,9 @@ KINDS: dict[str, type[CommandSettings]] = {
     "gpu-service": GpuSettings,
     "http-gateway": GatewaySettings,
 }
+
+_MODULES: dict[str, str] = {}
+"""The modules of packages whose names differ."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +56,9 @@ def test_every_setting_of_a_service_reaches_its_container(service: str, compose:
 
 def test_images_have_the_projects_version_and_others_are_pinned(compose: Any, project: Any) -> None:
     for name, service in compose["services"].items():
-        tag = service["image"].partition(":")[2]
+        tag = service["image"].removesuffix("}").rpartition(":")[2]
         if "build" in service:
+            tag = service["image"].partition(":")[2]
             assert tag == f"${{FIDDLER_VERSION:-{project['version']}}}", name
         else:
             assert re.fullmatch(r"\d+\.\d+\.\d+", tag), name
@@ -73,24 +78,53 @@ def test_every_service_is_confined(compose: Any) -> None:
 
 
 def test_compose_and_the_dockerfile_agree_on_prometheus(compose: Any, dockerfile: str) -> None:
-    image = compose["services"]["prometheus"]["build"]["args"]["PROMETHEUS_IMAGE"]
+    image = compose["services"]["prometheus"]["build"]["args"]["PROMETHEUS_IMAGE"].partition(":-")[2].removesuffix("}")
     assert f"ARG PROMETHEUS_IMAGE={image}\n" in dockerfile
 
 
 @pytest.mark.parametrize(
-    ("requirements", "modules"),
+    ("image", "modules"),
     [
-        ("requirements-cpu", "cpu_expert_service.server, client.health"),
-        ("requirements-gpu", "gpu_service.server, client.health"),
-        ("requirements-http", "http_gateway.server"),
+        ("cpu-expert-service", "cpu_expert_service.server, client.health"),
+        ("gpu-service", "gpu_service.server, client.health"),
+        ("http-gateway", "http_gateway.server"),
     ],
 )
-def test_no_program_needs_what_its_image_leaves_out(
-    requirements: str, modules: str, dockerfile: str, project: Any
-) -> None:
-    match = re.search(rf"grep -vE '\^\(([a-z|-]+)\)\\b'[\s\\]+/requirements.txt > /{requirements}.txt", dockerfile)
-    assert match
-    left_out = match[1].split("|")
-    assert set(left_out) < {re.split(r"[<>=]", dependency)[0] for dependency in project["dependencies"]}
-    code = f"import sys; sys.modules.update(dict.fromkeys({left_out}))\nimport {modules}"
+def test_no_program_needs_what_its_image_leaves_out(image: str, modules: str, project: Any) -> None:
+    left_out = sorted(LEFT_OUT[image])
+    assert set(left_out) < {name_of(dependency) for dependency in project["dependencies"]}
+    names = [_MODULES.get(name, name.replace("-", "_")) for name in left_out]
+    code = f"import sys; sys.modules.update(dict.fromkeys({names}))\nimport {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_every_container_has_limits(compose: Any) -> None:
+    for name, service in compose["services"].items():
+        assert service["pids_limit"] == "${PIDS_LIMIT:-1024}", name
+        assert service["ulimits"] == {"nofile": {"soft": 65536, "hard": 65536}, "core": 0}, name
+        assert re.fullmatch(r"\$\{[A-Z_]+:-[1-9]\d*[mg]\}", service["deploy"]["resources"]["limits"]["memory"]), name
+
+
+def test_every_public_image_can_be_pinned_by_its_digest(compose: Any, dockerfile: str) -> None:
+    names = re.findall(r"\$\{([A-Z]+_IMAGE):-([^}]+)\}", (ROOT / "compose.yaml").read_text())
+    assert {name for name, _ in names} == {"PYTHON_IMAGE", "PROMETHEUS_IMAGE", "GRAFANA_IMAGE"}
+    for name, default in names:
+        assert name == "GRAFANA_IMAGE" or f"ARG {name}={default}\n" in dockerfile
+    for service in compose["services"].values():
+        if "build" in service:
+            assert "PYTHON_IMAGE" in service["build"]["args"]
+
+
+def test_what_the_images_install_is_checked_by_its_hash(dockerfile: str) -> None:
+    installs = re.findall(r"(?:pip install|install) --quiet([^\n]*)", dockerfile)
+    hashed = [install for install in installs if "--require-hashes" in install]
+    own_wheel = [install for install in installs if "--no-deps /wheels/" in install]
+    assert len(hashed) == 3
+    assert len(own_wheel) == 3
+    assert {*installs} - {*hashed} - {*own_wheel} == {'" \\'}  # the variable of the next two
+    assert re.findall(r"\$pip ([^\n]*?) \\\n", dockerfile) == [
+        '--no-deps --index-url "$TORCH_INDEX" "$TORCH"',
+        "--require-hashes --requirement /requirements.lock",
+        '"$TORCH"',
+    ]
+    assert "--extra-index-url" not in dockerfile

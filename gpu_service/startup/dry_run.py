@@ -4,6 +4,7 @@ It goes as far as a start without reading weights: headers, configurations, the 
 PyTorch's meta device. It does not know what only computing shows: the memory of a step, the time between the services.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ from gpu_service.startup.device_memory import check_dense_weights, device_of, ex
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.startup.model import check_routing
 from gpu_service.text.tokenizer import Tokenizer
+
+_EXPERT_SERVICE_GIB = 2
+"""What the CPU expert service takes beside the experts, with room for its messages."""
+_GPU_SERVICE_GIB = 4
+"""What the GPU service takes beside dense weights: libraries, requests, and keys and values on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +76,7 @@ def report(settings: Settings) -> list[str]:
     """
     candidate = examine(settings)
     resident = num_resident(candidate, settings)
-    lines = [*_weights(candidate), *_memory(candidate, resident), _speed(candidate, resident)]
+    lines = [*_weights(candidate), *_memory(candidate, resident), _limits(candidate), _speed(candidate, resident)]
     return [f"{name + ':':10} {text}" for name, text in lines]
 
 
@@ -171,6 +177,13 @@ def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
         ("resident", f"{share}, and {format_bytes(candidate.dense_bytes)} of dense weights"),
         ("memory", memory),
     ]
+
+
+def _limits(candidate: Candidate) -> tuple[str, str]:
+    """Memory limits of containers that hold both services, as compose.yaml takes them."""
+    experts = math.ceil(candidate.checkpoint.expert_bytes / GIB) + _EXPERT_SERVICE_GIB
+    dense = math.ceil(candidate.dense_bytes / GIB) if candidate.device.type == "cpu" else 0
+    return "limits", f"CPU_EXPERT_MEMORY={experts}g and GPU_SERVICE_MEMORY={dense + _GPU_SERVICE_GIB}g are enough"
 
 
 def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import structlog
 
 from cpu_expert_service import __main__ as service
 from cpu_expert_service import server
@@ -14,6 +15,8 @@ from cpu_expert_service.cpus import CpuListError
 from cpu_expert_service.kernel_choice import KernelError
 from cpu_expert_service.native import NativeError
 from cpu_expert_service.ram import NotEnoughMemoryError
+from fiddler import host_memory
+from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from tests.support import processes
 
@@ -77,3 +80,15 @@ def test_what_a_user_can_put_right_is_one_line(
 ) -> None:
     assert start(error) == 1
     assert capsys.readouterr().err == f"cpu_expert_service: {error}\n"
+
+
+@pytest.mark.parametrize("total", [10**6, 10**3])
+def test_experts_that_do_not_fit_the_limit_are_warned_of(
+    total: int, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_memory, "measure", lambda: host_memory.HostMemory(total, total))
+    checkpoint = Checkpoint.open(tiny)
+    with structlog.testing.capture_logs() as logs:
+        server._warn_of_short_memory(checkpoint)
+    sizes = {"expert_bytes": checkpoint.expert_bytes, "memory_bytes": total}
+    assert [{name: log[name] for name in sizes} for log in logs] == ([sizes] if total == 10**3 else [])

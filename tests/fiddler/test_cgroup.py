@@ -64,6 +64,45 @@ def test_the_least_quota_of_a_group_and_its_ancestors_counts(
     assert cgroup.cpu_quota(tmp_path) == quota
 
 
+def _mounted(shown: str, place: str, kind: str) -> dict[str, str]:
+    lines = ["22 1 0:20 / / rw - ext4 /dev/root rw", f"36 25 0:31 {shown} /{place} rw,relatime - {kind} cgroup rw"]
+    return {"proc/self/mountinfo": "\n".join(lines)}
+
+
+@pytest.mark.parametrize(
+    ("own", "files"),
+    [
+        ("0::/docker/1/job", _mounted("/docker/1", MOUNT, "cgroup2") | {f"{MOUNT}/job/cpu.max": "200000 100000"}),
+        (
+            "1:cpu,cpuacct:/docker/1/job",
+            _mounted("/docker/1", f"{MOUNT}/cpu", "cgroup") | quota_v1(f"{MOUNT}/cpu/job", 200000),
+        ),
+        (
+            "1:cpu:/abc\n0::/docker/1/job",
+            _mounted("/docker/1", f"{MOUNT}/unified", "cgroup2") | {f"{MOUNT}/unified/job/cpu.max": "200000 100000"},
+        ),
+        ("0::/a", _mounted("/b", MOUNT, "cgroup2") | {f"{MOUNT}/a/cpu.max": "200000 100000"}),
+    ],
+)
+def test_a_mount_that_shows_a_part_of_the_hierarchy_is_understood(
+    tmp_path: Path, own: str, files: dict[str, str]
+) -> None:
+    write_files(tmp_path, {"proc/self/cgroup": own} | files)
+    assert cgroup.cpu_quota(tmp_path) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("most", "high", "limit"),
+    [("max", "3000", 3000), ("2000", "3000", 2000), ("max", "max", None), ("2000", None, 2000)],
+)
+def test_the_limit_above_which_a_process_is_stopped_counts(
+    tmp_path: Path, most: str, high: str | None, limit: int | None
+) -> None:
+    files = {"proc/self/cgroup": "0::/", f"{MOUNT}/memory.max": most, f"{MOUNT}/memory.current": "1000"}
+    write_files(tmp_path, files | ({} if high is None else {f"{MOUNT}/memory.high": high}))
+    assert [found.limit_bytes for found in cgroup.memory_limits(tmp_path)] == ([] if limit is None else [limit])
+
+
 def test_without_control_groups_nothing_is_limited(tmp_path: Path) -> None:
     write_files(tmp_path, {f"{MOUNT}/cpu.max": "100000 100000"})
     assert cgroup.cpu_quota(tmp_path) == math.inf

@@ -57,6 +57,7 @@ def test_what_is_told_of_a_model_on_the_cpu() -> None:
     assert told["dense"] == f"{checkpoint.dense_bytes / 2**20:.4g} MiB"
     assert told["experts"] == "9 MiB in bfloat16: 4 layers x 8 of 288 KiB, 2 of them for each token"
     assert told["device"].startswith("the CPU")
+    assert told["limits"] == "CPU_EXPERT_MEMORY=3g and GPU_SERVICE_MEMORY=5g are enough"
     assert "resident" not in told
     assert "too little" not in told["memory"]
     read = 2 * 4 * 288 * 2**10 + checkpoint.dense_bytes
@@ -200,7 +201,7 @@ def test_the_process_prints_it(tmp_path: Path) -> None:
     status, out, err = _run(tmp_path, DEMO, "--dry-run")
     assert (status, err) == (0, "")
     assert [line.partition(":")[0] for line in out.splitlines()] == [
-        *("model", "family", "dense", "experts", "device", "memory", "decode")
+        *("model", "family", "dense", "experts", "device", "memory", "limits", "decode")
     ]
 
 
