@@ -1,6 +1,7 @@
 """The process: binds its address, serves, and lets streams finish at the end."""
 
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def run(settings: Settings) -> None:
         )
         scheme = "https" if settings.tls_cert else "http"
         _log.info("serving", url=f"{scheme}://{settings.listen}", target=settings.target)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its steps are logged here already
         Server(config, gateway).run(sockets=[listener])
     _log.info("stopped")
 

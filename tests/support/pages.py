@@ -38,9 +38,12 @@ TOPS: Final = (
 CODE: Final = frozenset({".cpp", ".h", ".json", ".proto", ".py", ".toml", ".txt", ".yaml", ".yml"})
 
 
+_FOREIGN: Final = frozenset({"node_modules", ".venv"})
+
+
 def code_files() -> list[Path]:
     """Every text file of the code, and the files that build and run it."""
     files = [path for path in ROOT.iterdir() if path.suffix in CODE or path.name in ("Dockerfile", "Makefile")]
     for top in TOPS:
-        files += [path for path in (ROOT / top).rglob("*") if path.suffix in CODE and "node_modules" not in path.parts]
+        files += [path for path in (ROOT / top).rglob("*") if path.suffix in CODE and not _FOREIGN & {*path.parts}]
     return sorted(files)
