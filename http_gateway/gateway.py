@@ -9,6 +9,7 @@ import structlog
 from client import AsyncClient, ClientError, InvalidRequestError, ModelInfo
 from client.health import ask_health
 from fiddler import rpc
+from fiddler.access import tls
 from fiddler.access.tokens import Tokens
 from fiddler.errors import UserError
 from http_gateway.errors import ApiError, unauthorized
@@ -106,7 +107,10 @@ class Gateway:
 
     def warnings(self) -> list[str]:
         """Risks of serving where the settings say, a sentence each."""
-        warnings = []
+        warnings: list[str] = []
+        if self.settings.tls_cert is not None:
+            expires = tls.expires_at("--tls-cert", self.settings.tls_cert)
+            warnings += filter(None, [tls.expiry_warning("--tls-cert", expires)])
         if not rpc.is_local(self.settings.listen):
             if self.settings.tls_cert is None:
                 warnings.append("prompts, answers and keys cross the network unencrypted; --tls-cert encrypts them")

@@ -1,6 +1,8 @@
 """Reads and checks the PEM files of either end of a TLS connection; gRPC reports a wrong one only when a call fails."""
 
+import datetime
 import ssl
+import time
 from pathlib import Path
 
 from fiddler.errors import UserError
@@ -76,6 +78,19 @@ def expires_at(option: str, path: Path) -> float:
     except ValueError:
         raise TlsFileError(f"{option}: {path} has no certificate in PEM form") from None
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
+
+
+def expiry_warning(option: str, expires: float) -> str:
+    """A sentence for the log if the certificates of an option have expired; empty if they have not.
+
+    Args:
+        option: The option that names their file.
+        expires: What `expires_at` returned.
+    """
+    if expires > time.time():
+        return ""
+    date = datetime.datetime.fromtimestamp(expires, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"a certificate in {option} has expired on {date}; callers refuse to connect"
 
 
 def _read(option: str, path: Path) -> bytes:

@@ -3,8 +3,6 @@
 fiddler/access/tokens.py reads the tokens. settings.RequestLimits bounds what a request may ask for.
 """
 
-import datetime
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,12 +57,8 @@ class Access:
 
     def warnings(self, address: str) -> list[str]:
         """Risks of serving at that address, a sentence each."""
-        now = time.time()
-        warnings = [
-            f"a certificate in {option} has expired on {_date(at)}; callers refuse to connect"
-            for option, at in self.expiries.items()
-            if at <= now
-        ]
+        expired = (tls.expiry_warning(option, expires) for option, expires in self.expiries.items())
+        warnings = [warning for warning in expired if warning]
         if rpc.is_local(address):
             return warnings
         if self.credentials is None:
@@ -110,10 +104,6 @@ def _refusal(method: str, problem: str) -> "grpc.RpcMethodHandler[Any, Any]":
 
     # this kind of handler reads no message, whatever kind the method is; only a status is sent
     return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-def _date(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:

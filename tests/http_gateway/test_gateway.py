@@ -1,5 +1,6 @@
 """Keys, where they are passed on, and the model that is served."""
 
+import datetime
 from pathlib import Path
 
 import grpc
@@ -8,6 +9,7 @@ import pytest
 from fiddler import rpc
 from fiddler.errors import UserError
 from http_gateway.gateway import Gateway
+from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer, fail_with
 from tests.support.http_gateways import CHAT, HELLO, calling, error_of, settings
 
@@ -81,6 +83,10 @@ def test_risks_are_told(tmp_path: Path) -> None:
     assert Gateway(settings("127.0.0.1:1")).warnings() == []
     assert len(Gateway(settings("127.0.0.1:1", listen="0.0.0.0:1")).warnings()) == 2
     assert len(Gateway(settings("10.0.0.1:1", tokens_file=tmp_path / "keys")).warnings()) == 1
+    expired = Authority(tmp_path).identity("gateway", valid_for=datetime.timedelta(hours=-1))
+    encrypted = settings("127.0.0.1:1", tls_cert=expired.certificate, tls_key=expired.key)
+    (told,) = Gateway(encrypted).warnings()
+    assert told.startswith("a certificate in --tls-cert has expired on ")
 
 
 async def test_the_model_is_asked_for_again_after_the_service_was_away(server: FakeServer) -> None:
