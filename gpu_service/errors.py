@@ -17,6 +17,7 @@
         NeverFitsError           the request needs more than there is
         DuplicateIdError         another request under way has the same id
       QueueFullError             too many requests wait; repeat the request later
+        OverloadedError          the request could not be computed by its deadline
       SlowReaderError            the caller does not read what it asked for
       UnavailableError           the service cannot compute; repeat the request later
         ExpertServiceError       the CPU expert service failed
@@ -101,9 +102,21 @@ class DuplicateIdError(RequestError):
 
 
 class QueueFullError(CallError):
-    """As many requests wait as may."""
+    """As many requests wait as may.
+
+    Attributes:
+        retry_seconds: When to repeat the request. Whenever a request ends, there is room for another.
+    """
 
     code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, text: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_seconds = retry_seconds
+
+
+class OverloadedError(QueueFullError):
+    """So many requests wait that this one could not be computed by its deadline."""
 
 
 class SlowReaderError(CallError):

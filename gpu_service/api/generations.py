@@ -62,7 +62,10 @@ class Generations:
         return self.served
 
     async def submit(
-        self, message: generation_pb2.GenerateRequest, on_overflow: Callable[[], None]
+        self,
+        message: generation_pb2.GenerateRequest,
+        on_overflow: Callable[[], None],
+        deadline: float | None = None,
     ) -> "GenerationStream":
         """Checks a request and hands it to the engine.
 
@@ -70,6 +73,7 @@ class Generations:
             message: The request.
             on_overflow: Called, from the engine's thread, if the caller leaves too many responses unread. The stream
                 then fails with a SlowReaderError, unless it is never read again.
+            deadline: When the caller leaves, on the clock of time.monotonic(); None: never.
 
         Returns:
             The stream of its responses, which must be ended.
@@ -77,7 +81,7 @@ class Generations:
         Raises:
             CallError: The request is wrong, or there is no room for it.
         """
-        stream = GenerationStream(self.ready(), message, on_overflow)
+        stream = GenerationStream(self.ready(), message, on_overflow=on_overflow, deadline=deadline)
         try:
             with _call_errors_only(message.request_id):
                 await stream.submit()
@@ -128,9 +132,15 @@ class GenerationStream:
     """One request's responses."""
 
     def __init__(
-        self, served: ServedModel, message: generation_pb2.GenerateRequest, on_overflow: Callable[[], None]
+        self,
+        served: ServedModel,
+        message: generation_pb2.GenerateRequest,
+        *,
+        on_overflow: Callable[[], None],
+        deadline: float | None,
     ) -> None:
         self._served = served
+        self._priority, self._deadline = message.priority, deadline
         self._message: generation_pb2.GenerateRequest | None = message
         self._on_overflow = on_overflow
         self._events = EventQueue(_MAX_UNREAD_EVENTS * max(1, message.n), _weakly(self._overflow))
@@ -143,7 +153,7 @@ class GenerationStream:
 
     async def submit(self) -> None:
         """See Generations.submit, which also counts what is refused. To be called once."""
-        self._served.check_room()
+        self._served.check_room(self._priority, self._deadline)
         # in a thread, since a long text takes long to encode
         parsing = asyncio.to_thread(self._parse, self._message)
         self._message = None  # the engine's request has all that is needed of it
@@ -200,6 +210,7 @@ class GenerationStream:
             limits=served.limits,
             emit=self._events.put,
             longest=served.engine.longest,
+            deadline=self._deadline,
         )
         return request, Responses(request, message, served.tokenizer)
 

@@ -1,5 +1,6 @@
 """GenerationService over gRPC: hands each call to generations.py and reports its errors as statuses."""
 
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -31,8 +32,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         stream = aborting = None
         try:
             self._generations.check_available()
-            submitting = self._generations.submit(request, self.calls.add(context).desert)
-            del request
+            call = self.calls.add(context)
+            submitting = self._generations.submit(request, call.desert, _deadline(context))
+            del request, call
             stream = await submitting
             await context.send_initial_metadata(((REQUEST_ID_KEY, stream.request.request_id),))
             async for response in stream.responses():
@@ -100,6 +102,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             aborting = status_of(error).abort_async(context)
         del request, context  # see abort_async
         return await aborting
+
+
+def _deadline(context: Context) -> float | None:
+    """When a caller leaves, on the clock of time.monotonic(); None: never."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 def _why_left(context: Context) -> FinishReason:

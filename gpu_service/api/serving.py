@@ -35,12 +35,17 @@ class ServedModel:
     is_degraded: Callable[[], bool] = lambda: False
     """Whether the CPU expert service is lost, so that its experts are computed in this process."""
 
-    def check_room(self) -> None:
-        """Refuses a request before its prompt is encoded if the queue is known to be full.
+    def check_room(self, priority: int = 0, deadline: float | None = None) -> None:
+        """Refuses a request before its prompt is encoded if the queue is known to be full, or too long for it.
+
+        Args:
+            priority: The request's.
+            deadline: When its caller leaves, on the clock of time.monotonic(); None: never.
 
         Raises:
             QueueFullError: Too many requests wait.
         """
+        self.engine.check_time(priority, deadline)
         # with a queue of length 0 only the engine knows whether a request would have to wait
         if 0 < self.max_waiting <= self.engine.num_waiting:
             raise QueueFullError(f"{self.engine.num_waiting} requests wait already")

@@ -5,9 +5,6 @@ import grpc
 from fiddler import rpc
 from gpu_service.errors import CallError, DuplicateIdError, QueueFullError, RequestError
 
-RETRY_SECONDS = 1.0
-"""When to repeat a request if too many wait: whenever a request ends, there is room for another."""
-
 
 def status_of(error: CallError) -> rpc.StatusError:
     """The status, with google.rpc details if there is more to say than the text."""
@@ -17,5 +14,5 @@ def status_of(error: CallError) -> rpc.StatusError:
         case RequestError():
             return rpc.invalid_argument(error.field, str(error))
         case QueueFullError():
-            return rpc.busy(str(error), RETRY_SECONDS)
+            return rpc.busy(str(error), error.retry_seconds)
     return rpc.StatusError(grpc.StatusCode[error.code], str(error))

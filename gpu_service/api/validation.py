@@ -38,6 +38,7 @@ def parse_request(
     limits: RequestLimits,
     emit: Callable[[Event], None],
     longest: Callable[[int], int] | None = None,
+    deadline: float | None = None,
 ) -> Request:
     """Checks a request and fills in the fields that are unset.
 
@@ -48,6 +49,7 @@ def parse_request(
         limits: The most that it may ask for.
         emit: Takes the request's events, from the engine's thread.
         longest: How many tokens each of so many KV rows may hold, if the context is not all that bounds them.
+        deadline: When the caller leaves, on the clock of time.monotonic(); None: never.
 
     Raises:
         RequestError: A field is wrong.
@@ -89,6 +91,7 @@ def parse_request(
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
         priority=message.priority,
+        deadline=deadline,
         start_token_id=model.start_token_id,
         request_id=request_id,
         is_open_ended=not message.HasField("max_tokens"),

@@ -95,6 +95,18 @@ class Engine:
         """
         self._scheduler.check(request)
 
+    def check_time(self, priority: int, deadline: float | None) -> None:
+        """Refuses a request that could not be computed by its deadline, as far as that is known before it is parsed.
+
+        Args:
+            priority: The request's.
+            deadline: When its caller leaves, on the clock of time.monotonic(); None: never.
+
+        Raises:
+            OverloadedError: It could not be computed in time.
+        """
+        self._scheduler.waiting.check_time(priority, deadline)
+
     def submit(self, request: Request) -> Answer:
         """Queues a request; its events come through request.emit.
 

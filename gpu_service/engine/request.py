@@ -33,6 +33,8 @@ class Request:
     """The same for the prompt's tokens."""
     priority: int = 0
     """Requests of higher priority start first."""
+    deadline: float | None = None
+    """When the caller leaves, on the clock of time.monotonic(); None: never."""
     start_token_id: int | None = None
     """The token that the output begins with if the prompt is the input of an encoder."""
     is_open_ended: bool = False

@@ -1,12 +1,12 @@
 """Decides what the engine computes next. Imports no torch.
 
-A request is admitted when everything that it may come to need fits, and waits until then. Within one priority no
-request overtakes another. Prompts are computed in chunks, and between two chunks every other generation decodes one
-token. A request that is alone gets larger chunks: each chunk reads or copies nearly all experts again, and no other
-request waits for its end.
+A request is admitted when everything that it may come to need fits, and waits until then; waiting_queue.py has the
+order. Prompts are computed in chunks, and between two chunks every other generation decodes one token. A request that
+is alone gets larger chunks: each chunk reads or copies nearly all experts again, and no other request waits for its
+end.
 """
 
-import bisect
+import time
 from collections.abc import Sequence
 
 from gpu_service.engine.generation import Answer, Batch, Generation
@@ -14,7 +14,9 @@ from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.kv_rows import KvRows, RowStorage
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
-from gpu_service.errors import NeverFitsError, QueueFullError
+from gpu_service.engine.service_times import ServiceTimes
+from gpu_service.engine.waiting_queue import WaitingQueue, order
+from gpu_service.errors import NeverFitsError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.rope_angles import ALL_ALIKE, RopeAngles
 
@@ -43,12 +45,12 @@ class Scheduler:
         self.budget = budget
         self._rows = KvRows(storage, budget, rope_angles)
         self._rope_angles = rope_angles
-        self._max_waiting = max_waiting
         # what a storage cannot divide cannot be continued either, so that a prompt must be one chunk
         self._chunks = chunks.for_storage(storage.is_divisible, budget.max_length)
         self._divides_prompts = storage.is_divisible
-        self._waiting: list[Answer] = []
-        self._admitted: dict[Answer, None] = {}
+        self._times = ServiceTimes()
+        self.waiting = WaitingQueue(self._times, max_waiting, lambda: self.used_rows)
+        self._admitted: dict[Answer, float] = {}  # since when
         self._prompts: list[Answer] = []  # the admitted whose prompts are not computed yet
         self._prefilled_last = False
         self._served_oldest = False
@@ -56,7 +58,7 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that are not admitted yet."""
-        return len(self._waiting)
+        return len(self.waiting)
 
     @property
     def num_running(self) -> int:
@@ -93,17 +95,16 @@ class Scheduler:
         """Admits a request, or lets it wait.
 
         Raises:
-            QueueFullError: Too many requests wait.
+            QueueFullError: Too many requests wait, or it could not be computed by its deadline.
             NeverFitsError: It exceeds the budget.
         """
         self.check(answer.request)
         if self._rope_angles.depend_on_length:  # its output could not be computed again as a prompt is
             answer.grows, answer.reserved_length = False, answer.request.max_length
-        bisect.insort(self._waiting, answer, key=_order)
+        self.waiting.add(answer)
         self._admit()
-        if answer not in self._admitted and len(self._waiting) > self._max_waiting:
-            self._waiting.remove(answer)
-            raise QueueFullError(f"{len(self._waiting)} requests wait already")
+        if answer in self.waiting:
+            self.waiting.check(answer)
 
     def next_batch(self) -> Batch | None:
         """What to compute next; None if there is nothing."""
@@ -147,7 +148,8 @@ class Scheduler:
         stop = generation.num_computed + self._chunks.alone if non_finite or is_unchecked else 0
         self._rows.release(generation, clear_stop=stop)
         if answer.is_finished:
-            self._admitted.pop(answer)
+            tokens = max(len(each.output) for each in answer.generations)
+            self._times.add(time.monotonic() - self._admitted.pop(answer), tokens)
             if unfinished_prompt:
                 self._prompts.remove(answer)
         self._admit()
@@ -158,8 +160,8 @@ class Scheduler:
             for generation in answer.generations:
                 if not generation.is_finished:
                     self.finish(generation, non_finite=non_finite)
-        elif answer in self._waiting:
-            self._waiting.remove(answer)
+        elif answer in self.waiting:
+            self.waiting.remove(answer)
             self._admit()
 
     def _grow(self) -> None:
@@ -177,7 +179,7 @@ class Scheduler:
                     self._rows.reserve(self.used_rows, longest)
                     answer.reserved_length = length
                 else:
-                    self._suspend(max((each for each in self._admitted if each.grows), key=_order))
+                    self._suspend(max((each for each in self._admitted if each.grows), key=order))
 
     def _suspend(self, answer: Answer) -> None:
         """Takes a request's row away. The request waits, and its tokens are computed again later."""
@@ -190,19 +192,18 @@ class Scheduler:
         generation.num_computed = 0
         answer.reserved_length = answer.next_reservation(len(answer.request.prompt) + len(generation.output))
         del self._admitted[answer]
-        bisect.insort(self._waiting, answer, key=_order)
+        self.waiting.add(answer)
 
     def _admit(self) -> None:
         """Admits the requests that come first, as long as they fit."""
-        while self._waiting:
-            answer = self._waiting[0]
+        while answer := self.waiting.first():
             rows = self.used_rows + answer.request.num_rows
             length = max(self._longest(), answer.reserved_length)
             if self.budget.shape(rows, length) is None:
                 return  # a smaller one that came later must wait as well, or this one would never start
-            self._waiting.pop(0)
+            self.waiting.begin(answer)
             self._rows.reserve(rows, length)
-            self._admitted[answer] = None
+            self._admitted[answer] = time.monotonic()
             self._prompts.append(answer)
 
     def _longest(self) -> int:
@@ -256,7 +257,7 @@ class Scheduler:
         )
 
     def _current_chunk(self) -> int:
-        is_alone = len(self._admitted) == 1 and not self._waiting
+        is_alone = len(self._admitted) == 1 and not self.waiting
         return self._chunks.alone if is_alone else self._chunks.with_others
 
     def _next_prompt(self) -> Answer:
@@ -279,11 +280,6 @@ class Scheduler:
             lengths=[generation.num_computed + 1 for generation in decoding],
             logits=Logits.LAST,
         )
-
-
-def _order(answer: Answer) -> tuple[int, int]:
-    """Which request comes first: the one of higher priority, then the one that arrived first."""
-    return -answer.request.priority, answer.request.number
 
 
 def _num_left(answer: Answer) -> int:

@@ -21,7 +21,7 @@ from gpu_service.engine.preparation import prepare
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.errors import ExpertServiceError, NeverFitsError, NonFiniteError, QueueFullError
+from gpu_service.errors import ExpertServiceError, NeverFitsError, NonFiniteError, OverloadedError, QueueFullError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import as_few_as_pay
@@ -95,11 +95,23 @@ class Stepper:
 
     def step(self) -> bool:
         """Computes one batch. Returns False if there was nothing to compute."""
+        self._end_dropped()
         if (batch := self._scheduler.next_batch()) is None:
             return False
         with logs.about_requests(answer.request.request_id for answer in batch.answers):
             self._compute(batch)
+        self._end_dropped()
         return True
+
+    def _end_dropped(self) -> None:
+        """Ends the requests that waited too long."""
+        while dropped := self._scheduler.waiting.take_dropped():
+            for answer in dropped:
+                deadline = answer.request.deadline
+                if deadline is not None and time.monotonic() >= deadline:
+                    self.cancel(answer.request, FinishReason.DEADLINE)
+                else:
+                    self._fail(answer, OverloadedError("it waited so long that it could not be computed in its time"))
 
     def _compute(self, batch: Batch) -> None:
         try:

@@ -39,7 +39,7 @@ class NumberTokenizer:
 def generations_of(engine: Engine, tokenizer: object, is_full: bool = False) -> Generations:
     """Generations that are ready."""
 
-    def check_room() -> None:
+    def check_room(priority: int = 0, deadline: float | None = None) -> None:
         if is_full:
             raise QueueFullError("1 requests wait already")
 

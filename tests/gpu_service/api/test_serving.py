@@ -12,7 +12,8 @@ from gpu_service.errors import QueueFullError
 
 
 def crowded(max_waiting: int, num_waiting: int) -> Any:
-    return SimpleNamespace(max_waiting=max_waiting, engine=SimpleNamespace(num_waiting=num_waiting))
+    engine = SimpleNamespace(num_waiting=num_waiting, check_time=lambda priority, deadline: None)
+    return SimpleNamespace(max_waiting=max_waiting, engine=engine)
 
 
 @pytest.mark.parametrize(("max_waiting", "num_waiting"), [(2, 0), (2, 1), (0, 0)])
