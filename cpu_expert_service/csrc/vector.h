@@ -37,11 +37,11 @@ void project_plain(const Matrix* matrices, const Block* blocks, int num_matrices
   }
 }
 
-// Hidden rows that are multiplied as digits, if the tier and the weights' format do so.
+// Hidden rows that are multiplied as digits, if the tier does so with the weights' codes.
 template <class T, class Stored>
 constexpr int64_t most_digits_rows() {
-  if constexpr (is_coded<Stored> && !std::is_void_v<typename T::Digits>) {
-    if (code_bits<Stored> == 4) return T::Digits::most_rows;
+  if constexpr (is_coded<Stored>) {
+    if constexpr (!std::is_void_v<typename T::template Digits<Stored>>) return T::template Digits<Stored>::most_rows;
   }
   return 0;
 }
@@ -51,16 +51,14 @@ template <class T, class Code>
 void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
                    const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
   if constexpr (most_digits_rows<T, Code>() > 0) {
-    using Digits = typename T::Digits;
-    if (count <= Digits::most_rows && suits_digits<Digits>(matrices[0].coding, length)) {
-      if constexpr (std::is_same_v<Code, Uint4>) {  // E2m1 has no zero points
-        if (matrices[0].coding.zeros) {
-          return project_with_digits<Digits, Code, true>(matrices, blocks, num_matrices, begin, end, x, count, length,
-                                                         scratch.message);
-        }
-      }
-      return project_with_digits<Digits, Code, false>(matrices, blocks, num_matrices, begin, end, x, count, length,
-                                                      scratch.message);
+    using Operand = typename T::Operand;
+    using Digits = typename T::template Digits<Code>;
+    const bool has_zeros = matrices[0].coding.zeros;
+    constexpr bool takes_zeros = std::is_same_v<Code, Uint4>;
+    if (count <= Digits::most_rows && (takes_zeros || !has_zeros) && suits_digits<Digits>(matrices[0].coding, length)) {
+      const auto project = takes_zeros && has_zeros ? project_with_digits<Digits, Code, takes_zeros, Operand>
+                                                    : project_with_digits<Digits, Code, false, Operand>;
+      return project(matrices, blocks, num_matrices, begin, end, x, count, length, scratch.message);
     }
   }
   if constexpr (!std::is_same_v<T, typename T::Exact>) {  // the same code for more rows, compiled once

@@ -1,6 +1,6 @@
-// Few hidden rows times 4-bit codes, by integer products: an input is written as two digits of 8 bits, (256 * high + low)
-// * scale, with a scale for each 32 inputs, so that a sum of products is exact before scales. The scale is a power of
-// two. It loses less than a bfloat16's own rounding: inputs of 8 bits are exact down to 1/128 of the largest of the 32.
+// Few hidden rows times integer codes, by integer products: an input is written as two digits of 8 bits, (256 * high + low)
+// * scale, with a scale for 32 or 128 inputs, so that a sum of products is exact before scales. The scale is a power of
+// two. That loses less than a bfloat16's own rounding: inputs of 8 bits are exact down to 1/128 of the largest of them.
 #pragma once
 
 #include <array>
@@ -31,7 +31,7 @@ inline DigitScale digit_scale(uint32_t largest) {
 // The weight 0 among the integers that codes are multiplied as. Where groups have zero points of their own, codes are
 // made larger by what lacks to the largest one.
 template <class Code, bool HasZeros>
-constexpr int digits_zero = HasZeros ? 15 : 8;
+constexpr int digits_zero = code_bits<Code> == 8 ? 128 : HasZeros ? 15 : 8;
 template <>
 constexpr int digits_zero<E2m1, false> = 12;
 template <class Code>
@@ -46,7 +46,8 @@ template <class Digits>
 bool suits_digits(const Coding& coding, int64_t length) {
   const int64_t group = coding.group_inputs;
   if (group >= length) return true;
-  return group % Digits::inputs == 0 ? digits_segment % group == 0 : Digits::inputs % group == 0 && group % 16 == 0;
+  if (group % Digits::inputs == 0) return digits_segment % group == 0;
+  return Digits::takes_small_groups && Digits::inputs % group == 0 && group % 16 == 0;
 }
 
 // A hidden row's digits. They are kept for the message, since each of its tasks needs them.
@@ -116,9 +117,10 @@ template <class Digits, class Code, bool HasZeros, int R, int M>
 void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* const* x, int64_t length,
                   float* const* results, int64_t pitch) {
   using Vector = typename Digits::Vector;
-  constexpr int64_t block_bytes = Digits::inputs / 2;
+  constexpr int64_t bits = code_bits<Code>, block_bytes = Digits::inputs * bits / 8;
   const int64_t group_inputs = smaller(rows[0].coding->group_inputs, length);
-  const typename Digits::Lanes lanes = Digits::lanes_of_groups(group_inputs);
+  // a row shorter than a block is one group, too
+  const typename Digits::Lanes lanes = Digits::lanes_of_groups(group_inputs < length ? group_inputs : Digits::inputs);
   Vector total[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) total[r][m] = Digits::zero();
@@ -153,11 +155,14 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
     const int64_t blocks_per_group = group_inputs > Digits::inputs ? group_inputs / Digits::inputs : 1;
     const int64_t groups_per_block = group_inputs > Digits::inputs ? 1 : Digits::inputs / group_inputs;
     const unsigned char* codes[R];
-    for (int r = 0; r < R; ++r) codes[r] = rows[r].codes + first / 2;
+    for (int r = 0; r < R; ++r) codes[r] = rows[r].codes + first * bits / 8;
     int64_t block = first / Digits::inputs, group = 0, in_group = 0;
     for (int64_t i = first; i + Digits::inputs <= last; i += Digits::inputs, ++block) {
 #pragma GCC unroll 4
-      for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + prefetch_bytes);
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int64_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(codes[r] + line + prefetch_bytes);
+      }
       add(codes, block, group);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) codes[r] += block_bytes;
@@ -169,7 +174,7 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
     if (const int64_t rest = (last - first) % Digits::inputs) {
       unsigned char parts[R][block_bytes] = {};
       for (int r = 0; r < R; ++r) {
-        std::memcpy(parts[r], codes[r], static_cast<size_t>((rest + 1) / 2));
+        std::memcpy(parts[r], codes[r], static_cast<size_t>((rest * bits + 7) / 8));
         codes[r] = parts[r];
       }
       add(codes, block, group);

@@ -58,6 +58,7 @@ struct Avx2 {
   static constexpr float pair_factor = factor<Code>;  // of what `decode` makes
   using Plain = Fp32;
   using Zero = Vector;
+  template <class Code>
   using Digits = void;
   using Exact = Avx2;
   static constexpr int64_t coded_rows = 1;  // hidden rows up to which codes are multiplied as they are decoded
@@ -133,6 +134,7 @@ struct Avx2 {
 
 // Where hidden rows come as bfloat16, few of them are multiplied with 4-bit codes as digits.
 struct Avx2Digits : Avx2 {
+  template <class Code>
   using Digits = Digits256;
 };
 

@@ -52,6 +52,7 @@ struct Avx512 {
   static constexpr float pair_factor = factor<Code>;  // of what `decode` makes
   using Plain = Fp32;
   using Zero = Vector;
+  template <class Code>
   using Digits = void;
   using Exact = Avx512;
   static constexpr int64_t coded_rows = 6;  // hidden rows up to which codes are multiplied as they are decoded
@@ -123,6 +124,7 @@ struct Avx512 {
 
 // Where hidden rows come as bfloat16, few of them are multiplied with 4-bit codes as digits.
 struct Avx512Digits : Avx512 {
+  template <class Code>
   using Digits = Digits256;
 };
 

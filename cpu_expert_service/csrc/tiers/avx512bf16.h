@@ -1,7 +1,6 @@
-// AVX512_BF16: vdpbf16ps multiplies pairs of bfloat16 and adds them to float32. It reads denormals as 0.
+// AVX512_BF16: vdpbf16ps multiplies pairs of bfloat16 and adds them to float32. It reads denormals as 0. VNNI and VBMI
+// are taken for granted: but for one generation of servers, CPUs with AVX512_BF16 have them.
 #pragma once
-
-#include <limits>
 
 #include "tiers/avx512.h"
 #include "tiers/digits512.h"
@@ -20,10 +19,22 @@ struct Bf16Table {
   }
 };
 alignas(64) constexpr Bf16Table integers_from_minus_16([](int i) { return static_cast<float>(i - 16); });
-// Denormals in their places, and what is not a number in the last one.
-alignas(64) constexpr Bf16Table e4m3_specials([](int i) {
-  return i == 31 ? std::numeric_limits<float>::quiet_NaN() : static_cast<float>(i) * 0x1p-9f;
-});
+// Lower or upper bytes of the bfloat16 of each e4m3 without its sign.
+struct E4m3Bytes {
+  unsigned char bytes[128];
+
+  constexpr explicit E4m3Bytes(int shift) : bytes{} {
+    for (int code = 0; code < 128; ++code) {
+      const int exponent = code >> 3, fraction = code & 7;
+      float value = static_cast<float>(exponent ? 8 + fraction : fraction) * 0x1p-9f;
+      for (int i = 1; i < exponent; ++i) value *= 2.0f;
+      const uint32_t bits = code == 127 ? 0x7fc00000u : std::bit_cast<uint32_t>(value);
+      bytes[code] = static_cast<unsigned char>(bits >> shift);
+    }
+  }
+};
+alignas(64) constexpr E4m3Bytes e4m3_lower_bytes(16);
+alignas(64) constexpr E4m3Bytes e4m3_upper_bytes(24);
 alignas(64) constexpr Bf16Table e2m1_values([](int i) { return e2m1(static_cast<unsigned>(i) & 15u); });
 
 struct Avx512Bf16 : Avx512 {
@@ -45,10 +56,30 @@ struct Avx512Bf16 : Avx512 {
   // Codes as pairs of bfloat16, which hold them exactly.
   using Plain = Bf16;
   using Zero = __m512i;
-  using Digits = Digits512;
+  template <class Code>
+  using Digits = std::conditional_t<code_bits<Code> == 4, Digits512,
+                                    std::conditional_t<std::is_same_v<Code, E4m3>, void, Digits512Bytes>>;
   using Exact = Avx512Bf16;
   template <class Code>
   static constexpr float pair_factor = 1.0f;
+
+  template <class Code>
+  static Vector decode_wide(const unsigned char* from, Vector zero) {
+    if constexpr (std::is_same_v<Code, E4m3>) {
+      // each code in the two upper bytes of a float32
+      const __m512i codes = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+      const __m512i twice = _mm512_permutexvar_epi8(_mm512_mullo_epi32(lane_numbers(), _mm512_set1_epi32(0x01010101)), codes);
+      constexpr __mmask64 lower_bytes = 0x4444444444444444, upper_bytes = 0x8888888888888888;
+      const __m512i bits = _mm512_mask_mov_epi8(_mm512_maskz_mov_epi8(lower_bytes, lookup(e4m3_lower_bytes, twice)),
+                                                upper_bytes, lookup(e4m3_upper_bytes, twice));
+      return _mm512_castsi512_ps(
+          _mm512_ternarylogic_epi32(bits, twice, _mm512_set1_epi32(static_cast<int32_t>(0x80000000u)), 0xf8));
+    } else {
+      return Avx512::decode_wide<Code>(from, zero);
+    }
+  }
+  template <class Code>
+  static constexpr float factor = 1.0f;
 
   static void store_plain(Bf16* to, Vector value) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
@@ -71,16 +102,14 @@ struct Avx512Bf16 : Avx512 {
         return _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_add_epi16(index, zero), _mm512_load_si512(integers_from_minus_16.values)));
       }
     } else if constexpr (std::is_same_v<Code, E4m3>) {
-      // The exponent's bias moves from 7 to 127. Denormals, 0 and what is not a number come from a table: 0x7f is next to 0
-      // once 1 is added, and has the last place there.
-      const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
-      const __m512i magnitude = _mm512_and_si512(wide, _mm512_set1_epi16(0x7f));
-      const __m512i next = _mm512_and_si512(_mm512_add_epi16(magnitude, _mm512_set1_epi16(1)), _mm512_set1_epi16(0x7f));
-      const __mmask32 is_special = _mm512_cmple_epu16_mask(next, _mm512_set1_epi16(8));
-      const __m512i usual = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(0x3c00));
-      const __m512i bits = _mm512_mask_permutexvar_epi16(usual, is_special, magnitude, _mm512_load_si512(e4m3_specials.values));
-      const __m512i sign = _mm512_and_si512(_mm512_slli_epi16(wide, 8), _mm512_set1_epi16(static_cast<short>(0x8000)));
-      return _mm512_castsi512_ps(_mm512_or_si512(bits, sign));
+      // each code twice, once for each byte of its bfloat16; the sign is no part of the places in the tables
+      const __m512i codes = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+      const __m512i twice = _mm512_permutexvar_epi8(each_byte_twice(), codes);
+      const __m512i lower = lookup(e4m3_lower_bytes, twice), upper = lookup(e4m3_upper_bytes, twice);
+      constexpr __mmask64 upper_bytes = 0xaaaaaaaaaaaaaaaa;
+      const __m512i bits = _mm512_mask_mov_epi8(lower, upper_bytes, upper);
+      // bits | (twice & sign)
+      return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bits, twice, _mm512_set1_epi16(static_cast<short>(0x8000)), 0xf8));
     } else {
       const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
       const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 16));
@@ -94,6 +123,16 @@ struct Avx512Bf16 : Avx512 {
   }
 
  private:
+  static __m512i lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+  static __m512i each_byte_twice() {
+    const __m512i words = _mm512_cvtepu8_epi16(_mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18,
+                                                                19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31));
+    return _mm512_or_si512(words, _mm512_slli_epi16(words, 8));
+  }
+  static __m512i lookup(const E4m3Bytes& table, __m512i index) {
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table.bytes), index, _mm512_load_si512(table.bytes + 64));
+  }
+
   static Vector pairs(Vector low, Vector high) { return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(high, low)); }
 };
 

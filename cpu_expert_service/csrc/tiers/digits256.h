@@ -14,6 +14,7 @@ struct Digits256 {
   using Vector = __m256;
   static constexpr int64_t inputs = 64;  // of a block
   static constexpr int64_t lanes = 8;
+  static constexpr bool takes_small_groups = true;
   static constexpr int64_t most_rows = 16;  // hidden rows up to which this is the fastest way
   static constexpr int64_t rows_at_a_time = 2;
 
