@@ -26,9 +26,13 @@
       NonFiniteError             the model computed a number that is not finite
       ComputationError           anything else, of which the caller learns nothing more
 
-Any other exception is a fault of this program or of a library: it keeps its traceback.
+Any other exception is a fault of this program or of a library: it keeps its traceback. A library's panic, which is no
+Exception, becomes a PanicError.
 """
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 from fiddler.errors import UserError
@@ -156,6 +160,27 @@ class ComputationError(CallError):
 
     def __init__(self) -> None:
         super().__init__("the computation failed; the service's log says why")
+
+
+class PanicError(Exception):
+    """A library raised what is no Exception. The text is the library's."""
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raises a PanicError for what is no Exception, so that it ends what a request asked for and nothing else.
+
+    Libraries written in Rust panic so. What ends a process, a task or a generator passes.
+
+    Raises:
+        PanicError: See above.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError):
+        raise
+    except BaseException as panic:
+        raise PanicError(f"{type(panic).__name__}: {panic}") from panic
 
 
 def for_caller(error: Exception) -> CallError:

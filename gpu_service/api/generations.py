@@ -20,7 +20,7 @@ from gpu_service.api.validation import check_request_id, parse_request
 from gpu_service.engine import request_metrics
 from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
-from gpu_service.errors import CallError, ComputationError, SlowReaderError, UnavailableError
+from gpu_service.errors import CallError, ComputationError, SlowReaderError, UnavailableError, panics_as_errors
 from gpu_service.sampling.outputs import FinishReason
 
 _MAX_UNREAD_EVENTS = 1024  # of each generation
@@ -236,7 +236,8 @@ def _weakly(method: Callable[[], None]) -> Callable[[], None]:
 def _call_errors_only(request_id: str = "") -> Iterator[None]:
     """Turns an error that nothing foresees into one that gives nothing away, and logs it."""
     try:
-        yield
+        with panics_as_errors():
+            yield
     except CallError:
         raise
     except Exception as error:

@@ -7,7 +7,7 @@ from gpu_service.api import not_built
 from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
-from gpu_service.text.tokenizer import Tokenizer
+from gpu_service.text.tokenizer import Tokenizer, TokenizerError
 
 
 def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer: Tokenizer) -> list[int]:
@@ -56,7 +56,7 @@ def of_text(text: str, model: Model, tokenizer: Tokenizer, *, add_special_tokens
         RequestError: `text` is too long.
     """
     _check_length("text", len(text), model=model, tokenizer=tokenizer)
-    return tokenizer.encode(text, add_special_tokens)
+    return _encode(text, "text", tokenizer, add_special_tokens=add_special_tokens)
 
 
 def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> list[int]:
@@ -82,7 +82,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
     _check_length("chat.messages", num_characters, model=model, tokenizer=tokenizer)
     text = _rendered(chat, tokenizer)
     # the template itself writes the special tokens, such as the one that begins a text
-    return tokenizer.encode(text, add_special_tokens=False)
+    return _encode(text, "chat.messages", tokenizer, add_special_tokens=False)
 
 
 def _rendered(chat: generation_pb2.Chat, tokenizer: Tokenizer) -> str:
@@ -132,7 +132,11 @@ def detokenize(
         raise RequestError("token_ids", problem)
     check_token_ids(message.token_ids, "token_ids", model)
     skip_special_tokens = message.skip_special_tokens or not message.HasField("skip_special_tokens")
-    return generation_pb2.DetokenizeResponse(text=tokenizer.decode(message.token_ids, skip_special_tokens))
+    try:
+        text = tokenizer.decode(message.token_ids, skip_special_tokens)
+    except TokenizerError as error:
+        raise RequestError("token_ids", f"the tokenizer cannot decode them: {error}") from None
+    return generation_pb2.DetokenizeResponse(text=text)
 
 
 def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
@@ -146,6 +150,13 @@ def check_token_ids(ids: Iterable[int], field: str, model: Model) -> None:
             raise RequestError(
                 f"{field}[{position}]", f"must be 0 to {model.vocab_size - 1}, the vocabulary, got {token_id}"
             )
+
+
+def _encode(text: str, field: str, tokenizer: Tokenizer, *, add_special_tokens: bool) -> list[int]:
+    try:
+        return tokenizer.encode(text, add_special_tokens)
+    except TokenizerError as error:
+        raise RequestError(field, f"the tokenizer cannot encode it: {error}") from None
 
 
 def _check_length(field: str, num_characters: int, *, model: Model, tokenizer: Tokenizer) -> None:

@@ -12,7 +12,7 @@ from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.engine.stepper import Stepper
-from gpu_service.errors import EngineStoppedError
+from gpu_service.errors import EngineStoppedError, panics_as_errors
 from gpu_service.model_runner.model import Model
 from gpu_service.sampling.outputs import FinishReason
 
@@ -142,7 +142,7 @@ class Engine:
     def _loop(self) -> None:
         reason: EngineStoppedError | None = None
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), panics_as_errors():
                 while not self._stopped.is_set():
                     self._read_inbox(block=self._scheduler.num_running + self._scheduler.num_waiting == 0)
                     self._stepper.step()

@@ -21,7 +21,14 @@ from gpu_service.engine.preparation import prepare
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.errors import ExpertServiceError, NeverFitsError, NonFiniteError, OverloadedError, QueueFullError
+from gpu_service.errors import (
+    ExpertServiceError,
+    NeverFitsError,
+    NonFiniteError,
+    OverloadedError,
+    QueueFullError,
+    panics_as_errors,
+)
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import as_few_as_pay
@@ -115,7 +122,8 @@ class Stepper:
 
     def _compute(self, batch: Batch) -> None:
         try:
-            logits = self._forward(batch)
+            with panics_as_errors():
+                logits = self._forward(batch)
         except Exception as error:
             self._fail_step(batch, error)
             return
@@ -265,7 +273,8 @@ class Stepper:
     def _isolated(self, answer: Answer) -> Iterator[None]:
         """Lets an exception fail this request alone. A fault of the device still fails everything."""
         try:
-            yield
+            with panics_as_errors():
+                yield
         except torch.AcceleratorError:
             raise
         except Exception as error:

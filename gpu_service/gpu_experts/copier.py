@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 
 from fiddler.expert_math import ExpertWeights
+from gpu_service.errors import panics_as_errors
 from gpu_service.gpu_experts.lanes import Lane, Mark
 
 SourceAndTarget: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -190,7 +191,8 @@ class Copier:
         began, done_before = time.perf_counter(), job.done_bytes
         error, is_all = None, True
         try:
-            is_all = job.copy_chunk(self._lane)
+            with panics_as_errors():
+                is_all = job.copy_chunk(self._lane)
         except Exception as raised:
             error = raised
         job.busy_seconds += time.perf_counter() - began

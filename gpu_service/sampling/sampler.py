@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor
 
+from gpu_service.errors import panics_as_errors
 from gpu_service.sampling import logprobs
 from gpu_service.sampling.logits import largest, rows_of, with_rows
 from gpu_service.sampling.logits_processors import CPU, Warping, apply
@@ -125,7 +126,8 @@ def choose(
         For each row its token, or what its own sampler raised.
     """
     try:
-        return list(logprobs.of_rows(logits, _choose(logits, samplers, outputs), num_top))
+        with panics_as_errors():
+            return list(logprobs.of_rows(logits, _choose(logits, samplers, outputs), num_top))
     except torch.AcceleratorError:
         raise
     except Exception as error:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from gpu_service.errors import panics_as_errors
+
 _Result = TypeVar("_Result")
 
 
@@ -25,7 +27,8 @@ async def in_thread(function: Callable[[], _Result]) -> _Result:
     def run_it() -> None:
         result, failure = None, None
         try:
-            result = function()
+            with panics_as_errors():
+                result = function()
         except Exception as error:
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has ended

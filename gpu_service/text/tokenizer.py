@@ -2,14 +2,17 @@
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from gpu_service.errors import ModelError, panics_as_errors
 from gpu_service.text.chat_files import find_templates
 from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
+from gpu_service.text.growth import MOST, growth_of
 from gpu_service.text.loading import load_tokenizer
 from gpu_service.text.spelling import (
     REPLACEMENT,
@@ -26,9 +29,15 @@ __all__ = ["ChatTemplateError", "Tokenizer"]
 
 _SENTINEL = re.compile(r"<extra_id_\d+>")
 """The names of T5's tokens for spans of text: special tokens that are part of the model's answer all the same."""
+_MAX_CHARACTERS = 2**28  # of a normalized text; the library takes several times as many bytes
+_MAX_ERROR_LENGTH = 500
 _LONGEST_CHARACTER = 4  # bytes in UTF-8
 _PREFIX = "abcdef"
 """Tokens are decoded after this text, since a leading space is dropped at the beginning of a text."""
+
+
+class TokenizerError(Exception):
+    """The tokenizer cannot encode a text or decode tokens. The text says why."""
 
 
 class Tokenizer:
@@ -42,6 +51,10 @@ class Tokenizer:
         """
         sources = find_templates(directory)
         self._tokenizer = load_tokenizer(directory)
+        self._growth = growth_of(self._tokenizer)
+        if self._growth > MOST:
+            problem = f"its steps may make a text {self._growth:.3g} times as long, and {MOST:g} is the most here"
+            raise ModelError(f"{directory}: cannot use the tokenizer: {problem}")
         self._encode_lock = threading.Lock()
         self.longest_token = max((len(token) for token in self._tokenizer.get_vocab()), default=1)
         """Characters of the longest token: a text of n times as many characters has at least n tokens."""
@@ -69,8 +82,14 @@ class Tokenizer:
         return bool(self.chat_templates.names)
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with or without the special tokens that the model expects around it."""
-        with self._encode_lock:
+        """Token ids of a text, with or without the special tokens that the model expects around it.
+
+        Raises:
+            TokenizerError: The tokenizer fails on this text.
+        """
+        if len(text) * self._growth > _MAX_CHARACTERS:
+            raise TokenizerError(f"its normalized form may have more than {_MAX_CHARACTERS} characters")
+        with self._encode_lock, _tokenizer_errors():
             return self._encode(text, add_special_tokens)
 
     def render(
@@ -102,7 +121,14 @@ class Tokenizer:
 
         Bytes that are no character become U+FFFD each. The tokenizers library does so to all bytes in a row if one of
         them is wrong; here whole characters among them stay, so that they can be sent before the wrong one comes.
+
+        Raises:
+            TokenizerError: The tokenizer fails on these tokens.
         """
+        with _tokenizer_errors():
+            return self._decode(token_ids, skip_special_tokens)
+
+    def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         ids = self.visible(token_ids) if skip_special_tokens else list(token_ids)
         if wrong := self._wrong_bytes(ids):
             tokens: list[str | None] = self._tokenizer.convert_ids_to_tokens(ids)  # type: ignore[assignment]
@@ -180,6 +206,16 @@ class Tokenizer:
         text = self._tokenizer.convert_tokens_to_string([*self._prefix_tokens, token])
         _, prefix, rest = text.partition(_PREFIX)
         return (rest if prefix else text).encode()
+
+
+@contextmanager
+def _tokenizer_errors() -> Iterator[None]:
+    """Raises a TokenizerError for whatever the tokenizers library raises: plain exceptions and panics."""
+    try:
+        with panics_as_errors():
+            yield
+    except Exception as error:
+        raise TokenizerError(str(error)[:_MAX_ERROR_LENGTH]) from error
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
