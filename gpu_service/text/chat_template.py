@@ -10,13 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from gpu_service.text.chat_files import DEFAULT
+from gpu_service.text.template_pool import RenderError, RenderTimeoutError, shared_pool
 
 Message = Mapping[str, Any]
 Render = Callable[[str, Sequence[Message], Mapping[str, Any]], str]
-"""Renders a Jinja source with messages and arguments. Raises ChatTemplateError."""
+"""Renders a Jinja source with messages and arguments. Raises ChatTemplateError or PoolBusyError."""
 
 _TOOL_USE = "tool_use"
 """transformers takes the template of this name for a chat with tools."""
@@ -45,6 +44,10 @@ class LostMessageError(ChatTemplateError):
         self.position = position
 
 
+class TemplateTimeoutError(ChatTemplateError):
+    """The template takes too long."""
+
+
 class UnknownTemplateError(ChatTemplateError):
     """There is no template of that name, or it does not work. The text names those that do."""
 
@@ -56,17 +59,14 @@ class _Form(Enum):
     PARTS = "parts"
 
 
-def render_here(source: str, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
-    """Renders in this process. See Render."""
-    chat: Any = list(messages)
-    settings: dict[str, Any] = {"add_generation_prompt": True, **arguments}
+def render_in_pool(source: str, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
+    """Renders in a process of its own. See Render."""
     try:
-        rendered: Any = render_jinja_template(conversations=[chat], chat_template=source, **settings)
-    except Exception as error:  # a template is the checkpoint's own program and may raise anything
-        raise ChatTemplateError(str(error)[:_MAX_ERROR_LENGTH] or type(error).__name__) from error
-    text = rendered[0][0]
-    assert isinstance(text, str)
-    return text
+        return shared_pool().render(source, messages, arguments)
+    except RenderTimeoutError as error:
+        raise TemplateTimeoutError(str(error)) from None
+    except RenderError as error:
+        raise ChatTemplateError(str(error)) from None
 
 
 class ChatTemplate:
@@ -157,6 +157,8 @@ class ChatTemplate:
                 for form in _Form:
                     try:
                         text = self._try([*opening, _probe("user", form)], tools)
+                    except TemplateTimeoutError:
+                        raise
                     except ChatTemplateError as error:
                         reasons.append(str(error))
                         continue
@@ -170,6 +172,8 @@ class ChatTemplate:
         for form in sorted(_Form, key=lambda form: form is not usual):
             try:
                 text = self._try(_probe_chat(role, _probe(role, form), _probe("user", usual)))
+            except TemplateTimeoutError:
+                break
             except ChatTemplateError:
                 continue
             if _shows(text, role):
@@ -183,7 +187,9 @@ class ChatTemplate:
 class ChatTemplates:
     """The templates of a checkpoint that work, by name."""
 
-    def __init__(self, sources: Mapping[str, str], variables: Mapping[str, Any], render: Render = render_here) -> None:
+    def __init__(
+        self, sources: Mapping[str, str], variables: Mapping[str, Any], render: Render = render_in_pool
+    ) -> None:
         """Probes all templates.
 
         Args:

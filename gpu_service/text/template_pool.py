@@ -5,9 +5,11 @@ are busy, takes about a second to be ready, and stays.
 """
 
 import atexit
+import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -26,6 +28,8 @@ _WAIT_SECONDS = 5.0
 """For a free process."""
 _MEMORY_BYTES = 2**30
 _MAX_CHARACTERS = 2**26
+_LAST_SECONDS = 0.2
+_ENDED_FOR_TIME = (-signal.SIGPROF, -signal.SIGKILL)
 _ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -90,9 +94,6 @@ class TemplatePool:
             if worker is None or not worker.is_alive:
                 worker = _Worker(self._limits)
             answer = worker.ask(job)
-        except BaseException:
-            worker = worker and worker.kill()
-            raise
         finally:
             self._idle.put(worker)
         if answer is None:
@@ -105,7 +106,7 @@ class TemplatePool:
         """Ends the processes that are idle. Those that are busy end within the bound on time."""
         while not self._idle.empty():
             if worker := self._idle.get_nowait():
-                worker.kill()
+                worker.end()
 
 
 class _Worker:
@@ -126,27 +127,43 @@ class _Worker:
         return self._process.poll() is None
 
     def ask(self, job: bytes) -> dict[str, str] | None:
-        """The answer; None if the process ended instead."""
+        """The answer; None if the process was ended for the time that it took. No answer ends the process.
+
+        Raises:
+            RenderError: The process ended by itself.
+        """
         # a process that hangs without using the CPU is ended from here
         timer = threading.Timer(_WALL_SECONDS, self._process.kill)
         timer.daemon = True
         timer.start()
+        line = b""
         try:
             line = self._exchange(job)
         finally:
             timer.cancel()
-        if not line.endswith(b"\n"):
-            self.kill()
-            return None
-        answer: dict[str, str] = json.loads(line)
-        return answer
+            if not line.endswith(b"\n"):
+                self.kill()
+        if line.endswith(b"\n"):
+            answer: dict[str, str] = json.loads(line)
+            return answer
+        if self._process.returncode not in _ENDED_FOR_TIME:
+            raise RenderError(f"its process ended with status {self._process.returncode}")
+        return None
 
     def kill(self) -> None:
         """Ends the process."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_SECONDS)  # if it is ending, its own status says why
         self._process.kill()
         self._process.wait()
         for pipe in self._pipes():
-            pipe.close()
+            with contextlib.suppress(BrokenPipeError):  # what was not written is written now
+                pipe.close()
+
+    def end(self) -> None:
+        """Ends the process while it is idle."""
+        self._process.kill()
+        self.kill()
 
     def _exchange(self, job: bytes) -> bytes:
         jobs, answers = self._pipes()

@@ -1,4 +1,4 @@
-"""The process that renders chat templates. template_pool.py starts it by its path, so it imports nothing of the service.
+"""The process that renders chat templates. template_pool.py starts it by its path; it imports nothing of the service.
 
 A template is a program of the checkpoint: it may loop for ever, or make a text that no memory holds. Neither can be
 stopped within a process that does anything else. Here a render has seconds of CPU time, after which the kernel ends the
@@ -23,9 +23,7 @@ def render(job: dict[str, Any]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     settings: dict[str, Any] = {"add_generation_prompt": True, **job["arguments"]}
-    rendered: Any = render_jinja_template(
-        conversations=[job["messages"]], chat_template=job["source"], **settings
-    )
+    rendered: Any = render_jinja_template(conversations=[job["messages"]], chat_template=job["source"], **settings)
     return str(rendered[0][0])
 
 

@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,12 @@ class Tokenizer:
             self._encode(_PREFIX, add_special_tokens=False)
         )
         self._bytes: dict[int, bytes | None] = {}
-        self.chat_templates = ChatTemplates(sources, _special_tokens(self._tokenizer))
+        self._template_sources = sources
+
+    @cached_property
+    def chat_templates(self) -> ChatTemplates:
+        """The chat templates. Probed when they are first asked for, which may take seconds."""
+        return ChatTemplates(self._template_sources, _special_tokens(self._tokenizer))
 
     @property
     def has_chat_template(self) -> bool:
@@ -110,6 +116,7 @@ class Tokenizer:
 
         Raises:
             ChatTemplateError: See ChatTemplate.render and ChatTemplates.choose.
+            PoolBusyError: Too many chats are being rendered.
         """
         named = [
             dict(zip(("role", "content"), each, strict=True)) if isinstance(each, tuple) else each for each in messages

@@ -10,7 +10,7 @@ from gpu_service.text.chat_template import (
     ChatTemplates,
     LostMessageError,
     UnknownTemplateError,
-    render_here,
+    render_in_pool,
 )
 
 _FOR_EACH = "{% for message in messages %}[{{ message.role }}]"
@@ -33,7 +33,7 @@ QUOTED = f"{_FOR_EACH}{{{{ message.content[0]['text'] | tojson }}}}{_END}"
 
 
 def _template(source: str, **variables: Any) -> ChatTemplate:
-    return ChatTemplate(source, variables, render_here)
+    return ChatTemplate(source, variables, render_in_pool)
 
 
 def _messages(*messages: tuple[str, Any]) -> list[dict[str, Any]]:
