@@ -4,6 +4,9 @@ import ctypes
 import faulthandler
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable
 from types import FrameType
 
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
@@ -15,6 +18,8 @@ _NUM_ARENAS = 4
 _KEEP_BYTES = 32 * 2**20
 _STANDARD_ERROR = 2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+_LOG_SECONDS = 0.2
 
 
 def prepare() -> None:
@@ -67,6 +72,30 @@ def own_bytes() -> int:
     with open("/proc/self/statm") as file:
         _, resident, shared, *_ = map(int, file.read().split())
     return (resident - shared) * _PAGE_BYTES
+
+
+def exit_after(seconds: float, status: int, log: Callable[[], None]) -> threading.Timer:
+    """Ends the process after a time, whatever its threads do, unless it has ended by itself.
+
+    Args:
+        seconds: The time.
+        status: What the process then exits with.
+        log: Says so. Called just before.
+
+    Returns:
+        The timer, which can be cancelled.
+    """
+
+    def leave() -> None:
+        # in a thread, since a log that nobody reads may block
+        threading.Thread(target=log, daemon=True).start()
+        time.sleep(_LOG_SECONDS)
+        os._exit(status)
+
+    timer = threading.Timer(seconds, leave)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

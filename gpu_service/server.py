@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import signal
+import threading
 import time
 from functools import partial
 from typing import Any
@@ -46,6 +47,9 @@ _CONNECT_SECONDS = 2.0
 _REMIND_SECONDS = 5.0
 _LAST_STEP_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0
+_STOP_SECONDS = _LAST_STEP_SECONDS + _LAST_WORDS_SECONDS + 1.0
+"""What stopping may take after the grace period. Then the process ends, whatever hangs."""
+_THREADS_SECONDS = 1.0
 _log = structlog.get_logger("gpu_service")
 
 
@@ -115,10 +119,20 @@ class Server:
                 work.result()
         finally:
             upkeep.stop()
+            status = 1 if work.done() or self._changed.done() else 0
             work.cancel()
             stopping.cancel()
+            timer = self._exit_after(self._settings.grace_seconds + _STOP_SECONDS, status)
             await self._stop()
+            timer.cancel()
+            # threads that work on a text for callers who are gone may go on for long, and nothing else stops them
+            self._exit_after(_THREADS_SECONDS, status)
         _log.info("service stopped")
+
+    def _exit_after(self, seconds: float, status: int) -> threading.Timer:
+        return process.exit_after(
+            seconds, status, lambda: _log.warning("process ended", reason="threads are still busy")
+        )
 
     async def _listen(self) -> None:
         settings = self._settings
@@ -261,7 +275,7 @@ class Server:
             grace_seconds = 0 if has_changed else self._settings.grace_seconds
             await asyncio.wait_for(self._servicer.calls.wait_until_none(), grace_seconds)
         if served := self._generations.served:
-            stopping = asyncio.create_task(asyncio.to_thread(served.engine.stop, why))
+            stopping = asyncio.create_task(in_thread(partial(served.engine.stop, why)))
             await asyncio.wait({stopping}, timeout=_LAST_STEP_SECONDS)
             self._experts.abort()  # the engine may be waiting for an answer that never comes
             await stopping

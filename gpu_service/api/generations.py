@@ -8,12 +8,14 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import structlog
 
 from fiddler.v1 import generation_pb2
 from gpu_service.api import prompts
 from gpu_service.api.event_queue import EventQueue
+from gpu_service.api.prompt_threads import PromptThreads
 from gpu_service.api.responses import Responses
 from gpu_service.api.serving import ServedModel
 from gpu_service.api.validation import check_request_id, parse_request
@@ -40,6 +42,7 @@ class Generations:
     def __init__(self) -> None:
         self.served: ServedModel | None = None
         self.unavailable = "the service is starting"
+        self._threads = PromptThreads()
 
     def check_available(self) -> None:
         """Refuses a generation while the service starts or stops.
@@ -81,7 +84,9 @@ class Generations:
         Raises:
             CallError: The request is wrong, or there is no room for it.
         """
-        stream = GenerationStream(self.ready(), message, on_overflow=on_overflow, deadline=deadline)
+        stream = GenerationStream(
+            self.ready(), message, on_overflow=on_overflow, deadline=deadline, threads=self._threads
+        )
         try:
             with _call_errors_only(message.request_id):
                 await stream.submit()
@@ -115,7 +120,8 @@ class Generations:
         """
         served = self.ready()
         with _call_errors_only():
-            return await asyncio.to_thread(prompts.tokenize, message, served.model, served.tokenizer)
+            parse = partial(prompts.tokenize, message, served.model, served.tokenizer)
+            return await self._threads.run(parse, is_chat=message.WhichOneof("prompt") == "chat")
 
     async def detokenize(self, message: generation_pb2.DetokenizeRequest) -> generation_pb2.DetokenizeResponse:
         """Turns token ids into text.
@@ -138,10 +144,12 @@ class GenerationStream:
         *,
         on_overflow: Callable[[], None],
         deadline: float | None,
+        threads: PromptThreads,
     ) -> None:
         self._served = served
         self._priority, self._deadline = message.priority, deadline
         self._message: generation_pb2.GenerateRequest | None = message
+        self._threads = threads
         self._on_overflow = on_overflow
         self._events = EventQueue(_MAX_UNREAD_EVENTS * max(1, message.n), _weakly(self._overflow))
         self._failure: str | None = None
@@ -155,8 +163,11 @@ class GenerationStream:
         """See Generations.submit, which also counts what is refused. To be called once."""
         self._served.check_room(self._priority, self._deadline)
         # in a thread, since a long text takes long to encode
-        parsing = asyncio.to_thread(self._parse, self._message)
-        self._message = None  # the engine's request has all that is needed of it
+        message, self._message = self._message, None  # the engine's request has all that is needed of it
+        assert message is not None
+        is_chat = message.WhichOneof("prompt") == "chat"
+        parsing = self._threads.run(partial(self._parse, message), is_chat=is_chat)
+        del message
         self.request, self._responses = await parsing
         self._answer = self._served.engine.submit(self.request)
 

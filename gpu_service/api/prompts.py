@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from fiddler.v1 import generation_pb2
 from gpu_service.api import not_built
-from gpu_service.errors import RequestError
+from gpu_service.errors import QueueFullError, RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
+from gpu_service.text.template_pool import PoolBusyError
 from gpu_service.text.tokenizer import Tokenizer, TokenizerError
 
 
@@ -64,6 +65,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
 
     Raises:
         RequestError: `chat` or a field in it is wrong.
+        QueueFullError: Too many chats are being rendered.
     """
     if not tokenizer.has_chat_template:
         raise RequestError("chat", f"{tokenizer.chat_templates.why_none}; send text or token_ids instead")
@@ -81,6 +83,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
     num_characters = sum(len(message.role) + len(message.content) for message in chat.messages)
     _check_length("chat.messages", num_characters, model=model, tokenizer=tokenizer)
     text = _rendered(chat, tokenizer)
+    _check_length("chat.messages", len(text), model=model, tokenizer=tokenizer)
     # the template itself writes the special tokens, such as the one that begins a text
     return _encode(text, "chat.messages", tokenizer, add_special_tokens=False)
 
@@ -93,6 +96,8 @@ def _rendered(chat: generation_pb2.Chat, tokenizer: Tokenizer) -> str:
         raise RequestError("chat.template", str(error)) from None
     except LostMessageError as error:
         raise RequestError(f"chat.messages[{error.position}].content", str(error)) from None
+    except PoolBusyError as error:
+        raise QueueFullError(str(error)) from None
     except ChatTemplateError as error:
         raise RequestError("chat.messages", f"the model's chat template refuses them: {error}") from None
 

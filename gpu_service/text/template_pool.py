@@ -20,7 +20,7 @@ from typing import IO, Any
 
 _WORKER = Path(__file__).with_name("template_worker.py")
 _NUM_WORKERS = 2
-_CPU_SECONDS = 2.0
+_CPU_SECONDS = 1.0
 """Of one render. A published template takes a millisecond for a usual chat."""
 _WALL_SECONDS = 20.0
 """Of one render, on a machine that has other things to do, with the start of the process."""
@@ -97,7 +97,7 @@ class TemplatePool:
         finally:
             self._idle.put(worker)
         if answer is None:
-            raise RenderTimeoutError(f"it takes more than {self._cpu_seconds:g} seconds")
+            raise RenderTimeoutError(f"it takes more than {self._cpu_seconds:g} s of CPU time")
         if "error" in answer:
             raise RenderError(answer["error"])
         return answer["text"]

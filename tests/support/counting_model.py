@@ -50,7 +50,7 @@ class CountingModel:
     def __init__(self) -> None:
         self.cache = NoCache()
         self._non_finite: set[int] = set()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.nan_after = -1
         self.non_finite_after = -1
         self.steps = 0

@@ -76,7 +76,7 @@ def test_what_ends_a_generation_is_among_its_tokens(
 class _StopAt:
     """Stands for StopStrings and its matchers. It raises the error once, at the token."""
 
-    def __init__(self, token: int, error: Exception | None = None) -> None:
+    def __init__(self, token: int, error: BaseException | None = None) -> None:
         self._token, self._error = token, error
 
     def matcher(self) -> "_StopAt":
@@ -226,6 +226,23 @@ def test_what_a_failed_step_may_have_left_is_wiped_away(steps: _Steps) -> None:
     steps.model.error = RuntimeError("no such weather")
     steps.stepper.step()
     assert steps.model.cache.cleared == [0]
+
+
+class _Panic(BaseException):
+    """As libraries written in Rust raise it."""
+
+
+def test_a_panic_fails_what_it_is_about_as_an_exception_does(steps: _Steps) -> None:
+    broken, whole, unlucky = Reader([20], stop=_StopAt(22, _Panic("in a stop text"))), Reader([4]), Reader([4])
+    steps.run(broken, whole)
+    assert isinstance(whole.read()[1], Finished)
+    end = broken.all()[-1]
+    assert isinstance(end, Failed)
+    assert str(end.error) == "_Panic: in a stop text"
+    steps.stepper.add(unlucky.answer)
+    steps.model.error = _Panic("in a step")
+    steps.stepper.step()
+    assert isinstance(unlucky.read()[1], Failed)
 
 
 def test_nothing_follows_a_failure_not_even_of_the_requests_other_generations(steps: _Steps) -> None:
