@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import signal
-import threading
 import time
 from functools import partial
 from typing import Any
@@ -37,6 +36,7 @@ from gpu_service.settings import Settings
 from gpu_service.startup.background import in_thread
 from gpu_service.startup.chunks import prefill_chunks
 from gpu_service.startup.device_memory import device_of
+from gpu_service.startup.ending import exit_after
 from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
 from gpu_service.startup.request_bytes import max_request_bytes
@@ -122,17 +122,12 @@ class Server:
             status = 1 if work.done() or self._changed.done() else 0
             work.cancel()
             stopping.cancel()
-            timer = self._exit_after(self._settings.grace_seconds + _STOP_SECONDS, status)
+            timer = exit_after(self._settings.grace_seconds + _STOP_SECONDS, status)
             await self._stop()
             timer.cancel()
             # threads that work on a text for callers who are gone may go on for long, and nothing else stops them
-            self._exit_after(_THREADS_SECONDS, status)
+            exit_after(_THREADS_SECONDS, status)
         _log.info("service stopped")
-
-    def _exit_after(self, seconds: float, status: int) -> threading.Timer:
-        return process.exit_after(
-            seconds, status, lambda: _log.warning("process ended", reason="threads are still busy")
-        )
 
     async def _listen(self) -> None:
         settings = self._settings
