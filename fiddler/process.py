@@ -5,7 +5,6 @@ import faulthandler
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -19,7 +18,7 @@ _KEEP_BYTES = 32 * 2**20
 _STANDARD_ERROR = 2
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-_LOG_SECONDS = 0.2
+_LOG_SECONDS = 1.0
 
 
 def prepare() -> None:
@@ -88,8 +87,9 @@ def exit_after(seconds: float, status: int, log: Callable[[], None]) -> threadin
 
     def leave() -> None:
         # in a thread, since a log that nobody reads may block
-        threading.Thread(target=log, daemon=True).start()
-        time.sleep(_LOG_SECONDS)
+        writing = threading.Thread(target=log, daemon=True)
+        writing.start()
+        writing.join(_LOG_SECONDS)
         os._exit(status)
 
     timer = threading.Timer(seconds, leave)

@@ -15,7 +15,6 @@ import structlog
 from fiddler.v1 import generation_pb2
 from gpu_service.api import prompts
 from gpu_service.api.event_queue import EventQueue
-from gpu_service.api.prompt_threads import PromptThreads
 from gpu_service.api.responses import Responses
 from gpu_service.api.serving import ServedModel
 from gpu_service.api.validation import check_request_id, parse_request
@@ -24,6 +23,7 @@ from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
 from gpu_service.errors import CallError, ComputationError, SlowReaderError, UnavailableError, panics_as_errors
 from gpu_service.sampling.outputs import FinishReason
+from gpu_service.text.prompt_threads import PromptThreads
 
 _MAX_UNREAD_EVENTS = 1024  # of each generation
 _OK = "OK"
