@@ -20,6 +20,7 @@ NAMES = (
     "loss",
     "serving",
     "metrics",
+    "gateway",
 )
 _RESULTS = Path(__file__).parent / "results"
 
