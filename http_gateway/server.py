@@ -53,6 +53,8 @@ def run(settings: Settings) -> None:
             create_app(gateway),
             log_config=None,
             access_log=False,
+            loop="asyncio",  # the same whatever else is installed
+            http="httptools",
             server_header=False,
             date_header=False,
             backlog=_BACKLOG,

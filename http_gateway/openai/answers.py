@@ -1,13 +1,15 @@
 """What all answers share: their ids, numbers of tokens, reasons of their end, and log probabilities."""
 
-import json
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
+
 from fiddler.v1 import generation_pb2
 from http_gateway.errors import ApiError
 
+_LEAST_LOGPROB = -9999.0
 _FINISH_REASONS = {
     generation_pb2.FINISH_REASON_EOS: "stop",
     generation_pb2.FINISH_REASON_STOP: "stop",
@@ -96,9 +98,14 @@ def token_name(token: "generation_pb2.TokenLogprobs | generation_pb2.Alternative
     return f"token_id:{token.token_id}" if as_ids else token.text
 
 
+def finite(logprob: float) -> float:
+    """A log probability that JSON can hold: OpenAI's server has -9999 for what is impossible."""
+    return max(logprob, _LEAST_LOGPROB)
+
+
 def event(content: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return b"data: %s\n\n" % json.dumps(content, separators=(",", ":")).encode()
+    return b"data: %b\n\n" % to_json(content)
 
 
 DONE = b"data: [DONE]\n\n"

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fiddler.v1 import generation_pb2
-from http_gateway.openai.answers import Head, UsageSum, finish_reason, stop_reason, token_name
+from http_gateway.openai.answers import Head, UsageSum, finish_reason, finite, stop_reason, token_name
 from http_gateway.openai.chat_request import ChatRequest
 
 
@@ -182,7 +182,7 @@ def _token(token: "generation_pb2.TokenLogprobs | generation_pb2.Alternative", *
     is_whole = "\ufffd" not in token.text
     return {
         "token": token_name(token, as_ids=as_ids),
-        "logprob": token.logprob,
+        "logprob": finite(token.logprob),
         "bytes": list(token.text.encode()) if is_whole else None,
     }
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fiddler.v1 import generation_pb2
-from http_gateway.openai.answers import Head, UsageSum, finish_reason, stop_reason, token_name
+from http_gateway.openai.answers import Head, UsageSum, finish_reason, finite, stop_reason, token_name
 from http_gateway.openai.completion_request import CompletionRequest
 
 
@@ -86,7 +86,7 @@ class CompletionParts:
         self._offsets[index] = offset
         return {
             "tokens": [token_name(token, as_ids=as_ids) for token in tokens],
-            "token_logprobs": [token.logprob if token.HasField("logprob") else None for token in tokens],
+            "token_logprobs": [finite(token.logprob) if token.HasField("logprob") else None for token in tokens],
             "top_logprobs": [_top(token, as_ids=as_ids) for token in tokens],
             "text_offset": offsets,
         }
@@ -122,6 +122,6 @@ def _top(token: generation_pb2.TokenLogprobs, *, as_ids: bool) -> dict[str, floa
         return None
     top: dict[str, float] = {}
     for each in token.top:
-        top.setdefault(token_name(each, as_ids=as_ids), each.logprob)
-    top.setdefault(token_name(token, as_ids=as_ids), token.logprob)
+        top.setdefault(token_name(each, as_ids=as_ids), finite(each.logprob))
+    top.setdefault(token_name(token, as_ids=as_ids), finite(token.logprob))
     return top

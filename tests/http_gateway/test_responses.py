@@ -62,7 +62,7 @@ def test_callers_that_vanish_leave_every_slot_free(pair: Pair) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with listening(pair.target) as url, Client(pair.target) as client, ExitStack() as stack:
         address = "127.0.0.1", int(url.rpartition(":")[2])
-        for number in range(60):
+        for number in range(200):
             caller = stack.enter_context(socket.create_connection(address))
             caller.sendall(head % len(body) + body)
             if number % 3 == 0:

@@ -122,3 +122,10 @@ def test_why_an_answer_ended(reason: Any, stop: str | None, token: int | None, f
     (chunk,) = ChatChunks(HEAD, request()).of(end)
     (choice,) = chunk["choices"]
     assert (choice["finish_reason"], choice["stop_reason"]) == (finish, told)
+
+
+def test_what_is_impossible_has_a_log_probability_that_json_can_hold() -> None:
+    token = TokenLogprobs(token_id=4, text="a", logprob=-float("inf"))
+    response = GenerateResponse(chunk=Chunk(token_ids=[4], text="a", logprobs=[token]))
+    (chunk,) = ChatChunks(HEAD, request(logprobs=True)).of(response)
+    assert chunk["choices"][0]["logprobs"]["content"][0]["logprob"] == -9999.0
