@@ -92,9 +92,12 @@ def is_unused(name: str, config: MoeConfig) -> bool:
 
 def missing_tensor(claim: Claim, name: str, config: MoeConfig) -> MissingTensorError:
     """The error for a tensor that a layer's experts need and that the checkpoint does not have."""
+    said = (
+        "" if config.num_experts is None else f"; {config.path} says {config.num_experts_field} is {config.num_experts}"
+    )
     return MissingTensorError(
         f"{config.path.parent} lacks the tensor {name!r}, though it holds others of the experts of decoder layer "
-        f"{claim.decoder_layer}."
+        f"{claim.decoder_layer}{said}."
     )
 
 

@@ -59,6 +59,12 @@ class MoeConfig:
     num_encoder_layers: int | None
     """Only of a model with an encoder and a decoder; the encoder's layers are counted first."""
     activation: Activation
+    hidden_size_field: str = "hidden_size"
+    """The setting that gives the hidden size."""
+    num_experts_field: str = "num_experts"
+    """The setting that gives the number of experts, if there is one."""
+    intermediate_size_field: str = "moe_intermediate_size"
+    """The setting that gives the intermediate size, if there is one."""
 
 
 def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
@@ -77,16 +83,20 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     hidden_size = _first_int(merged, _HIDDEN_SIZES)
     if hidden_size is None:
         raise ConfigError(f"{path} gives no hidden_size.")
+    expert_sizes = _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES
     return MoeConfig(
         path=path,
         model_type=model_type,
         text_model_type=str(merged["model_type"]),
         hidden_size=hidden_size,
         num_experts=_first_int(merged, _NUM_EXPERTS),
-        intermediate_size=_first_int(merged, _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES),
+        intermediate_size=_first_int(merged, expert_sizes),
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
         num_encoder_layers=_first_int(merged, _ENCODER_LAYERS) if merged.get("is_encoder_decoder") else None,
         activation=_activation(merged, model_type),
+        hidden_size_field=_first_name(merged, _HIDDEN_SIZES),
+        num_experts_field=_first_name(merged, _NUM_EXPERTS),
+        intermediate_size_field=_first_name(merged, expert_sizes),
     )
 
 
@@ -164,4 +174,10 @@ def _number(value: Any, default: float) -> float:
 
 
 def _first_int(config: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((config[key] for key in keys if type(config.get(key)) is int and config[key] > 0), None)
+    value = config.get(_first_name(config, keys))
+    return value if type(value) is int and value > 0 else None
+
+
+def _first_name(config: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of the settings that is a whole number above 0; the first of all if none is."""
+    return next((key for key in keys if type(config.get(key)) is int and config[key] > 0), keys[0])

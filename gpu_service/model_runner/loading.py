@@ -1,92 +1,46 @@
 """Loads transformers' model of a checkpoint with its experts replaced, so that no byte of an expert is read."""
 
 import inspect
-import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.monkey_patching import register_patch_mapping, unregister_patch_mapping
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint.errors import ConfigError
-from fiddler.checkpoint.json_file import read_json
-from fiddler.checkpoint.moe_config import model_type_of
 from gpu_service.errors import ModelError
-from gpu_service.model_runner.dense_state import LazyState
-from gpu_service.model_runner.expert_check import check_experts
-from gpu_service.models.config_fields import FieldError
+from gpu_service.model_runner.reading.config import logging_of_transformers, read_config
+from gpu_service.model_runner.reading.config_reads import blame_conditions, blame_tensors
+from gpu_service.model_runner.reading.dense_state import LazyState
+from gpu_service.model_runner.reading.expert_check import check_experts
+from gpu_service.model_runner.reading.reporting import quiet, reported_as
 from gpu_service.models.registry import (
     Architecture,
     Replacements,
     architecture_of,
-    configuration_of,
     experts_by_interface,
 )
 from gpu_service.moe.layer import MoeLayer
 
+__all__ = [
+    "find_replacements",
+    "load",
+    "load_state",
+    "logging_of_transformers",
+    "read_config",
+]
+
 _FAR: Final = 2
 """Weights for each byte from which on a model is refused by its size; smaller faults are reported tensor by tensor."""
 
+_MOST_BLAMED: Final = 50
+"""Tensors whose shapes are traced to settings; further ones are of further layers."""
+
 _SCALE_OF_KV_CACHE: Final = re.compile(r".*\.(?:[kqv]|kv|[kv]_proj\.(?:[kv]|output))_scale")
 """For keys and values in 8 bits; they are in the model's dtype here, so that the scale is not used."""
-
-
-def logging_of_transformers() -> None:
-    """Sends transformers' messages to this process's log instead of standard error."""
-    transformers.logging.disable_default_handler()
-    transformers.logging.enable_propagation()
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def read_config(directory: Path) -> Any:
-    """The model's configuration.
-
-    Raises:
-        CheckpointError: config.json is not a JSON object.
-        ModelError: transformers has no such model, or a value is wrong, or the weights are quantised.
-    """
-    path = directory / "config.json"
-    settings = read_json(path, ConfigError)
-    model_type = model_type_of(settings) or ""
-    own = configuration_of(model_type)
-    if own is None and model_type not in CONFIG_MAPPING:
-        raise ModelError(
-            f"{path}: model_type: transformers {transformers.__version__} has no family {model_type!r}; a newer one may"
-        )
-    with _reported_as(f"{path}: transformers {transformers.__version__} cannot read it"):
-        if own is None:
-            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        else:
-            config = _read_own(own, settings, path)
-    try:
-        architecture_of(config.model_type).complete_config(config, settings)
-    except FieldError as error:
-        raise ModelError(f"{path}: {error}") from None
-    _forget_quantization(config)
-    return config
-
-
-def _forget_quantization(config: Any) -> None:
-    """Removes quantization_config: weights are decoded here, and transformers would demand packages for its own way."""
-    sections: tuple[Any, ...] = (config, getattr(config, "text_config", None))
-    for section in sections:
-        if hasattr(section, "quantization_config"):
-            del section.quantization_config
-
-
-def _read_own(configuration: Any, settings: dict[str, Any], path: Path) -> Any:
-    try:
-        return configuration.from_dict(settings)
-    except FieldError as error:
-        raise ModelError(f"{path}: {error}") from None
 
 
 def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
@@ -95,25 +49,37 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
+    return load_state(checkpoint, config, dtype, LazyState(checkpoint, dtype))
+
+
+def load_state(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, state: Mapping[str, Any]) -> nn.Module:
+    """The same with tensors that stand for the checkpoint's.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: Its configuration.
+        dtype: Of the model.
+        state: What is loaded, by the names of the checkpoint.
+    """
     architecture = architecture_of(config.model_type)
     replacements = find_replacements(checkpoint, config, architecture)
-    with _quiet(), _replaced(replacements), _reported_as(f"{checkpoint.directory}: transformers cannot load it"):
-        loaded: Any = _from_pretrained(checkpoint, architecture, config, dtype)
+    with (
+        quiet(),
+        _replaced(replacements),
+        reported_as(f"{checkpoint.directory}: transformers cannot load it", config),
+    ):
+        # an auto class does not take a state_dict
+        loaded: Any = architecture.class_of(config).from_pretrained(
+            None,
+            state_dict=dict(state),
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # _check_report reports them, with both shapes
+        )
     module, report = loaded
     _check_report(checkpoint, module, report)
     return cast("nn.Module", module.eval())
-
-
-def _from_pretrained(checkpoint: Checkpoint, architecture: Architecture, config: Any, dtype: torch.dtype) -> Any:
-    # an auto class does not take a state_dict
-    return architecture.class_of(config).from_pretrained(
-        None,
-        state_dict=dict(LazyState(checkpoint, dtype)),
-        config=config,
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # _check_report reports them, with both shapes
-    )
 
 
 def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Architecture) -> Replacements:
@@ -123,46 +89,44 @@ def find_replacements(checkpoint: Checkpoint, config: Any, architecture: Archite
         ModelError: The experts cannot be replaced, or compute something that is not supported.
     """
     what = f"{checkpoint.directory}: transformers cannot build a {config.model_type} that generates text"
-    with _reported_as(what):
+    with quiet(), reported_as(what, config):
         known = architecture.replacements()
         # replaced here, too, if known: building thousands of experts takes long even without memory
         with _replaced(known), torch.device("meta"):
-            skeleton = architecture.auto_class.from_config(config)
+            skeleton: Any = architecture.auto_class.from_config(config)
     replacements = known or experts_by_interface(skeleton)
     if not replacements and not any(isinstance(module, MoeLayer) for module in skeleton.modules()):
-        raise ModelError(
-            f"{checkpoint.directory}: the experts of {config.model_type} do not have transformers' experts interface, "
-            "so that they cannot be computed elsewhere"
-        )
+        raise ModelError(f"{checkpoint.directory}: {_why_no_experts(skeleton, config)}")
     _check_size(checkpoint, skeleton, replacements)
     check_experts(checkpoint, skeleton)
     return replacements
 
 
-def _check_size(checkpoint: Checkpoint, skeleton: nn.Module, replacements: Replacements) -> None:
+def _why_no_experts(skeleton: nn.Module, config: Any) -> str:
+    """Why a model has no experts that could be replaced: its family has none such, or no layer is to have any."""
+    classes = inspect.getmembers(inspect.getmodule(type(skeleton)), inspect.isclass)
+    if any(hasattr(cls, "_apply_gate") for _, cls in classes):
+        return f"by its config.json no layer has experts{blame_conditions(skeleton, config)}"
+    return (
+        f"the experts of {config.model_type} do not have transformers' experts interface, so that they cannot be "
+        "computed elsewhere"
+    )
+
+
+def _check_size(checkpoint: Checkpoint, skeleton: Any, replacements: Replacements) -> None:
     """Refuses a configuration of a far larger model: transformers would take memory for all of it before it fails."""
     ours = (*replacements, *replacements.values(), MoeLayer)
-    replaced = {id(each) for module in skeleton.modules() if isinstance(module, ours) for each in module.parameters()}
-    num_weights = sum(each.numel() for each in skeleton.parameters() if id(each) not in replaced)
+    modules = [cast("nn.Module", module) for module in skeleton.modules() if isinstance(module, ours)]
+    replaced = {id(each) for module in modules for each in module.parameters()}
+    tensors = (*skeleton.named_parameters(), *skeleton.named_buffers())
+    sizes = {name: each.numel() for name, each in tensors if id(each) not in replaced}
+    num_weights = sum(sizes.values())
     if num_weights > _FAR * max(checkpoint.dense_bytes, checkpoint.num_dense_weights):
         raise ModelError(
             f"{checkpoint.directory}: config.json describes a {checkpoint.model_type} of {num_weights} weights without "
             f"its experts, far more than the {checkpoint.dense_bytes} bytes that the checkpoint has for them"
+            f"{blame_tensors(skeleton, [max(sizes, key=lambda name: sizes[name])], skeleton.config)}"
         )
-
-
-@contextmanager
-def _reported_as(what: str) -> Iterator[None]:
-    """Turns any exception of transformers into a ModelError; it raises many types for files that are wrong."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())  # some texts have many lines
-        if "padding_idx" in text.lower():
-            raise ModelError(f"{what}: pad_token_id: must be null or a token id of the vocabulary") from error
-        raise ModelError(f"{what}: {type(error).__name__}: {text}") from error
 
 
 @contextmanager
@@ -183,25 +147,18 @@ def _replaced(replacements: Replacements) -> Iterator[None]:
             setattr(module, cls.__name__, cls)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences transformers, which reports the experts as unexpected; _check_report checks its report instead."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-
-
-def _check_report(checkpoint: Checkpoint, module: nn.Module, report: dict[str, Any]) -> None:
+def _check_report(checkpoint: Checkpoint, module: Any, report: dict[str, Any]) -> None:
     """Refuses missing tensors, and those left over that are not experts of the checkpoint."""
     where = checkpoint.directory
     if report["missing_keys"]:
-        raise ModelError(f"{where}: the checkpoint lacks {_first_names(report['missing_keys'])}")
+        blamed = blame_tensors(module, sorted(report["missing_keys"])[:_MOST_BLAMED], module.config, only_odd=True)
+        raise ModelError(f"{where}: the checkpoint lacks {_first_names(report['missing_keys'])}{blamed}")
     if report["mismatched_keys"]:
         wrong = [f"{name} is {list(stored)}, not {list(due)}" for name, stored, due in report["mismatched_keys"]]
-        raise ModelError(f"{where}: wrong shape: {_first_names(wrong)}")
+        blamed = blame_tensors(
+            module, sorted(name for name, *_ in report["mismatched_keys"])[:_MOST_BLAMED], module.config
+        )
+        raise ModelError(f"{where}: wrong shape: {_first_names(wrong)}{blamed}")
     experts = tuple(f"{name}." for name, child in module.named_modules() if isinstance(child, MoeLayer))
     left_over = {
         key

@@ -6,12 +6,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service.errors import ModelError
 from gpu_service.model_runner import host_linear
 from gpu_service.model_runner.attention_masks import AttentionMasks
+from gpu_service.model_runner.connection import connect
 from gpu_service.model_runner.context import context_limit
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
 from gpu_service.model_runner.forward_input import Logits
@@ -24,8 +23,6 @@ from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.moe.layer import MoeLayer
-from gpu_service.moe.router import find_router
 
 _UNLIMITED_CONTEXT = 2**20
 """Positions of a model whose configuration names no limit, such as a recurrent one."""
@@ -83,7 +80,7 @@ class Model:
         self._forward = self._build_forward(num_rows)
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
-        self.routers: dict[int, nn.Module] = {}
+        self.routers = connect(self._module, checkpoint, self._architecture, dispatcher)
         """The routers that are modules of their own, by the index of their layer among the checkpoint's."""
         self._non_finite: set[int] = set()
         # an index rather than a number: a slice of the rows is not contiguous, and its product copies the whole head
@@ -92,7 +89,6 @@ class Model:
             Logits.LAST: torch.tensor([-1], device=device),
             Logits.ALL: 0,  # means all to transformers
         }
-        self._connect(checkpoint)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -201,28 +197,3 @@ class Model:
                 parts.append(logits)
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return logits.flatten(0, 1).to(torch.float32)
-
-    def _connect(self, checkpoint: Checkpoint) -> None:
-        by_name = {layer.name: index for index, layer in enumerate(checkpoint.layers)}
-        by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
-        connected = set()
-        for name, module in list(self._module.named_modules()):  # a list, since connecting adds modules to the blocks
-            if not isinstance(module, MoeLayer):
-                continue
-            number = self._architecture.layer_number(name)
-            index = by_name.get(name, None if number is None else by_decoder_layer.get(number))
-            if index is None:
-                raise ModelError(
-                    f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none"
-                )
-            block = self._module.get_submodule(name.rpartition(".")[0])
-            module.connect(index, self.dispatcher, block)
-            # families with replacements of their own have routers that return no expert ids and weights
-            if not self._architecture.replaced and (router := find_router(block)):
-                self.routers[index] = router
-            connected.add(index)
-        for index, layer in enumerate(checkpoint.layers):
-            if index not in connected:
-                raise ModelError(
-                    f"{checkpoint.directory}: the checkpoint has experts at {layer.name} that no layer uses"
-                )

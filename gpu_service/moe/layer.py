@@ -29,17 +29,18 @@ class MoeLayer(nn.Module):
         self._shared: SharedExperts | None = None
         self._early: LayerWork | None = None
 
-    def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module) -> None:
+    def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module | None) -> None:
         """Completes the module once the model is built.
 
         Args:
             layer: Index into the checkpoint's MoE layers.
             dispatcher: Computes the experts.
             block: The MoE block that this module is part of. Its shared experts are wrapped, to run meanwhile.
+                None: they run after the routed ones.
         """
         self._layer = layer
         self._dispatcher = dispatcher
-        shared = SharedExperts.install(block)
+        shared = None if block is None else SharedExperts.install(block)
         if shared is not None:
             shared.connect(self._begin_early)
             object.__setattr__(self, "_shared", shared)  # past nn.Module, or the block's child became this one's too
@@ -92,7 +93,7 @@ class BlockExperts(MoeLayer):
     """A MoeLayer whose block itself computes something meanwhile."""
 
     @override
-    def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module) -> None:
+    def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module | None) -> None:
         self._layer = layer
         self._dispatcher = dispatcher
 

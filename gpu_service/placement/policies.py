@@ -21,6 +21,7 @@ from gpu_service.placement.policy import (
     even_spread,
     most_popular,
 )
+from gpu_service.placement.popularity import Popularity
 
 __all__ = ["POLICIES", "Inputs", "Placement", "Swap", "build"]
 
@@ -46,16 +47,25 @@ class PopularityPlacement(StaticPolicy):
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(inputs)
-        if inputs.popularity is None:
-            raise PlacementError(
-                "--popularity: must name a file for the placement policy popularity; "
-                "python -m gpu_service.profile makes one"
-            )
-        self._popularity = inputs.popularity
+        self._popularity = required_popularity(inputs.popularity)
 
     @override
     def initial(self) -> list[ExpertKey]:
         return most_popular(self._inputs.num_experts, self._popularity, self.capacity)
+
+
+def required_popularity(popularity: Popularity | None) -> Popularity:
+    """The counts, for the policy that cannot do without.
+
+    Raises:
+        PlacementError: There are none.
+    """
+    if popularity is None:
+        raise PlacementError(
+            "--popularity: must name a file for the placement policy popularity; "
+            "python -m gpu_service.profile makes one"
+        )
+    return popularity
 
 
 class LruPlacement(StaticPolicy):

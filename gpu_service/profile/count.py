@@ -21,9 +21,10 @@ from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import FlagError, PromptsError
-from gpu_service.model_runner.loading import logging_of_transformers
+from gpu_service.model_runner.loading import logging_of_transformers, read_config
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import set_threads
+from gpu_service.model_runner.trial import try_model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.placement.popularity import Popularity
 from gpu_service.profile.prompts import Prompt
@@ -64,6 +65,7 @@ def count(settings: Settings, prompts: Sequence[Prompt]) -> None:
         client.connect(checkpoint.fingerprint)
     try:
         tokenizer = Tokenizer(checkpoint.directory)
+        try_model(checkpoint, read_config(checkpoint.directory), dtype)
         with out_of_memory_reported(device_of(settings.device), "the model"):
             model = load_model(settings, checkpoint, experts=client or InProcessExperts(checkpoint), dtype=dtype)
             check_generation_config(checkpoint.directory, model.generation_config)

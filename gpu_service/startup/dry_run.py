@@ -1,7 +1,8 @@
 """`python -m gpu_service --dry-run`: reports what would be served, where its weights would be, and how fast at most.
 
 It goes as far as a start without reading weights: headers, configurations, the tokenizer, and the model's code on
-PyTorch's meta device. It does not know what only computing shows: the memory of a step, the time between the services.
+tensors without values (checks.py). It does not know what only computing shows: the memory of a step, the time between
+the services.
 """
 
 import math
@@ -18,22 +19,13 @@ from gpu_service.engine.kv_budget import AUTO_SHARE, GIB
 from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import DeviceMemory, SlotNeeds, budget_bytes, parse_budget, slots_for
-from gpu_service.model_runner.loading import (
-    find_replacements,
-    logging_of_transformers,
-    read_config,
-)
 from gpu_service.models.families import VERIFIED
-from gpu_service.models.generation_config import read_generation_config
 from gpu_service.models.glossary import METHODS
-from gpu_service.models.registry import architecture_of
-from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
 from gpu_service.startup import read_bandwidth
-from gpu_service.startup.device_memory import check_dense_weights, device_of, experts_workspace_bytes
+from gpu_service.startup.checks import check
+from gpu_service.startup.device_memory import device_of, experts_workspace_bytes
 from gpu_service.startup.experts import NUM_STREAMING
-from gpu_service.startup.model import check_routing
-from gpu_service.text.tokenizer import Tokenizer
 
 _EXPERT_SERVICE_GIB = 2
 """What the CPU expert service takes beside the experts, with room for its messages."""
@@ -86,23 +78,11 @@ def examine(settings: Settings) -> Candidate:
     Raises:
         UserError: A start would fail.
     """
-    logging_of_transformers()
     checkpoint = Checkpoint.open(settings.model)
     device = device_of(settings.device)
-    config = read_config(checkpoint.directory)
-    architecture = architecture_of(config.model_type)
-    find_replacements(checkpoint, config, architecture)
-    check_routing(checkpoint, architecture.num_experts_per_token(config))
-    check_generation_config(checkpoint.directory, read_generation_config(checkpoint.directory, config))
-    Tokenizer(checkpoint.directory)
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
-    check_dense_weights(checkpoint, device=device, dtype=dtype)
-    return Candidate(
-        checkpoint=checkpoint,
-        experts_per_token=architecture.num_experts_per_token(config),
-        dtype=dtype,
-        device=device,
-    )
+    checked = check(settings, checkpoint, device=device, dtype=dtype)
+    return Candidate(checkpoint=checkpoint, experts_per_token=checked.experts_per_token, dtype=dtype, device=device)
 
 
 def num_resident(candidate: Candidate, settings: Settings) -> int:

@@ -7,20 +7,17 @@ import structlog
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import UnknownActivationError
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.kv_budget import KvBudget
-from gpu_service.errors import ModelError
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.model_runner.loading import logging_of_transformers
 from gpu_service.model_runner.model import Model
+from gpu_service.model_runner.reading.reporting import failures_of_models_reported
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.parameters import not_honoured
-from gpu_service.sampling.rules import check_generation_config
 from gpu_service.settings import Settings
+from gpu_service.startup.checks import check
 from gpu_service.startup.device_memory import (
-    check_dense_weights,
     check_kv_cache,
     free_bytes,
     out_of_memory_reported,
@@ -47,16 +44,11 @@ def load_model(
         FlagError: The device has too little memory.
     """
     started = time.monotonic()
-    logging_of_transformers()
-    tokenizer = Tokenizer(checkpoint.directory)
+    tokenizer = check(settings, checkpoint, device=device, dtype=dtype).tokenizer
     _log_chat_templates(tokenizer)
     # if the CPU expert service is lost, a CPU computes its experts in this process, and a GPU streams them
-    try:
-        in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
-        dispatcher = Dispatcher(checkpoint, device, experts, in_process=in_process)
-    except UnknownActivationError as error:
-        raise ModelError(f"{checkpoint.directory}: {error}") from None
-    check_dense_weights(checkpoint, device=device, dtype=dtype)
+    in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
+    dispatcher = Dispatcher(checkpoint, device, experts, in_process=in_process)
     with out_of_memory_reported(device, "the model"):
         model = Model(
             checkpoint,
@@ -66,8 +58,6 @@ def load_model(
             num_rows=settings.max_slots,
             max_context=None if settings.max_context == "auto" else settings.max_context,
         )
-    check_routing(checkpoint, model.num_experts_per_token)
-    check_generation_config(checkpoint.directory, model.generation_config)
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
         _log.warning("generation settings ignored", file=str(file), settings=ignored)
@@ -91,18 +81,6 @@ def _log_chat_templates(tokenizer: Tokenizer) -> None:
         _log.info("chat templates found", templates=", ".join(templates.names))
 
 
-def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:
-    """Checks that a layer has as many experts as a token is routed to.
-
-    Raises:
-        ModelError: It has fewer, so that no token could be computed.
-    """
-    most = max(layer.num_experts for layer in checkpoint.layers)
-    if experts_per_token > most:
-        path = checkpoint.directory / "config.json"
-        raise ModelError(f"{path}: a token is routed to {experts_per_token} experts, and no layer has more than {most}")
-
-
 def _fit_context(model: Model, budget: KvBudget) -> KvBudget:
     """Lowers the model's context to what the memory for keys and values holds of one sequence."""
     limit, length = model.max_context, budget.longest(1)
@@ -120,6 +98,7 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
 
     Raises:
         FlagError: --kv-memory does not hold two tokens, or the device has too little memory for it.
+        ModelError: The model's code cannot compute with its configuration.
     """
     started = time.monotonic()
     token = torch.zeros(1, 1, dtype=torch.int64)
@@ -127,7 +106,8 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
     with out_of_memory_reported(model.device, "a token and the keys and values (--kv-memory)"), torch.inference_mode():
         cache.set_capacity(2)
         for position in range(2):
-            model.forward(token, token + position, first_row=0, wants=Logits.LAST)
+            with failures_of_models_reported(model.config):
+                model.forward(token, token + position, first_row=0, wants=Logits.LAST)
             cache.measure(0)
         budget = KvBudget.resolve(
             settings.kv_memory,

@@ -230,19 +230,19 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "other intermediate size": (
         config(moe_intermediate_size=25),
         errors.ShapeError,
-        [SINGLE_FILE, "intermediate size of 24", "config.json says 25"],
+        [SINGLE_FILE, "intermediate size of 24", "config.json says 25 (moe_intermediate_size)"],
     ),
     "no up": (drop(UP), errors.MissingTensorError, [f"copy lacks the tensor '{UP}'", "decoder layer 1"]),
     "no expert": (drop(GATE, UP, DOWN), errors.MissingTensorError, [f"lacks the tensor '{GATE}'"]),
     "fewer than the config": (
         config(num_local_experts=5),
         errors.MissingTensorError,
-        ["lacks the tensor 'model.layers.0.block_sparse_moe.experts.4.w1.weight'"],
+        ["lacks the tensor 'model.layers.0.block_sparse_moe.experts.4.w1.weight'", "says num_local_experts is 5"],
     ),
     "more than the config": (
         config(num_local_experts=3),
         errors.MissingTensorError,
-        [SINGLE_FILE, "experts.3.w", "config.json says there are 3 experts"],
+        [SINGLE_FILE, "experts.3.w", "config.json says there are 3 experts (num_local_experts)"],
     ),
     "ids with a gap": (
         after(config(num_local_experts=None), rename(f"{EXPERTS}.2.", f"{EXPERTS}.9.")),
@@ -350,7 +350,7 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "fused of another hidden size": (
         after(fuse, config(hidden_size=48)),
         errors.ShapeError,
-        [SINGLE_FILE, "hidden size of 48"],
+        [SINGLE_FILE, "hidden_size of 48"],
     ),
     "fused of two dimensions": (
         after(fuse, replace(FUSED_DOWN, lambda down: down[0].clone())),
@@ -365,7 +365,7 @@ CASES: dict[str, tuple[Damage, type[CheckpointError], list[str]]] = {
     "fused of another count": (
         after(fuse, config(num_local_experts=5)),
         errors.MissingTensorError,
-        [SINGLE_FILE, "holds 4 experts", "config.json says there are 5"],
+        [SINGLE_FILE, "holds 4 experts", "config.json says there are 5 (num_local_experts)"],
     ),
     "fused without down": (
         after(fuse, drop(FUSED_DOWN)),

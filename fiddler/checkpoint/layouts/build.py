@@ -42,7 +42,7 @@ def build_layer(claim: Claim, config: MoeConfig) -> CheckpointLayer:
     if config.intermediate_size not in (None, intermediate_size):
         raise ShapeError(
             f"{down.file} has an expert intermediate size of {intermediate_size} in the tensor {down.name!r}, but "
-            f"{config.path} says {config.intermediate_size}."
+            f"{config.path} says {config.intermediate_size} ({config.intermediate_size_field})."
         )
     return CheckpointLayer(
         name=claim.prefix,

@@ -31,7 +31,8 @@ def concatenated_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) ->
         if tensor.shape != shape:
             raise ShapeError(
                 f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with {num_experts} "
-                f"experts of {inner} and a hidden size of {hidden} ({config.path}) it must be {list(shape)}."
+                f"experts of {inner} and a hidden size of {hidden} ({config.path}: {config.hidden_size_field}) it must "
+                f"be {list(shape)}."
             )
 
     def expert(number: int) -> Expert:

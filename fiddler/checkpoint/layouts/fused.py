@@ -32,7 +32,7 @@ def fused_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tuple[
     if num_experts != (config.num_experts or num_experts) or num_experts == 0:
         raise MissingTensorError(
             f"{gate_up.file} holds {num_experts} experts in the tensor {gate_up.name!r}, but {config.path} says there "
-            f"are {config.num_experts}."
+            f"are {config.num_experts} ({config.num_experts_field})."
         )
     inner = prod(down.shape) // (num_experts * hidden)
     shapes = gate_up.shape[1:], down.shape[1:]
@@ -124,5 +124,5 @@ def _bias_shape_error(tensor: AnyStored, shape: list[int]) -> ShapeError:
 def _fused_shape_error(tensor: AnyStored, config: MoeConfig) -> ShapeError:
     return ShapeError(
         f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}, which fits neither the layer's "
-        f"other tensor nor the hidden size of {config.hidden_size} in {config.path}, transposed or not."
+        f"other tensor nor the {config.hidden_size_field} of {config.hidden_size} in {config.path}, transposed or not."
     )

@@ -25,7 +25,8 @@ def separate_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tup
     if max(ids) >= num_experts:
         tensor = ids[max(ids)]
         raise MissingTensorError(
-            f"{tensor.file} holds the tensor {tensor.name!r}, but {config.path} says there are {num_experts} experts."
+            f"{tensor.file} holds the tensor {tensor.name!r}, but {config.path} says there are {num_experts} experts "
+            f"({config.num_experts_field})."
         )
     layer = _Layer(claim, config, dtype)
     return tuple(layer.expert(number) for number in range(num_experts))
@@ -60,7 +61,8 @@ class _Layer:
         if tensor.shape != due:
             raise ShapeError(
                 f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with a hidden size of "
-                f"{self._narrow} ({self._config.path}) and the layer's other experts it must be {list(due)}."
+                f"{self._narrow} ({self._config.path}: {self._config.hidden_size_field}) and the layer's other experts "
+                f"it must be {list(due)}."
             )
         shape = (1, shape[0]) if is_bias else shape
         return view_into(tensor, shape=shape, strides=(shape[1], 1), dtype=self._dtype)

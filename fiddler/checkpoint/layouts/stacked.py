@@ -32,7 +32,7 @@ def stacked_experts(claim: Claim, config: MoeConfig, dtype: torch.dtype) -> tupl
     if config.num_experts not in (None, num_experts):
         raise MissingTensorError(
             f"{up.file} holds {num_experts} experts in the tensor {up.name!r}, but {config.path} says there are "
-            f"{config.num_experts}."
+            f"{config.num_experts} ({config.num_experts_field})."
         )
     shapes: dict[Role, tuple[int, ...]] = {
         "factor_gate": (num_experts, hidden, 2 * inner),
@@ -73,5 +73,6 @@ class _Stacks:
 def _shape_error(tensor: AnyStored, expected: str, config: MoeConfig) -> ShapeError:
     return ShapeError(
         f"{tensor.file} holds the tensor {tensor.name!r} of shape {list(tensor.shape)}; with a hidden size of "
-        f"{config.hidden_size} ({config.path}) and the layer's other tensors it must be {expected}."
+        f"{config.hidden_size} ({config.path}: {config.hidden_size_field}) and the layer's other tensors it must be "
+        f"{expected}."
     )

@@ -164,7 +164,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a count that disagrees": (
         lambda directory: edit_config(directory, num_local_experts=5),
-        r"model\.safetensors holds the tensor '\S+', but \S+config\.json says there are 5 experts\.",
+        r"model\.safetensors holds the tensor '\S+', but \S+config\.json says there are 5 experts .*",
     ),
     "mixed names": (
         mix_names,
@@ -172,7 +172,25 @@ REFUSALS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "more experts per token than there are": (
         lambda directory: edit_config(directory, num_experts_per_tok=99),
-        r"config\.json: a token is routed to 99 experts, and no layer has more than 8",
+        r"config\.json: a token is routed to 99 experts \(num_experts_per_tok\), and no layer has more than 8",
+    ),
+    "a norm that is missing": (
+        lambda directory: edit_tensors(directory, lambda ts: {n: t for n, t in ts.items() if n != "model.norm.weight"}),
+        r"model: the checkpoint lacks model\.norm\.weight",
+    ),
+    "a bias that is left over": (
+        lambda directory: edit_tensors(
+            directory, lambda ts: ts | {"model.layers.0.self_attn.q_proj.bias": torch.ones(64)}
+        ),
+        r"model: the model has no place for model\.layers\.0\.self_attn\.q_proj\.bias",
+    ),
+    "an embedding of another shape": (
+        lambda directory: edit_config(directory, vocab_size=318),
+        r"model: wrong shape: lm_head\.weight is \[320, 64\], not \[318, 64\], .*\(config\.json: vocab_size is 318.*",
+    ),
+    "a number of heads that is not one": (
+        lambda directory: edit_config(directory, num_key_value_heads=0),
+        r"model: transformers cannot build .*: ZeroDivisionError: .* \(config\.json: num_key_value_heads is 0\)",
     ),
     "FP8": (
         lambda directory: edit_config(directory, quantization_config={"quant_method": "fp8"}),

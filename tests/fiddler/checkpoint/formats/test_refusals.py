@@ -12,7 +12,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.expert_math import layer_weights
-from gpu_service.model_runner.dense_state import LazyState
+from gpu_service.model_runner.reading.dense_state import LazyState
 from tests.support import coded
 from tests.support.checkpoints import write
 from tests.support.damage import replace
