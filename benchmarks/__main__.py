@@ -19,6 +19,7 @@ NAMES = (
     "orchestration",
     "loss",
     "serving",
+    "overload",
     "metrics",
     "gateway",
 )
