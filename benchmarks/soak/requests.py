@@ -38,7 +38,7 @@ def requests(seed: int, has_chat: bool) -> list[SoakRequest]:
         for kind, options in _kinds(number).items():
             made.append(SoakRequest(kind, _generation(prompt, options)))
         if has_chat:
-            messages = [ChatMessage("user", f"Tell me the story number {number + 3} of the sea.")]
+            messages: list[ChatMessage] = [{"role": "user", "content": f"Tell me story {number + 3} of the sea."}]
             made.append(SoakRequest("chat", _chat(messages)))
     return made
 
