@@ -1,6 +1,5 @@
 """The process reports a wrong checkpoint in one line, and never serves it."""
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import checkpoints, coded, damaged_coded, processes
+from tests.support import checkpoints, processes
 from tests.support.tampering import SINGLE_FILE, edit_config, edit_tensors, write_raw
 
 GATE = "model.layers.1.mlp.experts.3.gate_proj.weight"
@@ -62,20 +61,6 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "unknown activation": (lambda directory: edit_config(directory, hidden_act="tanhshrink"), ("tanhshrink",)),
 }
 
-CODED = (
-    "a method of the future",
-    "GPTQ with 8 bits in config.json",
-    "GPTQ in the order of activations by its tensors",
-    "FP8 without scales",
-    "FP8 with a scale that is not a number",
-)
-"""Rows of `damaged_coded.CASES`, one of each kind."""
-LOGGED_BEFORE = {
-    "GPTQ in the order of activations by its tensors": ["repacking experts"],
-    "FP8 with a scale that is not a number": ["reading experts"],
-}
-"""What the service begins, and logs, before it comes upon the fault."""
-
 
 @pytest.fixture(scope="module")
 def outcomes(
@@ -94,26 +79,19 @@ def outcomes(
             directory = Path(shutil.copytree(tiny, root / str(number)))
             damage(directory)
             started[name] = directory, threads.submit(run, directory)
-        for number, name in enumerate(CODED):
-            case = damaged_coded.CASES[name]
-            plain = checkpoints.write("qwen3_moe", root / f"plain{number}", hidden_size=64, moe_intermediate_size=96)
-            directory = coded.rewrite(plain, root / f"coded{number}", case.written, lambda tensor: "_proj." in tensor)
-            case.damage(directory)
-            started[name] = directory, threads.submit(run, directory)
         yield started
 
 
-@pytest.mark.parametrize("name", [*DAMAGES, *CODED])
+@pytest.mark.parametrize("name", DAMAGES)
 def test_a_bad_checkpoint_is_told_in_one_line(
     outcomes: dict[str, tuple[Path, Future[processes.Outcome]]], name: str
 ) -> None:
     directory, future = outcomes[name]
     outcome = future.result()
     assert outcome.status == 1
-    *log, line = outcome.errors.splitlines()
+    (line,) = outcome.errors.splitlines()
     assert line.startswith("cpu_expert_service: ")
-    assert [json.loads(each)["event"] for each in log] == LOGGED_BEFORE.get(name, [])
-    for word in DAMAGES[name][1] if name in DAMAGES else damaged_coded.CASES[name].fragments:
+    for word in DAMAGES[name][1]:
         assert word in line
     if name != "unknown activation":
         assert str(directory) in line
