@@ -100,9 +100,10 @@ def test_no_program_needs_what_its_image_leaves_out(image: str, modules: str, pr
 
 def test_every_container_has_limits(compose: Any) -> None:
     for name, service in compose["services"].items():
-        assert service["pids_limit"] == "${PIDS_LIMIT:-1024}", name
+        limits = service["deploy"]["resources"]["limits"]
+        assert limits["pids"] == "${PIDS_LIMIT:-1024}", name
         assert service["ulimits"] == {"nofile": {"soft": 65536, "hard": 65536}, "core": 0}, name
-        assert re.fullmatch(r"\$\{[A-Z_]+:-[1-9]\d*[mg]\}", service["deploy"]["resources"]["limits"]["memory"]), name
+        assert re.fullmatch(r"\$\{[A-Z_]+:-[1-9]\d*[mg]\}", limits["memory"]), name
 
 
 def test_every_public_image_can_be_pinned_by_its_digest(compose: Any, dockerfile: str) -> None:
