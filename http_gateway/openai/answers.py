@@ -103,6 +103,15 @@ def finite(logprob: float) -> float:
     return max(logprob, _LEAST_LOGPROB)
 
 
+def progress_of(progress: generation_pb2.PromptProgress) -> dict[str, int]:
+    """How much of a prompt is computed."""
+    return {
+        "computed_tokens": progress.computed_tokens,
+        "total_tokens": progress.total_tokens,
+        "cached_tokens": progress.cached_tokens,
+    }
+
+
 def event(content: dict[str, Any]) -> bytes:
     """A server-sent event."""
     return b"data: %b\n\n" % to_json(content)

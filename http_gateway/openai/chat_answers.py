@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fiddler.v1 import generation_pb2
-from http_gateway.openai.answers import Head, UsageSum, finish_reason, finite, stop_reason, token_name
+from http_gateway.openai.answers import Head, UsageSum, finish_reason, finite, progress_of, stop_reason, token_name
 from http_gateway.openai.chat_request import ChatRequest
 
 
@@ -46,7 +46,7 @@ class ChatChunks:
                 end = {"finish_reason": finish_reason(complete), "stop_reason": stop_reason(complete)}
                 yield self._chunk(complete.index, {}, end=end)
             case "progress":
-                yield self._head.of([], prompt_progress=_progress(response.progress))
+                yield self._head.of([], prompt_progress=progress_of(response.progress))
 
     def end(self) -> Iterator[dict[str, Any]]:
         """The chunks after all generations."""
@@ -184,12 +184,4 @@ def _token(token: "generation_pb2.TokenLogprobs | generation_pb2.Alternative", *
         "token": token_name(token, as_ids=as_ids),
         "logprob": finite(token.logprob),
         "bytes": list(token.text.encode()) if is_whole else None,
-    }
-
-
-def _progress(progress: generation_pb2.PromptProgress) -> dict[str, int]:
-    return {
-        "computed_tokens": progress.computed_tokens,
-        "total_tokens": progress.total_tokens,
-        "cached_tokens": progress.cached_tokens,
     }

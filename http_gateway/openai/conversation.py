@@ -66,11 +66,15 @@ def _fill_content(
     if content is None or isinstance(content, str):
         names.put(added, "content", content, path)
         return
+    is_one = len(content) == 1  # which every template takes as a text
     for number, part in enumerate(content):
         text = part.text if part.type == "text" else part.refusal
         if text is None:
             raise invalid(f"{names.param_of(path)}content[{number}].{part.type}", "must be given")
-        names.put(added.parts.add(), "text", text, f"{path}parts[{number}].")
+        if is_one:
+            names.put(added, "content", text, path)
+        else:
+            names.put(added.parts.add(), "text", text, f"{path}parts[{number}].")
 
 
 def _choose_tools(chat: generation_pb2.Chat, body: ChatRequest, names: Names) -> None:

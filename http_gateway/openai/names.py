@@ -30,7 +30,7 @@ COMPLETION = _COMMON | {
 }
 """The same of a text completion."""
 _OF_TOOLS = {".parameters": ".function.parameters", ".description": ".function.description", ".name": ".function.name"}
-_OF_MESSAGES = {"].parts[": "].content[", "].reasoning": "].reasoning_content"}
+_OF_MESSAGES = {"].parts": "].content", "].reasoning": "].reasoning_content"}
 
 
 class Names:

@@ -44,7 +44,7 @@ function grow() {
 }
 
 function body() {
-  const fields = { ...requestFields(), stream: true, stream_options: { include_usage: true } };
+  const fields = { ...requestFields(), stream: true, stream_options: { include_usage: true, include_prompt_progress: true } };
   const sent = messages.filter((each) => each.content).map(({ role, content }) => ({ role, content }));
   if (!model.has_chat_template) return ["/v1/completions", { ...fields, prompt: sent.at(-1).content, max_tokens: fields.max_tokens ?? 256 }];
   const system = settings().system.trim();
@@ -69,6 +69,12 @@ async function read(view, path, sent, signal) {
   for await (const chunk of stream(path, sent, signal)) {
     if (chunk.usage) Object.assign(usage, chunk.usage);
     const choice = chunk.choices[0];
+    const progress = chunk.prompt_progress;
+    if (progress && !first) {
+      message.facts = `Reading the conversation: ${progress.computed_tokens} of ${progress.total_tokens} tokens`;
+      view.drawSoon();
+      continue;
+    }
     const content = choice?.delta?.content ?? choice?.text ?? "";
     const reasoning = choice?.delta?.reasoning_content ?? "";
     if (content || reasoning) {

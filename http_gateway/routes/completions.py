@@ -13,7 +13,7 @@ from client import AsyncClient
 from fiddler.v1 import generation_pb2
 from http_gateway.access import CallerClient, GatewayOf
 from http_gateway.errors import ApiError, invalid
-from http_gateway.openai.answers import Head, UsageSum
+from http_gateway.openai.answers import Head, UsageSum, progress_of
 from http_gateway.openai.completion_answers import CompletionParts, WholeCompletion
 from http_gateway.openai.completion_request import CompletionRequest
 from http_gateway.openai.translation import Translation, completion_requests
@@ -74,6 +74,8 @@ async def _events(
     first_token: FirstToken,
 ) -> AsyncGenerator[bytes, None]:
     async for prompt, response in _chained(first, responses):
+        if response.HasField("progress"):
+            yield as_events([head.of([], prompt_progress=progress_of(response.progress))])
         chunks = [
             head.of([part]) if usage is None else head.of([part], usage=None) for part in parts[prompt].of(response)
         ]

@@ -29,12 +29,13 @@ def test_a_conversation_with_a_call_and_its_result() -> None:
     call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"z": "é"}'}}
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be"}, {"type": "text", "text": " brief"}]},
-        {"role": "user", "content": "Rain?", "name": "Ann"},
+        {"role": "user", "content": [{"type": "text", "text": "Rain?"}], "name": "Ann"},
         {"role": "assistant", "content": None, "reasoning_content": "look", "tool_calls": [call]},
         {"role": "tool", "content": "no", "tool_call_id": "call_1"},
     ]
     system, user, assistant, tool = chat(messages=messages).messages
     assert ([part.text for part in system.parts], system.content) == (["Be", " brief"], "")
+    assert not user.parts
     assert (user.content, user.name) == ("Rain?", "Ann")
     assert (assistant.content, assistant.reasoning) == ("", "look")
     (called,) = assistant.tool_calls

@@ -117,6 +117,7 @@ def test_the_service_s_refusal_names_the_field_of_the_request() -> None:
     assert param("json_schema", guided_json={}) == "guided_json"
     assert param("choice.texts[1]", guided_choice=["a", ""]) == "guided_choice.texts[1]"
     assert param("chat.messages[2].parts[1].text") == "messages[2].content[1].text"
+    assert param("chat.messages[2].parts") == "messages[2].content"
     assert param("chat.tools[0].name") == "tools[0].function.name"
     assert param("chat.template_arguments") == "chat_template_kwargs"
     one, two = completion_requests(CompletionRequest.model_validate({"prompt": [[1], [2]]}))

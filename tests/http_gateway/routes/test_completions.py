@@ -119,3 +119,14 @@ def test_a_failure_after_the_first_message_of_several_prompts_is_an_event(http: 
     *_, error, done = events(http.post(COMPLETIONS, json={"prompt": ["a", "b"], "stream": True}).text)
     assert error["error"]["message"] == "the GPU service failed: broken"
     assert done == "[DONE]"
+
+
+def test_the_progress_of_a_prompt_is_told_before_its_text(http: TestClient, server: FakeServer) -> None:
+    progress = GenerateResponse(progress=generation_pb2.PromptProgress(computed_tokens=2, total_tokens=3))
+    server.service.script = lambda request, context: iter([progress, chunk("Once", 1), complete(1)])
+    body = {"prompt": "a", "stream": True, "stream_options": {"include_prompt_progress": True}}
+    first, second, *_ = events(http.post(COMPLETIONS, json=body).text)
+    assert server.service.requests[0].prompt_progress
+    assert first["choices"] == []
+    assert first["prompt_progress"] == {"computed_tokens": 2, "total_tokens": 3, "cached_tokens": 0}
+    assert second["choices"][0]["text"] == "Once"
