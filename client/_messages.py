@@ -20,7 +20,7 @@ class FinishReason(enum.IntEnum):
     LENGTH = 2
     """max_tokens were generated, or the context is full."""
     STOP = 3
-    """One of the request's stop tokens or stop texts was generated."""
+    """One of the request's stop tokens or stop texts was generated, or the output is complete by its constraint."""
     CANCELLED = 4
     """The caller cancelled."""
     DEADLINE = 5

@@ -23,6 +23,7 @@
         ExpertServiceError       the CPU expert service failed
           HandshakeError         the CPU expert service serves another checkpoint or dtype
         EngineStoppedError       the engine no longer computes
+      ConstraintError            the output cannot follow the request's constraint
       NonFiniteError             the model computed a number that is not finite
       ComputationError           anything else, of which the caller learns nothing more
 
@@ -145,6 +146,12 @@ class HandshakeError(ExpertServiceError):
 
 class EngineStoppedError(UnavailableError):
     """The engine no longer computes."""
+
+
+class ConstraintError(CallError):
+    """The output cannot follow the constraint, which is too complex or asks for what the model has no tokens for."""
+
+    code = "INVALID_ARGUMENT"
 
 
 class NonFiniteError(CallError):

@@ -89,7 +89,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
     """max_tokens were generated, or the context is full."""
     FINISH_REASON_STOP: _FinishReason.ValueType  # 3
-    """One of the request's stop tokens or stop texts was generated."""
+    """One of the request's stop tokens or stop texts was generated, or the output is complete by its constraint."""
     FINISH_REASON_CANCELLED: _FinishReason.ValueType  # 4
     """The request was cancelled, e.g. by Abort."""
     FINISH_REASON_DEADLINE: _FinishReason.ValueType  # 5
@@ -107,7 +107,7 @@ FINISH_REASON_EOS: FinishReason.ValueType  # 1
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
 """max_tokens were generated, or the context is full."""
 FINISH_REASON_STOP: FinishReason.ValueType  # 3
-"""One of the request's stop tokens or stop texts was generated."""
+"""One of the request's stop tokens or stop texts was generated, or the output is complete by its constraint."""
 FINISH_REASON_CANCELLED: FinishReason.ValueType  # 4
 """The request was cancelled, e.g. by Abort."""
 FINISH_REASON_DEADLINE: FinishReason.ValueType  # 5

@@ -13,11 +13,11 @@ from functools import partial
 import structlog
 
 from fiddler.v1 import generation_pb2
-from gpu_service.api import prompts
 from gpu_service.api.event_queue import EventQueue
+from gpu_service.api.requests import prompts
+from gpu_service.api.requests.validation import check_request_id, parse_request
 from gpu_service.api.responses import Responses
 from gpu_service.api.serving import ServedModel
-from gpu_service.api.validation import check_request_id, parse_request
 from gpu_service.engine import request_metrics
 from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request

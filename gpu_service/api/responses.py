@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateRequest, GenerateResponse
-from gpu_service.api.validation import skips_special_tokens
+from gpu_service.api.requests.validation import skips_special_tokens
 from gpu_service.engine.events import Best, Event, Failed, Finished, Progress, Prompt, Token
 from gpu_service.engine.request import Request
 from gpu_service.errors import for_caller

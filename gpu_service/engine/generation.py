@@ -16,6 +16,7 @@ from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
     from gpu_service.sampling.beam_search import BeamSearch
+    from gpu_service.sampling.constraint import Constraint
     from gpu_service.sampling.sampler import Sampler
     from gpu_service.text.stop_strings import StopMatcher
 
@@ -33,6 +34,7 @@ class Generation:
     sampler: "Sampler | None" = None
     """None for a beam."""
     matcher: "StopMatcher | None" = None
+    constraint: "Constraint | None" = None
     output: list[int] = field(default_factory=list)
     num_computed: int = 0
     """Tokens whose keys and values are in the cache."""
@@ -49,6 +51,11 @@ class Generation:
         return len(self.request.prompt) + max(0, len(self.output) - 1)
 
     @property
+    def is_behind(self) -> bool:
+        """Whether tokens of it are known that are not computed, besides its latest."""
+        return bool(self.output) and self.num_computed <= self.num_to_compute
+
+    @property
     def request(self) -> Request:
         """The request that it belongs to."""
         return self.answer.request
@@ -60,7 +67,7 @@ class Generation:
 
     def finished(self, reason: FinishReason, stop: str | None = None) -> Finished:
         """Its last event; `stop` is the stop text that ended it."""
-        by_token = reason in _BY_TOKEN and stop is None
+        by_token = reason in _BY_TOKEN and stop is None and self.output[-1] in self.request.ending.end_ids
         return Finished(
             self.index,
             reason,
@@ -154,3 +161,53 @@ class Batch:
     def answers(self) -> list[Answer]:
         """The answers that its generations belong to."""
         return list(dict.fromkeys(generation.answer for generation in self.generations))
+
+
+def decode_batch(decoding: Sequence[Generation]) -> Batch:
+    """The next token of each generation: its latest, or one that a constraint has put before that."""
+    return Batch(
+        generations=tuple(decoding),
+        first_row=decoding[0].row,
+        token_ids=[
+            [_known(generation, generation.num_computed, generation.num_computed + 1)[0]] for generation in decoding
+        ],
+        start=[generation.num_computed for generation in decoding],
+        lengths=[generation.num_computed + 1 for generation in decoding],
+        logits=Logits.LAST,
+    )
+
+
+def run_batch(generation: Generation, num_tokens: int) -> Batch:
+    """Several of a generation's tokens that are known, up to its latest; the logits of the last one."""
+    start = generation.num_computed
+    end = min(start + num_tokens, generation.num_to_compute + 1)
+    return Batch(
+        generations=(generation,),
+        first_row=generation.row,
+        token_ids=[_known(generation, start, end)],
+        start=[start],
+        lengths=[end],
+        logits=Logits.LAST,
+    )
+
+
+def recomputing_batch(generation: Generation, num_tokens: int) -> Batch:
+    """The next chunk of all that precedes a generation's latest token."""
+    start = generation.num_computed
+    return Batch(
+        generations=(generation,),
+        first_row=generation.row,
+        token_ids=[_known(generation, start, min(start + num_tokens, generation.num_to_compute))],
+        start=[start],
+        lengths=[generation.num_to_compute + 1],
+        logits=Logits.NONE,
+        is_prompt=True,
+    )
+
+
+def _known(generation: Generation, start: int, end: int) -> Sequence[int]:
+    """The tokens of a generation at some positions, which begin with the prompt."""
+    num_prompt = generation.num_to_compute + 1 - len(generation.output)
+    if start >= num_prompt:
+        return generation.output[start - num_prompt : end - num_prompt]
+    return [*generation.request.prompt, *generation.output][start:end]

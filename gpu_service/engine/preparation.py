@@ -5,6 +5,7 @@ import torch
 from gpu_service.engine.generation import Answer
 from gpu_service.model_runner.model import Model
 from gpu_service.sampling.beam_search import BeamSearch
+from gpu_service.sampling.constraint import Constraint
 from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.sampler import Sampler
 
@@ -18,6 +19,7 @@ def prepare(answer: Answer, model: Model) -> None:
 
     Raises:
         ValueError: A logits processor refuses its parameter.
+        ConstraintError: The grammar is too complex.
     """
     request, device = answer.request, model.device
     preceding = request.preceding
@@ -32,6 +34,10 @@ def prepare(answer: Answer, model: Model) -> None:
         )
         return
     for generation in answer.generations:
+        if request.grammar is not None:
+            generation.constraint = Constraint(
+                request.grammar, ending=request.ending, eos_ids=model.eos_ids, vocab_size=model.vocab_size
+            )
         generation.sampler = Sampler(
             request.sampling,
             index=generation.index,
@@ -39,5 +45,6 @@ def prepare(answer: Answer, model: Model) -> None:
             processors=chain,
             device=device,
             same_of_equals=model.dtype is torch.float32,
+            constraint=generation.constraint,
         )
         generation.matcher = request.stop.matcher() if request.stop else None

@@ -10,6 +10,8 @@ from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
 
 if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
     from gpu_service.text.stop_strings import StopStrings
 
 _numbers = itertools.count(1)
@@ -25,6 +27,8 @@ class Request:
     emit: Callable[[Event], None]
     """Called from the engine's thread; must not block."""
     stop: "StopStrings | None" = None
+    grammar: "LLMatcher | None" = None
+    """What the output must be, at its beginning."""
     n: int = 1
     beam: BeamParameters | None = None
     logprobs: int | None = None
@@ -59,6 +63,11 @@ class Request:
     def max_length(self) -> int:
         """The most tokens that one of its KV rows may hold."""
         return len(self.prompt) + self.ending.max_tokens
+
+    @property
+    def least_tokens(self) -> int:
+        """The tokens that its caller expects: 1 if it asked for no number."""
+        return 1 if self.is_open_ended else self.ending.max_tokens
 
     @property
     def grows(self) -> bool:

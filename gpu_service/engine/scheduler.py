@@ -9,7 +9,7 @@ end.
 import time
 from collections.abc import Sequence
 
-from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.generation import Answer, Batch, Generation, decode_batch, recomputing_batch, run_batch
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.kv_rows import KvRows, RowStorage
 from gpu_service.engine.prefill_chunks import PrefillChunks
@@ -51,6 +51,8 @@ class Scheduler:
         self._times = ServiceTimes()
         self.waiting = WaitingQueue(self._times, max_waiting, lambda: self.used_rows)
         self._admitted: dict[Answer, float] = {}  # since when
+        # several tokens of a sequence in one batch have the angles of one length
+        self._runs_ahead = storage.is_divisible and not rope_angles.depend_on_length
         self._prompts: list[Answer] = []  # the admitted whose prompts are not computed yet
         self._prefilled_last = False
         self._served_oldest = False
@@ -111,14 +113,20 @@ class Scheduler:
         self._grow()
         decoding = self._rows.decoding()
         outdated = self._outdated(decoding)
-        ready = [each for each in decoding if each.answer not in {every.answer for every in outdated}]
-        if (self._prompts or outdated) and not (self._prefilled_last and ready):
+        behind = [] if outdated else self._behind(decoding)
+        late = {each.answer for each in outdated} | {each.answer for each in behind}
+        ready = [each for each in decoding if each.answer not in late]
+        if (self._prompts or late) and not (self._prefilled_last and ready):
             self._prefilled_last = True
-            return self._recomputing_batch(outdated[0]) if outdated else self._prompt_batch()
+            if outdated:
+                return recomputing_batch(outdated[0], self._current_chunk())
+            if behind:
+                return run_batch(behind[0], self._current_chunk())
+            return self._prompt_batch()
         self._prefilled_last = False
         if len(ready) < len(decoding):
             self._rows.decode_first(ready)
-        return self._decode_batch(sorted(ready, key=lambda each: each.row)) if ready else None
+        return decode_batch(sorted(ready, key=lambda each: each.row)) if ready else None
 
     def commit(self, batch: Batch) -> None:
         """Records that a batch was computed: the keys and values of its tokens are in the cache."""
@@ -143,7 +151,8 @@ class Scheduler:
         answer = generation.answer
         generation.is_finished = True
         unfinished_prompt = answer in self._prompts
-        is_unchecked = unfinished_prompt or generation.num_computed < generation.num_to_compute
+        is_recomputed = self._rope_angles.recomputes and generation.num_computed < generation.num_to_compute
+        is_unchecked = unfinished_prompt or is_recomputed
         # the logits of an unfinished prompt were never checked, so that its row may be non-finite, too
         stop = generation.num_computed + self._chunks.alone if non_finite or is_unchecked else 0
         self._rows.release(generation, clear_stop=stop)
@@ -172,7 +181,7 @@ class Scheduler:
         """
         for generation in self._rows.decoding():
             answer = generation.answer
-            while answer in self._admitted and generation.num_computed >= answer.reserved_length:
+            while answer in self._admitted and generation.num_to_compute >= answer.reserved_length:
                 length = answer.next_reservation(answer.reserved_length)
                 longest = max(self._longest(), length)
                 if self.budget.shape(self.used_rows, longest) is not None:
@@ -242,19 +251,11 @@ class Scheduler:
                 generation.angles, generation.num_computed = angles, 0
         return [each for each in decoding if each.num_computed < each.num_to_compute]
 
-    def _recomputing_batch(self, generation: Generation) -> Batch:
-        """The next chunk of all that precedes a generation's latest token."""
-        start = generation.num_computed
-        end = min(start + self._current_chunk(), generation.num_to_compute)
-        return Batch(
-            generations=(generation,),
-            first_row=generation.row,
-            token_ids=[[*generation.request.prompt, *generation.output][start:end]],
-            start=[start],
-            lengths=[generation.num_to_compute + 1],
-            logits=Logits.NONE,
-            is_prompt=True,
-        )
+    def _behind(self, decoding: Sequence[Generation]) -> list[Generation]:
+        """Those for which several tokens are known, so many that one batch of them alone is fewer steps."""
+        if not self._runs_ahead:
+            return []
+        return [each for each in decoding if each.num_to_compute - each.num_computed >= len(decoding)]
 
     def _current_chunk(self) -> int:
         is_alone = len(self._admitted) == 1 and not self.waiting
@@ -270,16 +271,6 @@ class Scheduler:
         answer = shortest if self._served_oldest else oldest
         self._served_oldest = answer is oldest
         return answer
-
-    def _decode_batch(self, decoding: Sequence[Generation]) -> Batch:
-        return Batch(
-            generations=tuple(decoding),
-            first_row=0,
-            token_ids=[[generation.output[-1]] for generation in decoding],
-            start=[generation.num_computed for generation in decoding],
-            lengths=[generation.num_computed + 1 for generation in decoding],
-            logits=Logits.LAST,
-        )
 
 
 def _num_left(answer: Answer) -> int:

@@ -14,14 +14,15 @@ import torch
 
 from fiddler import logs
 from gpu_service import metrics
-from gpu_service.engine import request_metrics
-from gpu_service.engine.events import Best, Failed, Progress, Prompt, Token
+from gpu_service.engine import prompt_reports, request_metrics
+from gpu_service.engine.events import Best, Failed, Token
 from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.preparation import prepare
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import (
+    CallError,
     ExpertServiceError,
     NeverFitsError,
     NonFiniteError,
@@ -32,7 +33,6 @@ from gpu_service.errors import (
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import as_few_as_pay
-from gpu_service.sampling import logprobs
 from gpu_service.sampling.beam_search import BeamSearch
 from gpu_service.sampling.logits import non_finite_rows, rows_of
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
@@ -149,15 +149,17 @@ class Stepper:
         generations: Sequence[Generation] = batch.generations
         if batch.is_prompt:
             if batch.logits is Logits.ALL and not generations[0].is_finished:
-                self._collect_prompt(batch, logits)
-            self._report_progress(batch)
+                with self._isolated(generations[0].answer):
+                    prompt_reports.collect_logprobs(batch, logits)
+            prompt_reports.report_progress(batch)
             if batch.logits is Logits.NONE:  # a part of a prompt, or what had been computed before
                 return
             if not batch.ends_prompt:
                 return
             generations = generations[0].answer.generations
             logits = logits[-1:].repeat(len(generations), 1)
-        rows = [row for row, each in enumerate(generations) if not each.is_finished]
+        # of a generation that is behind, the next token is known
+        rows = [row for row, each in enumerate(generations) if not (each.is_finished or each.is_behind)]
         sampled = [row for row in rows if generations[row].answer.search is None]
         if sampled:
             self._sample([generations[row] for row in sampled], rows_of(logits, sampled))
@@ -170,25 +172,6 @@ class Stepper:
         rows = [0] * bool(non_finite) if batch.is_prompt else sorted(non_finite)
         for answer in dict.fromkeys(batch.generations[row].answer for row in rows):
             self._fail(answer, NonFiniteError("the model computed a number that is not finite"), non_finite=True)
-
-    def _report_progress(self, batch: Batch) -> None:
-        answer = batch.generations[0].answer
-        if answer.request.reports_progress and not batch.generations[0].output:
-            computed = batch.start[0] + len(batch.token_ids[0])
-            answer.request.emit(Progress(computed, answer.cached_prompt_tokens))
-
-    def _collect_prompt(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Collects the prompt's log probabilities of a chunk's [tokens, vocab] logits; reports them when complete."""
-        answer, start = batch.generations[0].answer, batch.start[0]
-        request = answer.request
-        with self._isolated(answer):
-            following = request.prompt[start + 1 : start + 1 + len(logits)]
-            if start == 0:
-                answer.prompt_entries.append(TokenLogprobs(request.prompt[0], None))
-            num_top = [request.prompt_logprobs] * len(following)
-            answer.prompt_entries += logprobs.of_rows(logits[: len(following)], following, num_top)
-            if batch.ends_prompt:
-                request.emit(Prompt(answer.prompt_entries))
 
     def _sample(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
         """Gives each generation the token that its sampler chooses from its row of logits."""
@@ -203,19 +186,34 @@ class Stepper:
                 self._deliver(generation, outcome)
 
     def _deliver(self, generation: Generation, outcome: TokenLogprobs | Exception) -> None:
-        answer = generation.answer
-        request = answer.request
-        with self._isolated(answer):
+        with self._isolated(generation.answer):
             if isinstance(outcome, Exception):
                 raise outcome
-            generation.output.append(outcome.token_id)
-            stop = generation.matcher.add(outcome.token_id) if generation.matcher else None
-            self._observe(generation)
-            request.emit(Token(generation.index, outcome.token_id, None if request.logprobs is None else outcome))
-            ended = request.ending.reason(outcome.token_id, len(generation.output))
-            reason = ended if stop is None else FinishReason.STOP
-            if reason:
-                self._finish(generation, reason, stop)
+            self._add(generation, outcome)
+            # log probabilities of tokens that were not computed yet are not known, so they come one by one
+            while (token_id := self._forced(generation)) is not None:
+                self._add(generation, TokenLogprobs(token_id, None))
+
+    def _forced(self, generation: Generation) -> int | None:
+        """The token that must come next, if it need not be computed before it is told."""
+        if generation.is_finished or generation.constraint is None or generation.request.logprobs is not None:
+            return None
+        return generation.constraint.forced
+
+    def _add(self, generation: Generation, token: TokenLogprobs) -> None:
+        """Gives a generation a token, and ends it if the token does."""
+        request = generation.request
+        generation.output.append(token.token_id)
+        stop = generation.matcher.add(token.token_id) if generation.matcher else None
+        self._observe(generation)
+        request.emit(Token(generation.index, token.token_id, None if request.logprobs is None else token))
+        reason = request.ending.reason(token.token_id, len(generation.output)) if stop is None else FinishReason.STOP
+        if generation.constraint is not None and reason in (None, FinishReason.LENGTH):
+            generation.constraint.add(token.token_id)
+            if generation.constraint.is_complete:
+                reason = FinishReason.STOP
+        if reason:
+            self._finish(generation, reason, stop)
 
     def _search_all(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
         """Continues the beams among the generations, request by request."""
@@ -278,7 +276,8 @@ class Stepper:
         except torch.AcceleratorError:
             raise
         except Exception as error:
-            _log.error("request failed", request_id=answer.request.request_id, error=str(error), exc_info=error)
+            exc_info = None if isinstance(error, CallError) else error  # a caller's error says everything
+            _log.error("request failed", request_id=answer.request.request_id, error=str(error), exc_info=exc_info)
             self._fail(answer, error)
 
     def _fail(self, answer: Answer, error: Exception, *, non_finite: bool = False) -> None:

@@ -82,7 +82,7 @@ class WaitingQueue:
         try:
             if len(self._answers) > self._max_waiting:
                 raise QueueFullError(f"{len(self._answers) - 1} requests wait already")
-            self._check(ahead, request.ending.max_tokens, request.deadline)
+            self._check(ahead, request.least_tokens, request.deadline)
         except QueueFullError:
             self._answers.remove(answer)
             raise
@@ -123,7 +123,7 @@ class WaitingQueue:
         has_begun = any(generation.output for generation in answer.generations)
         if has_begun or len(self._answers) == 1:
             return now >= request.deadline
-        return now + self._times.expected_seconds(request.ending.max_tokens) > request.deadline
+        return now + self._times.expected_seconds(request.least_tokens) > request.deadline
 
     def _oldest(self) -> Answer:
         return min(self._answers, key=lambda each: each.request.number)

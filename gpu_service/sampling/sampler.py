@@ -9,6 +9,7 @@ from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor
 
 from gpu_service.errors import panics_as_errors
 from gpu_service.sampling import logprobs
+from gpu_service.sampling.constraint import Constraint
 from gpu_service.sampling.logits import largest, rows_of, with_rows
 from gpu_service.sampling.logits_processors import CPU, Warping, apply
 from gpu_service.sampling.multinomial import draw
@@ -50,6 +51,7 @@ class Sampler:
         processors: Sequence[LogitsProcessor] = (),
         device: torch.device = CPU,
         same_of_equals: bool = True,
+        constraint: Constraint | None = None,
     ) -> None:
         """Prepares the warpers and seeds the generator.
 
@@ -60,12 +62,14 @@ class Sampler:
             processors: What `logits_processors.processors` builds of the same parameters and preceding tokens.
             device: The device of the logits.
             same_of_equals: See TopP; the same for all samplers of a batch.
+            constraint: Rules out tokens. Its owner tells it which were chosen.
 
         Raises:
             ValueError: A warper refuses its parameter.
         """
         self._processors = list(processors)
         self._history = History(preceding, device) if self._processors else None
+        self._constraint = constraint
         self.generator: torch.Generator | None = None
         """What it draws with; None if it takes the likeliest token."""
         self.warping = Warping.of(parameters)
@@ -79,7 +83,12 @@ class Sampler:
     @property
     def changes_logits(self) -> bool:
         """Whether `process` changes anything. It may stop doing so after some tokens."""
-        return bool(self._processors)
+        return bool(self._processors) or self._constraint is not None
+
+    @property
+    def forced(self) -> int | None:
+        """The token that comes next, if there is no choice."""
+        return None if self._constraint is None else self._constraint.forced
 
     def process(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
         """Applies penalties and biases, and rules out what may not come yet.
@@ -91,10 +100,13 @@ class Sampler:
         Returns:
             [1, vocab].
         """
-        if self._history is None:
-            return logits
-        scores = apply(self._processors, self._history.read(output), logits)
-        self._forget_min_tokens(len(output) + 1)
+        scores = logits
+        if self._history is not None:
+            scores = apply(self._processors, self._history.read(output), logits)
+            self._forget_min_tokens(len(output) + 1)
+        if self._constraint is not None and self._constraint.forced is None:
+            allowed, is_end = self._constraint.allowed()
+            scores = (logits if is_end else scores).masked_fill(~allowed.to(logits.device), -torch.inf)
         return scores
 
     def _forget_min_tokens(self, num_made: int) -> None:
@@ -148,9 +160,10 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
         if sampler.changes_logits
     }
     scores = with_rows(logits, processed)
+    forced = {row: token_id for row, sampler in enumerate(samplers) if (token_id := sampler.forced) is not None}
     groups: dict[Warping, list[int]] = defaultdict(list)
     for row, sampler in enumerate(samplers):
-        if sampler.generator:
+        if sampler.generator and row not in forced:
             groups[sampler.warping].append(row)
     # rows of equal warpings are computed together; each comes out as it would alone
     warped = [apply(samplers[rows[0]].warpers, None, rows_of(scores, rows)) for rows in groups.values()]
@@ -160,4 +173,6 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
     for rows, chosen in zip(groups.values(), warped, strict=True):
         generators = [generator for row in rows if (generator := samplers[row].generator)]
         tokens[torch.tensor(rows, device=tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
+    for row, token_id in forced.items():
+        tokens[row] = token_id
     return tokens

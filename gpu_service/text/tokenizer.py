@@ -14,6 +14,7 @@ from gpu_service.errors import ModelError, panics_as_errors
 from gpu_service.text.chat_files import find_templates
 from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
 from gpu_service.text.growth import MOST, growth_of
+from gpu_service.text.guidance import Guidance
 from gpu_service.text.loading import load_tokenizer
 from gpu_service.text.spelling import (
     REPLACEMENT,
@@ -76,6 +77,8 @@ class Tokenizer:
         )
         self._bytes: dict[int, bytes | None] = {}
         self._template_sources = sources
+        self.guidance = Guidance(self._tokenizer)
+        """For outputs that follow a grammar."""
 
     @cached_property
     def chat_templates(self) -> ChatTemplates:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from fiddler.v1.generation_pb2 import DetokenizeRequest
-from gpu_service.api import prompts
 from gpu_service.api.generations import Generations
+from gpu_service.api.requests import prompts
 from gpu_service.errors import ComputationError, PanicError, panics_as_errors
 
 

@@ -8,15 +8,6 @@ from gpu_service.errors import RequestError
 _OF_CHAT = ("tool_choice", "template_arguments", "continue_final_message")
 
 
-def refuse_request(message: generation_pb2.GenerateRequest) -> None:
-    """Refuses fields of a request other than its prompt.
-
-    Raises:
-        RequestError: One is set.
-    """
-    _refuse([*filter(None, [message.WhichOneof("constraint")])])
-
-
 def refuse_chat(chat: generation_pb2.Chat) -> None:
     """Refuses fields of a chat other than the role and the text of its messages.
 

@@ -14,7 +14,7 @@ from fiddler.v1.generation_pb2 import (
     SamplingParameters,
     TokenIds,
 )
-from gpu_service.api.validation import parse_request
+from gpu_service.api.requests.validation import parse_request
 from gpu_service.engine.request import Request
 from gpu_service.errors import RequestError
 from gpu_service.sampling import parameters

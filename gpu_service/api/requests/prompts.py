@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from fiddler.v1 import generation_pb2
-from gpu_service.api import not_built
+from gpu_service.api.requests import not_built
 from gpu_service.errors import QueueFullError, RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError

@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Literal
 
 from fiddler.v1 import generation_pb2
-from gpu_service.api import not_built, prompts
-from gpu_service.api.sampling_validation import check_seed, sampling_of
+from gpu_service.api.requests import prompts
+from gpu_service.api.requests.constraints import constraint_of
+from gpu_service.api.requests.sampling_validation import check_seed, sampling_of
 from gpu_service.engine.events import Event
 from gpu_service.engine.request import Request
 from gpu_service.errors import RequestError
@@ -54,7 +55,6 @@ def parse_request(
     Raises:
         RequestError: A field is wrong.
     """
-    not_built.refuse_request(message)
     beam = _beam(message, limits)
     sampling = sampling_of(message.sampling, model, draws=beam is None)
     n = _number_of_generations(message, sampling, limits)
@@ -65,6 +65,7 @@ def parse_request(
     stop_ids = _stop_ids(message, model)
     eos_ids = frozenset[int]() if message.ignore_eos else model.eos_ids
     _check_stop(message, limits)
+    grammar = constraint_of(message, model, tokenizer, limits)
     request_id = _request_id(message)
     prompt = prompts.of_request(message, model, tokenizer)  # after the other checks, since it may take long
     num_rows = n if beam is None else beam.num_beams
@@ -86,6 +87,7 @@ def parse_request(
         ending=Ending(max_tokens, eos_ids=eos_ids, stop_ids=stop_ids, min_tokens=min_tokens),
         emit=emit,
         stop=stop,
+        grammar=grammar,
         n=n,
         beam=beam,
         logprobs=logprobs,
