@@ -12,6 +12,8 @@ _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 """The sections in which multimodal models keep the settings of their language model."""
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 _HIDDEN_SIZES = ("hidden_size", "d_model")
+_LATENT_SIZE = "moe_latent_size"
+"""The setting with which Nemotron-H projects rows to another size before its experts, and back after them."""
 _ACTIVATIONS = (
     "hidden_act",
     "mlp_hidden_act",
@@ -53,6 +55,7 @@ class MoeConfig:
     model_type: str
     text_model_type: str
     hidden_size: int
+    """Of the rows that experts are given."""
     num_experts: int | None
     intermediate_size: int | None
     num_decoder_layers: int | None
@@ -80,7 +83,9 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
     # the top level may give what the language model's own section leaves out
     merged = {**config, "model_type": model_type, **text}
     merged |= _of_expert_section(merged)
-    hidden_size = _first_int(merged, _HIDDEN_SIZES)
+    is_latent = "nemotron_h" in str(merged["model_type"])
+    hidden_sizes = (_LATENT_SIZE, *_HIDDEN_SIZES) if is_latent and merged.get(_LATENT_SIZE) else _HIDDEN_SIZES
+    hidden_size = _first_int(merged, hidden_sizes)
     if hidden_size is None:
         raise ConfigError(f"{path} gives no hidden_size.")
     expert_sizes = _DENSE_SIZES if model_type == "openmoe" else _EXPERT_SIZES
@@ -94,7 +99,7 @@ def parse_config(config: dict[str, Any], path: Path) -> MoeConfig:
         num_decoder_layers=_first_int(merged, ("num_hidden_layers",)),
         num_encoder_layers=_first_int(merged, _ENCODER_LAYERS) if merged.get("is_encoder_decoder") else None,
         activation=_activation(merged, model_type),
-        hidden_size_field=_first_name(merged, _HIDDEN_SIZES),
+        hidden_size_field=_first_name(merged, hidden_sizes),
         num_experts_field=_first_name(merged, _NUM_EXPERTS),
         intermediate_size_field=_first_name(merged, expert_sizes),
     )

@@ -1,5 +1,7 @@
 """Connects the MoeLayers of a loaded model with the checkpoint's layers and with what computes their experts."""
 
+from typing import Any
+
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
@@ -37,6 +39,8 @@ def connect(
     by_name = {layer.name: index for index, layer in enumerate(checkpoint.layers)}
     by_decoder_layer = {layer.decoder_layer: index for index, layer in enumerate(checkpoint.layers)}
     connected = set()
+    config: Any = module.config
+    hidden_size = getattr(config.get_text_config(decoder=True), "hidden_size", None)
     for name, child in list(module.named_modules()):  # a list, since connecting adds modules to the blocks
         if not isinstance(child, MoeLayer):
             continue
@@ -46,8 +50,10 @@ def connect(
             raise ModelError(f"{checkpoint.directory}: the model has experts at {name}, and the checkpoint has none")
         block = module.get_submodule(name.rpartition(".")[0])
         child.connect(index, dispatcher, None if alone else block)
-        # families with replacements of their own have routers that return no expert ids and weights
-        if not architecture.replaced and (router := find_router(block)):
+        # families with replacements of their own have routers that return no expert ids and weights; and where experts
+        # are given projected rows, those say nothing to the next layer's router
+        takes_rows = hidden_size in (None, checkpoint.layers[index].hidden_size)
+        if takes_rows and not architecture.replaced and (router := find_router(block)):
             routers[index] = router
         connected.add(index)
     for index, layer in enumerate(checkpoint.layers):

@@ -38,6 +38,10 @@ of most families are computed together. If layers keep states that only the mode
 to the output of an encoder, sequences share each step but are computed one by one within it, and prompts are not
 divided.
 
+Layers that predict further tokens (`mtp` in a tensor's name, or a number past the last layer) are left out, as
+transformers leaves them out. Nemotron-H runs with `moe_latent_size`, too
+([verified](../tests/families/test_latent_experts.py)): its experts are given projected rows.
+
 A tokenizer is read from tokenizer.json, or else from a sentencepiece model (tokenizer.model), vocab.json and
 merges.txt, or tekken.json. A tiktoken vocabulary alone is refused: it does not say how texts are divided.
 

@@ -59,7 +59,7 @@ class SharedExperts(nn.Module):
         if self._order is _Order.UNSEEN:
             before = self._seen is not None and same_rows(self._seen, hidden)
             self._order = _Order.BEFORE if before else _Order.AFTER
-            self._seen = None
+            self._seen = None if before else hidden
         elif self._order is _Order.AFTER:
             self._ahead = (hidden, self.inner(hidden))
 
@@ -70,6 +70,10 @@ class SharedExperts(nn.Module):
             if same_rows(ahead[0], hidden):
                 return ahead[1].view(hidden.shape)
             self._order = _Order.APART
+        if self._order is _Order.AFTER and self._seen is not None:
+            if not same_rows(self._seen, hidden):  # the routed experts are given rows of their own
+                self._order = _Order.APART
+            self._seen = None
         if self._order is _Order.UNSEEN:
             self._seen = hidden
         elif self._order is _Order.BEFORE:
