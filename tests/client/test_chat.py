@@ -55,6 +55,12 @@ def test_json_is_every_message_and_the_answer_is_remembered(server: FakeServer) 
     assert said(server.service.requests[1])[1] == "assistant: Once upon a time é🙂"
 
 
+def test_a_template_is_chosen_by_a_flag(server: FakeServer) -> None:
+    done = run(server, "hello\n", "--chat-template", "rag")
+    assert done.returncode == 0
+    assert server.service.requests[0].chat.template == "rag"
+
+
 def test_a_model_without_a_template_says_so(server: FakeServer) -> None:
     server.service.has_chat_template = False
     done = run(server, "hello\n")

@@ -1,5 +1,6 @@
 """GenerationService apart from the tokens: request ids, Abort, chat, Tokenize, Detokenize and the descriptions."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -31,12 +32,16 @@ TEMPLATE = (
     "{{ raise_exception('roles must alternate user and assistant') }}{% endif %}"
     "[{{ message.role }}] {{ message.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+PARTS_TEMPLATE = "{% for message in messages %}{% for part in message.content %}{{ part.text }}{% endfor %}{% endfor %}"
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = write_tiny(tmp_path_factory.mktemp("chat"))
     (directory / "chat_template.jinja").write_text(TEMPLATE)
+    # as a multimodal checkpoint keeps one: elsewhere, and for content in parts
+    named = {"chat_template": {"parts": PARTS_TEMPLATE, "broken": "{% if %}"}}
+    (directory / "processor_config.json").write_text(json.dumps(named))
     return directory
 
 
@@ -74,6 +79,19 @@ def test_messages_are_what_the_models_template_makes_of_them(stub: Stub, directo
     expected = generate_one(stub, ids, **greedy)
     chunks = [each.chunk for each in stub.Generate(GenerateRequest(chat=_chat(*MESSAGES), **greedy))]
     assert [token for chunk in chunks for token in chunk.token_ids] == expected.token_ids
+
+
+def test_a_template_is_chosen_by_its_name(stub: Stub) -> None:
+    assert list(stub.GetModelInfo(GetModelInfoRequest()).chat_templates) == ["default", "parts"]
+    chat = _chat(*MESSAGES)
+    chat.template = "parts"
+    expected = stub.Tokenize(TokenizeRequest(text="".join(text for _, text in MESSAGES), add_special_tokens=False))
+    assert stub.Tokenize(TokenizeRequest(chat=chat)).token_ids == expected.token_ids
+    chat.template = "none"
+    problem = "chat.template: no chat template is named 'none'; the model has default, parts"
+    assert refusal(stub, GenerateRequest(chat=chat)) == (grpc.StatusCode.INVALID_ARGUMENT, problem)
+    chat.template = "broken"
+    assert "'broken' does not work" in refusal(stub, GenerateRequest(chat=chat))[1]
 
 
 def test_what_the_template_refuses_is_told_in_its_words(stub: Stub) -> None:

@@ -1,5 +1,6 @@
 """What templates are given, which of them work, and what they may not leave out."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from gpu_service.text.chat_template import (
     ChatTemplateError,
     ChatTemplates,
     LostMessageError,
+    Message,
     UnknownTemplateError,
     render_in_pool,
 )
@@ -160,6 +162,18 @@ def test_a_template_that_renders_no_question_does_not_work(source: str) -> None:
     assert list(templates.broken) == ["default"]
     with pytest.raises(UnknownTemplateError, match="'default' does not work"):
         templates.choose()
+
+
+def test_an_endless_template_does_not_work_and_is_tried_once() -> None:
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}" + TEXT
+    tried: list[str] = []
+
+    def render(source: str, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
+        tried.append(source)
+        return render_in_pool(source, messages, arguments)
+
+    assert ChatTemplates({"default": endless}, {}, render).broken == {"default": "it takes more than 1 s of CPU time"}
+    assert len(tried) == 1
 
 
 def test_a_template_is_chosen_by_name() -> None:
