@@ -22,6 +22,8 @@ class AttentionMasks:
         self._dtype = dtype
         self._is_added = is_added
         self._kinds = _kinds(config)
+        names = ("sliding_window", "attention_chunk_size")
+        self._spans = [span for name in names if isinstance(span := getattr(config, name, None), int) and span > 0]
 
     def of(self, positions: torch.Tensor, length: int) -> torch.Tensor | dict[str, torch.Tensor]:
         """The mask [sequences, 1, tokens, length]; a dictionary of them if the model has several types of layers.
@@ -32,6 +34,19 @@ class AttentionMasks:
         """
         masks = {layer_type: self._formed(mask(positions, length)) for layer_type, mask in self._kinds.items()}
         return masks if len(masks) > 1 else next(iter(masks.values()))
+
+    @property
+    def spans(self) -> list[int]:
+        """The windows and chunks of the layers, in positions."""
+        return self._spans
+
+    def visible_keys(self, positions: torch.Tensor, layer_type: str | None) -> torch.Tensor:
+        """[queries] -> [queries, the largest position + 1] bool, True if the query sees the key.
+
+        The type of the layer does not matter if all are alike.
+        """
+        mask = next(iter(self._kinds.values())) if len(self._kinds) == 1 else self._kinds[str(layer_type)]
+        return mask(positions[None], int(positions.max()) + 1)[0, 0]
 
     def _formed(self, mask: torch.Tensor) -> torch.Tensor:
         if not self._is_added:

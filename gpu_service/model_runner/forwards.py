@@ -20,6 +20,7 @@ from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.rope import RowAngles
 from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
+from gpu_service.models.attention_reach import visible_keys
 
 
 class Forward(ABC):
@@ -130,7 +131,10 @@ class RowByRow(Forward):
             device: Where the model is.
             angles: Which lengths have the same angles.
         """
-        RowAngles(module, angles).begin()  # a forward has a whole prompt or its next token, as transformers' own has
+        self._row_angles = RowAngles(module, angles)
+        self._needs_lengths = (
+            angles.recomputes
+        )  # otherwise a forward is a whole prompt or one token, as transformers' own
         self.cache = cache
         self._module = module
         self._device = device
@@ -141,6 +145,8 @@ class RowByRow(Forward):
     ) -> Iterator[torch.Tensor]:
         for number in range(len(token_ids)):
             row = first_row + number
+            if self._needs_lengths:
+                self._row_angles.begin(lengths[number : number + 1])
             output = self._module(
                 input_ids=token_ids[[number]].to(self._device),
                 position_ids=positions[[number]].to(self._device),
@@ -150,6 +156,36 @@ class RowByRow(Forward):
             )
             self.cache.keep(row, output.past_key_values)
             yield output.logits
+
+
+def masks_agree(module: nn.Module, masks: AttentionMasks, max_context: int) -> bool:
+    """Whether a model's own code and transformers' cache let each layer see exactly what our masks let it see.
+
+    They do not if the configuration has a setting that the class ignores: its masks ignore it, and transformers' cache,
+    which forgets keys beyond a window, follows it.
+
+    Args:
+        module: transformers' model, which keeps only keys and values.
+        masks: Ours.
+        max_context: Positions that are ever computed.
+    """
+    config: Any = module.config
+    layer_types = getattr(config.get_text_config(decoder=True), "layer_types", None)
+    if not masks.spans:
+        return True
+    # beyond all windows if there are such positions; at two of them, since a whole chunk looks like a window
+    last = min(4 * max(masks.spans), max_context - 1)
+    positions = torch.tensor([max(0, last - 1), last])
+    theirs = visible_keys(module, positions)
+    for number, kept in enumerate(DynamicCache(config=config).layers):
+        ours = masks.visible_keys(positions, layer_types[number] if layer_types else None)
+        if isinstance(kept, DynamicSlidingWindowLayer):
+            forgotten = torch.arange(last + 1) <= positions[:, None] - kept.sliding_window
+            if (ours & forgotten).any():
+                return False
+        if number not in theirs or not torch.equal(theirs[number], ours):
+            return False
+    return True
 
 
 def keeps_only_keys_and_values(config: Any) -> bool:

@@ -14,7 +14,7 @@ from gpu_service.model_runner.connection import connect
 from gpu_service.model_runner.context import context_limit
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
 from gpu_service.model_runner.forward_input import Logits
-from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values
+from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values, masks_agree
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.loading import load, read_config
 from gpu_service.model_runner.rope_angles import RopeAngles
@@ -160,18 +160,19 @@ class Model:
         if self.start_token_id is not None:
             states = StateCache(config, num_rows, max_length, is_made_by_model=True)
             return EncoderDecoder(module, states, self.start_token_id, device=device)
-        if not keeps_only_keys_and_values(config):
-            own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
-            states = StateCache(config, num_rows, max_length, is_made_by_model=own_class)
-            return RowByRow(module, states, device, self.rope_angles)
         # not self.text_config: loading sets the attention's implementation in the module's own configuration
         text_config = config.get_text_config(decoder=True)
         is_eager = text_config._attn_implementation == "eager"
+        masks = AttentionMasks(text_config, next(module.parameters()).dtype, is_added=is_eager)
+        if not keeps_only_keys_and_values(config) or not masks_agree(module, masks, max_length):
+            own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
+            states = StateCache(config, num_rows, max_length, is_made_by_model=own_class)
+            return RowByRow(module, states, device, self.rope_angles)
         step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
         return Together(
             module,
             KvCache(num_rows, max_length, is_divisible=not getattr(module, "needs_whole_prompts", False)),
-            masks=AttentionMasks(text_config, next(module.parameters()).dtype, is_added=is_eager),
+            masks=masks,
             device=device,
             angles=self.rope_angles,
             temperature_step=step,
