@@ -56,3 +56,12 @@ def test_a_refusal_names_the_field(before_a_pair: TestClient, fields: dict[str, 
 def test_a_model_without_a_chat_template_refuses_chats(before_a_pair: TestClient) -> None:
     answer = before_a_pair.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}]})
     assert error_of(answer)[:2] == (400, "messages")
+
+
+def test_the_form_of_an_output_is_kept_and_a_wrong_one_names_its_field(before_a_pair: TestClient) -> None:
+    body: dict[str, Any] = {"prompt": [5, 6], "max_tokens": 20, "temperature": 1, "seed": 3}
+    for _ in range(3):
+        answer = before_a_pair.post(COMPLETIONS, json={**body, "guided_choice": ["yes", "no"]})
+        assert answer.json()["choices"][0]["text"] in ("yes", "no")
+    wrong = before_a_pair.post(COMPLETIONS, json={**body, "structured_outputs": {"json": {"type": "nothing"}}})
+    assert error_of(wrong)[:2] == (400, "structured_outputs.json")
