@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateRequest, GenerateResponse
+from gpu_service.api.chat_answers import ChatAnswer
+from gpu_service.api.requests.chats import tools_of
 from gpu_service.api.requests.validation import skips_special_tokens
 from gpu_service.engine.events import Best, Event, Failed, Finished, Progress, Prompt, Token
 from gpu_service.engine.request import Request
@@ -52,6 +54,10 @@ class Responses:
             for _ in range(self.num_unfinished)
         ]
         self._num_completion_tokens = [0] * self.num_unfinished
+        self._answers: list[ChatAnswer] = []
+        if message.HasField("chat"):
+            tools = tools_of(message.chat, tokenizer)
+            self._answers = [ChatAnswer(request, tokenizer, tools) for _ in range(self.num_unfinished)]
 
     def begin(self) -> Iterator[GenerateResponse]:
         """Yields the messages that need no computation: echoes."""
@@ -88,23 +94,31 @@ class Responses:
 
     def _chunks(self, tokens: dict[int, list[Token]]) -> Iterator[GenerateResponse]:
         for index, made in tokens.items():
-            yield self._chunk(index, made, self._texts[index].add([token.token_id for token in made]))
+            token_ids = [token.token_id for token in made]
+            text = self._texts[index].add(token_ids)
+            yield self._chunk(index, made, text, self._answers[index].add(token_ids, text) if self._answers else None)
 
-    def _chunk(self, index: int, tokens: Sequence[Token], text: str) -> GenerateResponse:
+    def _chunk(
+        self, index: int, tokens: Sequence[Token], text: str, delta: generation_pb2.MessageDelta | None
+    ) -> GenerateResponse:
         token_ids = [token.token_id for token in tokens]
         logprobs = [self._logprobs(token.logprobs) for token in tokens if token.logprobs is not None]
-        chunk = Chunk(index=index, token_ids=token_ids, text=text, logprobs=logprobs)
+        chunk = Chunk(index=index, token_ids=token_ids, text=text, logprobs=logprobs, delta=delta)
         self._num_completion_tokens[index] += len(tokens)
         if self._wants_usage:
             chunk.usage.CopyFrom(self._usage(self._num_completion_tokens[index], self._num_cached))
         return GenerateResponse(chunk=chunk)
 
     def _end(self, event: Finished, tokens: Sequence[Token]) -> Iterator[GenerateResponse]:
+        delta = None
         if self._request.beam is None:
-            text = self._texts[event.index].add([token.token_id for token in tokens])
+            token_ids = [token.token_id for token in tokens]
+            text = self._texts[event.index].add(token_ids)
             text += self._texts[event.index].finish(event.stop)
-            if tokens or text:
-                yield self._chunk(event.index, tokens, text)
+            if self._answers:
+                delta = self._answers[event.index].finish(token_ids, text, event.stop)
+            if tokens or text or (delta is not None and delta.ByteSize()):
+                yield self._chunk(event.index, tokens, text, delta)
         self.num_unfinished -= 1
         self.finish_reasons[event.reason] += 1
         self.num_tokens += len(event.token_ids)
@@ -143,9 +157,17 @@ class Responses:
         )
 
     def _complete(self, event: Finished) -> generation_pb2.Complete:
+        text = self._tokenizer.decode(event.token_ids, self._skips_special_tokens) if event.token_ids else ""
+        message = None
+        if self._answers and self._request.beam is not None:
+            message = self._answers[event.index].finish(event.token_ids, text, None)
+        calls = bool(self._answers) and self._answers[event.index].num_calls > 0
+        reason = _FINISH_REASONS[event.reason]
+        if calls and event.reason in (FinishReason.EOS, FinishReason.STOP):
+            reason = generation_pb2.FINISH_REASON_TOOL_CALLS
         return generation_pb2.Complete(
             index=event.index,
-            finish_reason=_FINISH_REASONS[event.reason],
+            finish_reason=reason,
             usage=self._usage(event.completion_tokens, event.cached_prompt_tokens),
             timings=generation_pb2.Timings(
                 queue_seconds=event.queue_seconds,
@@ -156,7 +178,8 @@ class Responses:
             stop=event.stop,
             stop_token_id=event.stop_token_id,
             token_ids=event.token_ids,
-            text=self._tokenizer.decode(event.token_ids, self._skips_special_tokens) if event.token_ids else "",
+            text=text,
+            message=message,
         )
 
     def _usage(self, completion_tokens: int, cached_prompt_tokens: int) -> generation_pb2.Usage:

@@ -14,6 +14,7 @@ from gpu_service.engine.engine import Engine
 from gpu_service.errors import QueueFullError
 from gpu_service.model_runner.model import Model
 from gpu_service.settings import RequestLimits
+from gpu_service.text.answers import REASONING_FIELDS, TOOL_FIELD
 from gpu_service.text.tokenizer import Tokenizer
 
 
@@ -53,6 +54,7 @@ class ServedModel:
     def describe_model(self) -> generation_pb2.GetModelInfoResponse:
         """The answer to GetModelInfo."""
         checkpoint, model = self.checkpoint, self.model
+        fields = set((self.tokenizer.response_template or {}).get("fields", {}))
         return generation_pb2.GetModelInfoResponse(
             name=checkpoint.name,
             model_type=checkpoint.model_type,
@@ -70,6 +72,10 @@ class ServedModel:
             has_chat_template=self.tokenizer.has_chat_template,
             chat_templates=self.tokenizer.chat_templates.names,
             is_encoder_decoder=model.start_token_id is not None,
+            has_response_parser=bool(fields),
+            parses_reasoning=not fields.isdisjoint(REASONING_FIELDS),
+            parses_tool_calls=TOOL_FIELD in fields,
+            has_tool_template=self.tokenizer.has_tool_template,
         )
 
     def describe_server(self) -> generation_pb2.GetServerInfoResponse:

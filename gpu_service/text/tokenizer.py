@@ -10,7 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from fiddler.checkpoint.errors import ConfigError
+from fiddler.checkpoint.json_file import read_json
 from gpu_service.errors import ModelError, panics_as_errors
+from gpu_service.text.answers import response_template_of
 from gpu_service.text.chat_files import find_templates
 from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
 from gpu_service.text.growth import MOST, growth_of
@@ -77,6 +80,7 @@ class Tokenizer:
         )
         self._bytes: dict[int, bytes | None] = {}
         self._template_sources = sources
+        self._directory = directory
         self.guidance = Guidance(self._tokenizer)
         """For outputs that follow a grammar."""
 
@@ -84,6 +88,18 @@ class Tokenizer:
     def chat_templates(self) -> ChatTemplates:
         """The chat templates. Probed when they are first asked for, which may take seconds."""
         return ChatTemplates(self._template_sources, _special_tokens(self._tokenizer))
+
+    @cached_property
+    def response_template(self) -> Mapping[str, Any] | None:
+        """How answers to chats are parsed; None if it is not known."""
+        path = self._directory / "config.json"
+        model_type = str(read_json(path, ConfigError).get("model_type", "")) if path.is_file() else ""
+        return response_template_of(self._tokenizer, model_type, list(self._template_sources.values()))
+
+    @property
+    def has_tool_template(self) -> bool:
+        """Whether a chat template writes tools."""
+        return any(re.search(r"\btools\b", source) for source in self._template_sources.values())
 
     @property
     def has_chat_template(self) -> bool:

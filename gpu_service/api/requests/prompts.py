@@ -3,11 +3,9 @@
 from collections.abc import Iterable
 
 from fiddler.v1 import generation_pb2
-from gpu_service.api.requests import not_built
-from gpu_service.errors import QueueFullError, RequestError
+from gpu_service.api.requests import chats
+from gpu_service.errors import RequestError
 from gpu_service.model_runner.model import Model
-from gpu_service.text.chat_template import ChatTemplateError, LostMessageError, UnknownTemplateError
-from gpu_service.text.template_pool import PoolBusyError
 from gpu_service.text.tokenizer import Tokenizer, TokenizerError
 
 
@@ -69,7 +67,6 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
     """
     if not tokenizer.has_chat_template:
         raise RequestError("chat", f"{tokenizer.chat_templates.why_none}; send text or token_ids instead")
-    not_built.refuse_chat(chat)
     if not chat.messages:
         raise RequestError("chat.messages", "must not be empty")
     # each message makes at least one token; checked before the template runs, as is the number of characters
@@ -77,29 +74,12 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
         raise RequestError(
             "chat.messages", f"{len(chat.messages)} are more than the context of {model.max_context} tokens holds"
         )
-    for position, message in enumerate(chat.messages):
-        if not message.role:
-            raise RequestError(f"chat.messages[{position}].role", "must not be empty")
-    num_characters = sum(len(message.role) + len(message.content) for message in chat.messages)
+    num_characters = sum(map(len, chats.texts_of(chat)))
     _check_length("chat.messages", num_characters, model=model, tokenizer=tokenizer)
-    text = _rendered(chat, tokenizer)
+    text = chats.render(chat, tokenizer)
     _check_length("chat.messages", len(text), model=model, tokenizer=tokenizer)
     # the template itself writes the special tokens, such as the one that begins a text
     return _encode(text, "chat.messages", tokenizer, add_special_tokens=False)
-
-
-def _rendered(chat: generation_pb2.Chat, tokenizer: Tokenizer) -> str:
-    messages = [{"role": message.role, "content": message.content} for message in chat.messages]
-    try:
-        return tokenizer.render(messages, template=chat.template if chat.HasField("template") else None)
-    except UnknownTemplateError as error:
-        raise RequestError("chat.template", str(error)) from None
-    except LostMessageError as error:
-        raise RequestError(f"chat.messages[{error.position}].content", str(error)) from None
-    except PoolBusyError as error:
-        raise QueueFullError(str(error)) from None
-    except ChatTemplateError as error:
-        raise RequestError("chat.messages", f"the model's chat template refuses them: {error}") from None
 
 
 def tokenize(

@@ -52,7 +52,7 @@ class _Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [99 if character == "~" else ord(character) % 50 for character in text if character != " "]
 
-    def render(self, messages: list[dict[str, str]], template: str | None = None) -> str:
+    def render(self, messages: list[dict[str, str]], template: str | None = None, **_: object) -> str:
         if template == "missing":
             raise UnknownTemplateError("no chat template is named 'missing'")
         if messages[0]["role"] == "nobody":
