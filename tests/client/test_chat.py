@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import grpc
 
@@ -125,3 +126,19 @@ def test_an_interrupt_ends_a_script_s_chat(server: FakeServer) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(TIMEOUT_SECONDS) == 130
     assert server.service.cancelled.wait(TIMEOUT_SECONDS)
+
+
+def test_tools_are_a_file_and_their_choice_a_word(server: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "tools.json"
+    path.write_text('[{"name": "look", "parameters": {"type": "object"}}]')
+    flags = ("--tools", str(path), "--tool-choice", "look", "--template-arguments", '{"enable_thinking": false}')
+    assert run(server, "hello\n", *flags).returncode == 0
+    (request,) = server.service.requests
+    assert [tool.name for tool in request.chat.tools] == ["look"]
+    assert request.chat.tool_choice.name == "look"
+    assert request.chat.template_arguments == '{"enable_thinking": false}'
+    path.write_text("[")
+    done = run(server, "hello\n", "--tools", str(path))
+    assert (done.returncode, b"--tools: " in done.stderr) == (2, True)
+    alone = command_lines.run(MODULE, "hello", "--target", server.target, "--tool-choice", "auto")
+    assert (alone.returncode, b"--tool-choice: must be given with --chat" in alone.stderr) == (2, True)
