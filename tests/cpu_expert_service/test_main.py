@@ -15,7 +15,7 @@ from cpu_expert_service.cpus import CpuListError
 from cpu_expert_service.kernel_choice import KernelError
 from cpu_expert_service.native import NativeError
 from cpu_expert_service.ram import NotEnoughMemoryError
-from fiddler import host_memory
+from fiddler import host_memory, logs
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from tests.support import processes
@@ -42,6 +42,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[Exception], 
             raise error
 
         monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+        monkeypatch.setattr(logs, "_writers", [])  # the log goes where standard error is now
         monkeypatch.setattr(sys, "argv", ["cpu_expert_service", "--model", str(tiny)])
         monkeypatch.setattr(server, "run", fail)
         return service.main()
@@ -76,10 +77,10 @@ def test_a_fault_of_the_program_at_the_start_shows_its_traceback(tiny: Path, tmp
     ids=repr,
 )
 def test_what_a_user_can_put_right_is_one_line(
-    error: Exception, start: Callable[[Exception], int], capsys: pytest.CaptureFixture[str]
+    error: Exception, start: Callable[[Exception], int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert start(error) == 1
-    assert capsys.readouterr().err == f"cpu_expert_service: {error}\n"
+    assert capfd.readouterr().err == f"cpu_expert_service: {error}\n"
 
 
 @pytest.mark.parametrize("total", [10**6, 10**3])

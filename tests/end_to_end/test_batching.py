@@ -154,7 +154,11 @@ def test_a_row_that_holds_what_is_not_a_number_harms_neither_its_neighbours_nor_
 
 def test_a_service_of_little_memory_lets_requests_wait_and_refuses_what_can_never_fit(tiny: Path) -> None:
     """0.0001 GiB hold 139 tokens of this model."""
-    with start(tiny, "--kv-memory", "0.0001") as pair, Client(pair.target) as client, ThreadPoolExecutor(6) as threads:
+    with (
+        start(tiny, "--kv-memory", "0.0001", "--max-context", "512") as pair,
+        Client(pair.target) as client,
+        ThreadPoolExecutor(6) as threads,
+    ):
         assert client.server_info().kv_bytes == 139 * 768
         lengths = list(threads.map(lambda _: len(_token_ids(client, [3, 4, 5], 60)), range(6)))
         assert lengths == [60] * 6

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
+from fiddler import logs
 from gpu_service import __main__ as service
 from gpu_service.errors import FlagError, HandshakeError
 from gpu_service.profile import __main__ as profile
@@ -46,6 +47,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[Exception], 
 
     def run(error: Exception) -> int:
         monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
+        monkeypatch.setattr(logs, "_writers", [])  # the log goes where standard error is now
         monkeypatch.setattr(sys, "argv", ["gpu_service", "--model", str(tiny), "--dry-run"])
         monkeypatch.setattr(dry_run, "report", _raising(error))
         return service.main()
@@ -86,10 +88,10 @@ def test_a_fault_of_the_profile_command_is_not_caught(
     ids=repr,
 )
 def test_what_a_user_can_put_right_is_one_line(
-    error: Exception, start: Callable[[Exception], int], capsys: pytest.CaptureFixture[str]
+    error: Exception, start: Callable[[Exception], int], capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert start(error) == 1
-    assert capsys.readouterr().err == f"gpu_service: {error}\n"
+    assert capfd.readouterr().err == f"gpu_service: {error}\n"
 
 
 def test_a_fault_while_the_first_tokens_are_computed_is_not_taken_for_the_users(tiny: Path) -> None:
