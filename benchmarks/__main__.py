@@ -22,6 +22,7 @@ NAMES = (
     "overload",
     "metrics",
     "gateway",
+    "structured",
 )
 _RESULTS = Path(__file__).parent / "results"
 

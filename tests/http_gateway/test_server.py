@@ -135,6 +135,7 @@ def test_a_start_that_fails_is_told_in_one_line(
 
     monkeypatch.setattr(sys, "argv", ["http_gateway", *arguments])
     monkeypatch.setattr(logs, "configure", lambda *_: None)  # which would change this process's logging
+    monkeypatch.setattr(logs, "_writers", [])  # another test's, which writes elsewhere
     try:
         found = __main__.main()
     except SystemExit as error:
