@@ -212,18 +212,21 @@ def scale_expert(directory: Path, *, layer: int, expert: int, factor: float) -> 
 
 @contextmanager
 def scaled_expert(directory: Path, *, layer: int, expert: int, factor: float) -> Iterator[None]:
-    """The same, until the context ends."""
+    """The same, until the context ends. The file's time stays, since services end when one that they serve is changed."""
     view = _scaled_view(directory, layer, expert)
     begin, end = view.span_bytes
-    with view.file.open("r+b") as file:
+    with view.file.open("r+b", buffering=0) as file:
+        before = os.fstat(file.fileno())
         file.seek(begin)
         original = file.read(end - begin)
+        scale_expert(directory, layer=layer, expert=expert, factor=factor)
+        os.utime(view.file, ns=(before.st_atime_ns, before.st_mtime_ns))
         try:
-            scale_expert(directory, layer=layer, expert=expert, factor=factor)
             yield
         finally:
             file.seek(begin)
             file.write(original)
+            os.utime(view.file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def _scaled_view(directory: Path, layer: int, expert: int) -> WeightView:
