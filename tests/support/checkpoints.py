@@ -3,6 +3,7 @@
 transformers' own `save_pretrained` writes the published layout: it undoes the fusing that it does on loading.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,7 +213,7 @@ def scale_expert(directory: Path, *, layer: int, expert: int, factor: float) -> 
 
 @contextmanager
 def scaled_expert(directory: Path, *, layer: int, expert: int, factor: float) -> Iterator[None]:
-    """The same, until the context ends. The file's time stays, since services end when one that they serve is changed."""
+    """The same until the context ends. The file keeps its time: services end when a file that they serve is changed."""
     view = _scaled_view(directory, layer, expert)
     begin, end = view.span_bytes
     with view.file.open("r+b", buffering=0) as file:
