@@ -102,7 +102,7 @@ def test_every_container_has_limits(compose: Any) -> None:
     for name, service in compose["services"].items():
         limits = service["deploy"]["resources"]["limits"]
         assert limits["pids"] == "${PIDS_LIMIT:-1024}", name
-        assert service["ulimits"] == {"nofile": {"soft": 65536, "hard": 65536}, "core": 0}, name
+        assert service["ulimits"] == {"nofile": {"soft": 16384, "hard": 16384}, "core": 0}, name
         assert re.fullmatch(r"\$\{[A-Z_]+:-[1-9]\d*[mg]\}", limits["memory"]), name
 
 
