@@ -55,7 +55,8 @@ void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices
     using Digits = typename T::template Digits<Code>;
     const bool has_zeros = matrices[0].coding.zeros;
     constexpr bool takes_zeros = std::is_same_v<Code, Uint4>;
-    if (count <= Digits::most_rows && (takes_zeros || !has_zeros) && suits_digits<Digits>(matrices[0].coding, length)) {
+    const bool is_few = count >= Digits::fewest_rows && count <= Digits::most_rows;
+    if (is_few && (takes_zeros || !has_zeros) && suits_digits<Digits>(matrices[0].coding, length)) {
       const auto project = takes_zeros && has_zeros ? project_with_digits<Digits, Code, takes_zeros, Operand>
                                                     : project_with_digits<Digits, Code, false, Operand>;
       return project(matrices, blocks, num_matrices, begin, end, x, count, length, scratch.message);

@@ -15,7 +15,7 @@ struct Digits256 {
   static constexpr int64_t inputs = 64;  // of a block
   static constexpr int64_t lanes = 8;
   static constexpr bool takes_small_groups = true;
-  static constexpr int64_t most_rows = 16;  // hidden rows up to which this is the fastest way
+  static constexpr int64_t fewest_rows = 1, most_rows = 16;  // hidden rows for which this is the fastest way
   static constexpr int64_t rows_at_a_time = 2;
 
   static Vector zero() { return _mm256_setzero_ps(); }
