@@ -43,17 +43,18 @@ class RowAngles:
         grows = self._angles.grows_beyond is not None
 
         def forward(x: torch.Tensor, position_ids: torch.Tensor, *more: Any, **named: Any) -> Any:
-            outputs, order = [], []
-            if grows and not self._lengths:
-                original(x, torch.zeros_like(position_ids), *more, **named)  # makes it forget longer positions
-            if not self._lengths:
-                return original(x, position_ids, *more, **named)
-            for rows, length in self._groups(position_ids.shape[-2]):
+            def angles_at(positions: torch.Tensor) -> Any:
                 if grows:
-                    original(x, torch.zeros_like(position_ids), *more, **named)
+                    original(x, torch.zeros_like(position_ids), *more, **named)  # makes it forget longer positions
+                return original(x, positions, *more, **named)
+
+            if not self._lengths:
+                return angles_at(position_ids)
+            outputs, order = [], []
+            for rows, length in self._groups(position_ids.shape[-2]):
                 own = position_ids[..., rows, :]
                 last = own.new_full((*own.shape[:-1], 1), length - 1)
-                outputs.append(_without_last(original(x, torch.cat([own, last], -1), *more, **named)))
+                outputs.append(_without_last(angles_at(torch.cat([own, last], -1))))
                 order += rows
             return outputs[0] if len(outputs) == 1 else _in_order(outputs, order)
 

@@ -44,11 +44,7 @@ struct Avx2 {
   static Vector broadcast(const float* from) { return _mm256_broadcast_ss(from); }
   static Vector dot(Vector sum, Vector weights, Vector x) { return _mm256_fmadd_ps(weights, x, sum); }
 
-  static float sum(Vector value) {
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-  }
+  static float sum(Vector value) { return Digits256::sum(value); }
 
   // Codes of 8 and 4 bits: a vector's worth, widened to float32, less the zero point. Those of E4m3 come out 256 times too
   // small, which their scales make up for.
