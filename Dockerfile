@@ -39,7 +39,7 @@ COPY pair pair
 RUN --mount=type=cache,target=/build \
     PATH=/opt/tools/bin:$PATH pip wheel --no-deps --no-build-isolation -C build-dir=/build -w /wheels . \
     # without a compiler the build would go on without kernels
- && python -m zipfile -l /wheels/*.whl | grep -q cpu_expert_service/_native.so
+ && python -m zipfile -l /wheels/*.whl | grep -q fiddler/kernels/_native.so
 
 FROM base AS cpu-packages
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu

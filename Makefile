@@ -17,7 +17,7 @@ help: ## List the targets
 
 setup: $(STAMP) ## Make .venv with everything in it
 
-$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpu_expert_service/csrc/*.* cpu_expert_service/csrc/*/*)
+$(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard fiddler/kernels/csrc/*.* fiddler/kernels/csrc/*/*)
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or later is not on PATH; set PYTHON to its path"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'

@@ -23,11 +23,11 @@ import torch
 
 from benchmarks.harness.results import Append, Out, Quick, Report, Tier, report
 from benchmarks.harness.rounds import Work, interleave, milliseconds, ratios
-from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
-from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.cpus import choose_cpus, read_topology
+from fiddler.kernels.native import Pool, available_tiers
 from tools.command_line import run
 
 _ROWS = (1, 8, 64)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from cpu_expert_service.kernel import LayerFunction
-from cpu_expert_service.native import Pool
 from fiddler.expert_math import LayerWeights
+from fiddler.kernels.native import Pool
 
 STREAMS = (1, 2, 4, 8, 16)
 _READ_BYTES = 48 * 2**20  # at a time; more than caches hold while experts take turns

@@ -8,14 +8,14 @@ import torch
 from typing_extensions import override
 
 from cpu_expert_service import calibration, metrics
-from cpu_expert_service.cpus import Topology, choose_cpus, number_nodes
 from cpu_expert_service.kernel import Kernel, LayerFunction, PyTorchKernel
-from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.settings import Settings
 from fiddler.coding import CodedTensor
 from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.cpus import Topology, choose_cpus, number_nodes
+from fiddler.kernels.native import NativeUnavailableError, Pool, available_tiers
 
 _log = structlog.get_logger("cpu_expert_service")
 _CALIBRATED_ROWS = (8, 16, 32, 128, 512)

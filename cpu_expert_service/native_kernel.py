@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from cpu_expert_service import native
 from cpu_expert_service.kernel import Kernel, LayerFunction
-from cpu_expert_service.native import Layer, Message, NativeError, Pool, Projection, available_tiers, check
 from fiddler.coding import CodedTensor
 from fiddler.expert_math import CLAMPED, LayerWeights, Matrix, UnknownActivationError
+from fiddler.kernels import native
+from fiddler.kernels.native import Layer, Message, NativeError, Pool, Projection, available_tiers, check
 
 _MESSAGE_DTYPES = (torch.float32, torch.bfloat16)
 _ACTIVATIONS = {

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import torch
 
-from cpu_expert_service.native import Pool, Range, node_ranges
 from fiddler import host_memory
 from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.native import Pool, Range, node_ranges
 from fiddler.sizes import format_bytes
 
 _MADV_HUGEPAGE = 14  # Linux; the mmap module names it only if it was built with it

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from cpu_expert_service import collectors, metrics
 from cpu_expert_service.calls.front import Front
-from cpu_expert_service.cpus import read_topology
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
@@ -20,6 +19,7 @@ from cpu_expert_service.settings import Settings
 from fiddler import host_memory, process, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
+from fiddler.kernels.cpus import read_topology
 from fiddler.metrics import serve, set_build_info
 from fiddler.running.upkeep import Upkeep
 

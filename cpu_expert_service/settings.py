@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from cpu_expert_service import native
-from cpu_expert_service.native import NativeUnavailableError
+from fiddler.kernels import native
+from fiddler.kernels.native import NativeUnavailableError
 from fiddler.settings import ServiceSettings
 
 

@@ -1,4 +1,4 @@
-"""What the GPU service, the CPU expert service and their clients must agree on."""
+"""What the GPU service, the CPU expert service and their clients must agree on, and what both services load."""
 
 from importlib.metadata import PackageNotFoundError, version
 

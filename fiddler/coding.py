@@ -21,7 +21,7 @@ import torch
 
 
 class Code(enum.Enum):
-    """What one code is. The values are those of `fiddler_code` in cpu_expert_service/csrc/abi.h."""
+    """What one code is. The values are those of `fiddler_code` in fiddler/kernels/csrc/abi.h."""
 
     E4M3 = 1
     """An 8-bit float with 4 bits of exponent and 3 of mantissa, without infinities (OCP FP8, arXiv 2209.05433)."""
@@ -46,7 +46,7 @@ class Code(enum.Enum):
 
 
 class ScaleKind(enum.Enum):
-    """How scales are stored. The values are those of `fiddler_scale` in cpu_expert_service/csrc/abi.h."""
+    """How scales are stored. The values are those of `fiddler_scale` in fiddler/kernels/csrc/abi.h."""
 
     FLOAT32 = 0
     BFLOAT16 = 1

@@ -36,10 +36,10 @@ from benchmarks.harness.targets import Judge, Target
 from benchmarks.kernel import coded, layers, mixtral
 from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import mapped
-from cpu_expert_service.cpus import choose_cpus, read_topology
 from cpu_expert_service.kernel import PyTorchKernel
-from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
+from fiddler.kernels.cpus import choose_cpus, read_topology
+from fiddler.kernels.native import Pool, available_tiers
 from tools.command_line import run
 
 TARGETS = {

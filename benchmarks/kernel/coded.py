@@ -20,9 +20,9 @@ from benchmarks.kernel.weights import (
 )
 from cpu_expert_service.calibration import STREAMS
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.native import Pool
 from fiddler.coding import Code, CodedTensor, Coding, ScaleKind
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.native import Pool
 
 ROWS: Final = (1, 4, 16, 64, 256)
 FORMATS: Final = {

@@ -20,8 +20,8 @@ from benchmarks.kernel.weights import (
 )
 from cpu_expert_service.calibration import STREAMS
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
-from cpu_expert_service.native import Pool
 from cpu_expert_service.native_kernel import NativeKernel
+from fiddler.kernels.native import Pool
 
 SCALING_ROWS = tuple(2**power for power in range(11))
 _QWEN = "kernel.qwen3_30b_a3b"

@@ -10,10 +10,10 @@ from benchmarks.kernel.peak import Peak
 from benchmarks.kernel.weights import MIXTRAL, layer, layer_call, read_loop, same_expert, torch_expert, widened
 from cpu_expert_service.calibration import STREAMS
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
 from fiddler.expert_math import ExpertWeights
+from fiddler.kernels.native import Pool, available_tiers
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _WIDENED_FROM_ROWS = 64

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from cpu_expert_service.kernel import LayerFunction
-from cpu_expert_service.native import Pool
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.native import Pool
 
 _NOISE = 8 << 20
 _MISALIGNED_BYTES = 8  # safetensors pads headers to 8 bytes, so matrices seldom begin on a cache line

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from cpu_expert_service.calibration import read_bytes_per_second
-from cpu_expert_service.cpus import choose_cpus, read_topology
-from cpu_expert_service.native import Pool
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import layer_weights
+from fiddler.kernels.cpus import choose_cpus, read_topology
+from fiddler.kernels.native import Pool
 from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.engine.generation import Answer, Batch

@@ -7,7 +7,7 @@ from tests.compose.stack import OWN_IMAGES, ComposeError, image, run
 _COMPILERS = "gcc g++ cc c++ cpp clang clang++ ld as make ninja cmake"
 _LIST_COMPILERS = f"for name in {_COMPILERS}; do command -v $name; done; find /usr/lib /usr/libexec -name 'cc1*'; true"
 _LIST_TOOLS = (
-    "find /opt -mindepth 2 -path '/opt/tools/*' -o -path '*/cpu_expert_service/csrc' -o -path '*/site-packages/pip'"
+    "find /opt -mindepth 2 -path '/opt/tools/*' -o -path '*/fiddler/kernels/csrc' -o -path '*/site-packages/pip'"
     " -o -path '*/torch/include'"
 )
 

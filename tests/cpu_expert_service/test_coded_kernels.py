@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from cpu_expert_service.native import Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.coding import Code, CodedTensor, Coding, ScaleKind, dequantize
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.native import Pool, available_tiers
 
 NUM_EXPERTS = 3
 FLOAT32_ERROR = 5e-7

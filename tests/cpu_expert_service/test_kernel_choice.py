@@ -9,9 +9,9 @@ from cpu_expert_service import calibration
 from cpu_expert_service.calibration import Timing, crossing
 from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
 from cpu_expert_service.kernel_choice import AutoKernel
-from cpu_expert_service.native import NativeUnavailableError, Pool
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.native import NativeUnavailableError, Pool
 
 LAYER = LayerWeights(
     tuple(ExpertWeights(torch.ones(16, 8), torch.ones(16, 8), torch.ones(8, 16)) for _ in "ab"), "relu"

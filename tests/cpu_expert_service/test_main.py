@@ -11,13 +11,13 @@ import structlog
 
 from cpu_expert_service import __main__ as service
 from cpu_expert_service import server
-from cpu_expert_service.cpus import CpuListError
 from cpu_expert_service.kernel_choice import KernelError
-from cpu_expert_service.native import NativeError
 from cpu_expert_service.ram import NotEnoughMemoryError
 from fiddler import host_memory, logs
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
+from fiddler.kernels.cpus import CpuListError
+from fiddler.kernels.native import NativeError
 from tests.support import processes
 
 PLANTED = """

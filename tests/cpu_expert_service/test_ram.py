@@ -9,10 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from cpu_expert_service.native import NativeUnavailableError, load, node_ranges
 from cpu_expert_service.ram import NotEnoughMemoryError, copy_layers
 from fiddler import host_memory
 from fiddler.expert_math import ExpertWeights, LayerWeights
+from fiddler.kernels.native import NativeUnavailableError, load, node_ranges
 from tests.support.machines import memory_v1, memory_v2, write_files
 from tests.support.weights import plain
 

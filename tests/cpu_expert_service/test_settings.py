@@ -4,11 +4,11 @@ from typing import NoReturn
 
 import pytest
 
-from cpu_expert_service import native
-from cpu_expert_service.cpus import read_topology
 from cpu_expert_service.kernel_choice import KernelError, build_kernel
-from cpu_expert_service.native import NativeUnavailableError
 from cpu_expert_service.settings import Settings
+from fiddler.kernels import native
+from fiddler.kernels.cpus import read_topology
+from fiddler.kernels.native import NativeUnavailableError
 
 
 @pytest.fixture

@@ -1,5 +1,5 @@
 // Tests the C interface without Python, for the sanitizers: every tier of this CPU, all formats and layouts, odd sizes,
-// memory that ends with the data. Tiers are compared with the scalar one; test_native.py bounds their errors.
+// memory that ends with the data. Tiers are compared with the scalar one; test_native_kernel.py bounds their errors.
 
 #include <cmath>
 #include <cstdio>

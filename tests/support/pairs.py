@@ -7,7 +7,7 @@ from typing import IO
 
 from typing_extensions import override
 
-from cpu_expert_service.native import NativeUnavailableError, available_tiers
+from fiddler.kernels.native import NativeUnavailableError, available_tiers
 from pair import Pair
 from tests.support import checkpoints
 from tests.support.warm_processes import WarmProcess

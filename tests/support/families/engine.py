@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from cpu_expert_service.kernel import Kernel, PyTorchKernel
-from cpu_expert_service.native import NativeUnavailableError, Pool, available_tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.runner import Result, Runner
 from fiddler.checkpoint import Checkpoint
+from fiddler.kernels.native import NativeUnavailableError, Pool, available_tiers
 from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.prefill_chunks import PrefillChunks

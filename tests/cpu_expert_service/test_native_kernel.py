@@ -13,12 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from cpu_expert_service import native, native_kernel
+from cpu_expert_service import native_kernel
 from cpu_expert_service.kernel import PyTorchKernel
-from cpu_expert_service.native import NativeError, NativeUnavailableError, Pool, available_tiers, node_ranges, tiers
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.ram import copy_layers
 from fiddler.expert_math import ExpertWeights, LayerWeights, UnknownActivationError
+from fiddler.kernels import native
+from fiddler.kernels.native import NativeError, NativeUnavailableError, Pool, available_tiers, node_ranges, tiers
 from tests.support.weights import plain
 
 try:

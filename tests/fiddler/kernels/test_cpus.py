@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cpu_expert_service.cpus import (
+from fiddler.kernels.cpus import (
     CpuListError,
     Topology,
     choose_cpus,

@@ -1,6 +1,6 @@
 """Binds the native library: its structures, its threads, its lists of names, and which of its tiers this CPU has.
 
-Which tensors make up a layer, and whether they fit together, is native_kernel.py's.
+It knows addresses and no tensors: which make up a layer, and whether they fit, is cpu_expert_service/native_kernel.py's.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ from functools import cache
 from itertools import count, pairwise
 from typing import Any, NamedTuple
 
-_LIBRARY = "cpu_expert_service._native"
+_LIBRARY = "fiddler.kernels._native"
 
 
 class NativeUnavailableError(RuntimeError):
