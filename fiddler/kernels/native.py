@@ -1,6 +1,6 @@
 """Binds the native library: its structures, its threads, its lists of names, and which of its tiers this CPU has.
 
-It knows addresses and no tensors: which make up a layer, and whether they fit, is cpu_expert_service/native_kernel.py's.
+It knows addresses and no tensors. Which tensors make up a layer, and whether they fit, is in native_kernel.py.
 """
 
 import ctypes
