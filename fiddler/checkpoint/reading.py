@@ -1,0 +1,53 @@
+"""Reads tensors of a checkpoint into memory of their own, coded ones with all of their planes."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from fiddler.checkpoint.formats import CodedStored, RepackedStored, check_scales
+from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredTensor
+from fiddler.coding import CodedTensor
+
+_MOST_AT_ONCE = 1 << 30
+
+
+def read_coded(stored: CodedStored | RepackedStored) -> CodedTensor:
+    """A coded matrix, its scales checked.
+
+    Raises:
+        UnsupportedDtypeError: A scale is infinite or not a number.
+    """
+    if isinstance(stored, RepackedStored):  # which checks when it repacks
+        return stored.repack({role: read_tensor(part) for role, part in stored.sources.items()})
+    outputs, inputs = stored.shape
+    coding = stored.coding
+    codes = read_bytes(stored.codes).view(outputs, coding.row_bytes(inputs))
+    scales = read_bytes(stored.scales).view(coding.scale.dtype).view(-1, coding.num_groups(inputs))
+    zeros = None if stored.zeros is None else stored.unpack_zeros(read_bytes(stored.zeros))
+    multiplier = 1.0 if stored.multiplier is None else stored.factor(read_bytes(stored.multiplier))
+    matrix = CodedTensor(coding, (outputs, inputs), codes, scales, zeros, multiplier)
+    check_scales(matrix, f"{stored.scales.file}: {stored.scales.name!r}")
+    return matrix
+
+
+def read_tensor(stored: StoredTensor) -> torch.Tensor:
+    """A tensor as it is stored."""
+    return read_bytes(stored).view(TORCH_DTYPES[stored.dtype]).view(stored.shape)
+
+
+def read_bytes(stored: StoredTensor) -> torch.Tensor:
+    """Its bytes, [bytes] uint8."""
+    return torch.frombuffer(bytearray(_bytes_of(stored.file, stored.begin, stored.num_bytes)), dtype=torch.uint8)
+
+
+def _bytes_of(file: Path, begin: int, num_bytes: int) -> bytes:
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        pieces = []
+        while num_bytes > 0 and (piece := os.pread(handle, min(num_bytes, _MOST_AT_ONCE), begin)):
+            pieces.append(piece)
+            begin, num_bytes = begin + len(piece), num_bytes - len(piece)
+        return b"".join(pieces)
+    finally:
+        os.close(handle)
