@@ -20,6 +20,7 @@ from pydantic_settings import (
 
 from fiddler import rpc
 from fiddler.errors import UserError
+from fiddler.hub.names import locate
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
 _config_file: ContextVar[Path | None] = ContextVar("_config_file", default=None)
@@ -107,13 +108,18 @@ class _CheckpointSettings(BaseModel):
     """Which checkpoint, and how it is computed."""
 
     model: Path = Field(
-        description="directory of a Hugging Face checkpoint: config.json and safetensors; or models--ORG--NAME, as in"
-        " the Hugging Face cache"
+        description="directory of a Hugging Face checkpoint: config.json and safetensors; or ORG/NAME[@REVISION] of a"
+        " model in the Hugging Face cache; or demo"
     )
     dtype: DtypeName = Field(
         "auto",
         description="dtype to compute in; auto: the checkpoint's own, and float32 for float16, which it holds exactly",
     )
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_located(cls, value: Path) -> Path:
+        return locate(value)
 
 
 class ProgramSettings(CommandSettings, _CheckpointSettings):

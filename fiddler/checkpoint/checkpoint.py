@@ -42,6 +42,7 @@ from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
 from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, RepackedView, WeightView
 from fiddler.coding import CodedTensor
+from fiddler.hub.names import absence_of, locate
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64
@@ -123,15 +124,17 @@ class Checkpoint:
         """Reads config.json and every safetensors header, and maps the files that hold experts.
 
         Args:
-            directory: The checkpoint, or a repository of the Hugging Face cache, of which a snapshot is opened.
+            directory: The checkpoint; or a repository of the Hugging Face cache, of which a snapshot is opened; or a
+                model's name, as `fiddler.hub.names.locate` finds it.
 
         Raises:
             CheckpointError: The directory is not a complete checkpoint of a model with experts in a known naming.
         """
         directory = Path(directory)
         with _reported_as_unreadable(directory):
+            directory = locate(directory)
             if not directory.is_dir():
-                raise DirectoryError(f"{directory} {'is not a directory' if directory.exists() else 'does not exist'}.")
+                raise DirectoryError(absence_of(directory))
             directory = snapshot_of(directory)
             config_path = directory / "config.json"
             if not config_path.is_file():

@@ -1,12 +1,9 @@
-"""The layout of the Hugging Face hub's cache: models--ORG--NAME/snapshots/REVISION with links into blobs/."""
+"""Which folder of the Hugging Face cache a model is served from, and the name that it is served under."""
 
 from pathlib import Path
-from typing import Final
 
 from fiddler.checkpoint.errors import DirectoryError
-
-_REPOSITORY: Final = "models--"
-_SNAPSHOTS: Final = "snapshots"
+from fiddler.hub.cache import REPOSITORY, SNAPSHOTS, commit_of
 
 
 def snapshot_of(directory: Path) -> Path:
@@ -18,15 +15,15 @@ def snapshot_of(directory: Path) -> Path:
         DirectoryError: The repository has no snapshot with a config.json.
         OSError: A folder cannot be read.
     """
-    if directory.name == _SNAPSHOTS and directory.parent.name.startswith(_REPOSITORY):
+    if directory.name == SNAPSHOTS and directory.parent.name.startswith(REPOSITORY):
         directory = directory.parent
-    snapshots = directory / _SNAPSHOTS
+    snapshots = directory / SNAPSHOTS
     if (directory / "config.json").exists() or not snapshots.is_dir():
         return directory
     complete = [each for each in snapshots.iterdir() if (each / "config.json").is_file()]
     if not complete:
         raise DirectoryError(f"{snapshots} holds no snapshot with a config.json: download the model again.")
-    main = _main_revision(directory)
+    main = commit_of(directory, "main")
     return next((each for each in complete if each.name == main), None) or max(
         complete, key=lambda each: (each.stat().st_mtime, each.name)
     )
@@ -35,15 +32,8 @@ def snapshot_of(directory: Path) -> Path:
 def name_of(directory: Path) -> str:
     """A model's name for people: ORG/NAME within the cache, else the folder's."""
     directory = directory.resolve()
-    repository = directory.parents[1] if directory.parent.name == _SNAPSHOTS else directory
-    if repository.name.startswith(_REPOSITORY):
-        return repository.name.removeprefix(_REPOSITORY).replace("--", "/", 1)
+    repository = directory.parents[1] if directory.parent.name == SNAPSHOTS else directory
+    if repository.name.startswith(REPOSITORY):
+        return repository.name.removeprefix(REPOSITORY).replace("--", "/", 1)
     # a repository that is mounted under another name
     return repository.name if (repository / "blobs").is_dir() else directory.name
-
-
-def _main_revision(repository: Path) -> str | None:
-    try:
-        return (repository / "refs" / "main").read_text(errors="replace").strip()
-    except OSError:
-        return None
