@@ -2,9 +2,15 @@
 
 import sys
 
-from client._cli.app import main
+from client._cli.app import EPILOG, chat, generate, main
+from fiddler.command_line import application
 
-__all__ = ["main"]
+__all__ = ["chat_app", "generate_app", "main"]
+
+generate_app = application(generate, epilog=EPILOG)
+"""`fiddler generate`."""
+chat_app = application(chat, epilog=EPILOG)
+"""`fiddler chat`."""
 
 if __name__ == "__main__":
     sys.exit(main())

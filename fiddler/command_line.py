@@ -5,6 +5,7 @@ Typer prints plain text here: rich's boxes suit no script, and importing rich ta
 
 import sys
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import typer
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses that all command lines share."""
+
+_program: ContextVar[str | None] = ContextVar("_program", default=None)
+"""What errors begin with, if that is not the module of the command."""
 
 # Typer exports only this subclass of click's UsageError, which covers every misuse of an option or an argument.
 UsageError: Any = typer.BadParameter.__base__
@@ -41,15 +45,49 @@ def run(
     """
     script = console_script(module)
     is_script = Path(sys.argv[0]).name == script
-    app = typer.Typer(add_completion=is_script, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = application(command, epilog=epilog, completes=is_script)
+    return execute(app, arguments, name=script if is_script else f"python -m {module}", module=module)
+
+
+def application(command: Callable[..., int], *, epilog: str | None = None, completes: bool = False) -> typer.Typer:
+    """The Typer application of one command.
+
+    Args:
+        command: See `run`.
+        epilog: The last paragraph of --help.
+        completes: Whether it offers to install shell completion.
+    """
+    app = typer.Typer(add_completion=completes, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(epilog=epilog)(command)
+    return app
+
+
+def execute(app: typer.Typer, arguments: Sequence[str] | None, *, name: str, module: str) -> int:
+    """Runs an application whose commands return exit statuses.
+
+    Args:
+        app: The application.
+        arguments: The arguments; None takes the process's.
+        name: What usage texts call it.
+        module: What its own errors begin with.
+
+    Returns:
+        The exit status, as for `run`.
+    """
     try:
-        status = app(arguments, prog_name=script if is_script else f"python -m {module}", standalone_mode=False)
+        status = app(arguments, prog_name=name, standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except UsageError as error:
-        return fail(module, f"{error.format_message()} (see --help)", USAGE)
+        context = getattr(error, "ctx", None)
+        command = f"{context.command_path} " if context and context.parent else ""
+        return fail(module, f"{error.format_message()} (see {command}--help)", USAGE)
     return int(status or DONE)
+
+
+def name_program(name: str) -> None:
+    """Lets all errors of this process begin with a name, whatever module they come from."""
+    _program.set(name)
 
 
 def console_script(module: str) -> str:
@@ -59,5 +97,5 @@ def console_script(module: str) -> str:
 
 def fail(module: str, message: str, status: int) -> int:
     """Prints a command's error as one line on standard error and returns the exit status."""
-    print(f"{module}:", " ".join(message.split()), file=sys.stderr)
+    print(f"{_program.get() or module}:", " ".join(message.split()), file=sys.stderr)
     return status

@@ -1,8 +1,10 @@
 """`python -m gpu_service`: reads the settings, serves, and reports a user's mistake in one line."""
 
 import asyncio
+import json
 import signal
 import sys
+from collections.abc import Sequence
 
 from fiddler import process
 from fiddler.errors import UserError, is_user_error
@@ -16,9 +18,16 @@ from gpu_service.errors import UnavailableError  # noqa: E402
 from gpu_service.settings import Settings  # noqa: E402
 
 
-def main() -> int:
-    """Runs the service. Returns its exit status: 0 after a signal, 1 if it could not start or go on."""
-    settings = Settings.load()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the service.
+
+    Args:
+        arguments: The flags; None takes the process's.
+
+    Returns:
+        The exit status: 0 after a signal, 1 if it could not start or go on.
+    """
+    settings = Settings.load(arguments)
     try:
         access = Access.read(settings)
     except UserError as error:
@@ -31,7 +40,8 @@ def main() -> int:
     logs.configure(settings.log_level, settings.log_format)
     try:
         if settings.dry_run:
-            print("\n".join(dry_run.report(settings)))
+            is_json = settings.dry_run_format == "json"
+            print(json.dumps(dry_run.figures(settings)) if is_json else "\n".join(dry_run.report(settings)))
         else:
             asyncio.run(server.run(settings, access))
     except Exception as error:

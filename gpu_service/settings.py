@@ -118,6 +118,9 @@ class Settings(ServiceSettings):
         description="serve nothing; print what would be served, what would be resident on the device, and how fast it"
         " could be at most, or why the model cannot be served",
     )
+    dry_run_format: Literal["text", "json"] = Field(
+        "text", description="how --dry-run prints: for people, or one object"
+    )
     tls_cert: Path | None = Field(
         None, description="PEM file of the TLS certificate, followed by the certificates up to its root"
     )

@@ -1,5 +1,6 @@
 """Runs a GPU service and a CPU expert service as a pair: two child processes, started and stopped together."""
 
-from pair._processes import Pair, PairError, free_port
+from pair._errors import PairError
+from pair._processes import Pair, free_port
 
 __all__ = ["Pair", "PairError", "free_port"]

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from fiddler import rpc
 from fiddler.command_line import DONE, FAILED, UsageError, fail, run
-from pair._processes import Pair, PairError
+from pair._errors import PairError
+from pair._processes import Pair
 
 _MODULE = "pair"
 _POLL_SECONDS = 0.5

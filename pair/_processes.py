@@ -17,15 +17,13 @@ from typing import IO, Self
 import grpc
 
 from fiddler import rpc
+from pair._errors import PairError
+from pair._tls import TlsTarget
 
 _POLL_SECONDS = 0.05
 _PREFIX = "fiddler-"
 _OTHER_DIRECTORIES = ("/tmp", "/run/user/" + str(os.getuid()), "/dev/shm", "/var/tmp")
 """Where the socket goes if $TMPDIR cannot hold it."""
-
-
-class PairError(Exception):
-    """A service ended unexpectedly, or was not ready in time."""
 
 
 def free_port() -> int:
@@ -69,6 +67,8 @@ class Pair:
         gpu_arguments: Sequence[str] = (),
         cpu_arguments: Sequence[str] = (),
         http: str | None = None,
+        http_arguments: Sequence[str] = (),
+        certificate: Path | None = None,
         environment: Mapping[str, str] | None = None,
         log: IO[bytes] | int | None = None,
     ) -> None:
@@ -81,11 +81,14 @@ class Pair:
             gpu_arguments: More flags for the GPU service.
             cpu_arguments: More flags for the CPU expert service.
             http: The address of the HTTP gateway, which is started after the services; None starts none.
+            http_arguments: More flags for the HTTP gateway.
+            certificate: The PEM file of the certificate that `gpu_arguments` lets the GPU service present, followed by
+                those up to its root; None if the GPU service serves without TLS.
             environment: Added to this process's environment.
             log: Where all processes log, as subprocess takes it; None is standard error.
 
         Raises:
-            PairError: There is no directory that a socket can be made in.
+            PairError: There is no directory that a socket can be made in, or the certificate cannot be read.
         """
         self._directory = _socket_directory()
         self.experts = _socket_in(self._directory)
@@ -107,7 +110,9 @@ class Pair:
                 *("--target", self.target, "--listen", http),
                 *("--gpu-metrics", f"127.0.0.1:{self.gpu_metrics_port}"),
                 *("--cpu-metrics", f"127.0.0.1:{self.cpu_metrics_port}"),
+                *http_arguments,
             ]
+        self._tls = None if certificate is None else TlsTarget.read(certificate)
         self._environment = {**os.environ, **(environment or {})}
         self._log = log
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -175,7 +180,7 @@ class Pair:
             PairError: A service ended, or the time ran out.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while self.is_serving(address or self.target) is not serving:
+        while self.is_serving(address or self.target, self._tls if address is None else None) is not serving:
             self.check()
             if deadline is not None and time.monotonic() > deadline:
                 state = "serving" if serving else "out of service"
@@ -199,11 +204,11 @@ class Pair:
             time.sleep(_POLL_SECONDS)
 
     @staticmethod
-    def is_serving(address: str) -> bool:
+    def is_serving(address: str, tls: TlsTarget | None = None) -> bool:
         """Whether the service at an address reports SERVING."""
-        with grpc.insecure_channel(
-            rpc.target(address), options=[*rpc.channel_options(address, 2**20), ("grpc.use_local_subchannel_pool", 1)]
-        ) as channel:
+        options = [*rpc.channel_options(address, 2**20), ("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.insecure_channel(rpc.target(address), options) if tls is None else tls.channel(address, options)
+        with channel:
             return rpc.is_serving(channel, timeout_seconds=2)
 
     def check(self) -> None:

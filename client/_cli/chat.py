@@ -7,6 +7,7 @@ from client._errors import ClientError
 from client._options import ChatMessage, ChatOptions
 from client._statuses import invalid
 from client.client import Client
+from fiddler.command_line import FAILED, fail
 
 _HELP = "/reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer"
 _PROMPT = "> "
@@ -89,7 +90,7 @@ def _answer(conversation: Conversation, line: str, is_terminal: bool) -> None:
         except ClientError as error:
             if not is_terminal:
                 raise
-            _notify(f"client: {' '.join(error.message.split())}")
+            fail("client", error.message, FAILED)
 
 
 def _read_line(is_terminal: bool) -> str | None:

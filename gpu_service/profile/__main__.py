@@ -1,6 +1,7 @@
 """`python -m gpu_service.profile`: reads the settings, counts, and reports a user's mistake in one line."""
 
 import sys
+from collections.abc import Sequence
 
 from fiddler import process
 from fiddler.errors import is_user_error
@@ -13,9 +14,16 @@ from gpu_service.profile.prompts import read_prompts  # noqa: E402
 from gpu_service.profile.settings import Settings  # noqa: E402
 
 
-def main() -> int:
-    """Writes the file. Returns the exit status: 0, or 1 after a user's mistake or an interrupt."""
-    settings = Settings.load()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes the file.
+
+    Args:
+        arguments: The flags; None takes the process's.
+
+    Returns:
+        The exit status: 0, or 1 after a user's mistake or an interrupt.
+    """
+    settings = Settings.load(arguments)
     try:
         prompts = read_prompts(settings.prompts)
     except PromptsError as error:

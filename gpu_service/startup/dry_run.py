@@ -8,6 +8,7 @@ the services.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -70,6 +71,33 @@ def report(settings: Settings) -> list[str]:
     resident = num_resident(candidate, settings)
     lines = [*_weights(candidate), *_memory(candidate, resident), _limits(candidate), _speed(candidate, resident)]
     return [f"{name + ':':10} {text}" for name, text in lines]
+
+
+def figures(settings: Settings) -> dict[str, Any]:
+    """The same as one object for programs; --dry-run-format json prints it. Sizes are in bytes.
+
+    Raises:
+        UserError: See `report`.
+    """
+    candidate = examine(settings)
+    resident = num_resident(candidate, settings)
+    checkpoint, on_cpu = candidate.checkpoint, candidate.device.type == "cpu"
+    bound = _bound(candidate, resident)
+    return {
+        "model": checkpoint.name,
+        "family": checkpoint.model_type,
+        "verified": checkpoint.model_type in VERIFIED,
+        "weight_format": checkpoint.weight_format,
+        "dense_bytes": candidate.dense_bytes,
+        "expert_bytes": checkpoint.expert_bytes,
+        "experts": candidate.num_experts,
+        "experts_resident": resident,
+        "device": candidate.device.type,
+        "memory_bytes": checkpoint.expert_bytes + (candidate.dense_bytes if on_cpu else 0),
+        "free_memory_bytes": host_memory.measure().free_bytes,
+        "device_bytes": None if on_cpu else candidate.dense_bytes,
+        "tokens_per_second": None if bound is None else 1 / bound[0],
+    }
 
 
 def examine(settings: Settings) -> Candidate:
@@ -168,18 +196,26 @@ def _limits(candidate: Candidate) -> tuple[str, str]:
 
 def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:
     """The limit that reading the weights sets: decoding one token at a time cannot be faster."""
-    if not candidate.experts_per_token:
+    bound = _bound(candidate, resident)
+    if bound is None:
         return "decode", "unknown, since the configuration does not say how many experts a token is routed to"
+    return "decode", _rate(*bound)
+
+
+def _bound(candidate: Candidate, resident: int) -> tuple[float, str] | None:
+    """The shortest time for one token in seconds, and where it comes from; None if the configuration does not tell."""
+    if not candidate.experts_per_token:
+        return None
     host = read_bandwidth.host_bytes_per_second()
     wanted = candidate.expert_bytes_per_token
     if candidate.device.type == "cpu":
         num_bytes = wanted + candidate.dense_bytes
-        return "decode", _rate(num_bytes / host, f"{format_bytes(num_bytes)} of weights read at {host / 1e9:.3g} GB/s")
+        return num_bytes / host, f"{format_bytes(num_bytes)} of weights read at {host / 1e9:.3g} GB/s"
     device = read_bandwidth.device_bytes_per_second(candidate.device)
     remote = wanted * (1 - resident / candidate.num_experts)
     # both sides read at the same time, except for the dense weights
     seconds = candidate.dense_bytes / device + max((wanted - remote) / device, remote / host)
-    return "decode", _rate(
+    return (
         seconds,
         f"{format_bytes(int(remote))} of experts read from memory at {host / 1e9:.3g} GB/s, and "
         f"{format_bytes(int(wanted - remote) + candidate.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if "

@@ -1,0 +1,148 @@
+"""Finds a model by its name, or downloads it once the user has agreed to what it takes."""
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from fiddler.command_line import INTERRUPTED, fail
+from fiddler.errors import UserError
+from fiddler.hub.cache import cache_directory
+from fiddler.hub.names import HubName, cached, locate
+from fiddler.hub.preview import preview
+from fiddler.hub.remote import INDEX, WEIGHTS, RemoteModel, is_offline, look_up, shards_of
+from fiddler.sizes import format_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What serving a model takes on this machine: the dry run's figures."""
+
+    memory_bytes: int
+    """Of the host."""
+    free_memory_bytes: int
+    device_bytes: int | None
+    """Of the GPU's memory, without resident experts; None without a GPU."""
+    tokens_per_second: float | None
+    """The bound for one sequence; None if the configuration does not tell."""
+
+    def __str__(self) -> str:
+        parts = [f"{format_bytes(self.memory_bytes)} of memory"]
+        if self.device_bytes is not None:
+            parts.append(f"{format_bytes(self.device_bytes)} of the GPU's")
+        text = " and ".join(parts)
+        if self.tokens_per_second is not None:
+            text += f"; at most about {self.tokens_per_second:.2g} tokens/s on this machine"
+        if self.memory_bytes > self.free_memory_bytes:
+            text += f", and less: only {format_bytes(self.free_memory_bytes)} of memory are free"
+        return text
+
+
+def obtain(model: str, *, estimate: Callable[[Path], Estimate], assume_yes: bool, say: Callable[[str], object]) -> Path:
+    """The directory of a model. One that the cache holds whole is taken as it is, without asking the hub.
+
+    Args:
+        model: A path, "demo", or ORG/NAME[@REVISION].
+        estimate: The dry run on a directory; it raises a UserError if the model cannot be served.
+        assume_yes: Whether to download without a question.
+        say: Prints a line about what is going on.
+
+    Returns:
+        The directory; if `model` is neither a path that exists nor a name, what was given.
+
+    Raises:
+        UserError: The model is not there and cannot be downloaded, cannot be served, or the user did not agree.
+    """
+    name = None if os.path.lexists(model) else HubName.parse(model)
+    if name is None:
+        return locate(Path(model))
+    directory = cached(name)
+    if directory is not None and is_whole(directory):
+        return directory
+    if is_offline():
+        raise UserError(
+            f"{name} is not whole in the Hugging Face cache ({cache_directory()}), and HF_HUB_OFFLINE is set: unset it "
+            f"to download the model, or copy the cache of a machine that has it"
+        )
+    return _download(name, estimate=estimate, assume_yes=assume_yes, say=say)
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether a folder of the cache has a configuration and all files of weights, which are downloaded last."""
+    if not (directory / "config.json").is_file():
+        return False
+    if (directory / WEIGHTS).is_file():
+        return True
+    shards = shards_of(directory / INDEX)
+    return bool(shards) and all((directory / shard).is_file() for shard in shards)
+
+
+def _download(
+    name: HubName, *, estimate: Callable[[Path], Estimate], assume_yes: bool, say: Callable[[str], object]
+) -> Path:
+    say(f"{name} is not in the cache; looking at its files on the hub")
+    with _interrupt_ends_the_process(name):
+        model = look_up(name)
+        directory = model.download(model.small_files)
+        with preview(model, directory) as folder:
+            say(f"checking {name} on this machine, without its weights")
+            try:
+                needs = estimate(folder)
+            except UserError as error:
+                raise UserError(str(error).replace(str(folder), str(name))) from None
+        weights = model.weight_files(directory)
+        _check_disk(model, directory, weights)
+        num_bytes = sum(model.sizes[path] for path in weights)
+        question = f"{name} needs {format_bytes(num_bytes)} of disk, {needs}"
+        if not assume_yes and not _agrees(f"{question}. Download it to {cache_directory()}? [y/N] "):
+            raise UserError(f"{question}. It was not downloaded")
+        return model.download([*model.small_files, *weights])
+
+
+def _check_disk(model: RemoteModel, directory: Path, weights: list[str]) -> None:
+    """Refuses a download that the disk has no room for.
+
+    Raises:
+        UserError: See above.
+    """
+    missing = sum(model.sizes[path] for path in weights if not (directory / path).exists())
+    free = shutil.disk_usage(directory).free
+    if missing > free:
+        raise UserError(
+            f"{model.name} needs {format_bytes(missing)} more of the disk with {cache_directory()}, and "
+            f"{format_bytes(free)} are free: make room, or let HF_HOME name a folder on another disk"
+        )
+
+
+def _agrees(question: str) -> bool:
+    """Asks at the terminal.
+
+    Raises:
+        UserError: There is no terminal.
+    """
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        text = question.partition(". Download")[0]
+        raise UserError(f"{text}. There is no terminal to ask at: add --yes to download it")
+    print(question, end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+@contextmanager
+def _interrupt_ends_the_process(name: HubName) -> Iterator[None]:
+    """Lets Ctrl-C end the process at once: the threads that download would go on to the ends of their files."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        print(file=sys.stderr)
+        fail("fiddler", f"interrupted; what has arrived of {name} is kept, and the same command resumes", INTERRUPTED)
+        os._exit(INTERRUPTED)
+
+    previous = signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

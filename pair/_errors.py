@@ -1,0 +1,5 @@
+"""The error of a pair."""
+
+
+class PairError(Exception):
+    """A service ended unexpectedly, or was not ready in time."""
