@@ -145,6 +145,7 @@ def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None
         "cpu_expert_service",
         torch_version=torch.__version__,
         kernel=runner.kernel.name,
+        model_name=checkpoint.name,
         model_type=checkpoint.model_type,
         weight_format=checkpoint.weight_format,
     )

@@ -1,16 +1,16 @@
 """What both services share of metrics: how they are declared, build information, /metrics over HTTP."""
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Info, disable_created_metrics, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Info, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.metrics import MetricWrapperBase
 
-from fiddler import __version__
+from fiddler import __version__, exposition
 from fiddler.errors import UserError
 from fiddler.transport import http
 
@@ -41,6 +41,36 @@ class CollectedMetric:
         """prometheus_client's object for one scrape, without samples yet."""
         make = CounterMetricFamily if self.kind == "counter" else GaugeMetricFamily
         return make(self.name, self.description, labels=self.labels)
+
+
+def single(metric: CollectedMetric, value: float) -> Metric:
+    """One scrape of a metric without labels."""
+    family = metric.new()
+    family.add_metric([], value)
+    return family
+
+
+def by_label(metric: CollectedMetric, values: Mapping[str, float]) -> Metric:
+    """One scrape of a metric with one label."""
+    family = metric.new()
+    for label, value in values.items():
+        family.add_metric([label], value)
+    return family
+
+
+def by_two_labels(metric: CollectedMetric, first: Sequence[str], values: Sequence[Mapping[str, float]]) -> Metric:
+    """One scrape of a metric with two labels.
+
+    Args:
+        metric: The metric.
+        first: The values of the first label.
+        values: For each of them, values by the second label.
+    """
+    family = metric.new()
+    for label, by_second in zip(first, values, strict=True):
+        for second, value in by_second.items():
+            family.add_metric([label, second], value)
+    return family
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +121,6 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     # these say when each series began, which would double the number of series
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        http.Server(host, port, make_wsgi_app(registry)).start()
+        http.Server(host, port, exposition.application(registry)).start()
     except OSError as error:
         raise UserError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error

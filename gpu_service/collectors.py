@@ -1,8 +1,10 @@
-"""Publishes the numbers that other parts count, read at each request for /metrics. metrics.py says what they mean."""
+"""Publishes the numbers that other parts count, read at each request for /metrics. metrics.py says what they mean.
+
+expert_collector.py has those of single experts.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import Metric
@@ -10,48 +12,12 @@ from prometheus_client.registry import Collector
 from typing_extensions import override
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.metrics import CollectedMetric
+from fiddler.metrics import by_label, by_two_labels, single
 from gpu_service import metrics
 from gpu_service.engine.engine import Engine
 from gpu_service.moe.dispatcher import Dispatcher
 
-_MOST_SERIES = 1024  # layers x experts, up to which "auto" publishes each expert
 _COPY_REASONS = ("demand", "prefetch", "swap")
-
-ByExpert = Literal["auto", "on", "off"]
-
-
-class RoutingCollector(Collector):
-    """How often experts were chosen, where they were computed, and which are resident on the device."""
-
-    def __init__(self, dispatcher: Dispatcher, checkpoint: Checkpoint, by_expert: ByExpert) -> None:
-        """Reads nothing yet.
-
-        Args:
-            dispatcher: Counts.
-            checkpoint: The layers.
-            by_expert: Whether to publish each expert of each layer; auto: if there are at most 1024.
-        """
-        self._dispatcher = dispatcher
-        self._num_experts = [layer.num_experts for layer in checkpoint.layers]
-        self._layers = [str(layer.decoder_layer) for layer in checkpoint.layers]
-        self._publishes_experts = by_expert == "on" or (by_expert == "auto" and sum(self._num_experts) <= _MOST_SERIES)
-
-    @override
-    def collect(self) -> Iterable[Metric]:
-        selections, orchestration = self._dispatcher.selections, self._dispatcher.orchestration
-        yield _by_two(metrics.EXPERT_SELECTIONS, self._layers, selections.read_routes())
-        yield _by_layer(metrics.EXPERT_IMBALANCE, self._layers, selections.read_imbalance())
-        resident = []
-        for layer, num_experts in enumerate(self._num_experts):
-            there = orchestration.resident(layer)
-            resident.append({str(expert): int(expert in there) for expert in range(num_experts)})
-        yield _by_layer(metrics.RESIDENT_EXPERTS, self._layers, [sum(layer.values()) for layer in resident])
-        yield _value(metrics.EXPERT_SLOTS, orchestration.num_slots)
-        if self._publishes_experts:
-            chosen = [{str(expert): count for expert, count in enumerate(counts)} for counts in selections.read()]
-            yield _by_two(metrics.EXPERT_SELECTIONS_BY_EXPERT, self._layers, chosen)
-            yield _by_two(metrics.EXPERT_RESIDENT, self._layers, resident)
 
 
 class CostCollector(Collector):
@@ -64,8 +30,8 @@ class CostCollector(Collector):
     @override
     def collect(self) -> Iterable[Metric]:
         costs = self._dispatcher.costs
-        yield _by_layer(metrics.LAYER_SECONDS, self._layers, costs.seconds)
-        yield _by_layer(metrics.LAYER_OVERLAP_SECONDS, self._layers, costs.overlap)
+        yield by_label(metrics.LAYER_SECONDS, dict(zip(self._layers, costs.seconds, strict=True)))
+        yield by_label(metrics.LAYER_OVERLAP_SECONDS, dict(zip(self._layers, costs.overlap, strict=True)))
         for family, parts in (
             (metrics.LAYER_PREDICTED_SECONDS, costs.predicted),
             (metrics.LAYER_ACTUAL_SECONDS, costs.actual),
@@ -73,9 +39,9 @@ class CostCollector(Collector):
             by_layer: list[dict[str, float]] = [
                 dict(zip(parts, seconds, strict=True)) for seconds in zip(*parts.values(), strict=True)
             ]
-            yield _by_two(family, self._layers, by_layer)
+            yield by_two_labels(family, self._layers, by_layer)
         copied = {**dict.fromkeys(_COPY_REASONS, 0), **self._dispatcher.orchestration.copied_bytes}
-        yield _by_label(metrics.EXPERT_COPIED_BYTES, copied)
+        yield by_label(metrics.EXPERT_COPIED_BYTES, copied)
         yield from self._expected()
 
     def _expected(self) -> Iterable[Metric]:
@@ -88,8 +54,8 @@ class CostCollector(Collector):
         if latency.gpu is None:
             del seconds["gpu"], seconds["transfer"]
         corrections = {"cpu": latency.cpu_correction, "transfer": latency.transfer_correction}
-        yield _by_label(metrics.COST_SECONDS, {of: value for of, value in seconds.items() if value < math.inf})
-        yield _by_label(metrics.COST_CORRECTION, {of: each.factor for of, each in corrections.items()})
+        yield by_label(metrics.COST_SECONDS, {of: value for of, value in seconds.items() if value < math.inf})
+        yield by_label(metrics.COST_CORRECTION, {of: each.factor for of, each in corrections.items()})
 
 
 class EngineCollector(Collector):
@@ -103,43 +69,17 @@ class EngineCollector(Collector):
     @override
     def collect(self) -> Iterable[Metric]:
         engine = self._engine
-        yield _value(metrics.REQUESTS_RUNNING, engine.num_running)
-        yield _value(metrics.REQUESTS_WAITING, engine.num_waiting)
-        yield _value(metrics.REQUESTS_WAITING_LIMIT, self._max_waiting)
-        yield _value(metrics.KV_USED_SLOTS, engine.used_rows)
-        yield _value(metrics.KV_CAPACITY_SLOTS, engine.max_rows)
-        yield _value(metrics.KV_USED_BYTES, engine.used_kv_bytes)
-        yield _value(metrics.KV_CAPACITY_BYTES, engine.kv_bytes)
-        yield _value(metrics.DEGRADED_SECONDS, self._degraded_seconds())
+        yield single(metrics.REQUESTS_RUNNING, engine.num_running)
+        yield single(metrics.REQUESTS_WAITING, engine.num_waiting)
+        yield single(metrics.REQUESTS_WAITING_LIMIT, self._max_waiting)
+        yield single(metrics.KV_USED_SLOTS, engine.used_rows)
+        yield single(metrics.KV_CAPACITY_SLOTS, engine.max_rows)
+        yield single(metrics.KV_USED_BYTES, engine.used_kv_bytes)
+        yield single(metrics.KV_CAPACITY_BYTES, engine.kv_bytes)
+        yield single(metrics.DEGRADED_SECONDS, self._degraded_seconds())
 
 
 def publish(*collectors: Collector, registry: CollectorRegistry = REGISTRY) -> None:
     """Registers collectors, so that each request for /metrics reads them."""
     for collector in collectors:
         registry.register(collector)
-
-
-def _value(family: CollectedMetric, value: float) -> Metric:
-    metric = family.new()
-    metric.add_metric([], value)
-    return metric
-
-
-def _by_label(family: CollectedMetric, values: Mapping[str, float]) -> Metric:
-    metric = family.new()
-    for label, value in values.items():
-        metric.add_metric([label], value)
-    return metric
-
-
-def _by_layer(family: CollectedMetric, layers: Sequence[str], values: Sequence[float]) -> Metric:
-    return _by_label(family, dict(zip(layers, values, strict=True)))
-
-
-def _by_two(family: CollectedMetric, layers: Sequence[str], values: Sequence[Mapping[str, float]]) -> Metric:
-    """Values of each layer by a second label."""
-    metric = family.new()
-    for layer, by_label in zip(layers, values, strict=True):
-        for label, value in by_label.items():
-            metric.add_metric([layer, label], value)
-    return metric

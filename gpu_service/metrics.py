@@ -8,13 +8,16 @@ from prometheus_client import Counter, Gauge, Histogram
 from fiddler.metrics import LATENCY_BUCKETS, CollectedMetric
 from fiddler.metrics import LOG_LINES_DROPPED as LOG_LINES_DROPPED
 
-# These three are vLLM's, so that the two services can be compared.
+# These are vLLM's, so that the two services can be compared.
 _TIME_TO_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
     160.0, 640.0, 2560.0,
 )  # fmt: skip
 _INTER_TOKEN_BUCKETS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
+_TOKEN_BUCKETS = (
+    1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000,
 )  # fmt: skip
 _REQUEST_BUCKETS = (
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0,
@@ -37,6 +40,14 @@ CACHED_PROMPT_TOKENS = Counter(
     "fiddler_cached_prompt_tokens_total", "Prompt tokens whose keys and values were taken from an earlier request."
 )
 GENERATION_TOKENS = Counter("fiddler_generation_tokens_total", "Tokens generated.")
+REQUEST_PROMPT_TOKENS = Histogram(
+    "fiddler_request_prompt_tokens", "Tokens in the prompt of a request that ended.", buckets=_TOKEN_BUCKETS
+)
+REQUEST_GENERATION_TOKENS = Histogram(
+    "fiddler_request_generation_tokens",
+    "Tokens that a request generated, of all its generations together, when it ended.",
+    buckets=_TOKEN_BUCKETS,
+)
 TIME_TO_FIRST_TOKEN = Histogram(
     "fiddler_time_to_first_token_seconds",
     "Seconds from a request's arrival to its first token.",
@@ -91,11 +102,31 @@ EXPERT_SELECTIONS_BY_EXPERT = CollectedMetric(
     "Experts chosen for tokens, by expert; one token at top-2 counts 2. Subject to --metrics-by-expert.",
     ("layer", "expert"),
 )
+EXPERT_SELECTIONS_BY_BAND = CollectedMetric(
+    "fiddler_expert_selections_by_band_total",
+    "counter",
+    "Experts chosen for tokens, by band: neighbouring experts, in at most 32 bands per layer. Subject to "
+    "--metrics-by-expert.",
+    ("layer", "band"),
+)
+HOT_EXPERT_SHARE = CollectedMetric(
+    "fiddler_hot_expert_selections_ratio",
+    "gauge",
+    "Share of a layer's recent selections that each of its 8 most chosen experts has. Only if the experts are too many "
+    "for fiddler_expert_selections_by_expert_total. Subject to --metrics-by-expert.",
+    ("layer", "expert"),
+)
 EXPERT_RESIDENT = CollectedMetric(
     "fiddler_expert_resident",
     "gauge",
     "1 if an expert is resident on the device, else 0. Subject to --metrics-by-expert.",
     ("layer", "expert"),
+)
+BAND_RESIDENT = CollectedMetric(
+    "fiddler_expert_band_resident_ratio",
+    "gauge",
+    "Share of a band's experts that are resident on the device. Subject to --metrics-by-expert.",
+    ("layer", "band"),
 )
 RESIDENT_EXPERTS = CollectedMetric(
     "fiddler_resident_experts", "gauge", "Experts of a layer that are resident on the device.", ("layer",)

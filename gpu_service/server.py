@@ -28,6 +28,7 @@ from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.engine.engine import Engine
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import EngineStoppedError, ExpertServiceError, HandshakeError
+from gpu_service.expert_collector import RoutingCollector
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.orchestration import Orchestration
@@ -136,6 +137,7 @@ class Server:
         set_build_info(
             "gpu_service",
             torch_version=torch.__version__,
+            model_name=self._checkpoint.name,
             model_type=self._checkpoint.model_type,
             device=str(self._device),
             weight_format=self._checkpoint.weight_format,
@@ -160,7 +162,7 @@ class Server:
         engine = Engine(model, scheduler, self._step_failed)
         collectors.publish(
             collectors.EngineCollector(engine, settings.max_waiting, self._expert_health.degraded_seconds),
-            collectors.RoutingCollector(model.dispatcher, self._checkpoint, settings.metrics_by_expert),
+            RoutingCollector(model.dispatcher, self._checkpoint, settings.metrics_by_expert),
             collectors.CostCollector(model.dispatcher, self._checkpoint),
         )
         engine.start()

@@ -164,7 +164,8 @@ class Settings(ServiceSettings):
     )
     metrics_by_expert: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="metrics of each expert of each layer, two series each; auto: if layers x experts are at most 1024",
+        description="metrics of bands of neighbouring experts, and of each expert of each layer, two series each; auto:"
+        " each expert if layers x experts are at most 20000, else the hottest ones of each layer; off: neither",
     )
 
     @property

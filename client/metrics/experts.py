@@ -20,7 +20,7 @@ class DecayedSelections:
     def add(self, growth: Growth) -> None:
         """Adds the selections between two readings."""
         weight = 0.5 ** (growth.seconds / self._half_life_seconds)
-        for layer, new in _by_expert(growth, names.SELECTIONS_BY_EXPERT).items():
+        for layer, new in _selections(growth).items():
             old = self._selections.get(layer, [])
             if len(old) != len(new):  # first reading, or the service restarted with another model
                 old = [0.0] * len(new)
@@ -39,7 +39,8 @@ def layers(now: Exposition, growth: Growth | None, decayed: DecayedSelections) -
         growth: The growth within the window; None until there are two readings.
         decayed: The selections seen so far.
     """
-    selections = _by_expert(growth, names.SELECTIONS_BY_EXPERT) if growth else {}
+    selections = _selections(growth) if growth else {}
+    band_sizes = _band_sizes(now)
     routes = _by_route(growth) if growth else {}
     flags = _by_expert(now, names.RESIDENT)
     num_resident = _by_layer(now, names.NUM_RESIDENT)
@@ -55,7 +56,12 @@ def layers(now: Exposition, growth: Growth | None, decayed: DecayedSelections) -
                 routes=routes.get(layer),
                 selections=selections.get(layer),
                 decayed_selections=decayed.of(layer),
-                imbalance=_imbalance(selections[layer]) if layer in selections else imbalance.get(layer),
+                imbalance=(
+                    _imbalance(selections[layer])
+                    if layer in selections and layer not in band_sizes
+                    else imbalance.get(layer)
+                ),
+                experts_per_band=band_sizes.get(layer, 1),
                 resident=resident,
                 num_resident=int(count) if count is not None else None if resident is None else len(resident),
             )
@@ -73,10 +79,18 @@ def route_shares(by_layer: Iterable[Layer]) -> dict[str, float] | None:
     return {route: selections / total for route, selections in totals.items()} if total else None
 
 
-def hottest(by_layer: Iterable[Layer]) -> list[HotExpert]:
-    """The experts with the largest shares of their layers' selections, largest first."""
-    found = []
+def hottest(now: Exposition, by_layer: Iterable[Layer]) -> list[HotExpert]:
+    """The experts with the largest shares of their layers' selections, largest first.
+
+    Of a service that exports no selections by expert, these are the shares that it counts itself.
+    """
+    found = [
+        HotExpert(layer=int(layer), expert=int(expert), share=share, resident=None)
+        for (layer, expert), share in now.by(names.HOT_EXPERT_SHARE, "layer", "expert").items()
+    ]
     for layer in by_layer:
+        if layer.experts_per_band > 1:
+            continue
         total = sum(layer.selections or ())
         for expert, selections in enumerate(layer.selections or ()):
             if selections:
@@ -88,6 +102,32 @@ def hottest(by_layer: Iterable[Layer]) -> list[HotExpert]:
 def _imbalance(selections: Sequence[float]) -> float | None:
     total = sum(selections)
     return max(selections) * len(selections) / total if total else None
+
+
+def _selections(series: Series) -> dict[int, list[float]]:
+    """The selections by layer, [experts] each: of each expert, or else evenly divided among those of a band."""
+    if each := _by_expert(series, names.SELECTIONS_BY_EXPERT):
+        return each
+    found: dict[int, list[float]] = {}
+    for layer, counts in _by_band(series).items():
+        in_order = sorted(counts, key=lambda band: band[0].start)
+        found[layer] = [count / len(experts) for experts, count in in_order for _ in experts]
+    return found
+
+
+def _band_sizes(now: Exposition) -> dict[int, int]:
+    """How many experts a band has, of the layers whose selections are known by band only."""
+    if names.SELECTIONS_BY_EXPERT in now.series:
+        return {}
+    return {layer: max(len(experts) for experts, _ in counts) for layer, counts in _by_band(now).items()}
+
+
+def _by_band(series: Series) -> dict[int, list[tuple[range, float]]]:
+    found: dict[int, list[tuple[range, float]]] = {}
+    for (layer, band), count in series.by(names.SELECTIONS_BY_BAND, "layer", "band").items():
+        first, _, last = band.partition("-")
+        found.setdefault(int(layer), []).append((range(int(first), int(last or first) + 1), count))
+    return found
 
 
 def _by_expert(series: Series, name: str) -> dict[int, list[float]]:

@@ -150,7 +150,7 @@ class Monitor:
             routes=route_shares(by_layer),
             swaps=growth.value(names.SWAPS) if growth else None,
             layers=by_layer,
-            hottest=hottest(by_layer),
+            hottest=hottest(now, by_layer) if now else [],
             bandwidth=self._bandwidth(),
         )
 

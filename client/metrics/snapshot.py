@@ -42,6 +42,8 @@ class Layer:
             does not export selections by expert, this is the service's own figure, over a window of its own.
         resident: The experts that are resident on the device.
         num_resident: How many those are.
+        experts_per_band: 1, or more if the service exports selections by band only: neighbouring experts, among which
+            the selections of their band are divided evenly.
     """
 
     layer: int
@@ -51,6 +53,7 @@ class Layer:
     imbalance: float | None
     resident: list[int] | None
     num_resident: int | None
+    experts_per_band: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ _EPILOG = (
 _NONE = "none"
 _WINDOW_SECONDS = 10.0
 _MAX_TIMEOUT_SECONDS = 5.0
+_COLUMNS_OF_A_FILE = 160
 _REDRAW_SECONDS = 0.5  # how soon a resized terminal is redrawn
 
 
@@ -124,7 +126,7 @@ def _once(monitor: Monitor, settings: _Settings) -> int:
 
 def _watch(monitor: Monitor, settings: _Settings) -> int:
     """Shows sample after sample until it is stopped."""
-    console = Console()
+    console = _console()
     if settings.as_json or not console.is_terminal or console.is_dumb_terminal:
         while True:
             due = time.monotonic() + settings.interval_seconds
@@ -149,11 +151,17 @@ def _watch(monitor: Monitor, settings: _Settings) -> int:
                     choice = CHOICES[(CHOICES.index(choice) + 1) % len(CHOICES)]
 
 
+def _console() -> Console:
+    """Standard output; a file or a pipe, which has no columns of its own, gets enough for everything."""
+    is_terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if is_terminal else _COLUMNS_OF_A_FILE)
+
+
 def _print(snapshot: Snapshot, settings: _Settings) -> None:
     if settings.as_json:
         print(json.dumps(dataclasses.asdict(snapshot)), flush=True)
     else:
-        Console().print(View(snapshot, choice=settings.maps, half_life_seconds=settings.half_life_seconds))
+        _console().print(View(snapshot, choice=settings.maps, half_life_seconds=settings.half_life_seconds))
 
 
 if __name__ == "__main__":

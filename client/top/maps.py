@@ -91,6 +91,8 @@ def table(layers: Sequence[Layer], *, choice: Choice, window: str, ink: Ink, col
         assert fit is not None
         together = fit.experts_per_cell * len(groups[0])
         binned = f", max of {together}" if together > 1 else ""
+        if (size := max(layer.experts_per_band for layer in layers)) > 1:
+            binned += f", bands of {size}"
         shown.add_column(Text(f"{each.title}{binned}\n{_ruler(fit)}"), no_wrap=True, width=fit.columns)
     for heading in ("% res", "\nstr", "\nrem", "im-\nbal", "on\ndev"):
         shown.add_column(heading, justify="right", no_wrap=True)

@@ -201,7 +201,7 @@ class GenerationStream:
         if unfinished := self._responses.num_unfinished:
             reasons["error" if failure else left.value] = unfinished
             status = failure or _CODE_OF_LEAVING[left]
-        request_metrics.ended(self._answer, reasons, status)
+        request_metrics.ended(self._answer, reasons, status, num_tokens=self._responses.num_tokens)
         _log.info(
             "request ended",
             request_id=self.request.request_id,

@@ -29,17 +29,20 @@ def submitted(request: Request) -> None:
     metrics.PROMPT_TOKENS.inc(len(request.prompt))
 
 
-def ended(answer: Answer, reasons: dict[str, int], status: str) -> None:
+def ended(answer: Answer, reasons: dict[str, int], status: str, *, num_tokens: int) -> None:
     """Counts a request that has ended.
 
     Args:
         answer: How far the request was computed.
         reasons: How many of its generations ended for each reason.
         status: Its call's gRPC status.
+        num_tokens: What was generated, in all its generations together.
     """
     for reason, count in reasons.items():
         metrics.REQUESTS.labels(reason, status).inc(count)
     metrics.CACHED_PROMPT_TOKENS.inc(answer.cached_prompt_tokens)
+    metrics.REQUEST_PROMPT_TOKENS.observe(len(answer.request.prompt))
+    metrics.REQUEST_GENERATION_TOKENS.observe(num_tokens)
     last_token_at = max((each.last_token_at for each in answer.generations if each.last_token_at), default=None)
     queue_seconds, prefill_seconds, decode_seconds = answer.stage_seconds(last_token_at)
     metrics.REQUEST_QUEUE_SECONDS.observe(queue_seconds)

@@ -64,6 +64,15 @@ class SelectionCounts:
         """Returns totals by layer and route."""
         return [dict(routes) for routes in self._by_route]
 
+    def read_hottest(self, most: int) -> list[dict[int, float]]:
+        """Returns, by layer, the recent shares of the experts that were chosen most often lately, at most so many."""
+        found = []
+        for recent in self._recent:
+            total = float(recent.sum())
+            hottest = np.argsort(-recent, kind="stable")[:most].tolist() if total else []
+            found.append({expert: float(recent[expert]) / total for expert in hottest if recent[expert]})
+        return found
+
     def read_imbalance(self) -> list[float]:
         """Returns, by layer, the recent count of the most chosen expert over the mean; 1 if none was chosen."""
         means = [float(recent.mean()) for recent in self._recent]

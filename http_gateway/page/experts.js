@@ -5,6 +5,7 @@ import { get } from "./api.js";
 const PERIOD_MS = 1000;
 const ROUTES = { resident: "on the GPU", streamed: "copied to the GPU", remote: "by the CPU" };
 const LARGEST_CELL = 22;
+const SMALLEST_CELL = 4; // pixels: narrower ones cannot be told apart, so that neighbours share a cell
 
 const panel = document.getElementById("experts");
 const canvas = document.getElementById("map");
@@ -45,55 +46,97 @@ function shares(layer) {
   return total ? chosen.map((count) => (count * chosen.length) / total) : null;
 }
 
+/** What the cells of one layer show: the largest share of their experts, and the share of these that is resident. */
+function cells(layer, perCell) {
+  const all = shares(layer);
+  const resident = new Set(layer.resident ?? []);
+  const found = [];
+  for (let first = 0; first < all.length; first += perCell) {
+    const experts = all.slice(first, first + perCell);
+    const share = Math.max(...experts);
+    const there = experts.filter((_, index) => resident.has(first + index)).length / experts.length;
+    found.push({ share, there, expert: first + experts.indexOf(share) });
+  }
+  return found;
+}
+
+let rows = []; // as they are drawn: { layer, cells }, and the size of a cell
+let cellSize = [1, 1];
+
+function emptyMap() {
+  if (!layers.length) return "–";
+  if (layers.every((layer) => layer.selections === null && layer.decayed_selections === null)) {
+    return "Choices are not counted by expert: the GPU service runs with --metrics-by-expert off, or was read once so far.";
+  }
+  return "Nothing was chosen yet: no token was computed since the page was opened.";
+}
+
 function drawMap() {
   const known = layers.filter((layer) => shares(layer));
   const experts = Math.max(0, ...known.map((layer) => shares(layer).length));
   const isIdle = !layers.some((layer) => layer.selections?.some((count) => count > 0));
+  canvas.hidden = !experts;
   if (!experts) {
-    text("map-text", layers.length ? "Nothing was chosen yet, or choices are not counted by expert." : "–");
-    canvas.hidden = true;
+    rows = [];
+    text("map-text", emptyMap());
     return;
   }
-  canvas.hidden = false;
   const width = canvas.parentElement.clientWidth;
-  const cell = width / experts;
-  const height = Math.max(4, Math.min(LARGEST_CELL, cell, 420 / known.length));
+  const perCell = Math.ceil(experts / Math.max(1, Math.floor(width / SMALLEST_CELL)));
+  rows = known.map((layer) => ({ layer: layer.layer, cells: cells(layer, perCell) }));
+  const cell = width / Math.ceil(experts / perCell);
+  const height = Math.max(SMALLEST_CELL, Math.min(LARGEST_CELL, cell, 420 / known.length));
+  cellSize = [cell, height];
+  paint(width, height * known.length, isIdle);
+  document.getElementById("key-resident").hidden = !known.some((layer) => layer.resident?.length);
+  const all = rows.flatMap(({ layer, cells }) => cells.map((each) => ({ layer, ...each })));
+  const hottest = all.reduce((most, each) => (each.share > most.share ? each : most));
+  const bands = Math.max(...known.map((layer) => layer.experts_per_band));
+  const merged = perCell > 1 ? `; a cell is the largest of ${perCell}` : "";
+  const banded = bands > 1 ? `; counted in bands of ${bands}` : "";
+  const told = `${known.length} layers of ${experts} experts${merged}${banded}; expert ${hottest.expert} of layer ${hottest.layer} was chosen ${hottest.share.toFixed(1)} times the even share`;
+  canvas.setAttribute("aria-label", told);
+  text("map-text", isIdle ? `Idle. ${told}.` : `${told}.`);
+}
+
+function paint(width, height, isIdle) {
   const scale = window.devicePixelRatio || 1;
   canvas.width = Math.round(width * scale);
-  canvas.height = Math.round(known.length * height * scale);
-  canvas.style.height = `${known.length * height}px`;
+  canvas.height = Math.round(height * scale);
+  canvas.style.height = `${height}px`;
   const context = canvas.getContext("2d");
   context.scale(scale, scale);
   const style = getComputedStyle(document.documentElement);
-  const accent = style.getPropertyValue("--accent");
-  const gap = Math.min(2, cell / 6, height / 6);
-  document.getElementById("key-resident").hidden = !known.some((layer) => layer.resident?.length);
-  let hottest = { share: 0 };
-  known.forEach((layer, row) => {
-    const resident = new Set(layer.resident ?? []);
-    shares(layer).forEach((share, expert) => {
-      const box = [expert * cell + gap / 2, row * height + gap / 2, cell - gap, height - gap];
+  const [accent, sunken, soft] = ["--accent", "--sunken", "--soft"].map((name) => style.getPropertyValue(name));
+  const [cellWidth, cellHeight] = cellSize;
+  const gap = Math.min(2, cellWidth / 6, cellHeight / 6);
+  rows.forEach(({ cells }, row) => {
+    cells.forEach(({ share, there }, column) => {
+      const box = [column * cellWidth + gap / 2, row * cellHeight + gap / 2, cellWidth - gap, cellHeight - gap];
       context.globalAlpha = 1;
-      context.fillStyle = style.getPropertyValue("--sunken");
+      context.fillStyle = sunken;
       context.beginPath();
-      context.roundRect(...box, Math.min(4, cell / 4, height / 4));
+      context.roundRect(...box, Math.min(4, cellWidth / 4, cellHeight / 4));
       context.fill();
       context.globalAlpha = Math.min(1, Math.sqrt(share / 3)) * (isIdle ? 0.4 : 1);
       context.fillStyle = accent;
       context.fill();
-      if (resident.has(expert)) {
-        context.globalAlpha = 1;
-        context.strokeStyle = style.getPropertyValue("--soft");
-        context.lineWidth = 1;
+      if (there) {
+        context.globalAlpha = there;
+        context.strokeStyle = soft;
+        context.lineWidth = Math.min(1, cellWidth / 8);
         context.stroke();
       }
-      if (share > hottest.share) hottest = { share, layer: layer.layer, expert };
     });
   });
-  const told = `${known.length} layers of ${experts} experts; expert ${hottest.expert} of layer ${hottest.layer} was chosen ${hottest.share.toFixed(1)} times the even share`;
-  canvas.setAttribute("aria-label", told);
-  text("map-text", isIdle ? `Idle. ${told}.` : `${told}.`);
 }
+
+/** Says which expert a cell is, while the pointer is on it. */
+canvas.addEventListener("pointermove", ({ offsetX, offsetY }) => {
+  const row = rows[Math.floor(offsetY / cellSize[1])];
+  const cell = row?.cells[Math.floor(offsetX / cellSize[0])];
+  canvas.title = cell ? `layer ${row.layer}, expert ${cell.expert}: ${cell.share.toFixed(1)} times the even share` : "";
+});
 
 function note(words) {
   const shown = document.getElementById("experts-note");

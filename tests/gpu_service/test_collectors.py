@@ -1,8 +1,7 @@
-"""How experts that become resident are counted, and up to how many are published one by one."""
+"""How experts that become resident are counted."""
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,10 +9,8 @@ import torch
 from prometheus_client import REGISTRY
 
 from fiddler.checkpoint import Checkpoint
-from gpu_service import collectors
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.keys import ExpertKey
-from gpu_service.moe.counters import SelectionCounts
 from gpu_service.moe.orchestrated import Orchestrated
 from gpu_service.moe.prefetch import Prefetcher
 from gpu_service.placement.policy import Swap
@@ -73,22 +70,3 @@ def test_what_comes_to_stay_is_counted_by_who_had_it_copied(slots: ExpertSlots) 
     for _ in range(2):
         orchestration.end_of_step(1, 0.01)
     assert _counted() == {"demand": before["demand"] + 1, "swap": before["swap"] + 1}
-
-
-@pytest.mark.parametrize(
-    ("by_expert", "num_experts", "is_told"),
-    [("auto", 512, True), ("auto", 513, False), ("on", 513, True), ("off", 2, False)],
-)
-def test_experts_are_told_one_by_one_while_they_are_few(
-    by_expert: collectors.ByExpert, num_experts: int, is_told: bool
-) -> None:
-    layers = [SimpleNamespace(num_experts=num_experts, decoder_layer=number) for number in (1, 2)]
-    orchestration = SimpleNamespace(resident=lambda layer: {1}, num_slots=3)
-    dispatcher = SimpleNamespace(selections=SelectionCounts([num_experts] * 2), orchestration=orchestration)
-    checkpoint: Any = SimpleNamespace(layers=layers)
-    collector = collectors.RoutingCollector(dispatcher, checkpoint, by_expert)  # type: ignore[arg-type]
-    told = {family.name: len(family.samples) for family in collector.collect()}
-    assert told["fiddler_expert_selections"] == 2 * 3
-    assert told["fiddler_resident_experts"] == 2
-    by_name = {name: told.get(name, 0) for name in ("fiddler_expert_selections_by_expert", "fiddler_expert_resident")}
-    assert by_name == dict.fromkeys(by_name, 2 * num_experts * is_told)

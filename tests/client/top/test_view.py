@@ -65,8 +65,8 @@ def test_figures_are_said_with_their_units() -> None:
     )
     for words in (
         "15.0 generated, - prompt   2 running, 7 waiting",
-        "first token 150/190/199 ms   next ones -",
-        "resident 38 %   streamed 12 %   remote 50 %   4 swapped in",
+        "first token 150/190/199 ms, next ones - (p50/p90/p99)",
+        "resident 38 %  streamed 12 %  remote 50 %  4 swapped in",
         "10 of 20 GB/s measured (50 %)",
         "L0/E1 75 %   L0/E0 25 %",
     ):
@@ -75,7 +75,7 @@ def test_figures_are_said_with_their_units() -> None:
 
 def test_a_small_map_shows_numbers_and_marks_what_is_resident() -> None:
     lines = _printed(_snapshot(_skewed(2, 8), [[5], [0, 1]]), 120).splitlines()
-    first, second = lines[-3:-1]
+    first, second = [line for line in lines if line.split()[-5:-2] == ["38", "12", "50"]]
     # The recent and the decayed map, then routes in per cent, imbalance, and the number of resident experts.
     map_of_first = [*["7"] * 5, "•50", *["7"] * 2]
     assert first.split() == ["0", *map_of_first, *map_of_first, "38", "12", "50", "4.0", "1"]
@@ -100,6 +100,56 @@ def test_the_whole_screen_fits(num_layers: int, num_experts: int, width: int, he
     assert layers[-1] == num_layers - 1
     # The hot expert is visible in every row, whichever experts share its cell.
     assert all("@" in row or "•50" in row for row in rows)
+
+
+def test_eighty_columns_have_room_for_every_figure() -> None:
+    values = {
+        "generation_tokens_total": 30,
+        "requests_running": 2,
+        "requests_waiting": 7,
+        "placement_swaps_total": 1234,
+    }
+    lines = _printed(_snapshot([[1, 3]], **values), 80).splitlines()
+    assert all(len(line) <= 80 and "…" not in line for line in lines)
+    text = "\n".join(lines)
+    for words in (
+        "remote 50 %  1234 swapped in",
+        "computing - %",
+        "(p50/p90/p99)",
+        "decayed: half-life 60 s",
+        "imbal: the",
+    ):
+        assert words.replace("computing - %", "(50 %)") in text
+
+
+def test_selections_by_band_fill_the_map_and_the_hottest_experts_are_the_services() -> None:
+    size, num_layers = 12, 60
+
+    def exposition(turn: int) -> str:
+        lines = []
+        for layer in range(num_layers):
+            lines.append(f'fiddler_expert_selections_total{{layer="{layer}",route="remote"}} {turn * 32}')
+            for band in range(32):
+                name = f"{band * size:03}-{band * size + size - 1:03}"
+                count = turn * (200 if band == 7 else 1)
+                lines.append(f'fiddler_expert_selections_by_band_total{{layer="{layer}",band="{name}"}} {count}')
+        lines.append('fiddler_hot_expert_selections_ratio{layer="3",expert="90"} 0.4')
+        lines.append('fiddler_expert_imbalance_ratio{layer="3"} 77')
+        return gpu_service() + "\n".join(lines) + "\n"
+
+    with Monitor(
+        Script([exposition(0), exposition(1)]), None, interval_seconds=2, window_seconds=2, half_life_seconds=60,
+        timeout_seconds=1,
+    ) as monitor:  # fmt: skip
+        monitor.sample()
+        snapshot = monitor.sample()
+    text = _printed(snapshot, 80)
+    assert "L3/E90 40 %" in text
+    assert "bands of 12" in text
+    rows = [line for line in text.splitlines() if line.split()[:1] in ([str(layer)] for layer in range(num_layers))]
+    assert len(rows) == num_layers
+    assert all("@" in row for row in rows)
+    assert rows[3].split()[-2] == "77.0"
 
 
 def test_maps_are_chosen() -> None:
