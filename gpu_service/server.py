@@ -283,12 +283,11 @@ class Server:
 
     def _save_popularity(self, model: Model) -> None:
         path = self._settings.save_popularity
-        counts = model.dispatcher.selections.read()
-        tokens = max(sum(layer) for layer in counts) // max(1, model.num_experts_per_token)
-        if path is None or tokens == 0:
+        counted = Popularity.of_counts(model.dispatcher.selections.read(), model.num_experts_per_token)
+        if path is None or counted is None:
             return
         try:
-            Popularity(tokens, tuple(tuple(layer) for layer in counts)).save(path, self._checkpoint)
+            counted.save(path, self._checkpoint)
         except OSError as error:
             _log.error("popularity file not written", file=str(path), reason=error.strerror)
 

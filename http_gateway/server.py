@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from fiddler.access import tls
 from fiddler.errors import UserError
+from fiddler.metrics import set_build_info
 from http_gateway.app import create_app
 from http_gateway.gateway import Gateway
 from http_gateway.settings import Settings
@@ -47,6 +48,7 @@ def run(settings: Settings) -> None:
     gateway = Gateway(settings)
     _check_tls(settings)
     with _bound(settings.listen) as listener:
+        set_build_info("http_gateway")
         for warning in gateway.warnings():
             _log.warning("risk", what=warning)
         config = uvicorn.Config(

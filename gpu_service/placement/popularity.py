@@ -6,6 +6,7 @@
 A token at top-2 counts 2 in each layer. `python -m gpu_service.profile` writes it; it belongs to one checkpoint.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,12 @@ class Popularity:
     tokens: int
     counts: tuple[tuple[float, ...], ...]
     """By MoE layer and expert."""
+
+    @classmethod
+    def of_counts(cls, counts: Sequence[Sequence[int]], experts_per_token: int) -> "Popularity | None":
+        """The popularity that a service has counted, [layers][experts]; None if no token was computed."""
+        tokens = max(sum(layer) for layer in counts) // max(1, experts_per_token)
+        return cls(tokens, tuple(tuple(layer) for layer in counts)) if tokens else None
 
     def save(self, path: Path, checkpoint: "Checkpoint") -> None:
         """Writes the file completely or not at all.

@@ -1,1 +1,1 @@
-"""Generates Grafana's dashboards and docs/metrics.md. The committed files are what this writes."""
+"""Generates Grafana's dashboards, docs/metrics.md and rules/vllm.yml. The committed files are what this writes."""

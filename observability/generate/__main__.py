@@ -1,4 +1,4 @@
-"""`python -m observability.generate`: writes Grafana's dashboards and docs/metrics.md."""
+"""`python -m observability.generate`: writes Grafana's dashboards, docs/metrics.md and rules/vllm.yml."""
 
 from observability.generate.files import ROOT, files
 from tools.command_line import run

@@ -1,7 +1,7 @@
 """The dashboard *Where the time goes*: each part of a layer, predicted and actual. costs_services.py has the rest."""
 
 from observability.generate.costs_services import CPU, HOP, NORMAL
-from observability.generate.expressions import HERE, LAYERS, matrix, mean, total_rate
+from observability.generate.expressions import HERE, LAYERS, matrix, mean, padded_layer, total_rate
 from observability.generate.model import EXPERT_INSTANCE, INSTANCE, LAYER, Dashboard, Panel, Query, Row
 
 _STEPS = total_rate("fiddler_step_seconds_count", HERE)
@@ -76,16 +76,20 @@ _PARTS = (
     ),
     Panel(
         "Each layer",
-        "Mean seconds per batch from the router's choice in a layer until the sum of its experts was computed.",
-        "timeseries",
+        "Each layer is a row: mean seconds per batch from the router's choice in a layer until the sum of its experts "
+        "was computed.",
+        "heatmap",
         [
             Query(
-                f"{total_rate('fiddler_layer_seconds_total', LAYERS, 'layer')} / ignoring (layer) group_left {_STEPS}",
-                "layer {{layer}}",
+                padded_layer(
+                    f"{total_rate('fiddler_layer_seconds_total', LAYERS, 'layer')} / ignoring (layer) group_left "
+                    + _STEPS
+                ),
+                "{{layer}}",
             )
         ],
         "s",
-        minimum=0,
+        when_empty="No batch was computed in this time range.",
     ),
     Panel(
         "Actual over predicted",

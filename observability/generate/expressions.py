@@ -9,6 +9,7 @@ HERE = 'instance=~"$instance"'
 THERE = 'instance=~"$expert_instance"'
 """Selects the chosen CPU expert services."""
 BOTH = 'instance=~"$instance|$expert_instance"'
+GATEWAYS = 'instance=~"$gateway"'
 LAYERS = f'{HERE}, layer=~"$layer"'
 WINDOW = "$__rate_interval"
 PERCENTILES = (0.5, 0.9, 0.99)
@@ -33,6 +34,20 @@ def percentiles(histogram: str, selector: str) -> list[Query]:
     """Three percentiles of a histogram."""
     buckets = total_rate(f"{histogram}_bucket", selector, "le")
     return [Query(f"histogram_quantile({quantile}, {buckets})", f"p{quantile}") for quantile in PERCENTILES]
+
+
+def of_both_services(expression: str) -> str:
+    """Gives the series of both services' processes the label `service`, whatever their jobs are called.
+
+    A service that is down has been seen within the day.
+    """
+    known = f"max by (job, instance, service) (last_over_time(fiddler_build_info{{{BOTH}}}[1d]))"
+    return f"{expression} * on (job, instance) group_left (service) {known}"
+
+
+def padded_layer(expression: str) -> str:
+    """Pads layers to two digits, so that their order as texts is that of the numbers."""
+    return f'label_replace({expression}, "layer", "0$1", "layer", "^(.)$")'
 
 
 def padded(expression: str) -> str:

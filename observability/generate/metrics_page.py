@@ -6,11 +6,13 @@ import cpu_expert_service.metrics
 import gpu_service.metrics
 import http_gateway.metrics
 from fiddler.metrics import BUILD_DESCRIPTION, BUILD_NAME, Declared, declared
+from observability.generate.vllm_names import VLLM_NAMES
 
 _BUILD = Declared(BUILD_NAME, "gauge", BUILD_DESCRIPTION, ("service", "version", "..."))
 _LABELS = {
     "layer": "the decoder layer's number in the model, from 0",
     "expert": "the expert's number in its layer, from 0",
+    "band": "neighbouring experts of a layer, as `000-003`, or one expert if the layer has at most 32",
     "route": "`resident`, `streamed`, `remote`: where an expert was computed",
     "option": "`--tls-cert` or `--tls-client-ca`: the option that names the file",
     "part": (
@@ -54,8 +56,20 @@ files.
 ## Series for each expert
 
 `fiddler_expert_selections_by_expert_total` and `fiddler_expert_resident` have a series for each expert of each layer.
-They are served if layers x experts is at most 1024; `--metrics-by-expert on` or `off` overrides that. All other metrics
-have at most a few series for each layer.
+They are served if layers x experts is at most 20000. With more, `fiddler_hot_expert_selections_ratio` has the 8
+hottest experts of each layer instead. `fiddler_expert_selections_by_band_total` and
+`fiddler_expert_band_resident_ratio` have at most 32 series for each layer and are served in both cases.
+`--metrics-by-expert on` serves each expert however many there are, `off` serves neither experts nor bands. All other
+metrics have at most a few series for each layer.
+
+## vLLM's names
+
+With [vllm.yml](../observability/rules/vllm.yml), Prometheus records these metrics under vLLM's names and with its label
+`model_name`, so that dashboards and alerts that were made for vLLM show this service too. vLLM's `finished_reason` is
+`stop`, `length` or `abort`.
+
+| vLLM's | made of |
+|---|---|
 """
 
 
@@ -65,9 +79,10 @@ def metrics_page() -> str:
     modules = {"The GPU service": gpu_service.metrics, "The CPU expert service": cpu_expert_service.metrics}
     for title, module in modules.items():
         parts.append(f"\n## {title}\n\n{_table([*declared(module), _BUILD])}")
-    parts.append(f"\n## The HTTP gateway\n\n{_table(declared(http_gateway.metrics))}")
+    parts.append(f"\n## The HTTP gateway\n\n{_table([*declared(http_gateway.metrics), _BUILD])}")
     parts.append(f"\n## Labels\n\n| label | values |\n|---|---|\n{_labels()}")
     parts.append(_TAIL)
+    parts += [f"| `{name}` | `{ours}` |\n" for name, ours in VLLM_NAMES.items()]
     return "".join(parts)
 
 

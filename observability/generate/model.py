@@ -7,7 +7,9 @@ from typing import Any, Literal
 Json = dict[str, Any]
 Kind = Literal["timeseries", "stat", "heatmap", "table", "bargauge", "barchart", "gauge", "state-timeline"]
 
-DATASOURCE: Json = {"type": "prometheus", "uid": "fiddler-prometheus"}
+DATASOURCE_VARIABLE = "datasource"
+DATASOURCE: Json = {"type": "prometheus", "uid": f"${{{DATASOURCE_VARIABLE}}}"}
+"""The Prometheus that is chosen at the top of a dashboard, so that the dashboards can be imported into any Grafana."""
 SCHEMA_VERSION = 39  # of Grafana 11; later versions migrate it
 COLUMNS = 24  # of Grafana's grid
 
@@ -49,6 +51,8 @@ class Panel:
     mappings: Sequence[Json] = ()
     overrides: Sequence[Json] = ()
     transformations: Sequence[Json] = ()
+    when_empty: str = ""
+    """What the panel shows if its queries find nothing; empty: what write.py says for its kind."""
     repeat: str | None = None
     """A variable; the panel is repeated for each of its values."""
 
@@ -87,4 +91,5 @@ INSTANCE = Variable("instance", "GPU service", 'fiddler_build_info{service="gpu_
 EXPERT_INSTANCE = Variable(
     "expert_instance", "CPU expert service", 'fiddler_build_info{service="cpu_expert_service"}', "instance"
 )
+GATEWAY = Variable("gateway", "HTTP gateway", 'fiddler_build_info{service="http_gateway"}', "instance")
 LAYER = Variable("layer", "Layer", 'fiddler_expert_selections_total{instance=~"$instance"}', "layer", numeric=True)

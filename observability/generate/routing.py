@@ -1,6 +1,6 @@
 """The dashboard *Expert routing*: how experts are used. Panels of single experts are in routing_experts.py."""
 
-from observability.generate.expressions import HERE, LAYERS, on_the_right, total_rate
+from observability.generate.expressions import HERE, LAYERS, on_the_right, padded_layer, total_rate
 from observability.generate.model import INSTANCE, LAYER, Dashboard, Panel, Query, Row
 from observability.generate.routing_experts import EXPERTS
 
@@ -70,35 +70,37 @@ _NOW = (
 _LAYER_BY_LAYER = (
     Panel(
         "Imbalance",
-        "By layer: recent selections of the most chosen expert over the mean of all experts. 1 is even.",
-        "timeseries",
-        [Query(f"max by (layer) (fiddler_expert_imbalance_ratio{{{LAYERS}}})", "layer {{layer}}")],
+        "Each layer is a row: recent selections of the most chosen expert over the mean of all experts. 1 is even.",
+        "heatmap",
+        [Query(padded_layer(f"max by (layer) (fiddler_expert_imbalance_ratio{{{LAYERS}}})"), "{{layer}}")],
         "short",
-        minimum=1,
-        thresholds=_UNEVEN,
+        height=12,
     ),
     Panel(
         "Hits by layer",
-        "By layer: the share of the chosen experts whose weights were resident on the device.",
-        "timeseries",
+        "Each layer is a row: the share of the chosen experts whose weights were resident on the device.",
+        "heatmap",
         [
             Query(
-                total_rate(_SELECTIONS, f'{LAYERS}, route="resident"', "layer")
-                + f" / {total_rate(_SELECTIONS, LAYERS, 'layer')}",
-                "layer {{layer}}",
+                padded_layer(
+                    total_rate(_SELECTIONS, f'{LAYERS}, route="resident"', "layer")
+                    + f" / {total_rate(_SELECTIONS, LAYERS, 'layer')}"
+                ),
+                "{{layer}}",
             )
         ],
         "percentunit",
-        minimum=0,
-        maximum=1,
+        height=12,
+        when_empty="No token was computed in this time range, so that no expert was chosen.",
     ),
     Panel(
         "Resident experts by layer",
-        "Number of experts of each layer that are resident on the device, as the placement policy divides the slots.",
-        "timeseries",
-        [Query(f"sum by (layer) (fiddler_resident_experts{{{LAYERS}}})", "layer {{layer}}")],
+        "Each layer is a row: the number of its experts that are resident on the device, as the placement policy "
+        "divides the slots.",
+        "heatmap",
+        [Query(padded_layer(f"sum by (layer) (fiddler_resident_experts{{{LAYERS}}})"), "{{layer}}")],
         "short",
-        minimum=0,
+        height=12,
     ),
 )
 

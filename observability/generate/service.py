@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from observability.generate.expressions import HERE, dashed, mean, on_the_right, total_rate
-from observability.generate.model import EXPERT_INSTANCE, INSTANCE, Dashboard, Panel, Query, Row
+from observability.generate.expressions import HERE, dashed, mean, on_the_right, percentiles, total_rate
+from observability.generate.http_gateway import HTTP
+from observability.generate.model import EXPERT_INSTANCE, GATEWAY, INSTANCE, Dashboard, Panel, Query, Row
 from observability.generate.service_health import ERRORS, HEALTH, MEMORY
 
 
@@ -56,6 +57,24 @@ _REQUESTS = (
         "short",
         minimum=0,
         overrides=[dashed("limit"), on_the_right("limit", "short")],
+    ),
+    Panel(
+        "Tokens of a prompt",
+        "Tokens in the prompts of requests that ended: at most this for half, nine in ten, and 99 in 100.",
+        "timeseries",
+        percentiles("fiddler_request_prompt_tokens", HERE),
+        "short",
+        width=12,
+        minimum=0,
+    ),
+    Panel(
+        "Tokens of an output",
+        "Tokens that requests had generated when they ended: at most this for half, nine in ten, and 99 in 100.",
+        "timeseries",
+        percentiles("fiddler_request_generation_tokens", HERE),
+        "short",
+        width=12,
+        minimum=0,
     ),
 )
 
@@ -116,11 +135,12 @@ DASHBOARD = Dashboard(
     "fiddler-service",
     "Service",
     "Requests and their ends, latencies, the queue, failures, and memory.",
-    (INSTANCE, EXPERT_INSTANCE),
+    (INSTANCE, EXPERT_INSTANCE, GATEWAY),
     (
         Row("Health", HEALTH),
         Row("Requests", _REQUESTS),
         Row("Latency", _LATENCY),
+        Row("HTTP gateway", HTTP),
         Row("Memory", MEMORY),
         Row("Errors", ERRORS),
     ),

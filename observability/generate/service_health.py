@@ -1,18 +1,18 @@
 """Panels of the dashboard *Service*: health, memory and errors of both services."""
 
-from observability.generate.expressions import BOTH, HERE, THERE, total_rate, value_names
+from observability.generate.expressions import BOTH, HERE, THERE, of_both_services, rate, total_rate, value_names
 from observability.generate.model import Panel, Query
 
-_JOBS = 'job=~"gpu_service|cpu_expert_service"'
+_VERSIONS = ["service", "version", "model_name", "model_type", "device", "kernel"]
 _BAD_ABOVE_ZERO = {0.0: "green", 1.0: "red"}
 
 
 HEALTH = (
     Panel(
         "Scraped",
-        "Whether Prometheus reaches both services' /metrics.",
+        "Whether Prometheus reaches both services' /metrics. A service that it has not reached for a day is not shown.",
         "stat",
-        [Query(f"min by (job) (up{{{_JOBS}, {BOTH}}})", "{{job}}")],
+        [Query(f"min by (service) ({of_both_services(f'up{{{BOTH}}}')})", "{{service}}")],
         "short",
         width=6,
         height=5,
@@ -57,7 +57,7 @@ HEALTH = (
     ),
     Panel(
         "Versions",
-        "Versions of both services, with model type, device and kernel.",
+        "Versions of both services, with model, model type, device and kernel.",
         "table",
         [Query(f"fiddler_build_info{{{BOTH}}}", instant=True)],
         "short",
@@ -66,7 +66,9 @@ HEALTH = (
         transformations=[
             {
                 "id": "filterFieldsByName",
-                "options": {"include": {"names": ["service", "version", "model_type", "device", "kernel"]}},
+                "options": {
+                    "include": {"names": ["service", "version", "model_name", "model_type", "device", "kernel"]}
+                },
             }
         ],
     ),
@@ -108,7 +110,7 @@ MEMORY = (
         "reclaim.",
         "timeseries",
         [
-            Query(f"sum by (job) (process_resident_memory_bytes{{{_JOBS}, {BOTH}}})", "{{job}}"),
+            Query(f"sum by (service) ({of_both_services(f'process_resident_memory_bytes{{{BOTH}}}')})", "{{service}}"),
             Query(f"sum(fiddler_expert_weight_bytes{{{THERE}}})", "expert weights"),
         ],
         "bytes",
@@ -120,7 +122,7 @@ MEMORY = (
         "CPU seconds per second of both processes, and the number of threads that compute experts.",
         "timeseries",
         [
-            Query(total_rate("process_cpu_seconds_total", f"{_JOBS}, {BOTH}", "job"), "{{job}}"),
+            Query(f"sum by (service) ({of_both_services(rate('process_cpu_seconds_total', BOTH))})", "{{service}}"),
             Query(f"sum(fiddler_expert_threads{{{THERE}}})", "expert threads"),
         ],
         "short",

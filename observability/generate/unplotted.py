@@ -5,6 +5,7 @@ _OTHER_END = "the same bytes as fiddler_expert_call_bytes_total, counted at the 
 _PYTHON = "useful for debugging the process, not for operating it"
 
 UNPLOTTED = {
+    "fiddler_expert_resident": "too many for a screen; fiddler_expert_band_resident_ratio shows the same by band",
     "fiddler_tls_certificate_expiry_timestamp_seconds": "a date; FiddlerCertificateExpires fires a week before it",
     "fiddler_expert_rows_total": _SAME,
     "fiddler_expert_received_bytes_total": _OTHER_END,

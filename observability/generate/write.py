@@ -3,9 +3,22 @@
 from collections.abc import Iterator
 
 from observability.generate.defaults import custom, options
-from observability.generate.model import COLUMNS, DATASOURCE, SCHEMA_VERSION, Dashboard, Json, Panel, Query, Variable
+from observability.generate.model import (
+    COLUMNS,
+    DATASOURCE,
+    DATASOURCE_VARIABLE,
+    SCHEMA_VERSION,
+    Dashboard,
+    Json,
+    Panel,
+    Query,
+    Variable,
+)
 
 _TABLES = ("table", "barchart")
+_NOTHING = "Nothing was counted in this time range, or no service that counts it is scraped and chosen above."
+_NOTHING_SHORT = "nothing counted"  # where a number would be
+_SHORT = ("stat", "gauge", "bargauge")
 
 
 def dashboard_json(dashboard: Dashboard) -> Json:
@@ -24,7 +37,7 @@ def dashboard_json(dashboard: Dashboard) -> Json:
         "timezone": "",
         "links": [_links()],
         "annotations": {"list": [_losses()]},
-        "templating": {"list": [_variable(variable) for variable in dashboard.variables]},
+        "templating": {"list": [_datasource(), *(_variable(variable) for variable in dashboard.variables)]},
         "panels": list(_place(dashboard)),
     }
 
@@ -55,6 +68,24 @@ def _losses() -> Json:
         "expr": "changes(fiddler_expert_service_losses_total[1m]) > 0",
         "step": "15s",
         "titleFormat": "CPU expert service lost",
+    }
+
+
+def _datasource() -> Json:
+    """The choice of the Prometheus server: Grafana's default one at first."""
+    return {
+        "name": DATASOURCE_VARIABLE,
+        "label": "Data source",
+        "type": "datasource",
+        "query": "prometheus",
+        "current": {},
+        "options": [],
+        "regex": "",
+        "refresh": 1,
+        "multi": False,
+        "includeAll": False,
+        "hide": 0,
+        "skipUrlSync": False,
     }
 
 
@@ -103,6 +134,7 @@ def _panel(panel: Panel) -> Json:
         "color": {"mode": "thresholds" if panel.kind in ("stat", "gauge", "bargauge") else "palette-classic"},
         "custom": {**custom(panel.kind, panel.stacked, len(panel.thresholds) > 1), **panel.custom},
         "mappings": list(panel.mappings),
+        "noValue": panel.when_empty or (_NOTHING_SHORT if panel.kind in _SHORT else _NOTHING),
         "thresholds": {"mode": "absolute", "steps": steps},
     }
     limits = {"min": panel.minimum, "max": panel.maximum}

@@ -11,7 +11,7 @@ from tests.compose.stack import ROOT
 _DASHBOARDS = ROOT / "observability" / "grafana" / "dashboards"
 _NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
 _SUFFIXES = ("_bucket", "_sum", "_count")
-_METRIC = re.compile(r"(fiddler_|process_|python_)|.*:fiddler_|up$")
+_METRIC = re.compile(r"(fiddler_|process_|python_)|.*:fiddler_|vllm:|up$")
 RATE_INTERVAL = "20s"
 """The shortest $__rate_interval of Grafana: four scrapes."""
 

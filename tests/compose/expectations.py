@@ -20,6 +20,9 @@ CONSTANT = {
 }
 """Metrics that no event of the test changes, with the reasons."""
 
+HTTP = "fiddler_http_"
+"""What the metrics of the gateway begin with, which only a request over HTTP changes."""
+
 SLOTS = {"fiddler_expert_slots", "fiddler_resident_experts of all layers"}
 """Metrics that only --gpu-expert-memory changes: the slots are full from the start."""
 
@@ -37,8 +40,12 @@ LOSS = {
 
 
 def event_of(query: PanelQuery) -> str:
-    """What changes a query: "load", "loss", "slots" or "never"."""
+    """What changes a query: "load", "loss", "slots", "http" or "never"."""
     metrics = metrics_of(query.expression)
+    if all(metric.startswith(HTTP) for metric in metrics):
+        return "http"
+    if len(metrics) > 1:
+        metrics -= {"fiddler_build_info"}  # which service another series is of
     if 'code!="OK"' in query.expression:
         metrics = {f"{metric} not OK" for metric in metrics}
     if "by (layer)" not in query.expression:

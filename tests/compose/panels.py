@@ -1,6 +1,7 @@
 """Checks that every panel's queries have data, and change when they must."""
 
 import math
+from collections.abc import Callable
 
 from tests.compose.dashboards import RATE_INTERVAL, PanelQuery, panel_queries
 from tests.compose.expectations import event_of
@@ -25,7 +26,17 @@ def _values(prometheus: Prometheus, query: PanelQuery) -> dict[str, float | None
 
 def check_data(shown: Snapshot) -> None:
     """Raises ComposeError if a query returned no value other than means of nothing."""
-    empty = [str(query) for query, values in shown.items() if all(value is None for value in values.values())]
+    _check_data(shown, lambda event: event != "http")
+
+
+def check_http_data(shown: Snapshot) -> None:
+    """The same for the queries of the HTTP gateway, which has its own requests."""
+    _check_data(shown, lambda event: event == "http")
+
+
+def _check_data(shown: Snapshot, matters: Callable[[str], bool]) -> None:
+    found = {query: values for query, values in shown.items() if matters(event_of(query))}
+    empty = [str(query) for query, values in found.items() if all(value is None for value in values.values())]
     if empty:
         raise ComposeError("queries without data:\n" + "\n".join(empty))
 

@@ -21,6 +21,7 @@ from tests.compose.stack import ROOT, SERVICES, ComposeError, Stack, image, run,
 _PROMPT = "It was a fine morning in the country, and"
 _NUM_TOKENS = 60
 _LOAD_SECONDS = 20.0
+_SCRAPES_SECONDS = 11.0  # two scrapes, so that what they count is within a rate's window
 COSTS_FILE = "/var/cache/fiddler/costs.json"
 """The costs file in the GPU service's container."""
 _GIVE_COSTS = f"""
@@ -144,10 +145,15 @@ class Phases:
         text = json.loads(self._http("/v1/completions", body))["choices"][0]["text"]
         if text != self.text:
             raise ComposeError(f"HTTP gave {text!r}, but gRPC {self.text!r}")
+        streamed = {**body, "stream": True}
+        if b"data: [DONE]" not in self._http("/v1/completions", streamed):
+            raise ComposeError("the streamed answer has no end")
         chat = {"messages": [{"role": "user", "content": _PROMPT}], "max_tokens": 4}
         answer = json.loads(self._http("/v1/chat/completions", chat))["choices"][0]
         if answer["finish_reason"] != "length":
             raise ComposeError(f"the chat's answer is {answer}")
+        time.sleep(_SCRAPES_SECONDS)
+        panels.check_http_data(panels.snapshot(self.prometheus))
         layers = json.loads(self._http("/experts"))["layers"]
         if not layers:
             raise ComposeError("/experts has no layers")
@@ -222,7 +228,9 @@ class Phases:
         plotted = set().union(*(metrics_of(query.expression) for query in panel_queries()))
         for name in plotted & records.keys():
             plotted |= metrics_of(records[name])
-        exported = self._exported("GPU_METRICS_PORT") | self._exported("CPU_METRICS_PORT")
+        exported = set().union(
+            *(self._exported(port) for port in ("GPU_METRICS_PORT", "CPU_METRICS_PORT", "HTTP_PORT"))
+        )
         unseen, stale = exported - plotted - UNPLOTTED.keys(), UNPLOTTED.keys() - exported | UNPLOTTED.keys() & plotted
         if unseen or stale:
             raise ComposeError(

@@ -10,15 +10,16 @@ import pytest
 
 import cpu_expert_service.metrics
 import gpu_service.metrics
+import http_gateway.metrics
 from fiddler.metrics import BUILD_NAME, declared
 from observability.generate.files import DASHBOARDS, ROOT, files
 from observability.generate.metrics_page import undescribed
-from observability.generate.model import COLUMNS
+from observability.generate.model import COLUMNS, DATASOURCE, DATASOURCE_VARIABLE
 from observability.generate.unplotted import UNPLOTTED
 from tests.compose.dashboards import metrics_of, panel_queries
 from tests.support.rules import ALERTS, RECORDS
 
-MODULES: tuple[ModuleType, ...] = (gpu_service.metrics, cpu_expert_service.metrics)
+MODULES: tuple[ModuleType, ...] = (gpu_service.metrics, cpu_expert_service.metrics, http_gateway.metrics)
 DECLARED = {metric.name for module in MODULES for metric in declared(module)} | {BUILD_NAME}
 OF_THE_PYTHON_CLIENT = re.compile("process_|python_|up$")
 BUILT_IN = {"__rate_interval", "__range", "__interval"}
@@ -81,7 +82,35 @@ def test_every_variable_that_a_query_uses_can_be_chosen_and_every_choice_is_used
     for dashboard in written:
         queries = " ".join(target["expr"] for panel in _panels(dashboard) for target in panel["targets"])
         used = set(re.findall(r"\$\{?([a-z_]{2,})", queries)) - BUILT_IN
-        assert used == {variable["name"] for variable in dashboard["templating"]["list"]}, dashboard["title"]
+        source, *variables = dashboard["templating"]["list"]
+        assert used == {variable["name"] for variable in variables}, dashboard["title"]
+        assert (source["name"], source["type"]) == (DATASOURCE_VARIABLE, "datasource")
+
+
+def test_dashboards_can_be_imported_anywhere_with_jobs_of_any_name(written: list[Any]) -> None:
+    for dashboard in written:
+        sources = [found for found in _found(dashboard, "datasource") if found is not None]
+        assert len(sources) > len(dashboard["panels"])
+        assert all(source == DATASOURCE for source in sources)
+        queries = [*_found(dashboard, "expr"), *_found(dashboard, "definition")]
+        assert [query for query in queries if re.search(r"\bjob\s*(=|!)", query)] == []
+
+
+def _found(part: Any, name: str) -> Iterator[Any]:
+    """The values of a field, however deep it is."""
+    if isinstance(part, dict):
+        yield from (value for key, value in part.items() if key == name)
+    for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
+        yield from _found(value, name)
+
+
+def test_every_panel_says_why_it_is_empty(written: list[Any]) -> None:
+    """Grafana shows this text, also where a chart would be."""
+    for dashboard in written:
+        for panel in _panels(dashboard):
+            why = panel["fieldConfig"]["defaults"]["noValue"]
+            is_number = panel["type"] in ("stat", "gauge", "bargauge")
+            assert len(why) > (10 if is_number else 30), panel["title"]
 
 
 def test_queries_name_what_is_declared_or_recorded() -> None:

@@ -9,8 +9,10 @@ import subprocess
 from collections import defaultdict
 
 import pytest
+import yaml
 
 from observability.generate.files import ROOT
+from observability.generate.vllm_names import VLLM_NAMES
 from tests.compose.dashboards import metrics_of
 from tests.observability.test_dashboards import DECLARED, OF_THE_PYTHON_CLIENT
 from tests.support.rules import ALERTS, FOLDER, RECORDS, promtool_tests
@@ -29,7 +31,7 @@ def test_every_alert_is_tested_with_its_cause_and_without() -> None:
 def test_every_recorded_series_is_tested() -> None:
     expressions = [case["expr"] for test in promtool_tests() for case in test.get("promql_expr_test", ())]
     tested = set().union(*(metrics_of(expression) for expression in expressions))
-    assert tested == RECORDS.keys()
+    assert {name for name in tested if not name.startswith("vllm:")} == RECORDS.keys()
 
 
 @pytest.mark.parametrize("name", ALERTS)
@@ -50,6 +52,15 @@ def test_no_alert_is_explained_that_is_none() -> None:
 def test_rules_name_what_is_declared_or_recorded(expression: str) -> None:
     for name in metrics_of(expression):
         assert name in DECLARED | RECORDS.keys() or OF_THE_PYTHON_CLIENT.match(name), name
+
+
+def test_vllms_names_are_made_of_what_is_declared_and_have_the_models_name() -> None:
+    (group,) = yaml.safe_load((FOLDER / "rules" / "vllm.yml").read_text())["groups"]
+    assert {*VLLM_NAMES} == set().union(*(metrics_of(rule["record"]) for rule in group["rules"]))
+    for rule in group["rules"]:
+        assert rule["record"].startswith("vllm:")
+        assert metrics_of(rule["expr"]) <= DECLARED, rule["record"]
+        assert "group_left (model_name)" in rule["expr"]
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not on PATH; make compose-test runs this too")

@@ -1,0 +1,148 @@
+"""A model of Qwen3-30B-A3B's form, 48 layers of 128 experts with tiny matrices: every map is filled and readable."""
+
+import io
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from rich.console import Console
+
+from client import Client
+from client.metrics.monitor import Monitor
+from client.metrics.scrape import Endpoint
+from client.metrics.snapshot import Snapshot
+from client.top.view import View
+from pair import Pair, free_port
+from tests.compose.dashboards import panel_queries
+from tests.support import checkpoints
+from tests.support.pairs import WarmPair
+from tests.support.prometheus import PROGRAM, PrometheusServer
+
+NUM_LAYERS, NUM_EXPERTS, NUM_BANDS = 48, 128, 32
+_FLOAT32 = ("--dtype", "float32")
+_SIZES = {"hidden_size": 32, "intermediate_size": 16, "moe_intermediate_size": 8, "num_experts_per_tok": 8}
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    model = checkpoints.write(
+        "qwen3_moe",
+        tmp_path_factory.mktemp("checkpoints") / "qwen3-form",
+        eos_token_id=None,
+        num_hidden_layers=NUM_LAYERS,
+        num_experts=NUM_EXPERTS,
+        **_SIZES,
+    )
+    checkpoints.write_tokenizer(model)
+    http = f"127.0.0.1:{free_port()}"
+    with WarmPair(model, gpu_arguments=("--device", "cpu", *_FLOAT32), cpu_arguments=_FLOAT32, http=http) as running:
+        yield running
+
+
+def _generate(pair: Pair, num_tokens: int, seed: int = 0) -> None:
+    with Client(pair.target) as client:
+        client.generate([5, 6, 7], max_tokens=num_tokens, temperature=1.0, seed=seed).text()
+
+
+@contextmanager
+def _load(pair: Pair) -> Iterator[None]:
+    """Somebody generates, over gRPC and over HTTP, one request after another."""
+    stop = threading.Event()
+
+    def call() -> None:
+        seed = 0
+        while not stop.is_set():
+            seed += 1
+            _generate(pair, 8, seed)
+            _get(f"http://{pair.http}/v1/completions", {"prompt": "a", "max_tokens": 4, "stream": True})
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    yield
+    stop.set()
+    thread.join()
+
+
+def _get(url: str, body: object = None) -> bytes:
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, content, {"content-type": "application/json"})
+    with _OPENER.open(request, timeout=60) as answer:
+        return bytes(answer.read())
+
+
+@pytest.fixture(scope="module")
+def snapshot(pair: Pair) -> Snapshot:
+    """What client.top knows after a text."""
+    endpoints = [
+        Endpoint("--gpu", "gpu_service", f"127.0.0.1:{pair.gpu_metrics_port}"),
+        Endpoint("--cpu", "cpu_expert_service", f"127.0.0.1:{pair.cpu_metrics_port}"),
+    ]
+    with Monitor(
+        *endpoints, interval_seconds=1, window_seconds=60, half_life_seconds=60, timeout_seconds=20
+    ) as monitor:
+        monitor.sample()
+        _generate(pair, 24)
+        return monitor.sample()
+
+
+def test_every_cell_of_tops_map_is_known_and_eighty_columns_show_it(snapshot: Snapshot) -> None:
+    assert [len(layer.selections or ()) for layer in snapshot.layers] == [NUM_EXPERTS] * NUM_LAYERS
+    assert all(sum(layer.selections or ()) == 8 * (3 + 24 - 1) for layer in snapshot.layers)
+    file = io.StringIO()
+    Console(file=file, width=80).print(View(snapshot))
+    lines = file.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert "not available" not in file.getvalue()
+    rows = {line.split()[0]: line for line in lines if line.split()[-4:-2] == ["0", "100"]}
+    assert set(rows) == {str(layer) for layer in range(NUM_LAYERS)}
+    shades = set(" ".join(rows.values())) & set(".:-=+*#%@")
+    assert len(shades) > 4, "the map has no relief"
+
+
+def test_the_page_gets_every_layer(pair: Pair, snapshot: Snapshot) -> None:
+    layers = json.loads(_get(f"http://{pair.http}/experts"))["layers"]
+    assert len(layers) == NUM_LAYERS
+    _generate(pair, 4)
+    time.sleep(1)  # the gateway reads at most about once a second
+    layers = json.loads(_get(f"http://{pair.http}/experts"))["layers"]
+    assert [len(layer["selections"]) for layer in layers] == [NUM_EXPERTS] * NUM_LAYERS
+    assert all(sum(layer["selections"]) > 0 for layer in layers)
+
+
+def test_the_metrics_have_each_expert_and_bands_for_tables(pair: Pair, snapshot: Snapshot) -> None:
+    text = _get(f"http://127.0.0.1:{pair.gpu_metrics_port}/metrics").decode()
+    for name, number in (
+        ("fiddler_expert_selections_by_expert_total{", NUM_LAYERS * NUM_EXPERTS),
+        ("fiddler_expert_resident{", NUM_LAYERS * NUM_EXPERTS),
+        ("fiddler_expert_selections_by_band_total{", NUM_LAYERS * NUM_BANDS),
+        ("fiddler_expert_band_resident_ratio{", NUM_LAYERS * NUM_BANDS),
+    ):
+        assert text.count(f"\n{name}") == number
+    assert 'model_name="qwen3-form"' in text
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="Prometheus is not installed; make compose-test runs all queries")
+def test_dashboards_answer_every_query_under_a_job_of_any_name(pair: Pair, snapshot: Snapshot) -> None:
+    """The maps with every layer, and with as many rows and columns as a screen shows."""
+    targets = [f"127.0.0.1:{pair.gpu_metrics_port}", f"127.0.0.1:{pair.cpu_metrics_port}", str(pair.http)]
+    with PrometheusServer({"inference": targets}) as prometheus, _load(pair):
+        prometheus.api.query("up")
+        time.sleep(12)  # windows of rates, and what is recorded from them
+        found = {query: prometheus.api.query(query.expression) for query in panel_queries("8s")}
+        vllm = prometheus.api.query('{__name__=~"vllm:.*", model_name="qwen3-form"}')
+    empty = [str(query) for query, values in found.items() if not values]
+    # of a GPU that this pair does not have
+    assert [query for query in empty if "fiddler_cost_seconds" not in query] == []
+    sizes = {query.panel: len(values) for query, values in found.items()}
+    assert sizes["Selections by layer and expert"] == NUM_LAYERS * NUM_BANDS
+    assert sizes["What is resident"] == NUM_LAYERS * NUM_BANDS
+    assert sizes["Experts over time"] == 64
+    assert sizes["Hottest experts"] == 10
+    for panel in ("Imbalance", "Hits by layer", "Resident experts by layer", "Each layer"):
+        assert sizes[panel] == NUM_LAYERS
+    assert len(vllm) > 30
