@@ -1,6 +1,5 @@
 """ExpertService over gRPC: parses messages, passes them to the runner, and answers. It computes nothing itself."""
 
-import threading
 import time
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ import torch
 from cpu_expert_service import metrics
 from cpu_expert_service.runner import ExpiredError, Runner
 from cpu_expert_service.settings import Settings
+from cpu_expert_service.streams import Streams
 from fiddler import PROTOCOL_VERSION, __version__, rpc, tensors
 from fiddler.calls.handshake import check_handshake
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
@@ -30,10 +30,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self._runner = runner
         self._dtype = dtype
         self._settings = settings
-        self._free_streams = threading.BoundedSemaphore(settings.max_streams)
-        self._idle: set[grpc.ServicerContext] = set()
-        self._idle_lock = threading.Lock()
-        self._stopping = False
+        self._streams = Streams(settings.max_streams)
 
     def Describe(  # noqa: N802
         self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -51,13 +48,15 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
     ) -> Iterator[experts_pb2.RunResponse]:
         """Answers a stream's messages in order; the first wrong one ends the stream."""
-        if not self._free_streams.acquire(blocking=False):
-            metrics.REQUESTS.labels(grpc.StatusCode.RESOURCE_EXHAUSTED.name).inc()
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{self._settings.max_streams} streams are open already")
+        try:
+            self._streams.enter(context)
+        except rpc.StatusError as error:
+            metrics.REQUESTS.labels(error.code.name).inc()
+            error.abort(context)
         metrics.STREAMS.inc()
         request = None
         try:
-            while (request := self._next(request_iterator, context)) is not None:
+            while (request := self._streams.next(request_iterator, context)) is not None:
                 response = self._answer(request)
                 yield response
                 self._count(request, response)  # after it was sent, so that it does not wait
@@ -66,35 +65,18 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             _log.warning("stream ended", code=error.code.name, reason=error.message, **_named(request))
             error.abort(context)
         except Exception:
-            # gRPC's reader raises here when the caller leaves, which is not a failure
+            # gRPC's reader raises here when the caller leaves or the stream gives way, which is not a failure
             if context.is_active():
                 metrics.REQUESTS.labels(grpc.StatusCode.INTERNAL.name).inc()
                 _log.exception("computation failed", **_named(request))
                 context.abort(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")
         finally:
             metrics.STREAMS.dec()
-            self._free_streams.release()
+            self._streams.leave(context)
 
     def end_idle_streams(self) -> None:
         """Ends the streams that wait for a message at once, and every other one after its answer."""
-        with self._idle_lock:
-            self._stopping = True
-            for context in self._idle:
-                context.cancel()
-
-    def _next(
-        self, requests: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
-    ) -> experts_pb2.RunRequest | None:
-        """The stream's next message; None at the stream's end."""
-        with self._idle_lock:
-            if self._stopping:
-                return None
-            self._idle.add(context)
-        try:
-            return next(requests, None)
-        finally:
-            with self._idle_lock:
-                self._idle.discard(context)
+        self._streams.end_idle()
 
     def _answer(self, request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
         deadline = None

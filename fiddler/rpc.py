@@ -21,11 +21,14 @@ __all__ = [
     "is_serving",
     "keepalive_options",
     "message_size_options",
+    "public_options",
     "server_options",
     "target",
 ]
 
 _STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_MOST_WAITING = 4000
+_NONE_BEYOND = 8000
 
 
 class StatusError(Exception):
@@ -137,8 +140,25 @@ def message_size_options(max_message_bytes: int, max_sent_bytes: int | None = No
 
 def server_options(max_message_bytes: int, max_sent_bytes: int | None = None) -> list[tuple[str, int]]:
     """Options of both services' servers; see message_size_options."""
-    # without the second option two servers may listen on one port, and each gets some of the calls
-    return [*message_size_options(max_message_bytes, max_sent_bytes), ("grpc.so_reuseport", 0)]
+    return [
+        *message_size_options(max_message_bytes, max_sent_bytes),
+        # otherwise two servers may listen on one port, and each gets some of the calls
+        ("grpc.so_reuseport", 0),
+        # gRPC cancels calls that come faster than they are begun, some beyond the first number and all beyond the
+        # second: 1000 and 3000 by default. A caller cannot tell that from its own cancelling, so a burst is let in,
+        # and what is too much is refused with a status that says so.
+        ("grpc.server.max_pending_requests", _MOST_WAITING),
+        ("grpc.server.max_pending_requests_hard_limit", _NONE_BEYOND),
+    ]
+
+
+def public_options() -> list[tuple[str, int]]:
+    """Options of a server for callers who may send too much, or disappear; see keepalive_options.
+
+    gRPC refuses a message that is over the limit by its first bytes. How much of it arrives meanwhile is up to HTTP/2's
+    window, which is 64 KiB unless gRPC measures the connection's delay: then it grows to megabytes, for each caller.
+    """
+    return [("grpc.http2.bdp_probe", 0), *keepalive_options()]
 
 
 def keepalive_options() -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tools.locks import FOLDER, LEFT_OUT, ROOT, requirements
+from tools.locks import BUILD_TOOLS, FOLDER, LEFT_OUT, ROOT, requirements
 
 IMAGES = ["tools", *LEFT_OUT]
 HINT = "run `make locks`"
@@ -47,6 +47,10 @@ def test_all_that_an_image_needs_is_locked(image: str) -> None:
             seen.add(name)
             own = map(Requirement, importlib.metadata.requires(name) or [])
             needed += [other for other in own if other.marker is None or other.marker.evaluate({"extra": ""})]
+
+
+def test_what_builds_the_images_is_locked() -> None:
+    assert _locked("tools").keys() >= set(BUILD_TOOLS)
 
 
 @pytest.mark.parametrize("image", LEFT_OUT)

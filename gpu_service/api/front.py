@@ -82,7 +82,7 @@ class Front:
             interceptors=[*self._access.interceptors, self._guard],
             options=[
                 *rpc.server_options(self._max_request_bytes, self._settings.max_message_bytes),
-                *rpc.keepalive_options(),
+                *rpc.public_options(),
             ],
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)

@@ -74,16 +74,32 @@ def obtain(target: CalibrationTarget, file: Path | None, recalibrate: bool) -> L
     return latency
 
 
+def check_file(path: Path, checkpoint: Checkpoint) -> None:
+    """Checks the file that a user names, if it exists.
+
+    Raises:
+        CostsFileError: It is not a costs file, or another model's.
+    """
+    if path.exists():
+        try:
+            costs_file.load(path, _model(checkpoint))
+        except CostsFileError as error:
+            raise _unusable(error) from None
+
+
+def _unusable(error: CostsFileError) -> CostsFileError:
+    return CostsFileError(f"--costs: {error}; name another file, or replace this one with --recalibrate")
+
+
 def _read(target: CalibrationTarget, path: Path, is_named: bool) -> Measurements | None:
     """Returns what the file holds; None if there is none, or if it cannot be used and the user did not name it."""
     if not path.exists():
         return None
     try:
-        machine, measurements = costs_file.load(path, _model(target))
+        machine, measurements = costs_file.load(path, _model(target.checkpoint))
     except CostsFileError as error:
         if is_named:
-            choice = "name another file, or replace this one with --recalibrate"
-            raise CostsFileError(f"--costs: {error}; {choice}") from None
+            raise _unusable(error) from None
         _log.warning("measuring costs again", reason=str(error))
         return None
     if differences := machine.differences(_machine(target)):
@@ -99,7 +115,7 @@ def _read(target: CalibrationTarget, path: Path, is_named: bool) -> Measurements
 def _save(target: CalibrationTarget, path: Path, measurements: Measurements) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        costs_file.save(path, model=_model(target), machine=_machine(target), measurements=measurements)
+        costs_file.save(path, model=_model(target.checkpoint), machine=_machine(target), measurements=measurements)
     except OSError as error:
         _log.warning("saving costs failed", file=str(path), reason=error.strerror)
 
@@ -123,8 +139,7 @@ def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 4)
 
 
-def _model(target: CalibrationTarget) -> ModelIdentity:
-    checkpoint = target.checkpoint
+def _model(checkpoint: Checkpoint) -> ModelIdentity:
     layer = checkpoint.layers[measured_layers(checkpoint)[0]]
     return ModelIdentity(
         model_type=checkpoint.model_type,

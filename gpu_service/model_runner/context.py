@@ -9,6 +9,9 @@ from gpu_service.model_runner.rope_angles import rope_parameters
 _FINAL: Final = ("default", "llama3", "longrope", "su", "proportional")
 """Types of RoPE with which max_position_embeddings is the scaled number already."""
 
+_UNLIMITED: Final = 2**20
+"""Positions of a model whose configuration names no limit, such as a recurrent one."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContextLimit:
@@ -43,3 +46,9 @@ def _scaled(rope: Any, positions: int) -> ContextLimit | None:
     if kind == "yarn" and isinstance(original := rope.get("original_max_position_embeddings"), int):
         name, base = "original_max_position_embeddings", original
     return ContextLimit(int(factor * base), f"{name} {base} x factor {factor:g} of rope type {kind}")
+
+
+def positions(limit: ContextLimit | None, asked: int | None) -> int:
+    """The positions to serve: those that the model has, or fewer if fewer are asked for."""
+    num_tokens = limit.num_tokens if limit else _UNLIMITED
+    return num_tokens if asked is None else min(asked, num_tokens)

@@ -11,7 +11,7 @@ from fiddler.checkpoint import Checkpoint
 from gpu_service.model_runner import host_linear
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.connection import connect
-from gpu_service.model_runner.context import context_limit
+from gpu_service.model_runner.context import context_limit, positions
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values, masks_agree
@@ -23,9 +23,6 @@ from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
-
-_UNLIMITED_CONTEXT = 2**20
-"""Positions of a model whose configuration names no limit, such as a recurrent one."""
 
 
 class Model:
@@ -68,8 +65,7 @@ class Model:
         self.vocab_size = int(self.text_config.vocab_size)
         self.context_limit = context_limit(self.text_config)
         """The positions that the model has; None if its configuration has no limit."""
-        limit = self.context_limit.num_tokens if self.context_limit else _UNLIMITED_CONTEXT
-        self.max_context: int = limit if max_context is None else min(max_context, limit)
+        self.max_context: int = positions(self.context_limit, max_context)
         """The most tokens of a prompt and its continuation. May be lowered before anything is computed."""
         self.start_token_id = start_token_of(self.generation_config, config)
         """What a decoder's output begins with; None if the model has no encoder."""

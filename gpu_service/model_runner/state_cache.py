@@ -79,7 +79,7 @@ class StateCache:
 
     def measure(self, row: int) -> None:
         """Notes how much a row holds, and how much it has grown; called after its first and its second token."""
-        held = sum(tensor.nbytes for tensor in _tensors(self._rows[row]))
+        held = sum(tensor.nbytes for tensor in tensors_of(self._rows[row]))
         self._token_bytes, self._row_bytes = max(0, held - self._row_bytes), held
 
     @property
@@ -95,20 +95,20 @@ class StateCache:
     @property
     def allocated_bytes(self) -> int:
         """Bytes held now."""
-        return sum(tensor.nbytes for cache in self._rows.values() for tensor in _tensors(cache))
+        return sum(tensor.nbytes for cache in self._rows.values() for tensor in tensors_of(cache))
 
 
-def _tensors(holder: Any) -> Iterator[torch.Tensor]:
+def tensors_of(holder: Any) -> Iterator[torch.Tensor]:
     """All tensors in a cache, in its layers, and in their lists and dictionaries."""
     if isinstance(holder, torch.Tensor):
         yield holder
     elif isinstance(holder, dict):
         for value in holder.values():
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(holder, list | tuple):
         for value in holder:
-            yield from _tensors(value)
+            yield from tensors_of(value)
     elif isinstance(holder, Cache) or (
         type(holder).__module__.startswith("transformers.") and hasattr(holder, "__dict__")
     ):
-        yield from _tensors(vars(holder))
+        yield from tensors_of(vars(holder))

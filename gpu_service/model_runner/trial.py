@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -20,9 +20,11 @@ from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentio
 from fiddler.checkpoint import Checkpoint
 from gpu_service.errors import ModelError
 from gpu_service.model_runner.connection import connect
+from gpu_service.model_runner.forwards import keeps_only_keys_and_values
 from gpu_service.model_runner.loading import load_state
 from gpu_service.model_runner.reading.config_reads import blame_failure
 from gpu_service.model_runner.reading.dense_state import LazyState
+from gpu_service.model_runner.state_cache import tensors_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
 
@@ -34,6 +36,15 @@ _UNKNOWN: Final = (
     NotImplementedError,
 )
 """What is raised where a value is asked for: then nothing is known of the model."""
+
+
+class CacheSizes(NamedTuple):
+    """Bytes of what a model keeps of a sequence."""
+
+    token_bytes: int
+    """Of each token's keys and values in all layers."""
+    row_bytes: int
+    """Of states that do not grow with the tokens."""
 
 
 class _NoDispatcher:
@@ -64,13 +75,16 @@ class _Shape:
         return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
 
 
-def try_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> None:
+def try_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> CacheSizes | None:
     """Raises what a start would raise that does not depend on weights.
 
     Args:
         checkpoint: The checkpoint.
         config: Its configuration.
         dtype: What the dense part is computed in.
+
+    Returns:
+        What the model keeps of a sequence; None if that shows only with weights, or if the model has an encoder.
 
     Raises:
         ModelError: The checkpoint cannot be run.
@@ -83,15 +97,16 @@ def try_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> None:
         try:
             _compute(module, config)
         except _UNKNOWN:
-            return
+            return None
         except Exception as error:
             if _is_of_fake_tensors(error):
-                return
+                return None
             text = " ".join(str(error).split())
             raise ModelError(
                 f"{checkpoint.directory}: a token cannot be computed: {type(error).__name__}: {text}"
                 f"{blame_failure(error, config)}"
             ) from error
+        return _cache_sizes(module, config)
 
 
 def _is_of_fake_tensors(error: Exception) -> bool:
@@ -137,3 +152,21 @@ def _compute(module: nn.Module, config: Any) -> None:
         module(encoder_outputs=EncoderOutput(last_hidden_state=encoded), decoder_input_ids=tokens, use_cache=False)
     else:
         module(input_ids=tokens, position_ids=torch.arange(2)[None], use_cache=False)
+
+
+def _cache_sizes(module: nn.Module, config: Any) -> CacheSizes | None:
+    """What a model keeps of two tokens, one after the other."""
+    if getattr(config, "is_encoder_decoder", False):
+        return None
+    cache = None
+    held: list[int] = []
+    try:
+        for position in range(2):
+            token = torch.zeros(1, 1, dtype=torch.int64)
+            output = module(input_ids=token, position_ids=token + position, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            held.append(sum(tensor.nbytes for tensor in tensors_of(cache)))
+    except Exception:  # some models compute a continuation from values
+        return None
+    grown = held[1] - held[0]
+    return CacheSizes(grown, 0 if keeps_only_keys_and_values(config) else held[1]) if grown > 0 else None

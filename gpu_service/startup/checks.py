@@ -9,9 +9,11 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.moe_config import settings_of
 from fiddler.expert_math import UnknownActivationError, layer_combination
+from gpu_service.calibration.costs import check_file
 from gpu_service.errors import ModelError
+from gpu_service.model_runner.context import context_limit, positions
 from gpu_service.model_runner.loading import logging_of_transformers, read_config
-from gpu_service.model_runner.trial import try_model
+from gpu_service.model_runner.trial import CacheSizes, try_model
 from gpu_service.models.generation_config import read_generation_config
 from gpu_service.models.registry import architecture_of
 from gpu_service.placement.policies import required_popularity
@@ -32,6 +34,10 @@ class Checked:
     tokenizer: Tokenizer
     experts_per_token: int
     """0 if the configuration does not say."""
+    cache: CacheSizes | None
+    """What the model keeps of a sequence; None if only computing shows it."""
+    max_context: int
+    """Positions that the model has and the user asks for."""
 
 
 def check(settings: Settings, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> Checked:
@@ -58,9 +64,13 @@ def check(settings: Settings, checkpoint: Checkpoint, *, device: torch.device, d
     except UnknownActivationError as error:
         raise ModelError(f"{checkpoint.directory}: {error}") from None
     check_dense_weights(checkpoint, device=device, dtype=dtype)
-    try_model(checkpoint, config, dtype)
+    cache = try_model(checkpoint, config, dtype)
     _check_placement(settings, checkpoint, device)
-    return Checked(tokenizer=tokenizer, experts_per_token=experts_per_token)
+    if settings.costs is not None and not settings.recalibrate:
+        check_file(settings.costs, checkpoint)
+    asked = None if settings.max_context == "auto" else settings.max_context
+    max_context = positions(context_limit(config.get_text_config(decoder=True)), asked)
+    return Checked(tokenizer=tokenizer, experts_per_token=experts_per_token, cache=cache, max_context=max_context)
 
 
 def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:

@@ -20,13 +20,15 @@ from gpu_service.engine.kv_budget import AUTO_SHARE, GIB
 from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import DeviceMemory, SlotNeeds, budget_bytes, parse_budget, slots_for
+from gpu_service.model_runner.trial import CacheSizes
 from gpu_service.models.families import VERIFIED
 from gpu_service.models.glossary import METHODS
 from gpu_service.settings import Settings
 from gpu_service.startup import read_bandwidth
 from gpu_service.startup.checks import check
-from gpu_service.startup.device_memory import device_of, experts_workspace_bytes
+from gpu_service.startup.device_memory import device_of, experts_workspace_bytes, free_bytes
 from gpu_service.startup.experts import NUM_STREAMING
+from gpu_service.startup.kv_plan import plan
 
 _EXPERT_SERVICE_GIB = 2
 """What the CPU expert service takes beside the experts, with room for its messages."""
@@ -43,6 +45,9 @@ class Candidate:
     """0 if the configuration does not say."""
     dtype: torch.dtype
     device: torch.device
+    cache: CacheSizes | None
+    """What the model keeps of a sequence; None if only computing shows it."""
+    max_context: int
 
     @property
     def num_experts(self) -> int:
@@ -69,7 +74,13 @@ def report(settings: Settings) -> list[str]:
     """
     candidate = examine(settings)
     resident = num_resident(candidate, settings)
-    lines = [*_weights(candidate), *_memory(candidate, resident), _limits(candidate), _speed(candidate, resident)]
+    lines = [
+        *_weights(candidate),
+        *_memory(candidate, resident),
+        _keys_and_values(candidate, settings),
+        _limits(candidate),
+        _speed(candidate, resident),
+    ]
     return [f"{name + ':':10} {text}" for name, text in lines]
 
 
@@ -110,7 +121,14 @@ def examine(settings: Settings) -> Candidate:
     device = device_of(settings.device)
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
     checked = check(settings, checkpoint, device=device, dtype=dtype)
-    return Candidate(checkpoint=checkpoint, experts_per_token=checked.experts_per_token, dtype=dtype, device=device)
+    return Candidate(
+        checkpoint=checkpoint,
+        experts_per_token=checked.experts_per_token,
+        dtype=dtype,
+        device=device,
+        cache=checked.cache,
+        max_context=checked.max_context,
+    )
 
 
 def num_resident(candidate: Candidate, settings: Settings) -> int:
@@ -185,6 +203,24 @@ def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
         ("resident", f"{share}, and {format_bytes(candidate.dense_bytes)} of dense weights"),
         ("memory", memory),
     ]
+
+
+def _keys_and_values(candidate: Candidate, settings: Settings) -> tuple[str, str]:
+    """The size of the KV cache, as warm-up will plan it.
+
+    Raises:
+        FlagError: See plan.
+    """
+    sizes, device = candidate.cache, candidate.device
+    if sizes is None:
+        return "kv cache", "known once the model is loaded"
+    free = max(0, free_bytes(device) - candidate.dense_bytes)
+    budget = plan(settings, sizes, max_context=candidate.max_context, device=device, free_bytes=free)
+    states = f", and {format_bytes(sizes.row_bytes)} for each sequence" if sizes.row_bytes else ""
+    return "kv cache", (
+        f"{format_bytes(budget.num_bytes)} at most, {format_bytes(sizes.token_bytes)} for each token{states}: "
+        f"{budget.num_tokens:,} tokens, and up to {budget.max_length:,} in one sequence"
+    )
 
 
 def _limits(candidate: Candidate) -> tuple[str, str]:

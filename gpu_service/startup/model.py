@@ -1,7 +1,6 @@
 """Loads the model and its tokenizer, and computes the first tokens. server.py waits for the CPU expert service."""
 
 import time
-from dataclasses import replace
 
 import structlog
 import torch
@@ -13,15 +12,13 @@ from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.reading.reporting import failures_of_models_reported
+from gpu_service.model_runner.trial import CacheSizes
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.parameters import not_honoured
 from gpu_service.settings import Settings
 from gpu_service.startup.checks import check
-from gpu_service.startup.device_memory import (
-    check_kv_cache,
-    free_bytes,
-    out_of_memory_reported,
-)
+from gpu_service.startup.device_memory import free_bytes, out_of_memory_reported
+from gpu_service.startup.kv_plan import plan
 from gpu_service.text.tokenizer import Tokenizer
 
 _log = structlog.get_logger("gpu_service")
@@ -81,13 +78,12 @@ def _log_chat_templates(tokenizer: Tokenizer) -> None:
         _log.info("chat templates found", templates=", ".join(templates.names))
 
 
-def _fit_context(model: Model, budget: KvBudget) -> KvBudget:
+def _fit_context(model: Model, budget: KvBudget) -> None:
     """Lowers the model's context to what the memory for keys and values holds of one sequence."""
-    limit, length = model.max_context, budget.longest(1)
+    limit, length = model.max_context, budget.max_length
     model.max_context = length
     reason = model.context_limit.reason if model.context_limit else "the model has no limit"
     _log.info("context chosen", tokens=length, limited_by="--kv-memory" if length < limit else reason)
-    return replace(budget, max_length=length)
 
 
 def warm_up(settings: Settings, model: Model) -> KvBudget:
@@ -109,17 +105,12 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
             with failures_of_models_reported(model.config):
                 model.forward(token, token + position, first_row=0, wants=Logits.LAST)
             cache.measure(0)
-        budget = KvBudget.resolve(
-            settings.kv_memory,
-            token_bytes=cache.token_bytes,
-            max_rows=settings.max_slots,
-            max_length=model.max_context,
-            free_bytes=free_bytes(model.device),
-            row_bytes=cache.row_bytes,
+        sizes = CacheSizes(token_bytes=cache.token_bytes, row_bytes=cache.row_bytes)
+        budget = plan(
+            settings, sizes, max_context=model.max_context, device=model.device, free_bytes=free_bytes(model.device)
         )
         if settings.max_context == "auto":
-            budget = _fit_context(model, budget)
-        check_kv_cache(budget, model.device)
+            _fit_context(model, budget)
         cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()
     _log.info("warm-up done", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)

@@ -23,7 +23,7 @@ from gpu_service.api.service import GenerationServicer
 from gpu_service.settings import Settings
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
-NUM_WATCHES = 1000
+NUM_WATCHES = 1500  # gRPC cancels some calls at random where more than 1000 wait to be begun, unless told otherwise
 METHODS = [
     "/fiddler.v1.GenerationService/Generate",
     "/fiddler.v1.GenerationService/GetServerInfo",

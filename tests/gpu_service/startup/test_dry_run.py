@@ -12,13 +12,15 @@ import torch
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.coding import dequantize_bytes
-from gpu_service.errors import FlagError, ModelError
+from gpu_service.calibration import costs_file
+from gpu_service.errors import CostsFileError, FlagError, ModelError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
 from gpu_service.models.families import REFUSED
 from gpu_service.settings import Settings
 from gpu_service.startup import dry_run, read_bandwidth
 from gpu_service.startup.device_memory import experts_workspace_bytes
+from tests.gpu_service.calibration.test_costs_file import MACHINE, MEASURED, MODEL
 from tests.support import checkpoints, coded
 from tests.support.pairs import DEMO, write_tiny
 from tests.support.tampering import edit_config, edit_tensors
@@ -58,6 +60,7 @@ def test_what_is_told_of_a_model_on_the_cpu() -> None:
     assert told["experts"] == "9 MiB in bfloat16: 4 layers x 8 of 288 KiB, 2 of them for each token"
     assert told["device"].startswith("the CPU")
     assert told["limits"] == "CPU_EXPERT_MEMORY=3g and GPU_SERVICE_MEMORY=5g are enough"
+    assert told["kv cache"] == "32 MiB at most, 1 KiB for each token: 32,768 tokens, and up to 2,048 in one sequence"
     assert "resident" not in told
     assert "too little" not in told["memory"]
     read = 2 * 4 * 288 * 2**10 + checkpoint.dense_bytes
@@ -68,6 +71,26 @@ def test_in_float32_the_dense_weights_are_twice_as_large() -> None:
     told = _report(DEMO, "--device", "cpu", "--dtype", "float32")
     read = 2 * 4 * 288 * 2**10 + 2 * Checkpoint.open(DEMO).dense_bytes
     assert _rate(told["decode"]) == pytest.approx(GB_PER_SECOND / read, rel=0.01)
+
+
+def test_keys_and_values_that_memory_does_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "measure", lambda: host_memory.HostMemory(2**24, 2**24))
+    with pytest.raises(FlagError, match="--kv-memory: keys and values need 32 MiB, and 16 MiB are free"):
+        _report(DEMO, "--device", "cpu", "--kv-memory", "1")
+    told = _report(DEMO, "--device", "cpu", "--max-context", "100", "--max-slots", "4")
+    assert told["kv cache"] == "400 KiB at most, 1 KiB for each token: 400 tokens, and up to 100 in one sequence"
+
+
+def test_a_costs_file_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "costs.json"
+    costs_file.save(path, model=MODEL, machine=MACHINE, measurements=MEASURED)
+    arguments = ["--model", str(DEMO), "--device", "cpu", "--costs", str(path)]
+    with pytest.raises(
+        CostsFileError,
+        match=r"--costs: .*costs\.json: model\..* is of another model: .*; name another file",
+    ):
+        dry_run.examine(Settings.load(arguments))
+    dry_run.examine(Settings.load([*arguments, "--recalibrate"]))
 
 
 def test_experts_that_memory_does_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +242,7 @@ def test_the_process_prints_it(tmp_path: Path) -> None:
     status, out, err = _run(tmp_path, DEMO, "--dry-run")
     assert (status, err) == (0, "")
     assert [line.partition(":")[0] for line in out.splitlines()] == [
-        *("model", "family", "dense", "experts", "device", "memory", "limits", "decode")
+        *("model", "family", "dense", "experts", "device", "memory", "kv cache", "limits", "decode")
     ]
 
 
