@@ -12,7 +12,7 @@ from typing import Final, Literal
 Layout = Literal["separate", "fused", "concatenated", "stacked"]
 """How the tensors of a layer hold its experts; a module of `fiddler.checkpoint.layouts` describes and reads each."""
 
-Role = Literal["gate", "up", "down", "gate_up", "gate_up_bias", "up_bias", "down_bias", "factor_gate"]
+Role = Literal["gate", "up", "down", "gate_up", "gate_bias", "up_bias", "down_bias", "gate_up_bias", "factor_gate"]
 """What a tensor holds of an expert, or of every expert of a layer; gate_up and factor_gate hold two matrices each."""
 
 
@@ -38,14 +38,16 @@ class Naming:
     """How an expert's number is written in a separate layout, for messages about tensors that are missing."""
     suffix: str = ".weight"
     """What follows a part in a separate layout, for the same messages."""
+    biases_are_optional: bool = False
+    """Whether a layer in a separate layout may have no bias at all, though the row has parts for them."""
 
 
 _LAYER = r"(?:[\w.]+\.)?layers\.(?P<layer>\d{1,9})"
 
 
-def _each(block: str, part: str) -> re.Pattern[str]:
+def _each(block: str, part: str, suffix: str = r"\.weight") -> re.Pattern[str]:
     """The pattern of namings in which every expert has tensors of its own."""
-    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part})\.weight")
+    return re.compile(rf"(?P<prefix>{_LAYER}\.{block}experts)\.(?P<expert>\d{{1,9}})\.(?P<part>{part}){suffix}")
 
 
 NAMINGS: Final = (
@@ -59,8 +61,17 @@ NAMINGS: Final = (
         "layers.N.mlp.experts.M.{gate_proj,up_proj,down_proj}.weight",
         layout="separate",
         # Nemotron-H calls its blocks "mixer"; its experts have no gate and are the next row's
-        pattern=_each(r"(?!mixer\.)\w+\.", "gate_proj|up_proj|down_proj"),
-        parts={"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
+        pattern=_each(r"(?!mixer\.)\w+\.", r"(?:gate|up|down)_proj\.(?:weight|bias)", suffix=""),
+        parts={
+            "gate_proj.weight": "gate",
+            "up_proj.weight": "up",
+            "down_proj.weight": "down",
+            "gate_proj.bias": "gate_bias",
+            "up_proj.bias": "up_bias",
+            "down_proj.bias": "down_bias",
+        },
+        suffix="",
+        biases_are_optional=True,
     ),
     Naming(
         "layers.N.mixer.experts.M.{up_proj,down_proj}.weight",
@@ -112,6 +123,15 @@ NAMINGS: Final = (
         layout="concatenated",
         pattern=re.compile(
             r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<part>w1|v1|w2)"
+        ),
+        parts={"w1": "gate", "v1": "up", "w2": "down"},
+    ),
+    Naming(
+        "blocks.N.ffn.experts.mlp.M.{w1,v1,w2}.weight",  # as tools take the one above apart
+        layout="separate",
+        pattern=re.compile(
+            r"(?P<prefix>(?:[\w.]+\.)?blocks\.(?P<layer>\d{1,9})\.ffn\.experts\.mlp)\.(?P<expert>\d{1,9})"
+            r"\.(?P<part>w1|v1|w2)\.weight"
         ),
         parts={"w1": "gate", "v1": "up", "w2": "down"},
     ),

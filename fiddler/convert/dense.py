@@ -12,13 +12,15 @@ from fiddler.checkpoint.formats import AnyStored
 _LINEAR: Final = re.compile(
     r"(?:.*\.)?(?:"
     r"(?!weights_proj)\w+_proj(?:_with_mqa)?"  # q_proj, kv_b_proj, in_proj, shared_expert.down_proj
-    r"|[qkv]_[ab]_proj|w[123qkvo]|wqkv|Wqkv|wq_[ab]|wkv(?:_[ab])?|wo_[ab]"
+    r"|in_proj_(?:qkvz?|z)|w[123qkvo]|w[io](?:_[01])?|wqkv|Wqkv|wq_[ab]|wkv(?:_[ab])?|wo_[ab]"
     r"|query_key_value|qkv|dense|fc[12]|out_layer|lm_head"
     r"|(?:input|output)_linear"  # of shared experts
-    r"|(?:\w+\.)?(?:SelfAttention|EncDecAttention)\.[qkvo]|DenseReluDense\.w[io](?:_[01])?"  # of T5 and its kin
+    r"|(?:SelfAttention|EncDecAttention)\.[qkvo]"  # of T5 and its kin
     r")\.weight"
 )
-_OTHER_PARTS: Final = re.compile(r"(?:.*\.)?(?:\w*(?:vision|visual|audio|image|speech|multi_modal|router)\w*)\..*")
+_OTHER_PARTS: Final = re.compile(
+    r"(?:.*\.)?(?:gate|\w*(?:vision|visual|audio|image|speech|multi_modal|sam_model|router)\w*)\..+"
+)
 _HEAD: Final = re.compile(r"(?:.*\.)?lm_head\.weight")
 _LEAST_OUTPUTS: Final = 2
 """A layer with fewer is a gate."""

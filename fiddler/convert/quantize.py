@@ -7,7 +7,8 @@ sum(v x q)^2 / sum(v q q) is largest. The errors of weights count by v = x^2 + m
 carry most of an output, up to some times those of small ones. Scales are rounded to bfloat16 before the codes are
 final. They may be negative, so that the larger half of the codes, down to -8, serves weights of either sign.
 
-This module is the specification of fiddler/kernels/csrc/quantize.cpp, which computes the same where it is built.
+This module is the specification of fiddler/kernels/csrc/conversion/quantize.cpp, which gives the same codes and
+scales, faster.
 """
 
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 import torch
 
 from fiddler.coding import Code, CodedTensor, Coding, ScaleKind
+from fiddler.convert import native_quantize
 from fiddler.convert.recipe import GROUP_INPUTS, ExpertFormat
 
 CANDIDATES: Final = tuple(near + 0.25 * step for near in (-8, 7) for step in range(-3, 4))
@@ -22,7 +24,7 @@ CANDIDATES: Final = tuple(near + 0.25 * step for near in (-8, 7) for step in ran
 
 _TINY: Final = 2.0**-100
 """Groups whose largest magnitude is below are all zeros: their reciprocals would be infinite."""
-_WEIGHTS_AT_A_TIME: Final = 2**20
+_WEIGHTS_AT_A_TIME: Final = 2**18
 
 
 def coding_of(kind: ExpertFormat, inputs: int) -> Coding:
@@ -71,6 +73,16 @@ def quantize_rows(weights: torch.Tensor, kind: ExpertFormat, codes: torch.Tensor
     Raises:
         ValueError: As above.
     """
+    if native_quantize.is_built():
+        native_quantize.quantize_rows(weights, 4 if kind == "int4" else 8, codes, scales)
+    else:
+        quantize_rows_by_pytorch(weights, kind, codes, scales)
+
+
+def quantize_rows_by_pytorch(
+    weights: torch.Tensor, kind: ExpertFormat, codes: torch.Tensor, scales: torch.Tensor
+) -> None:
+    """The same where there is no native library; slower."""
     quantize_part = _int8 if kind == "int8" else _int4
     rows = max(1, _WEIGHTS_AT_A_TIME // weights.shape[1])
     for begin in range(0, len(weights), rows):
@@ -90,31 +102,40 @@ def _int8(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _int4(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows = len(values)
-    groups = values.view(-1, GROUP_INPUTS)
-    scales = _searched_scales(groups)
-    codes = (groups / scales.to(torch.float32)).round().clamp(-8, 7).add(8).to(torch.uint8).view(rows, -1)
+    # a row for each place in a group, so that sums over groups are sums of rows, in the order of the inputs
+    places = values.view(-1, GROUP_INPUTS).t().contiguous()
+    scales = _searched_scales(places)
+    codes = (places / scales.to(torch.float32)).round_().clamp_(-8, 7).add_(8).to(torch.uint8).t().reshape(rows, -1)
     return codes[:, ::2] | codes[:, 1::2] << 4, scales.view(rows, -1)
 
 
-def _searched_scales(groups: torch.Tensor) -> torch.Tensor:
-    """[groups, 32] float32 -> [groups, 1] bfloat16."""
-    places = groups.abs().argmax(dim=1, keepdim=True)
-    largest = groups.gather(1, places)
+def _searched_scales(places: torch.Tensor) -> torch.Tensor:
+    """[32, groups] float32 -> [groups] bfloat16."""
+    largest = torch.zeros_like(places[0])
+    for place in places:
+        largest = torch.where(place.abs() > largest.abs(), place, largest)
     is_zero = largest.abs() < _TINY
     largest = torch.where(is_zero, 1.0, largest)
     # the search does not depend on the size of weights, whose fourth powers might be infinite
-    unit = groups / largest
-    squares = unit * unit
-    weights = squares + squares.mean(dim=1, keepdim=True)
-    best = torch.full_like(largest, -1.0)
-    scales = torch.ones_like(largest)
+    units = places / largest
+    importances = units * units
+    importances += _sum(importances) * (1 / GROUP_INPUTS)
+    best, scales = torch.full_like(largest, -1.0), torch.ones_like(largest)
     for candidate in CANDIDATES:
-        codes = (unit * candidate).round().clamp(-8, 7)
-        weighted = weights * codes
-        products = (weighted * unit).sum(dim=1, keepdim=True)
-        norms = (weighted * codes).sum(dim=1, keepdim=True)
+        codes = (units * candidate).round_().clamp_(-8, 7)
+        weighted = importances * codes
+        norms = _sum(codes.mul_(weighted))
+        products = _sum(weighted.mul_(units))
         gain = products * products / norms
         is_better = gain > best
         best = torch.where(is_better, gain, best)
         scales = torch.where(is_better, products / norms, scales)
     return torch.where(is_zero, 1.0, scales * largest).to(torch.bfloat16)
+
+
+def _sum(rows: torch.Tensor) -> torch.Tensor:
+    """The sum of rows, added one after the other."""
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total += row
+    return total

@@ -40,6 +40,9 @@ class _Layer:
         self._config = config
         self._dtype = dtype
         self._wide, self._narrow = _intermediate_size(claim), config.hidden_size
+        self._has_biases = not claim.naming.biases_are_optional or any(
+            role.endswith("_bias") for _, role in claim.tensors
+        )
 
     def expert(self, number: int) -> Expert:
         """The views of one expert."""
@@ -48,6 +51,8 @@ class _Layer:
         for part, role in naming.parts.items():
             tensor = self._claim.tensors.get((number, role))
             if tensor is None:
+                if role.endswith("_bias") and not self._has_biases:
+                    continue
                 name = f"{self._claim.prefix}.{naming.expert_name.format(number)}.{part}{naming.suffix}"
                 raise missing_tensor(self._claim, name, self._config)
             views[role] = self._view(tensor, role)

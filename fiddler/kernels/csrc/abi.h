@@ -45,6 +45,7 @@ enum fiddler_status : int32_t {
   FIDDLER_MISALIGNED = 6,
   FIDDLER_BUSY = 7,
   FIDDLER_NO_MEMORY = 8,
+  FIDDLER_NOT_FINITE = 9,
 };
 
 #pragma GCC visibility push(default)

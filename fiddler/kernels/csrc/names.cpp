@@ -29,8 +29,9 @@ constexpr const char* statuses[] = {
     "a tensor of the message is not aligned to its elements",
     "another message is being computed",
     "there is not enough memory",
+    "a weight is infinite or not a number",
 };
-static_assert(std::size(statuses) == FIDDLER_NO_MEMORY + 1);
+static_assert(std::size(statuses) == FIDDLER_NOT_FINITE + 1);
 
 template <int Count>
 const char* name_at(const char* const (&names)[Count], int32_t number) {

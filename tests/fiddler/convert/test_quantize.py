@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from fiddler.coding import Code, CodedTensor, dequantize
-from fiddler.convert.quantize import quantize, quantize_rows
+from fiddler.convert import native_quantize
+from fiddler.convert.quantize import quantize, quantize_rows, quantize_rows_by_pytorch
 from fiddler.convert.recipe import ExpertFormat
 
 KINDS: tuple[ExpertFormat, ...] = ("int8", "int4")
@@ -95,3 +96,22 @@ def test_strides_and_parts_do_not_matter(kind: ExpertFormat, dtype: torch.dtype)
     assert torch.equal(codes, expected.codes)
     assert torch.equal(scales, expected.scales)
     assert _error(expected, weights) > 0
+
+
+@pytest.mark.skipif(not native_quantize.is_built(), reason="the native library is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inputs", [32, 96, 1024])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_native_library_gives_the_same_codes_and_scales(
+    kind: ExpertFormat, inputs: int, dtype: torch.dtype
+) -> None:
+    sizes = torch.randn(37, 1, generator=torch.Generator().manual_seed(5)).exp()
+    weights = (_weights(37, inputs) * sizes).to(dtype)
+    weights[3, :32] = 0
+    native = quantize(weights, kind)
+    codes, scales = torch.zeros_like(native.codes), torch.zeros_like(native.scales)
+    quantize_rows_by_pytorch(weights, kind, codes, scales)
+    assert torch.equal(native.codes, codes)
+    assert torch.equal(native.scales, scales)
+    wide = torch.cat((weights, weights), dim=1)[:, :inputs]  # rows apart
+    assert torch.equal(quantize(wide, kind).codes, codes)
