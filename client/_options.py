@@ -197,8 +197,10 @@ class ToolOptions(TypedDict, total=False):
 
     Attributes:
         tools: Dicts of "name", "description" and "parameters", a JSON schema as a dict or as text. OpenAI's
-            {"type": "function", "function": {...}} will do as well.
+            {"type": "function", "function": {...}} will do as well. With "strict": True the arguments of its calls are
+            what "parameters" describes, if the model's calls can be told from other text.
         tool_choice: "auto", "none", "required", or {"name": ...} of the function to call, also in OpenAI's form.
+        parallel_tool_calls: Whether an answer may have several calls.
         template_arguments: Further arguments of the chat template, such as {"enable_thinking": False}, or their JSON.
     """
 
@@ -207,6 +209,7 @@ class ToolOptions(TypedDict, total=False):
         str | Mapping[str, object] | None,
         Option("Whether the model must call a function: auto, none, required, or the name of the function."),
     ]
+    parallel_tool_calls: Annotated[bool | None, Option("Let an answer call several functions. Default: True.")]
     template_arguments: Annotated[
         Mapping[str, object] | str | None, Option("Further arguments of the chat template, a JSON object.")
     ]

@@ -14,6 +14,7 @@ from client import ClientError
 from fiddler import __version__
 from http_gateway.errors import ApiError, api_error, invalid_body
 from http_gateway.gateway import Gateway
+from http_gateway.hosts import KnownHosts
 from http_gateway.middleware import BodyLimit, BrowserHeaders, Counting
 from http_gateway.responses import CallerLeftError
 from http_gateway.routes import chat, completions, models, page, probes
@@ -40,6 +41,8 @@ def create_app(gateway: Gateway) -> FastAPI:
     _handle_errors(app)
     # The last one is the outermost.
     app.add_middleware(BodyLimit, max_bytes=gateway.settings.max_request_bytes)
+    if (names := gateway.settings.hosts) is not None:
+        app.add_middleware(KnownHosts, names=names)
     if gateway.settings.origins:
         app.add_middleware(
             CORSMiddleware,

@@ -48,6 +48,11 @@ class Settings(CommandSettings):
     cors_origins: str = Field(
         "", description="origins whose pages may call the API, separated by commas, or *; empty: only the page itself"
     )
+    allowed_hosts: str = Field(
+        "",
+        description="host names by which callers may reach the gateway, separated by commas, besides localhost, "
+        "addresses and the host of --listen, or * for any: a page could otherwise call through a name of its own",
+    )
     max_request_bytes: int = Field(16 * 2**20, ge=1024, le=2**30, description="largest body of a request, in bytes")
     max_prompts: int = Field(256, ge=1, le=65536, description="most prompts in one request to /v1/completions")
     request_timeout_seconds: float = Field(
@@ -68,6 +73,14 @@ class Settings(CommandSettings):
         if value.startswith("unix:"):
             raise ValueError(f"{value!r} is a socket; expected HOST:PORT")
         return rpc.check_address(value)
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """The names of --allowed-hosts and the host of --listen, in lower case; None: any name will do."""
+        names = {name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip()}
+        if "*" in names:
+            return None
+        return frozenset(names | {self.listen.rpartition(":")[0].lower()})
 
     @property
     def origins(self) -> list[str]:

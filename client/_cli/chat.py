@@ -2,7 +2,9 @@
 
 import sys
 
+from client._answers import Answer, ToolCall
 from client._cli.printing import print_generation
+from client._cli.shown_answer import ShownAnswer
 from client._errors import ClientError
 from client._options import ChatMessage, ChatOptions
 from client._statuses import invalid
@@ -22,26 +24,59 @@ class Conversation:
         self._options = options
         self._as_json = as_json
         self._messages = list(self._opening)
+        self._calls: tuple[ToolCall, ...] = ()
 
     def reset(self) -> None:
         """Forgets all messages except the system message."""
         self._messages = list(self._opening)
+        self._calls = ()
+
+    @property
+    def unanswered_call(self) -> ToolCall | None:
+        """The first function that the model has called and got no result of."""
+        answered = {message.get("tool_call_id") for message in self._messages}
+        return next((call for call in self._calls if call.id not in answered), None)
 
     def say(self, text: str) -> None:
         """Prints the model's answer as it arrives. Of an answer that is cut short, the printed part is remembered.
+
+        A text after an answer that calls functions is the result of the first call without one; the model answers once
+        it has the results of all.
 
         Raises:
             KeyboardInterrupt: The user stopped the answer. It has been cancelled on the server.
             ClientError: The generation failed.
         """
-        question: ChatMessage = {"role": "user", "content": text}
-        printed: list[str] = []
+        said: ChatMessage = {"role": "user", "content": text}
+        if call := self.unanswered_call:
+            said = {"role": "tool", "content": text, "tool_call_id": call.id, "name": call.name}
+            self._messages.append(said)
+            if self.unanswered_call is None:
+                self._answer([])
+        else:
+            self._answer([said])
+
+    def _answer(self, added: list[ChatMessage]) -> None:
+        shown = ShownAnswer()
         try:
-            with self._client.chat([*self._messages, question], **self._options) as generation:
-                print_generation(generation, as_json=self._as_json, on_text=printed.append)
+            with self._client.chat([*self._messages, *added], **self._options) as generation:
+                print_generation(generation, as_json=self._as_json, text_of=shown.text_of)
         finally:
-            if answer := "".join(printed):
-                self._messages += [question, {"role": "assistant", "content": answer}]
+            answer = shown.answer()
+            self._calls = answer.tool_calls
+            if answer.content or answer.tool_calls:
+                self._messages += [*added, _message_of(answer)]
+
+
+def _message_of(answer: Answer) -> ChatMessage:
+    message: ChatMessage = {"role": "assistant", "content": answer.content}
+    if answer.reasoning:
+        message["reasoning"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = [
+            {"id": call.id, "name": call.name, "arguments": call.arguments} for call in answer.tool_calls
+        ]
+    return message
 
 
 def chat(client: Client, *, opening: str | None, system: str | None, options: ChatOptions, as_json: bool) -> None:
@@ -67,7 +102,9 @@ def chat(client: Client, *, opening: str | None, system: str | None, options: Ch
     conversation = Conversation(client, system=system, options=options, as_json=as_json)
     line = opening
     while True:
-        if line is None and (line := _read_line(is_terminal)) is None:
+        call = conversation.unanswered_call
+        prompt = _PROMPT if call is None else f"result of {call.name}> "
+        if line is None and (line := _read_line(prompt if is_terminal else None)) is None:
             return
         if line.strip() == "/quit":
             return
@@ -93,16 +130,16 @@ def _answer(conversation: Conversation, line: str, is_terminal: bool) -> None:
             fail("client", error.message, FAILED)
 
 
-def _read_line(is_terminal: bool) -> str | None:
-    """The next line; None at the end of standard input."""
+def _read_line(prompt: str | None) -> str | None:
+    """The next line; None at the end of standard input. `prompt` is for a terminal."""
     try:
-        if not is_terminal:
+        if prompt is None:
             return sys.stdin.readline() or None
         import readline  # noqa: F401 - gives input() editing and history
 
         if not sys.stdout.isatty():  # answers go elsewhere, so keep the prompt out of them
-            print(_PROMPT, end="", file=sys.stderr, flush=True)
-        return input(_PROMPT if sys.stdout.isatty() else "")
+            print(prompt, end="", file=sys.stderr, flush=True)
+        return input(prompt if sys.stdout.isatty() else "")
     except EOFError:
         _notify("")
         return None

@@ -97,6 +97,9 @@ _OVERRIDES = {
     "choice": _Override(metavar="TEXT"),
     "tools": _Override(type=Path, metavar="FILE", note="A JSON list, read from a file. With --chat.", parse=_tools_of),
     "tool_choice": _Override(type=str, metavar="CHOICE", note="With --chat.", parse=_tool_choice),
+    "parallel_tool_calls": _Override(
+        flag="--one-tool-call", help="Let an answer call one function only. With --chat.", parse=lambda _: False
+    ),
     "template_arguments": _Override(type=str, metavar="JSON", note="With --chat."),
 }
 

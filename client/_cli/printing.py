@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from client._cli.progress import Progress
 from client._errors import GenerationCancelledError
-from client._messages import Complete, GenerationChunk, event_from
+from client._messages import Complete, Event, GenerationChunk, event_from
 from client._statuses import invalid
 from client.client import Generation
 
@@ -34,13 +34,18 @@ def read_prompt(argument: str) -> str:
         raise invalid("prompt", f"standard input is not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def print_generation(generation: Generation, *, as_json: bool, on_text: Callable[[str], object] | None = None) -> None:
+def text_of(event: Event) -> str:
+    """The text that an event adds to the output."""
+    return event.text if isinstance(event, GenerationChunk | Complete) else ""
+
+
+def print_generation(generation: Generation, *, as_json: bool, text_of: Callable[[Event], str] = text_of) -> None:
     """Prints a generation as it arrives and, if standard error is a terminal, its progress.
 
     Args:
         generation: The generation.
         as_json: Whether to print each message as JSON instead of the text.
-        on_text: Called with each piece of text after it is printed.
+        text_of: What is printed of an event. Called with each, also if messages are printed as JSON.
 
     Raises:
         KeyboardInterrupt: The user stopped the generation. It has been cancelled on the server.
@@ -49,9 +54,9 @@ def print_generation(generation: Generation, *, as_json: bool, on_text: Callable
     """
     with _interrupt_cancels(generation):
         if as_json:
-            _print_json(generation, on_text)
+            _print_json(generation, text_of)
         elif generation.num_generations == 1:
-            _print_text(generation, on_text)
+            _print_text(generation, text_of)
         else:
             _print_several(generation)
 
@@ -84,7 +89,7 @@ def _interrupt_cancels(generation: Generation) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _print_text(generation: Generation, on_text: Callable[[str], object] | None) -> None:
+def _print_text(generation: Generation, text_of: Callable[[Event], str]) -> None:
     """Prints the text of a single generation."""
     _replace_unprintable()
     progress = Progress()
@@ -93,12 +98,10 @@ def _print_text(generation: Generation, on_text: Callable[[str], object] | None)
         progress.start()
         for event in generation:
             progress.see(event)
-            if isinstance(event, GenerationChunk | Complete) and event.text:
+            if text := text_of(event):
                 progress.make_room()
                 unfinished_line = True
-                print(event.text, end="", flush=True)
-                if on_text:
-                    on_text(event.text)
+                print(text, end="", flush=True)
         unfinished_line = True  # an empty text is printed as a line too
     finally:
         progress.make_room()
@@ -107,13 +110,13 @@ def _print_text(generation: Generation, on_text: Callable[[str], object] | None)
         progress.end(generation.completes)
 
 
-def _print_json(generation: Generation, on_text: Callable[[str], object] | None) -> None:
+def _print_json(generation: Generation, text_of: Callable[[Event], str]) -> None:
     """Prints each message as a line of JSON, by the field names of the .proto files."""
     for response in generation.responses():
         fields = MessageToDict(response, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         print(json.dumps(fields), flush=True)
-        if on_text and isinstance(event := event_from(response), GenerationChunk | Complete):
-            on_text(event.text)
+        if (event := event_from(response)) is not None:
+            text_of(event)
 
 
 def _print_several(generation: Generation) -> None:

@@ -8,7 +8,7 @@ from client._requests.fields import json_text, set_field
 from client._statuses import invalid
 from fiddler.v1 import generation_pb2
 
-CHAT_OPTIONS = ("tools", "tool_choice", "template_arguments", "continue_final_message")
+CHAT_OPTIONS = ("tools", "tool_choice", "parallel_tool_calls", "template_arguments", "continue_final_message")
 """The options of ChatOptions that GenerateOptions lacks. They are fields of the chat."""
 
 _MESSAGE_KEYS = {"role", "content", "reasoning", "tool_calls", "tool_call_id", "name"}
@@ -42,8 +42,9 @@ def set_chat(
         _set_tool_choice(chat.tool_choice, given["tool_choice"])
     if (arguments := given.get("template_arguments")) is not None:
         _set_json(chat, "template_arguments", arguments, "chat.template_arguments")
-    if (continues := given.get("continue_final_message")) is not None:
-        set_field(chat, "continue_final_message", continues, reported_as="chat.continue_final_message")
+    for name in ("parallel_tool_calls", "continue_final_message"):
+        if name in given:
+            set_field(chat, name, given[name], reported_as=f"chat.{name}")
 
 
 def _set_message(message: generation_pb2.ChatMessage, value: object, path: str) -> None:
@@ -90,6 +91,8 @@ def _set_tool(tool: generation_pb2.Tool, value: object, path: str) -> None:
         set_field(tool, "description", function["description"], reported_as=f"{path}.description")
     if function.get("parameters") is not None:
         _set_json(tool, "parameters", function["parameters"], f"{path}.parameters")
+    if function.get("strict") is not None:
+        set_field(tool, "strict", function["strict"], reported_as=f"{path}.strict")
 
 
 def _set_tool_choice(choice: generation_pb2.ToolChoice, value: object) -> None:

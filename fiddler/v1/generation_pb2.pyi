@@ -33,7 +33,9 @@ class _ToolChoiceModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCh
     TOOL_CHOICE_MODE_NONE: _ToolChoiceMode.ValueType  # 2
     """It must call none: the chat template is given no tools."""
     TOOL_CHOICE_MODE_REQUIRED: _ToolChoiceMode.ValueType  # 3
-    """It must call at least one. Refused if GetModelInfoResponse.can_require_tool_calls is false."""
+    """It must call at least one, with arguments that its `parameters` describe. Refused if
+    GetModelInfoResponse.can_require_tool_calls is false.
+    """
 
 class ToolChoiceMode(_ToolChoiceMode, metaclass=_ToolChoiceModeEnumTypeWrapper):
     """Whether the model must call any function."""
@@ -45,7 +47,9 @@ TOOL_CHOICE_MODE_AUTO: ToolChoiceMode.ValueType  # 1
 TOOL_CHOICE_MODE_NONE: ToolChoiceMode.ValueType  # 2
 """It must call none: the chat template is given no tools."""
 TOOL_CHOICE_MODE_REQUIRED: ToolChoiceMode.ValueType  # 3
-"""It must call at least one. Refused if GetModelInfoResponse.can_require_tool_calls is false."""
+"""It must call at least one, with arguments that its `parameters` describe. Refused if
+GetModelInfoResponse.can_require_tool_calls is false.
+"""
 Global___ToolChoiceMode: _TypeAlias = ToolChoiceMode  # noqa: Y015
 
 class _BeamStop:
@@ -385,6 +389,7 @@ class Chat(_message.Message):
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
     CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _builtins.int
     TEMPLATE_FIELD_NUMBER: _builtins.int
+    PARALLEL_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     template_arguments: _builtins.str
     """Further arguments of the chat template: the text of a JSON object, e.g. {"enable_thinking": false}. Unset: none."""
     continue_final_message: _builtins.bool
@@ -393,6 +398,8 @@ class Chat(_message.Message):
     """
     template: _builtins.str
     """The name of the chat template, one of GetModelInfoResponse.chat_templates. Unset: the first of them."""
+    parallel_tool_calls: _builtins.bool
+    """Whether an answer may call several functions. If not, only its first call is sent. Unset: yes."""
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]:
         """The messages so far, oldest first; at least one."""
@@ -414,19 +421,24 @@ class Chat(_message.Message):
         template_arguments: _builtins.str | None = ...,
         continue_final_message: _builtins.bool | None = ...,
         template: _builtins.str | None = ...,
+        parallel_tool_calls: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_continue_final_message", b"_continue_final_message", "_template", b"_template", "_template_arguments", b"_template_arguments", "continue_final_message", b"continue_final_message", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_continue_final_message", b"_continue_final_message", "_parallel_tool_calls", b"_parallel_tool_calls", "_template", b"_template", "_template_arguments", b"_template_arguments", "continue_final_message", b"continue_final_message", "parallel_tool_calls", b"parallel_tool_calls", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_continue_final_message", b"_continue_final_message", "_template", b"_template", "_template_arguments", b"_template_arguments", "continue_final_message", b"continue_final_message", "messages", b"messages", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_continue_final_message", b"_continue_final_message", "_parallel_tool_calls", b"_parallel_tool_calls", "_template", b"_template", "_template_arguments", b"_template_arguments", "continue_final_message", b"continue_final_message", "messages", b"messages", "parallel_tool_calls", b"parallel_tool_calls", "template", b"template", "template_arguments", b"template_arguments", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__continue_final_message: _TypeAlias = _typing.Literal["continue_final_message"]  # noqa: Y015
     _WhichOneofArgType__continue_final_message: _TypeAlias = _typing.Literal["_continue_final_message", b"_continue_final_message"]  # noqa: Y015
+    _WhichOneofReturnType__parallel_tool_calls: _TypeAlias = _typing.Literal["parallel_tool_calls"]  # noqa: Y015
+    _WhichOneofArgType__parallel_tool_calls: _TypeAlias = _typing.Literal["_parallel_tool_calls", b"_parallel_tool_calls"]  # noqa: Y015
     _WhichOneofReturnType__template: _TypeAlias = _typing.Literal["template"]  # noqa: Y015
     _WhichOneofArgType__template: _TypeAlias = _typing.Literal["_template", b"_template"]  # noqa: Y015
     _WhichOneofReturnType__template_arguments: _TypeAlias = _typing.Literal["template_arguments"]  # noqa: Y015
     _WhichOneofArgType__template_arguments: _TypeAlias = _typing.Literal["_template_arguments", b"_template_arguments"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__continue_final_message) -> _WhichOneofReturnType__continue_final_message | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parallel_tool_calls) -> _WhichOneofReturnType__parallel_tool_calls | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__template) -> _WhichOneofReturnType__template | None: ...
     @_typing.overload
@@ -443,31 +455,41 @@ class Tool(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     PARAMETERS_FIELD_NUMBER: _builtins.int
+    STRICT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The function's name."""
     description: _builtins.str
     """What it does. Unset: the chat template is given none."""
     parameters: _builtins.str
     """Its parameters: the text of a JSON schema. The order of its keys is kept. Unset: the chat template is given none."""
+    strict: _builtins.bool
+    """Whether the arguments of every call of it must be what `parameters` describe. This holds if the model's calls can be
+    told from other text as they begin, and the request has neither a constraint nor beam_search. Unset: no.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         description: _builtins.str | None = ...,
         parameters: _builtins.str | None = ...,
+        strict: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters", b"_parameters", "description", b"description", "parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters", b"_parameters", "_strict", b"_strict", "description", b"description", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters", b"_parameters", "description", b"description", "name", b"name", "parameters", b"parameters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_parameters", b"_parameters", "_strict", b"_strict", "description", b"description", "name", b"name", "parameters", b"parameters", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__parameters: _TypeAlias = _typing.Literal["parameters"]  # noqa: Y015
     _WhichOneofArgType__parameters: _TypeAlias = _typing.Literal["_parameters", b"_parameters"]  # noqa: Y015
+    _WhichOneofReturnType__strict: _TypeAlias = _typing.Literal["strict"]  # noqa: Y015
+    _WhichOneofArgType__strict: _TypeAlias = _typing.Literal["_strict", b"_strict"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__parameters) -> _WhichOneofReturnType__parameters | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__strict) -> _WhichOneofReturnType__strict | None: ...
 
 Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
@@ -482,7 +504,7 @@ class ToolChoice(_message.Message):
     mode: Global___ToolChoiceMode.ValueType
     """Any function or none."""
     name: _builtins.str
-    """The name of the function that it must call."""
+    """The name of the function that it must call, once. See TOOL_CHOICE_MODE_REQUIRED."""
     def __init__(
         self,
         *,
@@ -1548,7 +1570,7 @@ class GetModelInfoResponse(_message.Message):
     has_tool_template: _builtins.bool
     """Whether the chat template writes Chat.tools. Without, tools are refused."""
     can_require_tool_calls: _builtins.bool
-    """Whether Chat.tool_choice may demand a call."""
+    """Whether Chat.tool_choice may demand a call: the form in which the model writes calls is known."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The model's end-of-sequence tokens."""

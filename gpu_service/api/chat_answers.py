@@ -6,7 +6,7 @@ from typing import Any
 
 from fiddler.v1.generation_pb2 import MessageDelta, ToolCallDelta
 from gpu_service.engine.request import Request
-from gpu_service.text.answers import AnswerParser, Delta
+from gpu_service.text.answering.parser import AnswerParser, Delta
 from gpu_service.text.detokenizer import TextStream
 from gpu_service.text.stop_strings import StopStrings
 from gpu_service.text.tokenizer import Tokenizer
@@ -15,14 +15,22 @@ from gpu_service.text.tokenizer import Tokenizer
 class ChatAnswer:
     """One generation's answer."""
 
-    def __init__(self, request: Request, tokenizer: Tokenizer, tools: Sequence[Mapping[str, Any]] | None) -> None:
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        tools: Sequence[Mapping[str, Any]] | None,
+        most_calls: int | None = None,
+    ) -> None:
         """Begins an answer.
 
         Args:
             request: The request, whose prompt is the rendered chat.
             tokenizer: Decodes; it knows how answers are parsed.
             tools: Those of the chat.
+            most_calls: Further calls are left out; None: no bound.
         """
+        self._most_calls = most_calls
         self._end_ids = request.ending.end_ids
         self._parser: AnswerParser | None = None
         if template := tokenizer.response_template:
@@ -63,6 +71,8 @@ class ChatAnswer:
     def _message(self, delta: Delta) -> MessageDelta:
         message = MessageDelta(content=delta.content, reasoning=delta.reasoning)
         for call in delta.tool_calls:
+            if self.num_calls == self._most_calls:
+                break
             message.tool_calls.append(
                 ToolCallDelta(
                     index=self.num_calls,

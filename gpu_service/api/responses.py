@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fiddler.v1 import generation_pb2
 from fiddler.v1.generation_pb2 import Alternative, Chunk, GenerateRequest, GenerateResponse
 from gpu_service.api.chat_answers import ChatAnswer
-from gpu_service.api.requests.chats import tools_of
+from gpu_service.api.requests.chats import is_parallel, tools_of
 from gpu_service.api.requests.validation import skips_special_tokens
 from gpu_service.engine.events import Best, Event, Failed, Finished, Progress, Prompt, Token
 from gpu_service.engine.request import Request
@@ -57,7 +57,8 @@ class Responses:
         self._answers: list[ChatAnswer] = []
         if message.HasField("chat"):
             tools = tools_of(message.chat, tokenizer)
-            self._answers = [ChatAnswer(request, tokenizer, tools) for _ in range(self.num_unfinished)]
+            most = None if is_parallel(message.chat) else 1
+            self._answers = [ChatAnswer(request, tokenizer, tools, most) for _ in range(self.num_unfinished)]
 
     def begin(self) -> Iterator[GenerateResponse]:
         """Yields the messages that need no computation: echoes."""

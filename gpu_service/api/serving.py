@@ -14,7 +14,7 @@ from gpu_service.engine.engine import Engine
 from gpu_service.errors import QueueFullError
 from gpu_service.model_runner.model import Model
 from gpu_service.settings import RequestLimits
-from gpu_service.text.answers import REASONING_FIELDS, TOOL_FIELD
+from gpu_service.text.answering.parser import REASONING_FIELDS, TOOL_FIELD
 from gpu_service.text.tokenizer import Tokenizer
 
 
@@ -76,6 +76,7 @@ class ServedModel:
             parses_reasoning=not fields.isdisjoint(REASONING_FIELDS),
             parses_tool_calls=TOOL_FIELD in fields,
             has_tool_template=self.tokenizer.has_tool_template,
+            can_require_tool_calls=self.tokenizer.has_call_form and model.start_token_id is None,
         )
 
     def describe_server(self) -> generation_pb2.GetServerInfoResponse:

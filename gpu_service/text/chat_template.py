@@ -7,10 +7,10 @@ marker in each message, in both forms. The form in which the marker comes out is
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 from gpu_service.text.chat_files import DEFAULT
+from gpu_service.text.template_messages import Form, in_form, texts_of, with_text_arguments
 from gpu_service.text.template_pool import RenderError, RenderTimeoutError, shared_pool
 
 Message = Mapping[str, Any]
@@ -25,6 +25,8 @@ _PROBE_TOOL = {
     "type": "function",
     "function": {"name": "probe", "description": "", "parameters": {"type": "object", "properties": {}}},
 }
+_PROBE_ARGUMENTS = {"probe": "argument"}
+_PROBE_TEXT = re.compile(r'\{\s*"probe"\s*:\s*"argument"\s*\}')
 _OTHER_ROLES = ("system", "developer", "assistant", "tool")
 
 
@@ -50,13 +52,6 @@ class TemplateTimeoutError(ChatTemplateError):
 
 class UnknownTemplateError(ChatTemplateError):
     """There is no template of that name, or it does not work. The text names those that do."""
-
-
-class _Form(Enum):
-    """How a template takes the content of a message."""
-
-    TEXT = "text"
-    PARTS = "parts"
 
 
 def render_in_pool(source: str, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
@@ -89,6 +84,7 @@ class ChatTemplate:
         self._forms = {"user": self._form_of_users()}
         for role in _OTHER_ROLES:
             self._forms[role] = self._form_of(role)
+        self._arguments_are_text = "tool_calls" in source and self._takes_arguments_as_text()
 
     def render(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **arguments: Any
@@ -120,7 +116,9 @@ class ChatTemplate:
             present = {name: value for name, value in message.items() if value is not None}
             if "content" in present:
                 form = self._forms.get(str(message.get("role")), self._forms["user"])
-                present["content"] = _in_form(present["content"], form)
+                present["content"] = in_form(present["content"], form)
+            if self._arguments_are_text and isinstance(present.get("tool_calls"), list):
+                present["tool_calls"] = list(map(with_text_arguments, present["tool_calls"]))
             formed.append(present)
         return formed
 
@@ -145,7 +143,7 @@ class ChatTemplate:
             if not all(marker in text for marker in markers):
                 raise LostMessageError(position, str(message.get("role")))
 
-    def _form_of_users(self) -> _Form:
+    def _form_of_users(self) -> Form:
         """The form of users' messages.
 
         Raises:
@@ -153,8 +151,8 @@ class ChatTemplate:
         """
         reasons = []
         for tools in (None, [_PROBE_TOOL]):
-            for opening in ([], [_probe("system", _Form.TEXT)], [_probe("system", _Form.PARTS)]):
-                for form in _Form:
+            for opening in ([], [_probe("system", Form.TEXT)], [_probe("system", Form.PARTS)]):
+                for form in Form:
                     try:
                         text = self._try([*opening, _probe("user", form)], tools)
                     except TemplateTimeoutError:
@@ -166,10 +164,10 @@ class ChatTemplate:
                         return form
         raise ChatTemplateError(reasons[0] if reasons else "it leaves out what the user says")
 
-    def _form_of(self, role: str) -> _Form:
+    def _form_of(self, role: str) -> Form:
         """The form of another role's messages: the users' if the template shows neither."""
         usual = self._forms["user"]
-        for form in sorted(_Form, key=lambda form: form is not usual):
+        for form in sorted(Form, key=lambda form: form is not usual):
             try:
                 text = self._try(_probe_chat(role, _probe(role, form), _probe("user", usual)))
             except TemplateTimeoutError:
@@ -179,6 +177,21 @@ class ChatTemplate:
             if _shows(text, role):
                 return form
         return usual
+
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether the template writes a call's arguments only if they are the text of a JSON object, not an object."""
+        function = {"name": "probe", "arguments": _PROBE_ARGUMENTS}
+        call: Message = {"type": "function", "function": function, "id": "probe1234"}
+        for is_text in (False, True):
+            calls = [with_text_arguments(call) if is_text else call]
+            answer = {"role": "assistant", "content": "", "tool_calls": calls}
+            try:
+                text = self._try([_probe("user", self._forms["user"]), answer], [_PROBE_TOOL])
+            except ChatTemplateError:
+                continue
+            if _PROBE_TEXT.search(text):
+                return is_text
+        return False
 
     def _try(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None = None) -> str:
         return self._render(self._source, messages, {**self._variables, "tools": tools})
@@ -235,28 +248,12 @@ class ChatTemplates:
         return f"the model's chat template {name!r} does not work: {reason}"
 
 
-def _in_form(content: Any, form: _Form) -> Any:
-    """A message's content in a form; as it is if it is neither text nor parts of text."""
-    if isinstance(content, str):
-        return content if form is _Form.TEXT else [{"type": "text", "text": content}]
-    if form is _Form.TEXT and (texts := _texts(content)) is not None:
-        return "".join(texts)
-    return content
-
-
-def _texts(content: Any) -> list[str] | None:
-    """The texts of parts, or None if there are others."""
-    parts = content if isinstance(content, list) else [None]
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
-    return [text for text in texts if text is not None] if all(isinstance(text, str) for text in texts) else None
-
-
 def _marker(role: str) -> str:
     return f"zq{role}qz"
 
 
-def _probe(role: str, form: _Form) -> dict[str, Any]:
-    return {"role": role, "content": _in_form(_marker(role), form)}
+def _probe(role: str, form: Form) -> dict[str, Any]:
+    return {"role": role, "content": in_form(_marker(role), form)}
 
 
 def _probe_chat(role: str, message: Message, user: Message) -> list[Message]:
@@ -280,7 +277,7 @@ def _marked(message: Message, name: str) -> tuple[Message, list[str]]:
     content: Any = message.get("content")
     if isinstance(content, str) and content.strip():
         return {**message, "content": _marker(name)}, [_marker(name)]
-    if _texts(content) is None:
+    if texts_of(content) is None:
         return message, []
     parts = [
         {**part, "text": _marker(f"{name}p{number}")} if part["text"].strip() else part

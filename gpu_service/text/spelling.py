@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -101,3 +101,11 @@ def _flat(state: dict[str, Any]) -> list[dict[str, Any]]:
     if state.get("type") != "Sequence":
         return [state]
     return [step for part in state["decoders"] for step in _flat(part)]
+
+
+def split_names(text: str, id_by_name: Mapping[str, int]) -> list[str | int]:
+    """A text, divided into texts and the ids of the tokens whose names are in it. Of two names, the longer counts."""
+    if not id_by_name:
+        return [text] if text else []
+    names = sorted(map(re.escape, id_by_name), key=len, reverse=True)
+    return [id_by_name.get(part, part) for part in re.split(f"({'|'.join(names)})", text) if part]

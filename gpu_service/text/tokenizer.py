@@ -13,7 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
 from gpu_service.errors import ModelError, panics_as_errors
-from gpu_service.text.answers import response_template_of
+from gpu_service.text.answering.form import CallForm, NoCallFormError, form_of, probe
+from gpu_service.text.answering.known import known_form
+from gpu_service.text.answering.parser import response_template_of
 from gpu_service.text.chat_files import find_templates
 from gpu_service.text.chat_template import ChatTemplateError, ChatTemplates, Message
 from gpu_service.text.growth import MOST, growth_of
@@ -28,6 +30,7 @@ from gpu_service.text.spelling import (
     num_incomplete,
     only_grows,
     spelling_of,
+    split_names,
 )
 
 __all__ = ["ChatTemplateError", "Tokenizer"]
@@ -92,9 +95,48 @@ class Tokenizer:
     @cached_property
     def response_template(self) -> Mapping[str, Any] | None:
         """How answers to chats are parsed; None if it is not known."""
+        return self._answers[0]
+
+    @property
+    def has_call_form(self) -> bool:
+        """Whether `call_form` is known."""
+        return isinstance(self._answers[1], CallForm)
+
+    def call_form(self) -> CallForm:
+        """The form in which the model writes calls of functions.
+
+        Raises:
+            NoCallFormError: It is not known.
+        """
+        form = self._answers[1]
+        if isinstance(form, NoCallFormError):
+            raise form
+        return form
+
+    @cached_property
+    def _answers(self) -> tuple[Mapping[str, Any] | None, CallForm | NoCallFormError]:
+        """The response template, and the form of calls or why it is not known."""
         path = self._directory / "config.json"
         model_type = str(read_json(path, ConfigError).get("model_type", "")) if path.is_file() else ""
-        return response_template_of(self._tokenizer, model_type, list(self._template_sources.values()))
+        template = response_template_of(self._tokenizer, model_type, list(self._template_sources.values()))
+        try:
+            if not self.has_chat_template or not self.has_tool_template:
+                raise NoCallFormError("the model's chat template does not write tools")
+            probes = probe(self.render)
+            if template is None:
+                return known_form(probes)
+            return template, form_of(probes, template)
+        except NoCallFormError as error:
+            return template, error
+
+    def split_special(self, text: str) -> list[str | int]:
+        """A text, divided into texts and the ids of the special tokens whose names are in it."""
+        return split_names(text, self._special_by_name)
+
+    @cached_property
+    def _special_by_name(self) -> dict[str, int]:
+        ids = sorted(self._special_ids)
+        return dict(zip(self._tokenizer.convert_ids_to_tokens(ids), ids, strict=True))
 
     @property
     def has_tool_template(self) -> bool:

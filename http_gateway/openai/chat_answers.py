@@ -36,7 +36,7 @@ class ChatChunks:
                 chunk = response.chunk
                 if chunk.HasField("usage"):
                     self._usage.set(chunk.usage, prompt=0, choice=chunk.index)
-                delta = _delta(chunk, self._body)
+                delta = _delta(chunk)
                 logprobs = _logprobs(chunk, self._body) if self._body.logprobs else None
                 if delta or logprobs:
                     yield self._chunk(chunk.index, delta, logprobs)
@@ -84,7 +84,7 @@ class WholeChat:
         match response.WhichOneof("event"):
             case "chunk":
                 choice = self._choices[response.chunk.index]
-                choice.add(_delta(response.chunk, self._body))
+                choice.add(_delta(response.chunk))
                 if self._body.logprobs:
                     choice.logprobs += _token_logprobs(response.chunk, self._body)
             case "complete":
@@ -140,7 +140,7 @@ class _Choice:
         return message
 
 
-def _delta(chunk: generation_pb2.Chunk, body: ChatRequest) -> dict[str, Any]:
+def _delta(chunk: generation_pb2.Chunk) -> dict[str, Any]:
     """What a chunk adds to the message; empty if nothing."""
     if not chunk.HasField("delta"):
         return {"content": chunk.text} if chunk.text else {}
@@ -149,8 +149,7 @@ def _delta(chunk: generation_pb2.Chunk, body: ChatRequest) -> dict[str, Any]:
         delta["content"] = chunk.delta.content
     if chunk.delta.reasoning:
         delta["reasoning_content"] = chunk.delta.reasoning
-    only_first = body.parallel_tool_calls is False
-    calls = [_call(call) for call in chunk.delta.tool_calls if not (only_first and call.index > 0)]
+    calls = list(map(_call, chunk.delta.tool_calls))
     return {**delta, "tool_calls": calls} if calls else delta
 
 

@@ -78,6 +78,8 @@ class FunctionDefinition(Body):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """A JSON schema."""
+    strict: bool | None = None
+    """true: calls have the arguments that the schema describes, if the model's calls can be told from other text."""
 
 
 class Tool(Body):
@@ -117,7 +119,7 @@ class ChatRequest(GenerationBody):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    """false: only the first call of an answer is passed on."""
+    """false: an answer has one call at most."""
     reasoning_effort: str | None = None
     """Given to the chat template, as the argument `reasoning_effort`."""
     chat_template_kwargs: dict[str, Any] | None = None

@@ -29,7 +29,9 @@ def fill_chat(chat: generation_pb2.Chat, body: ChatRequest, names: Names) -> Non
         if tool.function.parameters is not None:
             parameters = json.dumps(tool.function.parameters, ensure_ascii=False)
             names.put(added, "parameters", parameters, path)
+        names.put(added, "strict", tool.function.strict, path)
     _choose_tools(chat, body, names)
+    names.put(chat, "parallel_tool_calls", body.parallel_tool_calls, "chat.")
     arguments = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         arguments.setdefault("reasoning_effort", body.reasoning_effort)

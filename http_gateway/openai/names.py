@@ -29,7 +29,12 @@ COMPLETION = _COMMON | {
     "prompt_logprobs": "logprobs",
 }
 """The same of a text completion."""
-_OF_TOOLS = {".parameters": ".function.parameters", ".description": ".function.description", ".name": ".function.name"}
+_OF_TOOLS = {
+    ".parameters": ".function.parameters",
+    ".description": ".function.description",
+    ".strict": ".function.strict",
+    ".name": ".function.name",
+}
 _OF_MESSAGES = {"].parts": "].content", "].reasoning": "].reasoning_content"}
 
 

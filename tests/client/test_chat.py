@@ -56,6 +56,34 @@ def test_json_is_every_message_and_the_answer_is_remembered(server: FakeServer) 
     assert said(server.service.requests[1])[1] == "assistant: Once upon a time é🙂"
 
 
+def test_an_answer_is_shown_in_its_parts_and_calls_get_their_results(server: FakeServer) -> None:
+    def thinking(request: object, context: object) -> object:
+        call = generation_pb2.ToolCallDelta(id="c1", name="look", arguments='{"at": "it"}')
+        other = generation_pb2.ToolCallDelta(index=1, id="c2", name="go", arguments="{}")
+        for delta in (
+            generation_pb2.MessageDelta(reasoning="Hm"),
+            generation_pb2.MessageDelta(reasoning=", so.", content="I "),
+            generation_pb2.MessageDelta(content="look."),
+            generation_pb2.MessageDelta(tool_calls=[call, other]),
+        ):
+            piece = chunk("<raw>", 1)
+            piece.chunk.delta.CopyFrom(delta)
+            yield piece
+        yield complete()
+
+    server.service.script = in_turn(thinking, answer("Done."))  # type: ignore[arg-type]
+    done = run(server, "hello\nthere\ngone\n")
+    assert done.stdout.decode() == (
+        '[reasoning]\nHm, so.\n[answer]\nI look.\n[call] look {"at": "it"}\n[call] go {}\nDone.\n'
+    )
+    first, second = server.service.requests
+    assert said(first) == ["user: hello"]
+    assert said(second) == ["user: hello", "assistant: I look.", "tool: there", "tool: gone"]
+    asked = second.chat.messages
+    assert (asked[1].reasoning, [call.arguments for call in asked[1].tool_calls]) == ("Hm, so.", ['{"at": "it"}', "{}"])
+    assert [(message.tool_call_id, message.name) for message in asked[2:]] == [("c1", "look"), ("c2", "go")]
+
+
 def test_a_template_is_chosen_by_a_flag(server: FakeServer) -> None:
     done = run(server, "hello\n", "--chat-template", "rag")
     assert done.returncode == 0
@@ -131,7 +159,15 @@ def test_an_interrupt_ends_a_script_s_chat(server: FakeServer) -> None:
 def test_tools_are_a_file_and_their_choice_a_word(server: FakeServer, tmp_path: Path) -> None:
     path = tmp_path / "tools.json"
     path.write_text('[{"name": "look", "parameters": {"type": "object"}}]')
-    flags = ("--tools", str(path), "--tool-choice", "look", "--template-arguments", '{"enable_thinking": false}')
+    flags = (
+        "--tools",
+        str(path),
+        "--tool-choice",
+        "look",
+        "--template-arguments",
+        '{"enable_thinking": false}',
+        "--one-tool-call",
+    )
     assert run(server, "hello\n", *flags).returncode == 0
     (request,) = server.service.requests
     assert [tool.name for tool in request.chat.tools] == ["look"]

@@ -178,10 +178,11 @@ async def test_tools_and_their_calls_arrive_from_both_clients(server: FakeServer
         {"role": "tool", "content": "There.", "tool_call_id": "1", "name": "look"},
     ]
     options: Any = {
-        "tools": [function, {"type": "function", "function": {"name": "stop"}}],
+        "tools": [function, {"type": "function", "function": {"name": "stop", "strict": True}}],
         "tool_choice": {"type": "function", "function": {"name": "look"}},
         "template_arguments": {"enable_thinking": False},
         "continue_final_message": False,
+        "parallel_tool_calls": False,
     }
     with Client(server.target) as client:
         client.chat(messages, **options).text()
@@ -208,11 +209,12 @@ async def test_tools_and_their_calls_arrive_from_both_clients(server: FakeServer
                 description="Looks.",
                 parameters='{"type": "object", "properties": {"b": {}, "a": {}}}',
             ),
-            generation_pb2.Tool(name="stop"),
+            generation_pb2.Tool(name="stop", strict=True),
         ],
         tool_choice=generation_pb2.ToolChoice(name="look"),
         template_arguments='{"enable_thinking": false}',
         continue_final_message=False,
+        parallel_tool_calls=False,
     )
     assert second.chat.tool_choice.mode == generation_pb2.TOOL_CHOICE_MODE_REQUIRED
     assert third == first

@@ -40,3 +40,8 @@ def test_a_bad_value_is_refused(flag: str, value: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         Settings.load([f"{flag}={value}"])
     assert capsys.readouterr().err.startswith(f"http_gateway: {flag}: ")
+
+
+def test_allowed_hosts_are_a_list_and_the_host_to_listen_on() -> None:
+    assert Settings(allowed_hosts="A.example, b ,", listen="[::1]:1").hosts == frozenset(["a.example", "b", "[::1]"])
+    assert Settings(allowed_hosts="a,*").hosts is None

@@ -27,7 +27,7 @@ def settings(target: str, **changes: Any) -> Settings:
 def calling(target: str, **changes: Any) -> Iterator[TestClient]:
     """A client of a gateway without a port."""
     app = create_app(Gateway(settings(target, **changes)))
-    with TestClient(app, raise_server_exceptions=False) as http:
+    with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as http:
         yield http
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from gpu_service.text.template_pool import PoolBusyError
 from gpu_service.text.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_MODES = (
+    generation_pb2.TOOL_CHOICE_MODE_AUTO,
+    generation_pb2.TOOL_CHOICE_MODE_NONE,
+    generation_pb2.TOOL_CHOICE_MODE_REQUIRED,
+)
 _OWN_ARGUMENTS = ("add_generation_prompt", "continue_final_message", "tools", "messages")
 
 
@@ -48,20 +54,50 @@ def tools_of(chat: generation_pb2.Chat, tokenizer: Tokenizer) -> list[dict[str, 
         RequestError: A field is wrong.
     """
     tools = [_tool(tool, f"chat.tools[{position}]") for position, tool in enumerate(chat.tools)]
-    kind = chat.tool_choice.WhichOneof("choice") if chat.HasField("tool_choice") else "mode"
-    mode = chat.tool_choice.mode if chat.HasField("tool_choice") else generation_pb2.TOOL_CHOICE_MODE_AUTO
-    if kind == "name" or mode == generation_pb2.TOOL_CHOICE_MODE_REQUIRED:
-        raise RequestError("chat.tool_choice", "the server cannot demand a call of this model; use auto or none")
-    if kind is None or mode not in (
-        generation_pb2.TOOL_CHOICE_MODE_AUTO,
-        generation_pb2.TOOL_CHOICE_MODE_NONE,
-    ):
-        raise RequestError("chat.tool_choice", "must be TOOL_CHOICE_MODE_AUTO, _NONE, _REQUIRED or a name")
+    mode = _mode_of(chat)
     if not tools or mode == generation_pb2.TOOL_CHOICE_MODE_NONE:
         return None
     if not tokenizer.has_tool_template:
         raise RequestError("chat.tools", "the model's chat template does not write tools")
     return tools
+
+
+def demanded(chat: generation_pb2.Chat) -> list[int]:
+    """The positions of the tools of which the answer must call one; empty if it need not call any.
+
+    Raises:
+        RequestError: A field is wrong.
+    """
+    if _mode_of(chat) == generation_pb2.TOOL_CHOICE_MODE_REQUIRED:
+        if not chat.tools:
+            raise RequestError("chat.tool_choice", "a call can be demanded only with chat.tools")
+        return list(range(len(chat.tools)))
+    if chat.tool_choice.WhichOneof("choice") != "name":
+        return []
+    name = chat.tool_choice.name
+    found = [position for position, tool in enumerate(chat.tools) if tool.name == name]
+    if not found:
+        raise RequestError("chat.tool_choice", f"no tool of chat.tools is named {reprlib.repr(name)}")
+    return found[:1]
+
+
+def _mode_of(chat: generation_pb2.Chat) -> generation_pb2.ToolChoiceMode.ValueType:
+    """Whether calls are possible, and demanded. A function's name counts as AUTO: `demanded` knows it.
+
+    Raises:
+        RequestError: The field is wrong.
+    """
+    if not chat.HasField("tool_choice") or chat.tool_choice.WhichOneof("choice") == "name":
+        return generation_pb2.TOOL_CHOICE_MODE_AUTO
+    mode = chat.tool_choice.mode
+    if chat.tool_choice.WhichOneof("choice") is None or mode not in _MODES:
+        raise RequestError("chat.tool_choice", "must be TOOL_CHOICE_MODE_AUTO, _NONE, _REQUIRED or a name")
+    return mode
+
+
+def is_parallel(chat: generation_pb2.Chat) -> bool:
+    """Whether an answer may have several calls."""
+    return chat.parallel_tool_calls or not chat.HasField("parallel_tool_calls")
 
 
 def template_arguments(chat: generation_pb2.Chat) -> dict[str, Any]:

@@ -30,16 +30,25 @@ def constraint_of(
     kind = message.WhichOneof("constraint")
     if kind is None:
         return None
-    if message.HasField("beam_search"):
-        raise RequestError(kind, "must be unset with beam_search")
-    if model.start_token_id is not None:
-        raise RequestError(kind, "must be unset with an encoder-decoder model")
+    check_takes_constraints(kind, message, model)
     _check_size(message, kind, limits)
     try:
-        vocabulary = tokenizer.guidance.vocabulary(model.vocab_size, model.eos_ids)
+        vocabulary = tokenizer.guidance.vocabulary(model.vocab_size, model.eos_ids, has_names=kind == "grammar")
     except NoGuidanceError as error:
         raise RequestError(kind, str(error)) from None
     return compiled(kind, _grammar(message, kind, vocabulary), vocabulary)
+
+
+def check_takes_constraints(field: str, message: generation_pb2.GenerateRequest, model: Model) -> None:
+    """Checks that the output of a request can be constrained.
+
+    Raises:
+        RequestError: It cannot. The error names the field that asks for it.
+    """
+    if message.HasField("beam_search"):
+        raise RequestError(field, "must be unset with beam_search")
+    if model.start_token_id is not None:
+        raise RequestError(field, "must be unset with an encoder-decoder model")
 
 
 def compiled(field: str, grammar: str, vocabulary: LLTokenizer) -> LLMatcher:

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fiddler.v1 import generation_pb2
 from gpu_service.api.requests import prompts
+from gpu_service.api.requests.call_constraints import call_constraint_of
 from gpu_service.api.requests.constraints import constraint_of
 from gpu_service.api.requests.sampling_validation import check_seed, sampling_of
 from gpu_service.engine.events import Event
@@ -68,6 +69,7 @@ def parse_request(
     grammar = constraint_of(message, model, tokenizer, limits)
     request_id = _request_id(message)
     prompt = prompts.of_request(message, model, tokenizer)  # after the other checks, since it may take long
+    calls = call_constraint_of(message, prompt, model=model, tokenizer=tokenizer, limits=limits)
     num_rows = n if beam is None else beam.num_beams
     room = (model.max_context if longest is None else longest(num_rows)) - len(prompt)
     max_tokens = _max_tokens(message, len(prompt), room, model=model, limits=limits)
@@ -87,7 +89,7 @@ def parse_request(
         ending=Ending(max_tokens, eos_ids=eos_ids, stop_ids=stop_ids, min_tokens=min_tokens),
         emit=emit,
         stop=stop,
-        grammar=grammar,
+        grammar=grammar if calls is None else calls,
         n=n,
         beam=beam,
         logprobs=logprobs,

@@ -62,15 +62,14 @@ def test_a_whole_answer_has_reasoning_and_calls() -> None:
     assert choice["finish_reason"] == "tool_calls"
 
 
-@pytest.mark.parametrize("parallel", [None, True, False])
-def test_chunks_add_up_to_the_whole_answer(parallel: bool | None) -> None:
-    chunks = ChatChunks(HEAD, request(parallel_tool_calls=parallel))
+def test_chunks_add_up_to_the_whole_answer() -> None:
+    chunks = ChatChunks(HEAD, request())
     deltas = [each["choices"][0]["delta"] for response in _calling() for each in chunks.of(response)]
     assert {} not in deltas[:-1], "a chunk that adds nothing is not sent"
     assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "Let me look."
     assert not any("content" in delta for delta in deltas)
     pieces = [call for delta in deltas for call in delta.get("tool_calls", ())]
-    assert [piece["index"] for piece in pieces] == ([0, 0, 0] if parallel is False else [0, 0, 0, 1])
+    assert [piece["index"] for piece in pieces] == [0, 0, 0, 1]
     assert "".join(piece["function"]["arguments"] for piece in pieces if piece["index"] == 0) == '{"place": "a"}'
     assert [piece.get("id") for piece in pieces[:3]] == ["call_1", None, None]
     assert [piece["function"].get("name") for piece in pieces[:3]] == ["weather", None, None]

@@ -68,6 +68,10 @@ def test_a_named_tool_and_no_tools() -> None:
     named = chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "weather"}})
     assert named.tool_choice.name == "weather"
     assert not chat(tool_choice="auto").HasField("tool_choice")
+    assert not chat().HasField("parallel_tool_calls")
+    assert chat(tools=[TOOL], parallel_tool_calls=False).HasField("parallel_tool_calls")
+    strict = {"type": "function", "function": {"name": "weather", "strict": True}}
+    assert [tool.strict for tool in chat(tools=[TOOL, strict]).tools] == [False, True]
     with pytest.raises(ApiError, match="tool_choice"):
         chat(tool_choice="required")
 

@@ -15,7 +15,7 @@ from fiddler.v1.generation_pb2 import (
     ToolCall,
     ToolChoice,
 )
-from gpu_service.api.requests.chats import render, texts_of
+from gpu_service.api.requests.chats import demanded, render, texts_of
 from gpu_service.errors import RequestError
 from gpu_service.text.chat_template import ChatTemplates
 
@@ -76,6 +76,18 @@ def test_tools_keep_the_order_of_their_keys() -> None:
     assert _rendered(_USER, tools=[tool], tool_choice=auto) == _rendered(_USER, tools=[tool])
 
 
+def test_what_is_demanded_is_named_by_its_position() -> None:
+    tools = [Tool(name="look"), Tool(name="go")]
+    assert demanded(Chat(tools=tools)) == []
+    assert demanded(Chat(tools=tools, tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_NONE))) == []
+    assert demanded(Chat(tools=tools, tool_choice=ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED))) == [0, 1]
+    assert demanded(Chat(tools=tools, tool_choice=ToolChoice(name="go"))) == [1]
+    for choice in (ToolChoice(name="a"), ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED)):
+        with pytest.raises(RequestError) as raised:
+            demanded(Chat(tool_choice=choice))
+        assert raised.value.field == "chat.tool_choice"
+
+
 def test_template_arguments_reach_the_template() -> None:
     assert _rendered(_USER, template_arguments='{"enable_thinking": false}').endswith("assistant:no")
 
@@ -110,8 +122,6 @@ def test_the_last_message_may_be_continued() -> None:
         ([_USER], {"template_arguments": '{"tools": []}'}, "chat.template_arguments"),
         ([_USER], {"continue_final_message": True}, "chat.continue_final_message"),
         ([_USER], {"tool_choice": ToolChoice()}, "chat.tool_choice"),
-        ([_USER], {"tool_choice": ToolChoice(name="a")}, "chat.tool_choice"),
-        ([_USER], {"tool_choice": ToolChoice(mode=TOOL_CHOICE_MODE_REQUIRED)}, "chat.tool_choice"),
         ([_USER], {"tools": [Tool(name="a")], "has_tool_template": False}, "chat.tools"),
     ],
 )

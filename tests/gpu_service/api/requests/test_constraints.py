@@ -9,7 +9,7 @@ from fiddler.v1.generation_pb2 import BeamSearch, Choices, GenerateRequest
 from gpu_service.api.requests.constraints import constraint_of
 from gpu_service.errors import RequestError
 from gpu_service.settings import RequestLimits
-from tests.support.constrained import TOKENIZER, RandomModel
+from tests.support.constrained import EOS, TOKENIZER, RandomModel
 
 _DEEP = {
     "properties": {"a": {"type": "array", "items": {"properties": {"b": {"type": "strin"}}}}, "c": {"type": "object"}}
@@ -65,3 +65,23 @@ def test_choices_are_taken_literally(text: str) -> None:
 def test_without_a_constraint_there_is_no_grammar() -> None:
     model: Any = RandomModel()
     assert constraint_of(GenerateRequest(), model, TOKENIZER, RequestLimits()) is None
+
+
+def test_a_text_that_spells_a_special_token_can_be_forced() -> None:
+    model: Any = RandomModel()
+    schema = {"properties": {"a": {"const": "x</s>y"}}, "required": ["a"], "additionalProperties": False}
+    fields: dict[str, Any] = {"json_schema": json.dumps({"type": "object", **schema})}
+    for constraint in (fields, {"regex": r'\{"a": "x</s>y"\}'}, {"choice": Choices(texts=['{"a": "x</s>y"}'])}):
+        matcher = constraint_of(GenerateRequest(**constraint), model, TOKENIZER, RequestLimits())
+        assert matcher is not None
+        forced = matcher.compute_ff_tokens()
+        assert TOKENIZER.decode(forced) == '{"a": "x</s>y"}'
+        assert matcher.consume_tokens(forced)
+        assert matcher.is_accepting()
+
+
+def test_a_grammar_may_name_a_special_token() -> None:
+    model: Any = RandomModel()
+    matcher = constraint_of(GenerateRequest(grammar='start: "a" </s>'), model, TOKENIZER, RequestLimits())
+    assert matcher is not None
+    assert matcher.compute_ff_tokens()[-1] == EOS

@@ -1,6 +1,7 @@
 """Parses answers to chats while they come: content, reasoning, and calls of functions, with transformers' parser."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -8,8 +9,11 @@ from typing import Any
 
 from transformers.utils.chat_parsing import ResponseParser
 
+from gpu_service.text.answering.json_strings import JsonStrings
+
 REASONING_FIELDS = frozenset({"reasoning_content", "reasoning", "thinking"})
 TOOL_FIELD, CONTENT_FIELD = "tool_calls", "content"
+_JSON_BEGIN = re.compile(r"[\[{]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +56,23 @@ class AnswerParser:
         self._held = {"content": "", "reasoning": ""}
         self._has_begun = {"content": False, "reasoning": False}
         self._raw = ""  # of a region that is not told before it ends
+        self._is_json = template.get("fields", {}).get(TOOL_FIELD, {}).get("content") == "json"
+        self._json: JsonStrings | None = None  # of the call that is being written
+        initial = self._parser.initial_events
+        opened = [event["field"] for event in initial if event["type"] == "region_open"]
+        closed = [event["field"] for event in initial if event["type"] == "region_close"]
+        self.begins_in_reasoning = len(opened) > len(closed) and opened[-1] in REASONING_FIELDS
+        """Whether the prompt ends within the answer's reasoning."""
+        self.has_reasoned = not REASONING_FIELDS.isdisjoint(closed)
+        """Whether the prompt has the answer's reasoning, if only an empty one."""
 
     def add(self, text: str) -> Delta:
         """The next piece of text, special tokens included."""
         delta = Delta()
         if self._parser is None:
             self._append(delta, "content", text)
-        elif text:
-            try:
-                events = self._parser.feed(text)
-            except Exception:  # the parsers of contents raise many kinds
-                self._give_up(delta, text)
-            else:
-                self._take(delta, events)
+        else:
+            self._feed(delta, text)
         return delta
 
     def finish(self) -> Delta:
@@ -79,6 +87,37 @@ class AnswerParser:
                 self._take(delta, events)
         return delta
 
+    def _feed(self, delta: Delta, text: str) -> None:
+        while text and self._parser is not None:
+            piece, shown = self._next_piece(text)
+            text = text[len(piece) :]
+            try:
+                events = self._parser.feed(shown)
+            except Exception:  # the parsers of contents raise many kinds
+                self._give_up(delta, piece + text)
+                return
+            if self._json is not None:
+                self._raw += piece
+            self._take(delta, events)
+
+    def _next_piece(self, text: str) -> tuple[str, str]:
+        """What to feed of a text now, as it is and as the parser is shown it.
+
+        The strings of a call's JSON are escaped, so that none looks like the end of the call. To know where the JSON
+        begins, text is fed by single characters where it may begin.
+        """
+        assert self._parser is not None
+        if not self._is_json:
+            return text, text
+        if self._json is not None and not self._json.is_done:
+            return self._json.take(text)
+        is_pending = self._parser._pos < len(self._parser._buffer)  # it may be at the beginning of a call
+        begin = _JSON_BEGIN.search(text)
+        if not is_pending and (begin is None or begin.start() > 0):
+            piece = text if begin is None else text[: begin.start()]
+            return piece, piece
+        return text[0], text[0]
+
     def _give_up(self, delta: Delta, text: str) -> None:
         self._parser = None
         self._append(delta, "content", self._raw + text)
@@ -87,10 +126,14 @@ class AnswerParser:
         for event in events:
             name, kind = event["field"], event["type"]
             if name == TOOL_FIELD:
-                if kind == "region_chunk":
+                if kind == "region_open" and self._is_json:
+                    self._json, self._raw = JsonStrings(), ""
+                elif kind == "region_chunk" and self._json is None:
                     self._raw += event["text"]
+                elif kind == "region_chunk" and self._json is not None and not self._raw:
+                    self._raw = self._json.take(event["text"])[0]
                 elif kind == "region_close":
-                    self._raw = ""
+                    self._raw, self._json = "", None
                     values = event["value"] if isinstance(event["value"], list) else [event["value"]]
                     for value in values:
                         self._take_call(delta, value)

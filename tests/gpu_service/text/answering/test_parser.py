@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpu_service.text.answers import AnswerParser, Delta, response_template_of
+from gpu_service.text.answering.parser import AnswerParser, Delta, response_template_of
 from tests.support.answer_formats import FORMATS, WEATHER, Format
 
 
