@@ -3,7 +3,7 @@
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    __version__ = version("fiddler")
+    __version__ = version("fiddler-moe")
 except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0.0.0"
 

@@ -1,6 +1,7 @@
 """Runs a GPU service and a CPU expert service as a pair: two child processes, started and stopped together."""
 
 from pair._errors import PairError
+from pair._models import obtain_model, print_dry_run
 from pair._processes import Pair, free_port
 
-__all__ = ["Pair", "PairError", "free_port"]
+__all__ = ["Pair", "PairError", "free_port", "obtain_model", "print_dry_run"]

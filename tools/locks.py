@@ -21,7 +21,7 @@ FOLDER = ROOT / "requirements"
 
 _GATEWAY = {"fastapi", "fastapi-offline", "httptools", "uvicorn"}
 _COMMAND_LINE = {"rich", "typer"}
-_MODELS = {"transformers", "tokenizers", "safetensors", "sentencepiece"}
+_MODELS = {"transformers", "huggingface_hub", "tokenizers", "safetensors", "sentencepiece"}
 LEFT_OUT = {
     "cpu-expert-service": {"cryptography", *_MODELS, *_COMMAND_LINE, *_GATEWAY},
     "gpu-service": _GATEWAY,

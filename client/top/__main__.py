@@ -22,7 +22,7 @@ from client.metrics.snapshot import Snapshot
 from client.top.keys import keys
 from client.top.maps import CHOICES, Choice
 from client.top.view import View
-from fiddler.command_line import DONE, FAILED, UsageError, fail, run
+from fiddler.command_line import DONE, FAILED, UsageError, application, fail, run
 
 _MODULE = "client.top"
 _EPILOG = (
@@ -97,6 +97,10 @@ def top(
     with monitor, output_that_may_end():
         return _once(monitor, settings) if once else _watch(monitor, settings)
     return DONE
+
+
+app = application(top, epilog=_EPILOG)
+"""`fiddler top`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from types import FrameType
 from fiddler.command_line import INTERRUPTED, fail
 from fiddler.errors import UserError
 from fiddler.hub.cache import cache_directory
-from fiddler.hub.names import HubName, cached, locate
+from fiddler.hub.names import HubName, absence_of, cached, locate
 from fiddler.hub.preview import preview
 from fiddler.hub.remote import INDEX, WEIGHTS, RemoteModel, is_offline, look_up, shards_of
 from fiddler.sizes import format_bytes
@@ -53,23 +53,84 @@ def obtain(model: str, *, estimate: Callable[[Path], Estimate], assume_yes: bool
         say: Prints a line about what is going on.
 
     Returns:
-        The directory; if `model` is neither a path that exists nor a name, what was given.
+        The directory.
 
     Raises:
         UserError: The model is not there and cannot be downloaded, cannot be served, or the user did not agree.
     """
-    name = None if os.path.lexists(model) else HubName.parse(model)
+    name = _missing(model)
     if name is None:
-        return locate(Path(model))
-    directory = cached(name)
-    if directory is not None and is_whole(directory):
-        return directory
+        return _there(model)
+    with _interrupt_ends_the_process(name):
+        remote, directory = _small_files(name, say)
+        with preview(remote, directory) as folder:
+            say(f"checking {name} on this machine, without its weights")
+            needs = estimate(folder)
+        weights = remote.weight_files(directory)
+        _check_disk(remote, directory, weights)
+        question = f"{name} needs {format_bytes(sum(remote.sizes[path] for path in weights))} of disk, {needs}"
+        if not assume_yes:
+            _ask(question)
+        return remote.download([*remote.small_files, *weights])
+
+
+@contextmanager
+def look_without_weights(model: str, *, say: Callable[[str], object]) -> Iterator[Path]:
+    """A directory for a dry run: the model's, or if the cache lacks the model, one without weights for the block.
+
+    Args:
+        model: As for `obtain`.
+        say: Prints a line about what is going on.
+
+    Raises:
+        UserError: The hub refuses.
+    """
+    name = _missing(model)
+    if name is None:
+        yield _there(model)
+        return
+    with _interrupt_ends_the_process(name):
+        remote, directory = _small_files(name, say)
+        num_bytes = sum(remote.sizes[path] for path in remote.weight_files(directory))
+        say(f"{name} is not downloaded; its weights take {format_bytes(num_bytes)} of disk")
+        with preview(remote, directory) as folder:
+            yield folder
+
+
+def _there(model: str) -> Path:
+    """The directory of a model that needs no download.
+
+    Raises:
+        UserError: Nothing is at that path.
+    """
+    directory = locate(Path(model))
+    if not os.path.lexists(directory):
+        raise UserError(absence_of(directory))
+    return directory
+
+
+def _missing(model: str) -> HubName | None:
+    """The name of a model that the cache lacks or has in part; None for one that is there, and for a path.
+
+    Raises:
+        UserError: It is missing, and the hub must not be asked.
+    """
+    name = None if os.path.lexists(model) else HubName.parse(model)
+    if name is None or ((directory := cached(name)) is not None and is_whole(directory)):
+        return None
     if is_offline():
         raise UserError(
             f"{name} is not whole in the Hugging Face cache ({cache_directory()}), and HF_HUB_OFFLINE is set: unset it "
-            f"to download the model, or copy the cache of a machine that has it"
+            "to download the model, or copy the cache of a machine that has it"
         )
-    return _download(name, estimate=estimate, assume_yes=assume_yes, say=say)
+    return name
+
+
+def _small_files(name: HubName, say: Callable[[str], object]) -> tuple[RemoteModel, Path]:
+    """The model on the hub, and the folder of the cache with its small files."""
+    say(f"{name} is not whole in the cache; looking at its files on the hub")
+    remote = look_up(name)
+    return remote, remote.download(remote.small_files)
 
 
 def is_whole(directory: Path) -> bool:
@@ -80,28 +141,6 @@ def is_whole(directory: Path) -> bool:
         return True
     shards = shards_of(directory / INDEX)
     return bool(shards) and all((directory / shard).is_file() for shard in shards)
-
-
-def _download(
-    name: HubName, *, estimate: Callable[[Path], Estimate], assume_yes: bool, say: Callable[[str], object]
-) -> Path:
-    say(f"{name} is not in the cache; looking at its files on the hub")
-    with _interrupt_ends_the_process(name):
-        model = look_up(name)
-        directory = model.download(model.small_files)
-        with preview(model, directory) as folder:
-            say(f"checking {name} on this machine, without its weights")
-            try:
-                needs = estimate(folder)
-            except UserError as error:
-                raise UserError(str(error).replace(str(folder), str(name))) from None
-        weights = model.weight_files(directory)
-        _check_disk(model, directory, weights)
-        num_bytes = sum(model.sizes[path] for path in weights)
-        question = f"{name} needs {format_bytes(num_bytes)} of disk, {needs}"
-        if not assume_yes and not _agrees(f"{question}. Download it to {cache_directory()}? [y/N] "):
-            raise UserError(f"{question}. It was not downloaded")
-        return model.download([*model.small_files, *weights])
 
 
 def _check_disk(model: RemoteModel, directory: Path, weights: list[str]) -> None:
@@ -119,17 +158,17 @@ def _check_disk(model: RemoteModel, directory: Path, weights: list[str]) -> None
         )
 
 
-def _agrees(question: str) -> bool:
-    """Asks at the terminal.
+def _ask(question: str) -> None:
+    """Asks at the terminal whether to download.
 
     Raises:
-        UserError: There is no terminal.
+        UserError: The user does not agree, or there is no terminal.
     """
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        text = question.partition(". Download")[0]
-        raise UserError(f"{text}. There is no terminal to ask at: add --yes to download it")
-    print(question, end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+        raise UserError(f"{question}. There is no terminal to ask at: add --yes to download it")
+    print(f"{question}. Download it to {cache_directory()}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("nothing was downloaded but its configuration and tokenizer")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fiddler.errors import UserError
 from fiddler.hub.cache import repository_folder
 from fiddler.hub.remote import RemoteModel
 
@@ -48,7 +49,10 @@ def preview(model: RemoteModel, directory: Path) -> Iterator[Path]:
             headers = model.headers().files_metadata
             for name in weights:
                 write_hole(folder / name, headers[name].tensors if name in headers else {})
-        yield folder
+        try:
+            yield folder
+        except UserError as error:  # its files are the hub's, whatever folder stands for them
+            raise UserError(str(error).replace(str(folder), str(model.name))) from None
 
 
 def write_hole(path: Path, tensors: "Mapping[str, TensorInfo]") -> None:

@@ -1,0 +1,53 @@
+"""`fiddler inspect MODEL`: what a model takes on this machine, and how fast it could be; nothing is served."""
+
+import sys
+from typing import Annotated, Any, Final
+
+import typer
+
+from fiddler.command_line import DONE, FAILED, fail
+from fiddler.errors import UserError
+from fiddler.hub.download import look_without_weights
+from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
+from gpu_service.settings import Settings
+from pair import print_dry_run
+
+_PROGRAM: Final = "fiddler"
+_PROGRAMS: Final = {"gpu": Settings}
+_FLAGS: Final = [
+    flag
+    for flag in flags_of(_PROGRAMS, without=[("gpu", "model"), ("gpu", "dry_run"), ("gpu", "dry_run_format")])
+    if flag.name in {"device", "dtype", "gpu_expert_memory", "kv_memory", "max_slots", "max_context", "placement"}
+]
+
+
+@with_flags(_FLAGS)
+def inspect(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A directory; ORG/NAME[@REVISION] of the Hugging Face hub; or demo."),
+    ],
+    *,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+    **settings: Any,
+) -> int:
+    """Tells whether a model can be served here, what it takes, and how fast it could be at most.
+
+    Of a model that is not in the cache only the headers of its weights are read from the hub.
+    """
+    arguments = arguments_for("gpu", _FLAGS, context.params)
+    Settings.load(["--model", model, *arguments])
+    if as_json:
+        arguments += ["--dry-run-format", "json"]
+    try:
+        with look_without_weights(model, say=_note) as directory:
+            text = print_dry_run(directory, *arguments)
+            print(text.rstrip())
+        return DONE
+    except UserError as error:
+        return fail(_PROGRAM, str(error), FAILED)
+
+
+def _note(line: str) -> None:
+    print(f"{_PROGRAM}: {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,37 @@
+"""`fiddler profile MODEL --prompts FILE --out FILE`: counts which experts a model chooses."""
+
+from typing import Annotated, Any, Final
+
+import typer
+
+from fiddler.command_line import FAILED, fail
+from fiddler.errors import UserError
+from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
+from gpu_service.profile.settings import Settings
+from pair import obtain_model
+
+_PROGRAM: Final = "fiddler"
+_FLAGS: Final = flags_of({"gpu": Settings}, without=[("gpu", "model")])
+
+
+@with_flags(_FLAGS)
+def profile(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A directory; ORG/NAME[@REVISION] of the Hugging Face hub; or demo."),
+    ],
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download the model without a question.")] = False,
+    **settings: Any,
+) -> int:
+    """Counts which experts a model chooses on prompts; `fiddler serve --popularity FILE` uses the file."""
+    arguments = arguments_for("gpu", _FLAGS, context.params)
+    Settings.load(["--model", model, *arguments])
+    try:
+        directory = obtain_model(model, module=_PROGRAM, assume_yes=yes)
+    except UserError as error:
+        return fail(_PROGRAM, str(error), FAILED)
+    from gpu_service.profile.__main__ import main
+
+    return main(["--model", str(directory), *arguments])
