@@ -34,5 +34,6 @@ SUBCOMMANDS: Final = {
     "models": Subcommand(
         "List the families of models that run, and those refused.", "gpu_service.models.__main__:main"
     ),
+    "convert": Subcommand("Write a copy of a model in 8 or 4 bits.", "fiddler_cli.convert:convert"),
     "profile": Subcommand("Count which experts a model chooses on prompts.", "fiddler_cli.profile:profile"),
 }

@@ -8,6 +8,7 @@ import typer
 from fiddler.command_line import DONE, FAILED, fail
 from fiddler.errors import UserError
 from fiddler.hub.download import look_without_weights
+from fiddler_cli.arguments import Model
 from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
 from gpu_service.settings import Settings
 from pair import print_dry_run
@@ -24,10 +25,7 @@ _FLAGS: Final = [
 @with_flags(_FLAGS)
 def inspect(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A directory; ORG/NAME[@REVISION] of the Hugging Face hub; or demo."),
-    ],
+    model: Model,
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
     **settings: Any,

@@ -1,11 +1,12 @@
 """`fiddler profile MODEL --prompts FILE --out FILE`: counts which experts a model chooses."""
 
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import typer
 
 from fiddler.command_line import FAILED, fail
 from fiddler.errors import UserError
+from fiddler_cli.arguments import Model, Yes
 from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
 from gpu_service.profile.settings import Settings
 from pair import obtain_model
@@ -17,12 +18,9 @@ _FLAGS: Final = flags_of({"gpu": Settings}, without=[("gpu", "model")])
 @with_flags(_FLAGS)
 def profile(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A directory; ORG/NAME[@REVISION] of the Hugging Face hub; or demo."),
-    ],
+    model: Model,
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download the model without a question.")] = False,
+    yes: Yes = False,
     **settings: Any,
 ) -> int:
     """Counts which experts a model chooses on prompts; `fiddler serve --popularity FILE` uses the file."""

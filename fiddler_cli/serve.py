@@ -10,6 +10,7 @@ from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler.command_line import FAILED, UsageError, fail
 from fiddler.errors import UserError
 from fiddler.settings import CommandSettings
+from fiddler_cli.arguments import Model, Yes
 from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
 from gpu_service.settings import Settings as GpuSettings
 from http_gateway.settings import Settings as HttpSettings
@@ -34,12 +35,9 @@ _DEFAULT_TARGET: Final = GpuSettings.model_fields["listen"].default
 @with_flags(_FLAGS)
 def serve(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Argument(metavar="MODEL", help="A directory; ORG/NAME[@REVISION] of the Hugging Face hub; or demo."),
-    ],
+    model: Model,
     *,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Download the model without a question.")] = False,
+    yes: Yes = False,
     http: Annotated[bool, typer.Option(help="Start the HTTP gateway: OpenAI's API and a page.")] = True,
     listen: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the GPU service listens.")] = None,
     http_listen: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where the HTTP gateway listens.")] = None,
