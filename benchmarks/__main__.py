@@ -1,8 +1,13 @@
-"""`python -m benchmarks`: runs every benchmark and writes benchmarks/results/NAME.jsonl."""
+"""`python -m benchmarks`: runs every benchmark, or those that are named, one after another.
+
+Each writes OUT/NAME.jsonl, over what is there. All of them take about an hour on 2 cores; `python -m benchmarks.NAME
+--help` says what one measures.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -27,15 +32,28 @@ NAMES = (
 _RESULTS = Path(__file__).parent / "results"
 
 
-def main() -> None:
+def _known(names: list[str] | None) -> list[str] | None:
+    for name in names or ():
+        if name not in NAMES:
+            raise typer.BadParameter(f"{name!r} is no benchmark; known: {', '.join(NAMES)}")
+    return names
+
+
+def main(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", callback=_known, help=f"Of {', '.join(NAMES)}.")
+    ] = None,
+    *,
+    out: Annotated[Path, typer.Option(help="Directory of the results.")] = _RESULTS,
+) -> None:
     """Runs them; exits with 1 if a benchmark failed."""
-    _RESULTS.mkdir(exist_ok=True)
+    out.mkdir(exist_ok=True)
     failed = []
-    for name in NAMES:
+    for name in names or NAMES:
         print(f"# {name}", file=sys.stderr, flush=True)
-        out = _RESULTS / f"{name}.jsonl"
         # in separate processes, so that none is affected by another's imports
-        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--out", str(out)]).returncode:
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--out", str(out / f"{name}.jsonl")]
+        if subprocess.run(command).returncode:
             failed.append(name)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

@@ -1,9 +1,16 @@
 """The command line: `python -m client "prompt"` prints the text as it arrives. `--help` lists all options."""
 
+import os
 import sys
 
-from client._cli.app import EPILOG, chat, generate, main
-from fiddler.command_line import application
+from fiddler import interrupts
+
+# gRPC would log, over several lines, what the error's one line says
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+with interrupts.quiet():
+    from client._cli.app import EPILOG, chat, generate, main
+    from fiddler.command_line import application
 
 __all__ = ["chat_app", "generate_app", "main"]
 

@@ -21,6 +21,7 @@ from client._options import TlsOptions
 from client._requests.generate import num_generations
 from client._retries import Retries
 from client._statuses import cut_short, error_from, invalid
+from client._unreachable import Peer
 from fiddler import rpc
 from fiddler.v1 import generation_pb2
 
@@ -79,7 +80,12 @@ class BaseClient:
             raise invalid("prompt", problem)
 
     def _retries(self, timeout: float | None) -> Retries:
-        return Retries(checked_timeout(timeout), retry_unavailable=self._retry_unavailable, retry_busy=self._retry_busy)
+        return Retries(
+            checked_timeout(timeout),
+            retry_unavailable=self._retry_unavailable,
+            retry_busy=self._retry_busy,
+            peer=Peer(self.target, is_encrypted=self._credentials is not None),
+        )
 
     def _call_options(self, retries: Retries) -> CallOptions:
         return {
@@ -139,7 +145,7 @@ class BaseGeneration:
             # A server that is stopping drops new calls with this status.
             error = UnavailableError("the server dropped the call; it may be stopping", grpc.StatusCode.UNAVAILABLE)
         if self._has_begun:
-            raise error from rpc_error
+            raise self._retries.explained(error) from rpc_error
         return self._retries.delay_or_raise(error, rpc_error)
 
 

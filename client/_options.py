@@ -18,10 +18,17 @@ class Option:
         help: The meaning, in words that suit both Python and --help.
         field: The path of the request's field that the option sets, if it has another name than the option,
             e.g. "beam_search.stop".
+        default: What applies without the option, in words.
     """
 
     help: str
     field: str | None = None
+    default: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The meaning and the default."""
+        return self.help if self.default is None else f"{self.help} Default: {self.default}."
 
 
 def options_of(kind: type) -> dict[str, tuple[Any, Option]]:
@@ -54,7 +61,7 @@ class ConnectionOptions(TlsOptions, total=False):
             "The bearer token to present. It is sent only with TLS, over the loopback interface or over a Unix socket."
         ),
     ]
-    max_message_bytes: Annotated[int, Option("The largest message to send or accept, in bytes. Default: 64 MiB.")]
+    max_message_bytes: Annotated[int, Option("The largest message to send or accept, in bytes.", default="64 MiB")]
     keepalive_seconds: Annotated[
         float,
         Option(
@@ -114,29 +121,49 @@ class GenerateOptions(TypedDict, total=False):
     Valid ranges and defaults are documented in protos/fiddler/v1/generation.proto.
     """
 
-    max_tokens: Annotated[int | None, Option("The most tokens to generate.")]
+    max_tokens: Annotated[int | None, Option("The most tokens to generate.", default="as many as fit into the context")]
     min_tokens: Annotated[
-        int | None, Option("Generate at least this many tokens, unless max_tokens ends the generation first.")
+        int | None,
+        Option("Generate at least this many tokens, unless max_tokens ends the generation first.", default="0"),
     ]
-    temperature: Annotated[float | None, Option("0 always takes the likeliest token; above 0 draws one.")]
-    top_k: Annotated[int | None, Option("Draw only from the k likeliest tokens; 0 draws from all.")]
+    temperature: Annotated[
+        float | None, Option("0 always takes the likeliest token; above 0 draws one.", default="the model's, else 0")
+    ]
+    top_k: Annotated[
+        int | None, Option("Draw only from the k likeliest tokens; 0 draws from all.", default="the model's, else 0")
+    ]
     top_p: Annotated[
-        float | None, Option("Draw only from the smallest set of tokens whose probabilities sum to this or more.")
+        float | None,
+        Option(
+            "Draw only from the smallest set of tokens whose probabilities sum to this or more.",
+            default="the model's, else 1",
+        ),
     ]
     min_p: Annotated[
-        float | None, Option("Leave out tokens less likely than this fraction of the likeliest token's probability.")
+        float | None,
+        Option(
+            "Leave out tokens less likely than this fraction of the likeliest token's probability.",
+            default="the model's, else 0",
+        ),
     ]
     typical_p: Annotated[
-        float | None, Option("Locally typical sampling: draw only from the most typical tokens of this probability.")
+        float | None,
+        Option(
+            "Locally typical sampling: draw only from the most typical tokens of this probability.",
+            default="the model's, else 1",
+        ),
     ]
-    seed: Annotated[int | None, Option("The seed of the request's random numbers. Default: different each time.")]
+    seed: Annotated[int | None, Option("The seed of the request's random numbers.", default="different each time")]
     repetition_penalty: Annotated[
-        float | None, Option("Above 1 makes tokens of the prompt and of the output less likely.")
+        float | None,
+        Option("Above 1 makes tokens of the prompt and of the output less likely.", default="the model's, else 1"),
     ]
     frequency_penalty: Annotated[
-        float | None, Option("Subtract this from a token's logit for each time that it was generated.")
+        float | None, Option("Subtract this from a token's logit for each time that it was generated.", default="0")
     ]
-    presence_penalty: Annotated[float | None, Option("Subtract this from a token's logit once it was generated.")]
+    presence_penalty: Annotated[
+        float | None, Option("Subtract this from a token's logit once it was generated.", default="0")
+    ]
     logit_bias: Annotated[Mapping[int, float] | None, Option("Add a bias to the logit of a token id.")]
     stop: Annotated[str | Sequence[str] | None, Option("End the generation before this text.")]
     include_stop_in_output: Annotated[bool | None, Option("End the output after the stop text, not before it.")]
@@ -145,25 +172,37 @@ class GenerateOptions(TypedDict, total=False):
         Option("End the generation at this token id, as at the model's own end-of-sequence tokens."),
     ]
     ignore_eos: Annotated[bool | None, Option("Do not end the generation at the model's end-of-sequence tokens.")]
-    n: Annotated[int | None, Option("How many generations to sample independently.")]
-    num_beams: Annotated[int | None, Option("Search with this many beams instead of sampling.")]
+    n: Annotated[int | None, Option("How many generations to sample independently.", default="1")]
+    num_beams: Annotated[
+        int | None, Option("Search with this many beams instead of sampling.", default="no beam search")
+    ]
     length_penalty: Annotated[
         float | None,
-        Option("Divide a beam's score by the number of its tokens to this power; above 0 favours longer beams."),
+        Option(
+            "Divide a beam's score by the number of its tokens to this power; above 0 favours longer beams.",
+            default="1",
+        ),
     ]
     early_stopping: Annotated[
         bool | Literal["never"] | None,
-        Option("When to end the beam search, as in transformers: true, false or never.", field="beam_search.stop"),
+        Option(
+            "When to end the beam search, as in transformers: true, false or never.",
+            field="beam_search.stop",
+            default="false",
+        ),
     ]
-    num_return_sequences: Annotated[int | None, Option("How many of the best beams to return.")]
+    num_return_sequences: Annotated[int | None, Option("How many of the best beams to return.", default="1")]
     stream_best: Annotated[bool | None, Option("Stream the best beam so far.")]
     logprobs: Annotated[
-        int | None, Option("Return the log probability of each generated token and of this many alternatives.")
+        int | None,
+        Option("Return the log probability of each generated token and of this many alternatives.", default="none"),
     ]
-    prompt_logprobs: Annotated[int | None, Option("Return the same for the tokens of the prompt.")]
+    prompt_logprobs: Annotated[int | None, Option("Return the same for the tokens of the prompt.", default="none")]
     echo: Annotated[bool | None, Option("Return the prompt before its continuation.")]
-    priority: Annotated[int | None, Option("Requests of higher priority start first.")]
-    request_id: Annotated[str | None, Option("A name for the request, by which it can be aborted.")]
+    priority: Annotated[int | None, Option("Requests of higher priority start first.", default="0")]
+    request_id: Annotated[
+        str | None, Option("A name for the request, by which it can be aborted.", default="the server chooses one")
+    ]
     forced_bos_token_id: Annotated[
         int | None,
         Option("The first token that an encoder-decoder model generates, such as the language to translate to."),
@@ -173,9 +212,10 @@ class GenerateOptions(TypedDict, total=False):
         Option(
             "In a chat: the name of the chat template, one of chat_templates of the model's information.",
             field="chat.template",
+            default="the first of the model",
         ),
     ]
-    skip_special_tokens: Annotated[bool | None, Option("Leave special tokens out of the text. Default: True.")]
+    skip_special_tokens: Annotated[bool | None, Option("Leave special tokens out of the text.", default="true")]
     truncate_prompt: Annotated[
         int | None,
         Option("Use only the last so many tokens of the prompt; 0 uses as many as the context has room for."),
@@ -189,7 +229,7 @@ class GenerateOptions(TypedDict, total=False):
     regex: Annotated[str | None, Option("The output must match this regular expression as a whole.")]
     grammar: Annotated[str | None, Option("The output must follow this grammar, in llguidance's form of Lark.")]
     choice: Annotated[Sequence[str] | None, Option("The output must be one of these texts.", field="choice.texts")]
-    timeout: Annotated[float | None, Option("The most seconds that the call may take.")]
+    timeout: Annotated[float | None, Option("The most seconds that the call may take.", default="none")]
 
 
 class ToolOptions(TypedDict, total=False):
@@ -207,7 +247,9 @@ class ToolOptions(TypedDict, total=False):
     tools: Annotated[Sequence[Mapping[str, object]] | None, Option("The functions that the model may call.")]
     tool_choice: Annotated[
         str | Mapping[str, object] | None,
-        Option("Whether the model must call a function: auto, none, required, or the name of the function."),
+        Option(
+            "Whether the model must call a function: auto, none, required, or the name of the function.", default="auto"
+        ),
     ]
     parallel_tool_calls: Annotated[bool | None, Option("Let an answer call several functions. Default: True.")]
     template_arguments: Annotated[

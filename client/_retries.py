@@ -8,6 +8,7 @@ import random
 import time
 
 from client._errors import BusyError, ClientError, UnavailableError
+from client._unreachable import Peer
 
 _MAX_UNAVAILABLE_RETRIES = 3
 _FIRST_BACKOFF_SECONDS = 0.1
@@ -17,11 +18,14 @@ _MIN_TIMEOUT_SECONDS = 0.001
 class Retries:
     """The retries of one call, all within its one timeout."""
 
-    def __init__(self, timeout_seconds: float | None, *, retry_unavailable: bool, retry_busy: bool) -> None:
+    def __init__(
+        self, timeout_seconds: float | None, *, retry_unavailable: bool, retry_busy: bool, peer: Peer | None = None
+    ) -> None:
         self._deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         self._retry_unavailable = retry_unavailable
         self._retry_busy = retry_busy
         self._num_unavailable = 0
+        self._peer = peer
 
     def remaining_seconds(self) -> float | None:
         """What is left of the timeout, if there is one. Never below a millisecond, so that gRPC sees it pass."""
@@ -55,5 +59,11 @@ class Retries:
         """
         delay_seconds = self.delay_seconds(error)
         if delay_seconds is None:
-            raise error from cause
+            raise self.explained(error) from cause
         return delay_seconds
+
+    def explained(self, error: ClientError) -> ClientError:
+        """The error with a text for people, if gRPC's own is about the connection."""
+        if self._peer is None or not isinstance(error, UnavailableError):
+            return error
+        return self._peer.explained(error)

@@ -41,6 +41,8 @@ def error_from(rpc_error: grpc.RpcError) -> ClientError:
         return InvalidRequestError(message, code)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return BusyError(message, code, _retry_after_seconds(rpc_error))
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        message = f"the server is no GPU service, or an older one: {message}"
     return _ERRORS.get(code, ServerError)(message, code)
 
 

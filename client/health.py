@@ -23,6 +23,7 @@ from client._connection import (
 from client._errors import ClientError, DeadlineError, InvalidRequestError, UnavailableError
 from client._options import TlsOptions, options_of
 from client._statuses import error_from
+from client._unreachable import Peer
 from fiddler import rpc
 
 SERVING = 0
@@ -63,6 +64,8 @@ def ask_health(target: str, service: str = "", *, timeout: float = 5.0, **tls_op
             error = error_from(rpc_error)
             if error.code is grpc.StatusCode.NOT_FOUND:
                 return "SERVICE_UNKNOWN"
+            if isinstance(error, UnavailableError):
+                error = Peer(target, is_encrypted=channel_credentials is not None).explained(error)
             raise error from rpc_error
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 

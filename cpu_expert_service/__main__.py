@@ -6,19 +6,22 @@ from fiddler import process
 
 process.prepare()
 
-from cpu_expert_service.settings import Settings  # noqa: E402 - grpc is imported after the process is prepared
+# grpc is imported after the process is prepared
+from cpu_expert_service.settings import Settings  # noqa: E402
+from fiddler import logs  # noqa: E402
+from fiddler.errors import is_user_error  # noqa: E402
+from fiddler.running import early_checks  # noqa: E402
 
 
 def main() -> int:
     """Runs the service. Returns its exit status: 0 after a signal, 1 if it could not start."""
     settings = Settings.load()
-    # imported here, so that --help and a wrong flag need not wait for torch
-    from cpu_expert_service import server
-    from fiddler import logs
-    from fiddler.errors import is_user_error
-
-    logs.configure(settings.log_level, settings.log_format)
     try:
+        early_checks.check(settings)
+        # imported here, so that --help and most mistakes need not wait for torch
+        from cpu_expert_service import server
+
+        logs.configure(settings.log_level, settings.log_format)
         server.run(settings)
     except Exception as error:
         if not is_user_error(error):

@@ -135,6 +135,7 @@ def calibrate(kernel: Kernel, layers: Sequence[LayerWeights], dtype: torch.dtype
         "kernel calibrated",
         kernel=native.name,
         read_gb_per_second=round(achieved / 1e9, 1),
-        limit_gb_per_second=round(memory / 1e9, 1),
-        pytorch_from_rows_per_expert=kernel.pytorch_from_rows if isinstance(kernel, AutoKernel) else None,
+        # an expert that fits into a cache is read faster than memory
+        memory_gb_per_second=round(memory / 1e9, 1) if memory >= achieved else None,
+        pytorch_from_rows_of_an_expert=kernel.pytorch_from_rows if isinstance(kernel, AutoKernel) else None,
     )

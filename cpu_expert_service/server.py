@@ -7,7 +7,6 @@ from collections.abc import Callable
 import structlog
 import torch
 from grpc_health.v1 import health_pb2
-from tqdm import tqdm
 
 from cpu_expert_service import collectors, metrics
 from cpu_expert_service.calls.front import Front
@@ -21,7 +20,9 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.kernels.cpus import read_topology
 from fiddler.metrics import serve, set_build_info
+from fiddler.running.progress import Progress
 from fiddler.running.upkeep import Upkeep
+from fiddler.sizes import format_bytes
 
 _log = structlog.get_logger("cpu_expert_service")
 
@@ -76,7 +77,13 @@ def _serve(
             _load(checkpoint, runner, settings=settings, stop=stop)
             runner.calibrate(dtype)
         front.set_health(health_pb2.HealthCheckResponse.SERVING)
-        _log.info("serving", address=settings.listen, kernel=kernel.name, threads=kernel.num_threads, dtype=str(dtype))
+        _log.info(
+            "serving",
+            address=settings.listen,
+            kernel=kernel.name,
+            threads=kernel.num_threads,
+            dtype=str(dtype).removeprefix("torch."),
+        )
         stop.wait()
     except _StoppedError:
         pass
@@ -85,7 +92,7 @@ def _serve(
 
 
 def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event) -> Runner:
-    """Repacks experts if their format demands it, with a progress bar on a terminal.
+    """Repacks experts if their format demands it, and shows the progress.
 
     Raises:
         _StoppedError: `stop` was set.
@@ -93,11 +100,11 @@ def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event)
     if not checkpoint.is_repacked:
         return Runner(checkpoint, kernel)
     model, num_bytes = str(checkpoint.directory), checkpoint.repacked_bytes
-    _log.info("repacking experts", model=model, format=checkpoint.weight_format, own_bytes=num_bytes)
-    with tqdm(total=num_bytes, desc="repacked", unit="B", unit_scale=True, disable=None) as bar:
+    _log.info("repacking experts", model=model, format=checkpoint.weight_format, own_memory=format_bytes(num_bytes))
+    with Progress("repacking experts", num_bytes) as shown:
 
         def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.update(done_bytes - bar.n)
+            shown(done_bytes, total_bytes)
             if stop.is_set():
                 raise _StoppedError
 
@@ -105,19 +112,23 @@ def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event)
 
 
 def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: threading.Event) -> None:
-    """Reads all experts into memory, with a progress bar on a terminal.
+    """Reads all experts into memory, and shows the progress.
 
     Raises:
         NotEnoughMemoryError: --weights ram, and the copies do not fit.
         UnsupportedDtypeError: A scale of an expert is infinite or not a number.
         _StoppedError: `stop` was set.
     """
-    _log.info("reading experts", model=str(checkpoint.directory), bytes=checkpoint.expert_bytes, to=settings.weights)
-    with tqdm(total=checkpoint.expert_bytes, desc="experts", unit="B", unit_scale=True, disable=None) as bar:
+    _log.info(
+        "reading experts",
+        model=str(checkpoint.directory),
+        size=format_bytes(checkpoint.expert_bytes),
+        to={"mmap": "the page cache", "ram": "memory of this service"}[settings.weights],
+    )
+    with Progress("reading experts", checkpoint.expert_bytes) as shown:
 
         def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes - bar.n)
+            shown(done_bytes, total_bytes)
             if stop.is_set():
                 raise _StoppedError
 
@@ -135,8 +146,8 @@ def _warn_of_short_memory(checkpoint: Checkpoint) -> None:
         _log.warning(
             "the experts do not fit into the memory that this process may use, so that tokens wait for the disk;"
             " raise its limit (CPU_EXPERT_MEMORY in compose.yaml)",
-            expert_bytes=checkpoint.expert_bytes,
-            memory_bytes=memory.total_bytes,
+            experts=format_bytes(checkpoint.expert_bytes),
+            memory=format_bytes(memory.total_bytes),
         )
 
 

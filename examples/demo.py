@@ -1,5 +1,6 @@
 """`make demo`: runs both services on models/demo, streams one continuation, and prints which experts were busiest."""
 
+import os
 import sys
 import tempfile
 import time
@@ -7,14 +8,17 @@ import urllib.request
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
-import typer
-from prometheus_client.parser import text_string_to_metric_families
+from fiddler import interrupts
 
-from client import Client, Complete, GenerateOptions, GenerationChunk
-from fiddler.command_line import DONE, FAILED, fail, run
-from pair import Pair, PairError
+with interrupts.quiet():
+    import typer
+    from prometheus_client.parser import text_string_to_metric_families
+
+    from client import Client, Complete, GenerateOptions, GenerationChunk
+    from fiddler.command_line import DONE, FAILED, fail, run, shown_command
+    from pair import Pair, PairError
 
 _MODULE = "examples.demo"
 _MODEL = Path(__file__).parents[1] / "models" / "demo"
@@ -29,18 +33,33 @@ def demonstrate(
     seed: Annotated[int, typer.Option(help="The seed of the random numbers.")] = 7,
 ) -> int:
     """Runs both services on models/demo, streams one continuation, and prints which experts were busiest."""
+    is_kept = False
     with tempfile.NamedTemporaryFile(prefix="fiddler-demo-", suffix=".log", delete=False) as log:
-        print(f"Starting both services on {_MODEL.name}; their logs are in {log.name}", flush=True)
-        started = time.monotonic()
         try:
-            with Pair(_MODEL, gpu_arguments=("--device", "cpu"), log=log.file) as pair, Client(pair.target) as client:
-                print(f"Ready after {time.monotonic() - started:.1f} s.\n", flush=True)
-                print(prompt, end="", flush=True)
-                _stream(client, prompt, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed})
-                _print_busiest_experts(pair)
+            return _demonstrate(log.file, prompt, {"max_tokens": max_tokens, "temperature": temperature, "seed": seed})
         except PairError as error:
-            return fail(_MODULE, f"{error}; see {log.name}", FAILED)
-        Path(log.name).unlink()
+            is_kept = True
+            return fail(_MODULE, f"{error}; the services' logs are in {log.name}", FAILED)
+        finally:
+            if not is_kept:
+                Path(log.name).unlink()
+
+
+def _demonstrate(log: IO[bytes], prompt: str, options: GenerateOptions) -> int:
+    pair = Pair(_MODEL, gpu_arguments=("--device", "cpu"), log=log)
+    try:
+        print(f"Starting both services on {_MODEL.name}, which takes 5 to 20 seconds ...", flush=True)
+        started = time.monotonic()
+        with pair, Client(pair.target) as client:
+            print(f"Ready after {time.monotonic() - started:.1f} s.\n", flush=True)
+            print(prompt, end="", flush=True)
+            _stream(client, prompt, options)
+            _print_busiest_experts(pair)
+            print("\nStopping both services ...", flush=True)
+    finally:
+        pair.close()  # also if Ctrl-C comes before the block
+    print(f"Next: {shown_command('pair')} --model {os.path.relpath(_MODEL)}")
+    print(f'and, in another terminal: {shown_command("client")} "{prompt}"')
     return DONE
 
 

@@ -81,7 +81,8 @@ def execute(app: typer.Typer, arguments: Sequence[str] | None, *, name: str, mod
     except UsageError as error:
         context = getattr(error, "ctx", None)
         command = f"{context.command_path} " if context and context.parent else ""
-        return fail(module, f"{error.format_message()} (see {command}--help)", USAGE)
+        hint = "; quote an argument that has spaces" if "unexpected extra argument" in error.format_message() else ""
+        return fail(module, f"{error.format_message()}{hint} (see {command}--help)", USAGE)
     return int(status or DONE)
 
 
@@ -93,6 +94,16 @@ def name_program(name: str) -> None:
 def console_script(module: str) -> str:
     """The name of a module's console script in pyproject.toml: "fiddler-top" for "client.top"."""
     return f"fiddler-{module.rpartition('.')[2]}"
+
+
+def shown_command(module: str) -> str:
+    """How the user types another of these programs: as this one was started, by its script or by this Python."""
+    if Path(sys.argv[0]).name.startswith("fiddler-"):
+        return console_script(module)
+    python = Path(sys.executable)
+    # not resolved: a virtual environment's python is a link
+    python = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
+    return f"{python} -m {module}"
 
 
 def fail(module: str, message: str, status: int) -> int:

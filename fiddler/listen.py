@@ -11,7 +11,7 @@ import grpc
 
 from fiddler import rpc
 from fiddler.errors import UserError
-from fiddler.transport import directories
+from fiddler.transport import directories, ports
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def _add_port(
         else:
             server.add_secure_port(target, credentials)
     except RuntimeError:
-        raise UserError(f"--listen: cannot serve on {name}; is it taken?") from None
+        raise UserError(f"--listen: {ports.refusal(name, 'it is taken, or none of this host')}") from None
 
 
 def _make_directory(directory: Path) -> None:

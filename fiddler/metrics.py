@@ -12,7 +12,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from fiddler import __version__, exposition
 from fiddler.errors import UserError
-from fiddler.transport import http
+from fiddler.transport import http, ports
 
 LATENCY_BUCKETS = (
     5e-5, 1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0,
@@ -123,4 +123,5 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     try:
         http.Server(host, port, exposition.application(registry)).start()
     except OSError as error:
-        raise UserError(f"--metrics-port: cannot serve on {host}:{port}: {error.strerror}") from error
+        why = ports.refusal(f"{host}:{port}", error.strerror or str(error))
+        raise UserError(f"--metrics-port: {why}") from error

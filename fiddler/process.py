@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from types import FrameType
 
+from fiddler.running.parent import end_with_parent
+
 _M_MMAP_THRESHOLD = -3  # <malloc.h>
 _M_TRIM_THRESHOLD = -1
 _M_ARENA_MAX = -8
@@ -28,6 +30,7 @@ def prepare() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
+    end_with_parent()
     # a file of weights that is cut off while it is mapped ends the process by SIGBUS: it shall not go without a word
     if not faulthandler.is_enabled():
         faulthandler.enable(_STANDARD_ERROR, all_threads=False)

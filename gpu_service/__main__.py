@@ -13,6 +13,7 @@ process.prepare()
 
 # grpc is imported after the process is prepared
 from fiddler import logs  # noqa: E402
+from fiddler.running import early_checks  # noqa: E402
 from gpu_service.api.auth import Access  # noqa: E402
 from gpu_service.errors import UnavailableError  # noqa: E402
 from gpu_service.settings import Settings  # noqa: E402
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = Settings.load(arguments)
     try:
         access = Access.read(settings)
-    except UserError as error:
+        early_checks.check(settings, listens=not settings.dry_run)
+    except (UserError, OSError) as error:
+        if not is_user_error(error):
+            raise
         return _refuse(error)
     # imported here, so that --help and a wrong flag do not wait for torch and transformers
     from gpu_service import server

@@ -36,7 +36,7 @@ from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
 from gpu_service.startup.background import in_thread
 from gpu_service.startup.chunks import prefill_chunks
-from gpu_service.startup.device_memory import device_of
+from gpu_service.startup.device import device_of, report_choice
 from gpu_service.startup.ending import exit_after
 from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
@@ -70,6 +70,8 @@ class Server:
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
         self._device = device_of(settings.device)
+        if settings.device == "auto":
+            report_choice(self._device)
         set_threads(settings.threads)
         self._health = health.aio.HealthServicer()
         self._expert_health = ExpertHealth(self._health)
@@ -180,7 +182,9 @@ class Server:
             is_degraded=lambda: not self._experts.available,
         )
         await self._set_serving(True)
-        _log.info("serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype))
+        _log.info(
+            "serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype).removeprefix("torch.")
+        )
         raise await self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:

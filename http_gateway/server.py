@@ -13,6 +13,7 @@ from typing_extensions import override
 from fiddler.access import tls
 from fiddler.errors import UserError
 from fiddler.metrics import set_build_info
+from fiddler.transport import ports
 from http_gateway.app import create_app
 from http_gateway.gateway import Gateway
 from http_gateway.settings import Settings
@@ -98,5 +99,5 @@ def _bound(address: str) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise UserError(f"--listen: cannot serve on {address}: {error.strerror}") from None
+        raise UserError(f"--listen: {ports.refusal(address, error.strerror or str(error))}") from None
     return listener

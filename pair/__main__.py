@@ -8,15 +8,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import typer
-from typing_extensions import override
+from fiddler import interrupts
 
-from fiddler import rpc
-from fiddler.command_line import DONE, FAILED, UsageError, fail, run
-from pair._errors import PairError
-from pair._processes import Pair
+with interrupts.quiet():
+    import typer
+    from typing_extensions import override
+
+    from fiddler import rpc
+    from fiddler.checkpoint.first_look import first_look
+    from fiddler.command_line import DONE, FAILED, UsageError, fail, run, shown_command
+    from fiddler.errors import is_user_error
+    from pair._errors import PairError
+    from pair._processes import Pair
 
 _MODULE = "pair"
+_DEFAULT_LISTEN = "127.0.0.1:50051"
 _POLL_SECONDS = 0.5
 
 
@@ -47,7 +53,7 @@ class _SignalledPair(Pair):
 def launch(
     *,
     model: Annotated[Path, typer.Option(help="Directory of a Hugging Face checkpoint.")],
-    listen: Annotated[str, typer.Option(help="Where the GPU service listens.")] = "127.0.0.1:50051",
+    listen: Annotated[str, typer.Option(help="Where the GPU service listens.")] = _DEFAULT_LISTEN,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16 or float32.")] = "auto",
     gpu_metrics_port: Annotated[int, typer.Option(help="Port of the GPU service's /metrics.")] = 9100,
@@ -56,22 +62,32 @@ def launch(
     http_listen: Annotated[str, typer.Option(help="Where the HTTP gateway listens.")] = "127.0.0.1:8000",
 ) -> int:
     """Runs both services on this host until Ctrl-C. Start the services one by one to use all of their settings."""
+    listen = _checked("--listen", listen)
+    http_address = _checked("--http-listen", http_listen) if http else None
     try:
+        first_look(model)
         pair = _SignalledPair(
             model,
-            listen=_checked("--listen", listen),
+            listen=listen,
             metrics_ports=(gpu_metrics_port, cpu_metrics_port),
             gpu_arguments=("--device", device, "--dtype", dtype),
             cpu_arguments=("--dtype", dtype),
-            http=_checked("--http-listen", http_listen) if http else None,
+            http=http_address,
         )
-    except PairError as error:
+        pair.check_addresses()
+    except Exception as error:
+        if not (is_user_error(error) or isinstance(error, PairError)):
+            raise
         return fail(_MODULE, str(error), FAILED)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, pair.handle_signal)
+    _handle_signals(pair)
+    began = time.monotonic()
+    print(f"pair: starting both services on {model}; a large model takes minutes to read", file=sys.stderr)
     try:
         with pair:
-            print(f'pair: serving on {pair.target}; try: python -m client "Once upon a time"', file=sys.stderr)
+            print(
+                f"pair: serving on {pair.target} after {time.monotonic() - began:.0f} s; {hint(pair.target)}",
+                file=sys.stderr,
+            )
             if http:
                 print(f"pair: the page is http://{http_listen}, OpenAI's API http://{http_listen}/v1", file=sys.stderr)
             while True:
@@ -81,6 +97,22 @@ def launch(
         return fail(_MODULE, str(error), FAILED)
     except _SignalledError:
         return DONE
+
+
+def _handle_signals(pair: _SignalledPair) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pair.handle_signal)
+    # a closed terminal stops the pair too, but not if it was started with nohup
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, pair.handle_signal)
+
+
+def hint(target: str) -> str:
+    """A command that calls this pair, to be typed as it is."""
+    host, _, port = target.rpartition(":")
+    reached = f"127.0.0.1:{port}" if host in ("0.0.0.0", "[::]") else target
+    where = "" if reached == _DEFAULT_LISTEN else f" --target {reached}"
+    return f'try: {shown_command("client")} "Once upon a time"{where}'
 
 
 def _checked(flag: str, address: str) -> str:

@@ -17,6 +17,8 @@ from typing import IO, Self
 import grpc
 
 from fiddler import rpc
+from fiddler.running.parent import VARIABLE as ENDS_WITH
+from fiddler.transport.ports import PortTakenError, check_free, listens
 from pair._errors import PairError
 from pair._tls import TlsTarget
 
@@ -113,16 +115,35 @@ class Pair:
                 *http_arguments,
             ]
         self._tls = None if certificate is None else TlsTarget.read(certificate)
-        self._environment = {**os.environ, **(environment or {})}
+        self._environment = {**os.environ, ENDS_WITH: str(os.getpid()), **(environment or {})}
         self._log = log
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
+    def check_addresses(self) -> None:
+        """Checks that this pair can have the addresses that it was given.
+
+        Raises:
+            PairError: Another process has one. The text says which, and who has it.
+        """
+        addresses = {
+            "--listen": self.target,
+            "--gpu-metrics-port": f"127.0.0.1:{self.gpu_metrics_port}",
+            "--cpu-metrics-port": f"127.0.0.1:{self.cpu_metrics_port}",
+        }
+        if self.http is not None and ":" in self.http and not self.http.startswith("unix:"):
+            addresses["--http-listen"] = self.http
+        try:
+            for flag, address in addresses.items():
+                if not address.endswith(":0"):
+                    check_free(flag, address)
+        except PortTakenError as error:
+            raise PairError(str(error)) from None
+        if self.target.startswith("unix:") and self.is_serving(self.target):
+            raise PairError(f"--listen: another server serves on {self.target}; stop it, or choose another address")
+
     def __enter__(self) -> Self:
         try:
-            if self.is_serving(self.target):
-                raise PairError(
-                    f"another server is already serving on {self.target}; stop it or choose another address"
-                )
+            self.check_addresses()
             self.start("cpu_expert_service")
             self.start("gpu_service")
             self.wait_until_serving()
@@ -180,12 +201,21 @@ class Pair:
             PairError: A service ended, or the time ran out.
         """
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while self.is_serving(address or self.target, self._tls if address is None else None) is not serving:
+        while self._serves(address) is not serving:
             self.check()
             if deadline is not None and time.monotonic() > deadline:
                 state = "serving" if serving else "out of service"
                 raise PairError(f"{address or self.target} was not {state} within {timeout_seconds:g} s")
             time.sleep(_POLL_SECONDS)
+
+    def _serves(self, address: str | None) -> bool:
+        """Whether a service reports SERVING, and if it is the GPU service, whether it is this pair's own."""
+        if not self.is_serving(address or self.target, self._tls if address is None else None):
+            return False
+        if address is not None or "gpu_service" not in self.processes or self.target.startswith("unix:"):
+            return True
+        port = int(self.target.rpartition(":")[2])
+        return listens(self.processes["gpu_service"].pid, port) is not False
 
     def _wait_until_listening(self, address: str) -> None:
         """Waits until connections to HOST:PORT are accepted.

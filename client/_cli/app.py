@@ -9,7 +9,7 @@ import typer
 
 from client._cli.exit_status import exit_status
 from client._cli.flags import with_flags
-from client._errors import ClientError
+from client._errors import ClientError, InvalidRequestError, UnauthenticatedError
 from client._options import GenerateOptions, TlsOptions, ToolOptions
 from fiddler.command_line import DONE, FAILED, UsageError, fail, run
 
@@ -19,6 +19,9 @@ EPILOG = (
     "written; 2 wrong usage or request; 3 no server answers; 4 the server is busy; 5 the timeout has passed; "
     "6 the server asks for a token, or for another one; 130 interrupted."
 )
+
+_NAMES = {"text": "PROMPT", "token_ids": "PROMPT"}
+"""What the fields of a request are called here, if they are no flags of their own name."""
 
 
 class _Options(GenerateOptions, ToolOptions, TlsOptions, total=False):
@@ -86,7 +89,16 @@ def _execute(arguments: Mapping[str, Any]) -> int:
     try:
         return DONE if execute(arguments) else FAILED
     except ClientError as error:
-        return fail(_MODULE, error.message, exit_status(error))
+        return fail(_MODULE, _in_words_of_the_command_line(error), exit_status(error))
+
+
+def _in_words_of_the_command_line(error: ClientError) -> str:
+    """The error's text, with the flags that help instead of a request's fields."""
+    if isinstance(error, UnauthenticatedError):
+        return f"{error.message} (give it with --token-file FILE, or in the environment's FIDDLER_TOKEN)"
+    if isinstance(error, InvalidRequestError) and error.field in _NAMES:
+        return error.message.replace(error.field, _NAMES[error.field], 1)
+    return error.message
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

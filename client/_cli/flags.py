@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
-from client._options import options_of
+from client._options import Option, options_of
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 
@@ -113,7 +113,7 @@ def with_flags(options: type) -> Callable[[_Command], _Command]:
     def change_signature(command: _Command) -> _Command:
         named = [each for each in inspect.signature(command).parameters.values() if each.kind is not each.VAR_KEYWORD]
         flags = [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, kind, option.help))
+            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name, kind, option))
             for name, (kind, option) in options_of(options).items()
         ]
         command.__signature__ = inspect.Signature([*named, *flags])  # type: ignore[attr-defined]
@@ -140,15 +140,15 @@ def given(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _annotation(name: str, kind: Any, help: str) -> Any:
+def _annotation(name: str, kind: Any, option: Option) -> Any:
     override = _OVERRIDES.get(name, _NO_OVERRIDE)
     flag = override.flag or f"--{name.replace('_', '-')}"
-    help = override.help or help
+    help = override.help or option.text
     flag_type = override.type or _flag_type(kind)
     if get_origin(flag_type) is list:
         help = f"{help.removesuffix('.')}; may be repeated."
-    option = typer.Option(flag, metavar=override.metavar, help=f"{help} {override.note}".rstrip(), show_default=False)
-    return Annotated[flag_type | None, option]
+    declared = typer.Option(flag, metavar=override.metavar, help=f"{help} {override.note}".rstrip(), show_default=False)
+    return Annotated[flag_type | None, declared]
 
 
 def _flag_type(kind: Any) -> Any:

@@ -65,11 +65,11 @@ class Progress:
             return "waiting for the first token"
         seconds = now - self._first_at
         rate = f", {(self._num_tokens - 1) / seconds:.1f} tokens/s" if self._num_tokens > 1 and seconds else ""
-        return f"{self._num_tokens} tokens{rate}"
+        return f"{_count(self._num_tokens)}{rate}"
 
     def _summary(self, completes: Mapping[int, Complete]) -> str:
         num_tokens = sum(complete.completion_tokens for complete in completes.values())
-        parts = [f"{num_tokens} tokens"]
+        parts = [_count(num_tokens)]
         if self._first_at is None:  # beams: all of their tokens arrive with the end
             decode_seconds = max(complete.decode_seconds for complete in completes.values())
         else:
@@ -91,3 +91,7 @@ class Progress:
         if self._is_visible:
             print(_ERASE_LINE, end="", file=sys.stderr, flush=True)
             self._is_visible = False
+
+
+def _count(num_tokens: int) -> str:
+    return f"{num_tokens} token{'' if num_tokens == 1 else 's'}"

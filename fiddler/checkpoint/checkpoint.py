@@ -24,6 +24,7 @@ from fiddler.checkpoint.errors import (
 )
 from fiddler.checkpoint.expert_dtype import expert_dtype
 from fiddler.checkpoint.file_states import FileStates
+from fiddler.checkpoint.first_look import dense, first_look
 from fiddler.checkpoint.formats import (
     AnyStored,
     RepackedStored,
@@ -42,7 +43,7 @@ from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
 from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, RepackedView, WeightView
 from fiddler.coding import CodedTensor
-from fiddler.hub.names import absence_of, locate
+from fiddler.hub.names import locate
 
 _PREFAULT_CHUNK_BYTES = 64 << 20
 _SAMPLE_BYTES = 64
@@ -133,8 +134,7 @@ class Checkpoint:
         directory = Path(directory)
         with _reported_as_unreadable(directory):
             directory = locate(directory)
-            if not directory.is_dir():
-                raise DirectoryError(absence_of(directory))
+            first_look(directory)
             directory = snapshot_of(directory)
             config_path = directory / "config.json"
             if not config_path.is_file():
@@ -288,9 +288,7 @@ def _reported_as_unreadable(directory: Path) -> Iterator[None]:
 def _no_experts(config: dict[str, Any], moe: MoeConfig, tensor_names: list[str]) -> CheckpointError:
     suspects = sorted(name for name in tensor_names if "expert" in name)
     if not suspects and not mentions_experts(config):
-        return ConfigError(
-            f"{moe.path} describes no experts, and no tensor has the name of one: {moe.model_type} is dense."
-        )
+        return ConfigError(dense(moe.path, moe.model_type))
     found = ", ".join(suspects[:3]) or "no tensor with 'expert' in its name"
     known = "; ".join(naming.description for naming in NAMINGS)
     return UnknownNamingError(

@@ -254,7 +254,4 @@ def _no_weights(directory: Path) -> str:
     others = sorted(path.name for path in directory.glob("*.safetensors"))
     if others:
         return f"{directory} holds {others[0]} but neither {SINGLE_FILE} nor {INDEX_FILE}."
-    binaries = sorted(path.name for path in directory.glob("*.bin"))
-    if binaries:
-        return f"{directory} holds no safetensors file, only {binaries[0]}: convert the checkpoint to safetensors."
     return f"{directory} holds no safetensors file: neither {SINGLE_FILE} nor {INDEX_FILE}."

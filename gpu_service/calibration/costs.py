@@ -10,6 +10,7 @@ import torch
 
 from fiddler import tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.running.progress import Stage
 from fiddler.v1 import experts_pb2
 from gpu_service.calibration import costs_file
 from gpu_service.calibration.costs_file import MachineIdentity, ModelIdentity
@@ -58,15 +59,16 @@ def obtain(target: CalibrationTarget, file: Path | None, recalibrate: bool) -> L
     measurements = None if recalibrate else _read(target, path, is_named=file is not None)
     if measurements is None:
         event = "costs measured"
-        measurements = calibrate(
-            target.checkpoint,
-            target.client,
-            dtype=tensors.DTYPES[target.description.dtype],
-            max_rows=target.max_rows,
-            experts_per_row=experts_per_row,
-            slots=target.slots,
-            device=target.device,
-        )
+        with Stage("measuring what experts cost"):
+            measurements = calibrate(
+                target.checkpoint,
+                target.client,
+                dtype=tensors.DTYPES[target.description.dtype],
+                max_rows=target.max_rows,
+                experts_per_row=experts_per_row,
+                slots=target.slots,
+                device=target.device,
+            )
         _save(target, path, measurements)
     layer_bytes = [expert_bytes(layer) for layer in target.checkpoint.layers]
     latency = LatencyModel(measurements, layer_bytes, target.max_rows, experts_per_row=experts_per_row)
@@ -126,11 +128,10 @@ def _log_costs(event: str, latency: LatencyModel, target: CalibrationTarget, *, 
     _log.info(
         event,
         file=str(path),
-        cpu_ms=_milliseconds(now.cpu[1]),
-        cpu_ms_of_most_rows=_milliseconds(now.cpu[-1]),
-        most_rows=target.max_rows,
+        cpu_ms_of_one_row=_milliseconds(now.cpu[1]),
+        **{f"cpu_ms_of_{target.max_rows}_rows": _milliseconds(now.cpu[-1])},
         round_trip_ms=_milliseconds(now.round_trip),
-        fit_error=round(latency.cpu.fit_error, 3),
+        percent_off_in_the_fit=round(100 * latency.cpu.fit_error),
         **(device if target.slots else {}),
     )
 

@@ -32,7 +32,8 @@ from gpu_service.profile.settings import Settings
 from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import SamplingParameters
 from gpu_service.sampling.rules import check_generation_config
-from gpu_service.startup.device_memory import device_of, out_of_memory_reported
+from gpu_service.startup.device import device_of
+from gpu_service.startup.device_memory import out_of_memory_reported
 from gpu_service.text.tokenizer import Tokenizer
 
 _PREFILL_CHUNK = 256

@@ -174,16 +174,3 @@ def out_of_memory_reported(device: torch.device, purpose: str) -> Iterator[None]
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise FlagError(f"--device: {device.type} has too little memory for {purpose}: {error}") from error
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name; "auto" is CUDA if there is a device, else the CPU.
-
-    Raises:
-        FlagError: CUDA is requested, and there is no device.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise FlagError("--device: PyTorch finds no CUDA device; cpu or auto computes without one")
-    if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

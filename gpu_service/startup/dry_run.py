@@ -26,7 +26,8 @@ from gpu_service.models.glossary import METHODS
 from gpu_service.settings import Settings
 from gpu_service.startup import read_bandwidth
 from gpu_service.startup.checks import check
-from gpu_service.startup.device_memory import device_of, experts_workspace_bytes, free_bytes
+from gpu_service.startup.device import device_of, why_no_gpu
+from gpu_service.startup.device_memory import experts_workspace_bytes, free_bytes
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.startup.kv_plan import plan
 
@@ -48,6 +49,8 @@ class Candidate:
     cache: CacheSizes | None
     """What the model keeps of a sequence; None if only computing shows it."""
     max_context: int
+    is_chosen: bool = False
+    """Whether --device auto chose the device."""
 
     @property
     def num_experts(self) -> int:
@@ -128,6 +131,7 @@ def examine(settings: Settings) -> Candidate:
         device=device,
         cache=checked.cache,
         max_context=checked.max_context,
+        is_chosen=settings.device == "auto",
     )
 
 
@@ -194,7 +198,8 @@ def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
     if expert_bytes > host.free_bytes:
         memory += ": too little, so experts would be read from the disk again and again"
     if candidate.device.type == "cpu":
-        return [("device", "the CPU, which computes experts from memory"), ("memory", memory)]
+        why = f", since {reason}" if candidate.is_chosen and (reason := why_no_gpu()) else ""
+        return [("device", f"the CPU, which computes experts from memory{why}"), ("memory", memory)]
     free, total = torch.cuda.mem_get_info(candidate.device)
     name = torch.cuda.get_device_name(candidate.device)
     share = f"at least {resident} of {candidate.num_experts} experts" if resident else "no expert"

@@ -3,9 +3,10 @@
 import time
 
 import structlog
-from tqdm import tqdm
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.running.progress import Progress
+from fiddler.sizes import format_bytes
 from fiddler.v1 import experts_pb2
 from gpu_service.calibration import costs
 from gpu_service.calibration.costs import CalibrationTarget
@@ -99,20 +100,15 @@ def _allocate_slots(settings: Settings, checkpoint: Checkpoint, model: Model, *,
         "expert slots allocated",
         resident=capacity,
         of=num_experts,
-        bytes=capacity * needs.allocated_bytes,
-        free_bytes=memory.free_bytes,
-        workspace_bytes=memory.workspace_bytes,
+        size=format_bytes(capacity * needs.allocated_bytes),
+        free=format_bytes(memory.free_bytes),
+        workspace=format_bytes(memory.workspace_bytes),
     )
     return ExpertSlots(checkpoint, model.device, capacity, num_streaming=NUM_STREAMING)
 
 
 def _fill(slots: ExpertSlots, policy: Placement) -> None:
     began = time.monotonic()
-    with tqdm(desc="experts to the device", unit="B", unit_scale=True, disable=None) as bar:
-
-        def progress(done_bytes: int, total_bytes: int) -> None:
-            bar.total = total_bytes
-            bar.update(done_bytes - bar.n)
-
+    with Progress("copying experts to the device") as progress:
         slots.load(policy.initial(), progress)
     _log.info("experts placed", resident=slots.capacity - slots.num_empty, seconds=round(time.monotonic() - began, 2))

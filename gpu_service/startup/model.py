@@ -6,6 +6,8 @@ import structlog
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.running.progress import Stage
+from fiddler.sizes import format_bytes
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.kv_budget import KvBudget
@@ -46,7 +48,8 @@ def load_model(
     # if the CPU expert service is lost, a CPU computes its experts in this process, and a GPU streams them
     in_process = InProcessExperts(checkpoint) if device.type == "cpu" else None
     dispatcher = Dispatcher(checkpoint, device, experts, in_process=in_process)
-    with out_of_memory_reported(device, "the model"):
+    _log.info("loading dense weights", size=format_bytes(checkpoint.dense_bytes), device=str(device))
+    with out_of_memory_reported(device, "the model"), Stage("loading dense weights"):
         model = Model(
             checkpoint,
             dispatcher,
@@ -66,7 +69,7 @@ def load_model(
             max_context=model.max_context,
             limit=model.context_limit.reason,
         )
-    _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense_bytes=checkpoint.dense_bytes)
+    _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense=format_bytes(checkpoint.dense_bytes))
     return model, tokenizer
 
 
@@ -99,7 +102,8 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
     started = time.monotonic()
     token = torch.zeros(1, 1, dtype=torch.int64)
     cache = model.cache
-    with out_of_memory_reported(model.device, "a token and the keys and values (--kv-memory)"), torch.inference_mode():
+    purpose = "a token and the keys and values (--kv-memory)"
+    with out_of_memory_reported(model.device, purpose), torch.inference_mode(), Stage("computing the first token"):
         cache.set_capacity(2)
         for position in range(2):
             with failures_of_models_reported(model.config):
@@ -113,5 +117,5 @@ def warm_up(settings: Settings, model: Model) -> KvBudget:
             _fit_context(model, budget)
         cache.set_capacity(budget.num_tokens)
     model.dispatcher.clear_counts()
-    _log.info("warm-up done", seconds=round(time.monotonic() - started, 2), kv_bytes=cache.allocated_bytes)
+    _log.info("warm-up done", seconds=round(time.monotonic() - started, 2), kv=format_bytes(cache.allocated_bytes))
     return budget

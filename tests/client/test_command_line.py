@@ -256,7 +256,7 @@ def test_an_argument_that_is_no_text_is_refused(server: FakeServer) -> None:
     arguments[3] = b"ab\xff"
     done = subprocess.run(arguments, capture_output=True, timeout=TIMEOUT_SECONDS, check=False)
     assert done.returncode == 2
-    assert_one_line(done.stderr, MODULE, "text: must be text")
+    assert_one_line(done.stderr, MODULE, "PROMPT: must be text")
 
 
 def test_an_output_that_cannot_show_a_character_shows_another(server: FakeServer) -> None:
@@ -312,7 +312,8 @@ def test_each_error_is_one_line_and_has_its_exit_status(
     assert main(["a prompt", "--target", server.target]) == exit_status
     output = capfd.readouterr()
     assert output.out == "first\n", "the error begins a new line"
-    assert output.err == f"client: {' '.join(status.message.split())}\n"
+    flags = " (give it with --token-file FILE, or in the environment's FIDDLER_TOKEN)" if exit_status == 6 else ""
+    assert output.err == f"client: {' '.join(status.message.split())}{flags}\n"
 
 
 def test_no_call_is_left_to_be_deleted_when_python_exits(server: FakeServer) -> None:
@@ -403,7 +404,7 @@ def test_a_terminal_shows_how_it_gets_on_and_then_one_dim_line_of_figures(server
     output, shown = standard_error_at_a_terminal("a prompt", "--target", server.target)
     assert output == b"ab\n"
     *live, last = shown.split("\r\x1b[K")
-    assert [line.strip() for line in live[:3]] == ["", "waiting for the first token", "1 tokens"]
+    assert [line.strip() for line in live[:3]] == ["", "waiting for the first token", "1 token"]
     assert live[3].startswith("2 tokens, ")
     assert last.startswith("\x1b[2m4 tokens, first after "), "dim"
     assert shown.count("\n") == 1

@@ -22,7 +22,7 @@ def check_all() -> str:
         Path(empty).chmod(0o755)
         lines = [
             missing_directory(),
-            one_line("cpu-expert-service", r"/model/config\.json is missing", MODEL_DIR=empty),
+            one_line("cpu-expert-service", r"/model is empty: download", MODEL_DIR=empty),
             one_line(
                 "cpu-expert-service",
                 r"--listen: user 10001 cannot make a socket in /run/fiddler, which belongs to user 4242 with mode 0700",
@@ -30,7 +30,7 @@ def check_all() -> str:
             ),
             one_line(
                 "gpu-service",
-                r"--listen: cannot serve on 0\.0\.0\.0:50051; is it taken\?",
+                r"--listen: cannot serve on 0\.0\.0\.0:50051: Address already in use",
                 _OVERRIDES / "port_taken.yaml",
             ),
             waiting_without_permission(),

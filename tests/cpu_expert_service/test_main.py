@@ -18,6 +18,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.kernels.cpus import CpuListError
 from fiddler.kernels.native import NativeError
+from fiddler.sizes import format_bytes
 from tests.support import processes
 
 PLANTED = """
@@ -91,5 +92,5 @@ def test_experts_that_do_not_fit_the_limit_are_warned_of(
     checkpoint = Checkpoint.open(tiny)
     with structlog.testing.capture_logs() as logs:
         server._warn_of_short_memory(checkpoint)
-    sizes = {"expert_bytes": checkpoint.expert_bytes, "memory_bytes": total}
+    sizes = {"experts": format_bytes(checkpoint.expert_bytes), "memory": format_bytes(total)}
     assert [{name: log[name] for name in sizes} for log in logs] == ([sizes] if total == 10**3 else [])

@@ -189,7 +189,10 @@ def test_a_port_is_served_by_one_server_only() -> None:
     port = first.add_insecure_port("127.0.0.1:0")
     first.start()
     try:
-        with pytest.raises(UserError, match=f"--listen: cannot serve on 127.0.0.1:{port}; is it taken?"):
+        with pytest.raises(
+            UserError,
+            match=f"--listen: cannot serve on 127.0.0.1:{port}: it is taken, or none of this host, by process",
+        ):
             listen.bind(_server(), f"127.0.0.1:{port}")
     finally:
         first.stop(None).wait()

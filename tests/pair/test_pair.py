@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket as pysocket
 import stat
 import subprocess
 import sys
@@ -20,7 +21,8 @@ import pytest
 from client import Client, Complete
 from fiddler import rpc
 from pair import Pair, PairError, _processes, free_port
-from pair.__main__ import main
+from pair.__main__ import hint, main
+from tests.support.fake_server import serving as fake_serving
 from tests.support.pairs import WarmPair, start
 
 WAIT_SECONDS = 120
@@ -217,13 +219,68 @@ def test_a_signal_during_the_start_leaves_no_service_behind(launch: Launch, tiny
     assert not any(psutil.pid_exists(pid) for pid in started)
 
 
-def test_a_missing_model_is_told_by_the_launcher_and_the_service(launch: Launch, tmp_path: Path) -> None:
-    launcher = launch(tmp_path / "nothing")
-    assert launcher.wait() == 1
-    log = launcher.log.read_text()
-    assert f"_service: {tmp_path}/nothing does not exist.\n" in log
-    assert re.fullmatch("pair: (cpu_expert|gpu)_service ended with status 1", log.splitlines()[-1])
-    assert "Traceback" not in log
+def test_killing_the_launcher_ends_both_services(launch: Launch, tiny: Path) -> None:
+    launcher = launch(tiny)
+    parent = psutil.Process(launcher.process.pid)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while len(services := parent.children()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launcher.process.send_signal(signal.SIGKILL)
+    assert launcher.wait() == -signal.SIGKILL
+    assert psutil.wait_procs(services, timeout=WAIT_SECONDS)[1] == []
+
+
+def test_a_closed_terminal_leaves_no_directory(launch: Launch, tiny: Path, tmp_path: Path) -> None:
+    launcher = launch(tiny, "-c", INTERRUPTED.replace("SIGTERM", "SIGHUP"))
+    assert launcher.wait() == 0
+    assert "Traceback" not in launcher.log.read_text()
+
+
+def test_a_missing_model_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", f"{tmp_path}/nothing"]) == 1
+    problem = "does not exist; give the directory that holds config.json and the safetensors files."
+    assert capfd.readouterr().err == f"pair: {tmp_path}/nothing {problem}\n"
+
+
+def test_a_port_in_use_is_told_with_who_has_it(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pysocket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for flag, value in (("--listen", f"127.0.0.1:{port}"), ("--cpu-metrics-port", str(port))):
+            arguments = [*_arguments(tiny), flag, value]
+            assert main(arguments) == 1
+            start = (
+                f"pair: {flag}: cannot serve on 127.0.0.1:{port}: Address already in use, by process {os.getpid()} ("
+            )
+            assert capfd.readouterr().err.startswith(start)
+
+
+def test_a_server_that_is_not_this_pairs_own_is_not_taken_for_it(tiny: Path) -> None:
+    with fake_serving() as other:
+        pair = start(tiny)
+        try:
+            pair.start("gpu_service")
+            pair.target = other.target
+            assert pair.is_serving(other.target)
+            with pytest.raises(PairError, match=r"was not serving within 0.3 s"):
+                pair.wait_until_serving(timeout_seconds=0.3)
+        finally:
+            pair.close()
+
+
+@pytest.mark.parametrize(
+    ("target", "shown"),
+    [
+        ("127.0.0.1:50051", '"Once upon a time"'),
+        ("127.0.0.1:50081", '"Once upon a time" --target 127.0.0.1:50081'),
+        ("0.0.0.0:50051", '"Once upon a time"'),
+        ("unix:/run/a.sock", '"Once upon a time" --target unix:/run/a.sock'),
+    ],
+)
+def test_the_hint_calls_this_pair(target: str, shown: str) -> None:
+    assert hint(target).endswith(f" -m client {shown}")
 
 
 def test_free_ports_are_free() -> None:

@@ -30,7 +30,9 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
     prompt = _truncated(prompt, message, model)
     if len(prompt) >= model.max_context:
         raise RequestError(
-            field, f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}"
+            field,
+            f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}; "
+            "truncate_prompt uses its end only, and the server's --max-context sets the context",
         )
     # of a text, too: a tokenizer may have tokens without an embedding in the model
     check_token_ids(prompt, field, model)

@@ -86,7 +86,7 @@ def test_a_running_cpu_expert_service_counts_the_same(
     [
         ("--prompts", "{tmp}/none.txt", "--prompts: {tmp}/none.txt cannot be read: No such file or directory"),
         ("--prompts", "{tmp}/empty.txt", "--prompts: {tmp}/empty.txt holds no prompt"),
-        ("--model", "{tmp}/nowhere", "{tmp}/nowhere does not exist."),
+        ("--model", "{tmp}/nowhere", "{tmp}/nowhere does not exist; give"),
         ("--experts", "unix:{tmp}/none.sock", "unix:{tmp}/none.sock: "),
         (
             "--max-context",
