@@ -3,7 +3,7 @@
 import os
 import sys
 
-from fiddler import interrupts
+from fiddler.running import interrupts
 
 # gRPC would log, over several lines, what the error's one line says
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Annotated
 
-from fiddler import interrupts
+from fiddler.running import interrupts
 
 with interrupts.quiet():
     import typer

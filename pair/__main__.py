@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-from fiddler import interrupts
+from fiddler.running import interrupts
 
 with interrupts.quiet():
     import typer

@@ -3,7 +3,7 @@
 import structlog
 import torch
 
-from fiddler.gpus import read_build, read_nvidia, why_unusable
+from fiddler.machine.gpus import read_build, read_nvidia, why_unusable
 from gpu_service.errors import FlagError
 
 _log = structlog.get_logger("gpu_service")

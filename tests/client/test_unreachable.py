@@ -63,9 +63,12 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
+    plain, tls, mutual_tls = addresses
     yield Servers(
-        f"127.0.0.1:{web.server_port}",
-        *addresses,
+        http=f"127.0.0.1:{web.server_port}",
+        plain=plain,
+        tls=tls,
+        mutual=mutual_tls,
         free=f"127.0.0.1:{free}",
         authority=authority.certificate,
         other_authority=other.certificate,

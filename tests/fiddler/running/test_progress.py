@@ -13,7 +13,7 @@ GIB = 2**30
 
 def test_long_work_logs_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     with capture_logs() as lines, Progress("reading experts", 8 * GIB) as shown:
         for seconds in (1, 6, 8, 16):
             now[0] = 100.0 + seconds

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fiddler.gpus import Build, Nvidia, read_build, read_nvidia, why_unusable
+from fiddler.machine.gpus import Build, Nvidia, read_build, read_nvidia, why_unusable
 
 CUDA = Build(version="2.13.0", cuda="13.0", num_devices=0)
 CPU = Build(version="2.13.0+cpu", cuda=None, num_devices=0)

@@ -1,0 +1,1 @@
+"""What this machine has, as the system shows it: GPUs. It imports neither torch nor a service."""
