@@ -16,6 +16,7 @@ from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
 from fiddler import host_memory, process, tensors
+from fiddler.access.certificates import Certificates
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.kernels.cpus import read_topology
@@ -41,15 +42,23 @@ def run(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     checkpoint = Checkpoint.open(settings.model)
+    certificates = settings.metrics_certificates()
     changes: list[UserError] = []
 
     def give_up(error: UserError) -> None:
         changes.append(error)
         stop.set()
 
-    upkeep = Upkeep([checkpoint.states.check, process.MemoryKeeper().look], give_up)
+    looks = [checkpoint.states.check, process.MemoryKeeper().look, *([certificates.look] if certificates else [])]
+    upkeep = Upkeep(looks, give_up)
     try:
-        _serve(settings, checkpoint, stop, grace_seconds=lambda: 0 if changes else settings.grace_seconds)
+        _serve(
+            settings,
+            checkpoint,
+            stop,
+            grace_seconds=lambda: 0 if changes else settings.grace_seconds,
+            certificates=certificates,
+        )
     finally:
         upkeep.stop()
     if changes:
@@ -58,7 +67,12 @@ def run(settings: Settings) -> None:
 
 
 def _serve(
-    settings: Settings, checkpoint: Checkpoint, stop: threading.Event, grace_seconds: Callable[[], float]
+    settings: Settings,
+    checkpoint: Checkpoint,
+    stop: threading.Event,
+    *,
+    grace_seconds: Callable[[], float],
+    certificates: Certificates | None,
 ) -> None:
     """Loads the experts and serves until `stop` is set."""
     dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
@@ -68,9 +82,9 @@ def _serve(
     except _StoppedError:
         return
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
-    _publish(checkpoint, runner, settings)
-    _warn_of_short_memory(checkpoint)
     front = Front(settings, servicer)
+    _publish(checkpoint, runner, settings, certificates, front)
+    _warn_of_short_memory(checkpoint)
     front.start()
     try:
         if settings.prefault or settings.weights == "ram":
@@ -82,7 +96,7 @@ def _serve(
             address=settings.listen,
             kernel=kernel.name,
             threads=kernel.num_threads,
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=tensors.name_of(dtype),
         )
         stop.wait()
     except _StoppedError:
@@ -151,7 +165,9 @@ def _warn_of_short_memory(checkpoint: Checkpoint) -> None:
         )
 
 
-def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None:
+def _publish(
+    checkpoint: Checkpoint, runner: Runner, settings: Settings, certificates: Certificates | None, front: Front
+) -> None:
     set_build_info(
         "cpu_expert_service",
         torch_version=torch.__version__,
@@ -163,4 +179,4 @@ def _publish(checkpoint: Checkpoint, runner: Runner, settings: Settings) -> None
     metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
     metrics.THREADS.set(runner.kernel.num_threads)
     collectors.publish(runner)
-    serve(settings.metrics_host, settings.metrics_port)
+    serve(settings.metrics_host, settings.metrics_port, certificates=certificates, is_serving=lambda: front.is_serving)

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from fiddler.metrics import LOG_LINES_DROPPED
 from fiddler.running.log_writer import LogWriter
+from fiddler.sizes import format_bytes
 
 _FLUSH_SECONDS = 1.0
 _log = structlog.get_logger(__name__)
@@ -41,11 +42,11 @@ def configure(level: str, log_format: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    exceptions: list[structlog.typing.Processor] = [] if console else [structlog.processors.format_exc_info]
+    last: list[structlog.typing.Processor] = [_with_units] if console else [structlog.processors.format_exc_info]
     handler = _Handler(_writer())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *exceptions, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
             foreign_pre_chain=shared,
         )
     )
@@ -61,6 +62,14 @@ def configure(level: str, log_format: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _with_units(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """For people: what is counted in bytes is shown as MiB or GiB. JSON lines keep the numbers."""
+    for name, value in event.items():
+        if name.endswith("bytes") and isinstance(value, int):
+            event[name] = format_bytes(value)
+    return event
 
 
 def flush(seconds: float = _FLUSH_SECONDS) -> None:

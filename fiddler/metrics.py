@@ -1,7 +1,7 @@
 """What both services share of metrics: how they are declared, build information, /metrics over HTTP."""
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.metrics import MetricWrapperBase
 
 from fiddler import __version__, exposition
+from fiddler.access.certificates import Certificates
 from fiddler.errors import UserError
 from fiddler.transport import http, ports
 
@@ -110,8 +111,23 @@ def set_build_info(service: str, **labels: str) -> None:
     )
 
 
-def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
-    """Serves /metrics from a daemon thread; port 0 serves none.
+def serve(
+    host: str,
+    port: int,
+    registry: CollectorRegistry = REGISTRY,
+    *,
+    certificates: Certificates | None = None,
+    is_serving: Callable[[], bool] = lambda: True,
+) -> None:
+    """Serves /metrics and /health from a daemon thread; port 0 serves none.
+
+    Args:
+        host: The host to bind.
+        port: Its port.
+        registry: What /metrics serves.
+        certificates: Of TLS; None serves without.
+        is_serving: What /health answers: status 200 if it is true, else 503. Containers ask it, since a command that
+            asks over gRPC would be a start of Python every few seconds.
 
     Raises:
         UserError: The address cannot be bound.
@@ -121,7 +137,8 @@ def serve(host: str, port: int, registry: CollectorRegistry = REGISTRY) -> None:
     # these say when each series began, which would double the number of series
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
-        http.Server(host, port, exposition.application(registry)).start()
+        context = certificates.context() if certificates else None
+        http.Server(host, port, exposition.application(registry, is_serving), context).start()
     except OSError as error:
         why = ports.refusal(f"{host}:{port}", error.strerror or str(error))
         raise UserError(f"--metrics-port: {why}") from error

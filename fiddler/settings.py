@@ -19,6 +19,8 @@ from pydantic_settings import (
 )
 
 from fiddler import rpc
+from fiddler.access import certificates
+from fiddler.access.certificates import Certificates
 from fiddler.errors import UserError
 from fiddler.hub.names import locate
 
@@ -132,12 +134,26 @@ class ServiceSettings(ProgramSettings):
     listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
     metrics_host: str = Field("127.0.0.1", description="address to serve /metrics on")
     metrics_port: int = Field(ge=0, le=65535, description="port to serve /metrics on; 0 serves none")
+    metrics_tls_cert: Path | None = Field(
+        None, description="PEM file of the TLS certificate that /metrics is served with; unset: without TLS"
+    )
+    metrics_tls_key: Path | None = Field(None, description="PEM file of its private key, without a passphrase")
     max_message_bytes: int = Field(
         64 * 2**20, ge=2**16, le=2**31 - 1, description="largest gRPC message to accept, in bytes"
     )
     grace_seconds: float = Field(
         5.0, ge=0, le=3600, description="how long running calls may continue after SIGTERM, in seconds"
     )
+
+    def metrics_certificates(self) -> Certificates | None:
+        """What /metrics is served with; None without TLS.
+
+        Raises:
+            UserError: A file is missing or wrong, or only one of the two is given.
+        """
+        return certificates.given(
+            ("--metrics-tls-cert", self.metrics_tls_cert), ("--metrics-tls-key", self.metrics_tls_key)
+        )
 
     @field_validator("listen")
     @classmethod

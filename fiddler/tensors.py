@@ -100,6 +100,11 @@ def dtype_name(number: int) -> str:
     return value.name if value else str(number)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype's name for people, e.g. bfloat16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def resolve_dtype(name: str, stored: torch.dtype) -> torch.dtype:
     """The dtype that both services compute in.
 

@@ -37,7 +37,7 @@ from gpu_service.settings import Settings
 from gpu_service.startup.background import in_thread
 from gpu_service.startup.chunks import prefill_chunks
 from gpu_service.startup.device import device_of, report_choice
-from gpu_service.startup.ending import exit_after
+from gpu_service.startup.ending import exit_after, save_popularity
 from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
 from gpu_service.startup.request_bytes import max_request_bytes
@@ -65,6 +65,7 @@ class Server:
         """
         self._settings = settings
         self._access = access
+        self._metrics_certificates = settings.metrics_certificates()
         self._checkpoint = Checkpoint.open(settings.model)
         self._max_request_bytes = max_request_bytes(settings, self._checkpoint.config)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
@@ -112,7 +113,9 @@ class Server:
         await self._listen()
         work = asyncio.create_task(self._start_and_watch())
         stopping = asyncio.create_task(stop.wait())
-        upkeep = Upkeep([self._checkpoint.states.check, process.MemoryKeeper().look], self._files_changed)
+        certificates = filter(None, [self._access.certificates, self._metrics_certificates])
+        looks = [self._checkpoint.states.check, process.MemoryKeeper().look, *(each.look for each in certificates)]
+        upkeep = Upkeep(looks, self._files_changed)
         try:
             ends: set[asyncio.Future[Any]] = {work, stopping, self._changed}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -144,7 +147,8 @@ class Server:
             device=str(self._device),
             weight_format=self._checkpoint.weight_format,
         )
-        serve(settings.metrics_host, settings.metrics_port)
+        host, port, certificates = settings.metrics_host, settings.metrics_port, self._metrics_certificates
+        serve(host, port, certificates=certificates, is_serving=lambda: not self._generations.unavailable)
         await self._front.start()
 
     async def _start_and_watch(self) -> None:
@@ -182,9 +186,7 @@ class Server:
             is_degraded=lambda: not self._experts.available,
         )
         await self._set_serving(True)
-        _log.info(
-            "serving", address=settings.listen, device=str(self._device), dtype=str(self._dtype).removeprefix("torch.")
-        )
+        _log.info("serving", address=settings.listen, device=str(self._device), dtype=tensors.name_of(self._dtype))
         raise await self._fatal
 
     def _load(self) -> tuple[Model, Tokenizer]:
@@ -280,20 +282,10 @@ class Server:
             await asyncio.wait({stopping}, timeout=_LAST_STEP_SECONDS)
             self._experts.abort()  # the engine may be waiting for an answer that never comes
             await stopping
-            self._save_popularity(served.model)
+            save_popularity(self._settings.save_popularity, served.model, self._checkpoint)
             served.model.dispatcher.close()
         await self._front.stop(_LAST_WORDS_SECONDS)
         self._experts.close()
-
-    def _save_popularity(self, model: Model) -> None:
-        path = self._settings.save_popularity
-        counted = Popularity.of_counts(model.dispatcher.selections.read(), model.num_experts_per_token)
-        if path is None or counted is None:
-            return
-        try:
-            counted.save(path, self._checkpoint)
-        except OSError as error:
-            _log.error("popularity file not written", file=str(path), reason=error.strerror)
 
 
 async def run(settings: Settings, access: Access) -> None:

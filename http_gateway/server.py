@@ -4,13 +4,14 @@ import contextlib
 import logging
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import structlog
 import uvicorn
 from typing_extensions import override
 
-from fiddler.access import tls
+from fiddler.access.certificates import Certificates, given
 from fiddler.errors import UserError
 from fiddler.metrics import set_build_info
 from fiddler.transport import ports
@@ -19,16 +20,37 @@ from http_gateway.gateway import Gateway
 from http_gateway.settings import Settings
 
 _BACKLOG = 2048
+_LOOK_SECONDS = 2.0
 _log = structlog.get_logger("http_gateway")
 
 
 class Server(uvicorn.Server):
-    """Ends with status 0 after SIGTERM or SIGINT, and reads the keys again at SIGHUP."""
+    """Ends with status 0 after SIGTERM or SIGINT, reads the keys again at SIGHUP, and certificates when they change."""
 
-    def __init__(self, config: uvicorn.Config, gateway: Gateway) -> None:
+    def __init__(self, config: uvicorn.Config, gateway: Gateway, certificates: Certificates | None) -> None:
         """Prepares."""
         super().__init__(config)
         self._gateway = gateway
+        self._certificates = certificates
+        self._looked_at = time.monotonic()
+        config.load()
+        if certificates is not None:
+            certificates.on_change(self._use_certificates)
+
+    @override
+    async def on_tick(self, counter: int) -> bool:
+        """Uvicorn calls this ten times a second."""
+        if self._certificates is not None and time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._certificates.look()
+        return await super().on_tick(counter)
+
+    def _use_certificates(self) -> None:
+        """New connections get them; open ones keep theirs."""
+        config = self.config
+        assert config.ssl is not None
+        assert config.ssl_certfile is not None
+        config.ssl.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
 
     @override
     @contextlib.contextmanager
@@ -47,7 +69,7 @@ def run(settings: Settings) -> None:
         UserError: It cannot start with these settings.
     """
     gateway = Gateway(settings)
-    _check_tls(settings)
+    certificates = given(("--tls-cert", settings.tls_cert), ("--tls-key", settings.tls_key))
     with _bound(settings.listen) as listener:
         set_build_info("http_gateway")
         for warning in gateway.warnings():
@@ -65,20 +87,12 @@ def run(settings: Settings) -> None:
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
         )
+        server = Server(config, gateway, certificates)
         scheme = "https" if settings.tls_cert else "http"
         _log.info("serving", url=f"{scheme}://{settings.listen}", target=settings.target)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # its steps are logged here already
-        Server(config, gateway).run(sockets=[listener])
+        server.run(sockets=[listener])
     _log.info("stopped")
-
-
-def _check_tls(settings: Settings) -> None:
-    if settings.tls_cert is None and settings.tls_key is None:
-        return
-    if settings.tls_cert is None or settings.tls_key is None:
-        missing, given = ("--tls-key", "--tls-cert") if settings.tls_key is None else ("--tls-cert", "--tls-key")
-        raise UserError(f"{missing}: must be given with {given}")
-    tls.read_identity(("--tls-cert", settings.tls_cert), ("--tls-key", settings.tls_key))
 
 
 def _bound(address: str) -> socket.socket:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry
 
 from cpu_expert_service.settings import Settings as CpuSettings
+from fiddler import exposition
 from fiddler.settings import CommandSettings
+from fiddler.transport import http
 from gpu_service.settings import Settings as GpuSettings
 from http_gateway.settings import Settings as GatewaySettings
 from tools.locks import LEFT_OUT, name_of
@@ -75,6 +78,21 @@ def test_every_service_is_confined(compose: Any) -> None:
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
         assert service["user"].partition(":")[0] not in ("", "0", "root"), name
+
+
+@pytest.mark.parametrize(("serving", "status"), [(True, 0), (False, 1)])
+def test_health_checks_start_no_python_and_know_whether_a_service_serves(
+    compose: Any, serving: bool, status: int
+) -> None:
+    server = http.Server("127.0.0.1", 0, exposition.application(CollectorRegistry(), lambda: serving))
+    server.start()
+    for name, port in {"cpu-expert-service": 9101, "gpu-service": 9100, "http-gateway": 8000}.items():
+        kind, shell, option, script = compose["services"][name]["healthcheck"]["test"]
+        assert (kind, shell, option, script.count(f"/{port} ")) == ("CMD", "bash", "-c", 1)
+        script = script.replace("$$", "$").replace(f"/{port} ", f"/{server.server_port} ")
+        assert subprocess.run([shell, option, script], check=False, timeout=60).returncode == status
+    server.shutdown()
+    server.server_close()
 
 
 def test_compose_and_the_dockerfile_agree_on_prometheus(compose: Any, dockerfile: str) -> None:

@@ -29,7 +29,7 @@ _EPILOG = (
     "Keys: q quits, m shows the next choice of maps. Exit status: 0 done; 1 an endpoint does not serve the service's "
     "metrics, or the output cannot be written; 2 wrong usage; 3 an endpoint cannot be reached; 5 an endpoint does not "
     "answer in time; 130 interrupted. Only --once ends when a service does not answer, after printing the other one's "
-    "figures."
+    "figures. SSL_CERT_FILE names the authorities of https URLs, if the system does not know them."
 )
 _NONE = "none"
 _WINDOW_SECONDS = 10.0

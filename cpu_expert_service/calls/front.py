@@ -59,11 +59,13 @@ class Front:
 
     def set_health(self, status: int) -> None:
         """Reports a status from now on."""
+        self.is_serving = status == health_pb2.HealthCheckResponse.SERVING
         for name in _NAMES:
             self._health.set(name, status)
 
     def stop(self, grace_seconds: float) -> None:
         """Takes no new call, and waits for those under way to end, for a time at most."""
+        self.is_serving = False
         self._health.enter_graceful_shutdown()
         self._stopping.set()
         self._looking.join()

@@ -5,6 +5,7 @@ The server of prometheus_client has a thread for every connection, and waits for
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from socketserver import TCPServer, ThreadingMixIn
@@ -27,6 +28,13 @@ class _Handler(WSGIRequestHandler):
     server: "Server"
 
     @override
+    def setup(self) -> None:
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.settimeout(self.timeout)
+            self.request.do_handshake()  # in this connection's thread, not in the one that accepts
+        super().setup()
+
+    @override
     def log_message(self, format: str, *args: object) -> None:
         """Logs nothing: a scrape comes every few seconds."""
 
@@ -43,12 +51,21 @@ class Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, host: str, port: int, application: WSGIApplication) -> None:
+    def __init__(
+        self, host: str, port: int, application: WSGIApplication, context: ssl.SSLContext | None = None
+    ) -> None:
         """Binds the address. Nothing is served yet.
+
+        Args:
+            host: The host to bind.
+            port: Its port.
+            application: What is served.
+            context: Of TLS; None serves without.
 
         Raises:
             OSError: It cannot be bound.
         """
+        self._context = context
         self._lock = threading.Lock()
         self._open: dict[socket.socket, float] = {}  # when each connection was made, in the time of time.monotonic()
         self._silent: set[socket.socket] = set()
@@ -73,6 +90,13 @@ class Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
         self.setup_environ()
+
+    @override
+    def get_request(self) -> tuple[socket.socket, Address]:
+        connection, address = super().get_request()
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
     @override
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: Address) -> None:

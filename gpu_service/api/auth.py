@@ -4,7 +4,7 @@ fiddler/access/tokens.py reads the tokens. settings.RequestLimits bounds what a 
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ import structlog
 
 from fiddler import rpc
 from fiddler.access import tls
+from fiddler.access.certificates import Certificates
 from fiddler.access.tokens import Tokens
 from gpu_service.errors import FlagError
 from gpu_service.settings import Settings
@@ -27,15 +28,11 @@ class Access:
 
     Attributes:
         tokens: One of these; none if empty.
-        credentials: The server's side of TLS; None without TLS.
-        is_mutual: Whether callers need a certificate.
-        expiries: When the certificates of each TLS option expire, in seconds since the epoch, by the option.
+        certificates: The server's side of TLS; None without TLS.
     """
 
     tokens: Tokens
-    credentials: grpc.ServerCredentials | None
-    is_mutual: bool
-    expiries: Mapping[str, float] = field(default_factory=dict)
+    certificates: Certificates | None
 
     @classmethod
     def read(cls, settings: Settings) -> "Access":
@@ -44,11 +41,21 @@ class Access:
         Raises:
             UserError: A file is missing or wrong, or the flags contradict each other.
         """
-        tokens = Tokens(settings.tokens_file, TOKENS_VARIABLE)
-        credentials = _credentials(settings)
-        files = {"--tls-cert": settings.tls_cert, "--tls-client-ca": settings.tls_client_ca}
-        expiries = {option: tls.expires_at(option, path) for option, path in files.items() if path is not None}
-        return cls(tokens, credentials, settings.tls_client_ca is not None, expiries)
+        return cls(Tokens(settings.tokens_file, TOKENS_VARIABLE), _certificates(settings))
+
+    @property
+    def is_mutual(self) -> bool:
+        """Whether callers need a certificate."""
+        return self.certificates is not None and self.certificates.authorities is not None
+
+    @property
+    def expiries(self) -> Mapping[str, float]:
+        """When the certificates of each TLS option expire, in seconds since the epoch, by the option."""
+        return {} if self.certificates is None else self.certificates.expiries
+
+    def credentials(self) -> grpc.ServerCredentials | None:
+        """TLS of one server, which follows the files; None without TLS."""
+        return None if self.certificates is None else _credentials(self.certificates)
 
     @property
     def interceptors(self) -> Sequence[grpc.aio.ServerInterceptor]:
@@ -61,7 +68,7 @@ class Access:
         warnings = [warning for warning in expired if warning]
         if rpc.is_local(address):
             return warnings
-        if self.credentials is None:
+        if self.certificates is None:
             what = "prompts, answers and tokens" if self.tokens else "prompts and answers"
             warnings.append(f"{what} cross the network unencrypted; --tls-cert and --tls-key encrypt them")
         if not self.tokens and not self.is_mutual:
@@ -106,7 +113,7 @@ def _refusal(method: str, problem: str) -> "grpc.RpcMethodHandler[Any, Any]":
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+def _certificates(settings: Settings) -> Certificates | None:
     certificate, key, authorities = settings.tls_cert, settings.tls_key, settings.tls_client_ca
     if certificate is None and key is None and authorities is None:
         return None
@@ -116,6 +123,28 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
         raise FlagError("--tls-key: must be given with --tls-cert")
     if settings.listen.startswith("unix:"):
         raise FlagError("--tls-cert: a Unix socket has no TLS; the permissions of its file decide who may connect")
-    chain, secret = tls.read_identity(("--tls-cert", certificate), ("--tls-key", key))
-    trusted = None if authorities is None else tls.read_authorities("--tls-client-ca", authorities)
-    return grpc.ssl_server_credentials([(secret, chain)], trusted, require_client_auth=trusted is not None)
+    trusted = None if authorities is None else ("--tls-client-ca", authorities)
+    return Certificates(("--tls-cert", certificate), ("--tls-key", key), trusted)
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    served = certificates.version
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        pairs = [(certificates.key, certificates.chain)]
+        return grpc.ssl_server_certificate_configuration(pairs, certificates.authorities)
+
+    def newer() -> grpc.ServerCertificateConfiguration | None:
+        """GRPC asks before each handshake."""
+        nonlocal served
+        certificates.look()
+        if served == certificates.version:
+            return None
+        served = certificates.version
+        return configuration()
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(),
+        newer,  # type: ignore[arg-type] # None is for no change
+        require_client_authentication=certificates.authorities is not None,
+    )

@@ -60,8 +60,9 @@ class Front:
             UserError: The address is taken, or cannot be served at.
         """
         server = self._bind()
-        for option, at in self._access.expiries.items():
-            metrics.CERTIFICATE_EXPIRY.labels(option).set(at)
+        self._publish_expiries()
+        if self._access.certificates:
+            self._access.certificates.on_change(self._publish_expiries)
         for warning in self._access.warnings(self._settings.listen):
             _log.warning(warning, address=self._settings.listen)
         await self._start(server)
@@ -77,6 +78,10 @@ class Front:
         """Ends the calls under way after a time."""
         await asyncio.gather(*(server.stop(grace_seconds) for server in self._servers))
 
+    def _publish_expiries(self) -> None:
+        for option, at in self._access.expiries.items():
+            metrics.CERTIFICATE_EXPIRY.labels(option).set(at)
+
     def _bind(self) -> grpc.aio.Server:
         server = grpc.aio.server(
             interceptors=[*self._access.interceptors, self._guard],
@@ -88,7 +93,7 @@ class Front:
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-        self._listener = listen.bind(server, self._settings.listen, self._access.credentials)
+        self._listener = listen.bind(server, self._settings.listen, self._access.credentials())
         return server
 
     async def _start(self, server: grpc.aio.Server) -> None:

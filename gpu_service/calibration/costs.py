@@ -124,7 +124,7 @@ def _save(target: CalibrationTarget, path: Path, measurements: Measurements) -> 
 
 def _log_costs(event: str, latency: LatencyModel, target: CalibrationTarget, *, path: Path) -> None:
     now = latency.costs(0)
-    device = {"transfer_ms": _milliseconds(now.transfer), "device_ms": _milliseconds(now.gpu[1])}
+    device = {"copy_ms": _milliseconds(now.transfer), "device_ms_per_row": _milliseconds(now.gpu[1])}
     _log.info(
         event,
         file=str(path),

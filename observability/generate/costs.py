@@ -1,8 +1,8 @@
-"""The dashboard *Where the time goes*: each part of a layer, predicted and actual. costs_services.py has the rest."""
+"""The dashboard *Where the time goes*: each part of a layer, predicted and actual. The rest is in panels."""
 
-from observability.generate.costs_services import CPU, HOP, NORMAL
 from observability.generate.expressions import HERE, LAYERS, matrix, mean, padded_layer, total_rate
 from observability.generate.model import EXPERT_INSTANCE, INSTANCE, LAYER, Dashboard, Panel, Query, Row
+from observability.generate.panels.costs_services import CPU, HOP, NORMAL
 
 _STEPS = total_rate("fiddler_step_seconds_count", HERE)
 _LAYER, _EXPERTS = (total_rate("fiddler_layer_seconds_total", which) for which in (LAYERS, HERE))

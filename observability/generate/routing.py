@@ -1,8 +1,8 @@
-"""The dashboard *Expert routing*: how experts are used. Panels of single experts are in routing_experts.py."""
+"""The dashboard *Expert routing*: how experts are used. Panels of single experts are in panels/routing_experts.py."""
 
 from observability.generate.expressions import HERE, LAYERS, on_the_right, padded_layer, total_rate
 from observability.generate.model import INSTANCE, LAYER, Dashboard, Panel, Query, Row
-from observability.generate.routing_experts import EXPERTS
+from observability.generate.panels.routing_experts import EXPERTS
 
 _SELECTIONS = "fiddler_expert_selections_total"
 _UNEVEN = {1.0: "green", 3.0: "yellow", 6.0: "orange"}

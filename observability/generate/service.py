@@ -1,11 +1,11 @@
-"""The dashboard *Service*: requests, latency, queue. Health, memory and errors are in service_health.py."""
+"""The dashboard *Service*: requests, latency, queue. Health, memory and errors are in panels."""
 
 from collections.abc import Mapping
 
 from observability.generate.expressions import HERE, dashed, mean, on_the_right, percentiles, total_rate
-from observability.generate.http_gateway import HTTP
 from observability.generate.model import EXPERT_INSTANCE, GATEWAY, INSTANCE, Dashboard, Panel, Query, Row
-from observability.generate.service_health import ERRORS, HEALTH, MEMORY
+from observability.generate.panels.http_gateway import HTTP
+from observability.generate.panels.service_health import ERRORS, HEALTH, MEMORY
 
 
 def _percentiles(title: str, description: str, metric: str, thresholds: Mapping[float, str]) -> Panel:

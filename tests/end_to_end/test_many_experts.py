@@ -7,6 +7,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,7 +25,12 @@ from tests.support.prometheus import PROGRAM, PrometheusServer
 
 NUM_LAYERS, NUM_EXPERTS, NUM_BANDS = 48, 128, 32
 _FLOAT32 = ("--dtype", "float32")
-_SIZES = {"hidden_size": 32, "intermediate_size": 16, "moe_intermediate_size": 8, "num_experts_per_tok": 8}
+_SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "moe_intermediate_size": 8,
+    "num_experts_per_tok": 8,
+}
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -57,3 +57,13 @@ def test_only_reading_is_served(registry: CollectorRegistry) -> None:
     started: list[str] = []
     body = application(registry)({"REQUEST_METHOD": "POST"}, lambda status, _: started.append(status))  # type: ignore[arg-type]
     assert (started, len(b"".join(body)) < 100) == (["405 Method Not Allowed"], True)
+
+
+@pytest.mark.parametrize(
+    ("serving", "expected"), [(True, ("200 OK", b"SERVING\n")), (False, ("503", b"NOT_SERVING\n"))]
+)
+def test_health_is_what_the_service_says(serving: bool, expected: tuple[str, bytes]) -> None:
+    started: list[str] = []
+    app = application(CollectorRegistry(), lambda: serving)
+    body = app({"REQUEST_METHOD": "GET", "PATH_INFO": "/health"}, lambda status, _: started.append(status))  # type: ignore[arg-type]
+    assert (started[0].startswith(expected[0]), b"".join(body)) == (True, expected[1])

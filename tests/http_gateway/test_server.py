@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from pair import free_port
+from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer, chunk, complete
 from tests.support.http_gateways import CHAT, HELLO, events
 
@@ -114,6 +117,35 @@ def test_keys_are_read_again_at_sighup(launch: Launch, tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert status("old") == 401
+
+
+def test_a_renewed_certificate_is_presented_without_a_restart(launch: Launch, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    identity = authority.identity("server", "127.0.0.1")
+    port = free_port()
+    process = launch(port, "--tls-cert", str(identity.certificate), "--tls-key", str(identity.key))
+    context = ssl.create_default_context(cafile=authority.certificate)
+    deadline = time.monotonic() + WAIT_SECONDS
+
+    def serial_number() -> object:
+        """Of a certificate that the gateway presents; None while it does not answer."""
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+        try:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as connection,
+            ):
+                return (connection.getpeercert() or {})["serialNumber"]
+        except OSError:
+            return None
+
+    while (before := serial_number()) is None:
+        pass
+    authority.identity("server", "127.0.0.1")
+    while serial_number() in (before, None):
+        pass
 
 
 @pytest.mark.parametrize(

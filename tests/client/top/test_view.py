@@ -103,13 +103,8 @@ def test_the_whole_screen_fits(num_layers: int, num_experts: int, width: int, he
 
 
 def test_eighty_columns_have_room_for_every_figure() -> None:
-    values = {
-        "generation_tokens_total": 30,
-        "requests_running": 2,
-        "requests_waiting": 7,
-        "placement_swaps_total": 1234,
-    }
-    lines = _printed(_snapshot([[1, 3]], **values), 80).splitlines()
+    snapshot = _snapshot([[1, 3]], generation_tokens_total=30, requests_running=2, placement_swaps_total=1234)
+    lines = _printed(snapshot, 80).splitlines()
     assert all(len(line) <= 80 and "…" not in line for line in lines)
     text = "\n".join(lines)
     for words in (
