@@ -27,13 +27,14 @@ from gpu_service.api.serving import ServedModel
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.engine.engine import Engine
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.errors import EngineStoppedError, ExpertServiceError, HandshakeError
+from gpu_service.errors import EngineStoppedError, ExpertServiceError
 from gpu_service.expert_collector import RoutingCollector
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.orchestration import Orchestration
 from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
+from gpu_service.startup.await_experts import await_experts
 from gpu_service.startup.background import in_thread
 from gpu_service.startup.chunks import prefill_chunks
 from gpu_service.startup.device import device_of, report_choice
@@ -43,9 +44,6 @@ from gpu_service.startup.model import load_model, warm_up
 from gpu_service.startup.request_bytes import max_request_bytes
 from gpu_service.text.tokenizer import Tokenizer
 
-_POLL_SECONDS = 0.2
-_CONNECT_SECONDS = 2.0
-_REMIND_SECONDS = 5.0
 _LAST_STEP_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0
 _STOP_SECONDS = _LAST_STEP_SECONDS + _LAST_WORDS_SECONDS + 1.0
@@ -216,25 +214,9 @@ class Server:
                 experts = await self._await_experts()
 
     async def _await_experts(self) -> experts_pb2.DescribeResponse:
-        """Waits until the CPU expert service is ready, and shakes hands. The log and callers learn that it waits.
-
-        Raises:
-            HandshakeError: It serves another checkpoint or dtype.
-        """
-        reminded = time.monotonic()
+        """Waits until the CPU expert service is ready. The log and callers learn that it waits."""
         self._generations.unavailable = f"waiting for the CPU expert service at {self._settings.experts}"
-        _log.info("waiting for the CPU expert service", address=self._settings.experts)
-        while True:
-            try:
-                return await asyncio.to_thread(self._experts.connect, self._checkpoint.fingerprint, _CONNECT_SECONDS)
-            except HandshakeError:
-                raise
-            except ExpertServiceError as error:
-                why = str(error)
-            if time.monotonic() - reminded >= _REMIND_SECONDS:
-                reminded = time.monotonic()
-                _log.info("still waiting for the CPU expert service", address=self._settings.experts, reason=why)
-            await asyncio.sleep(_POLL_SECONDS)
+        return await await_experts(self._experts, self._settings.experts, self._checkpoint.fingerprint)
 
     def _step_failed(self, error: Exception) -> None:
         """The engine's thread calls this."""
