@@ -44,6 +44,8 @@ class Hub:
     """(method, path, Range) of all requests."""
     stalls: dict[str, int] = field(default_factory=dict)
     """By the name of a file, the bytes after which its download stands still."""
+    breaks: dict[str, int] = field(default_factory=dict)
+    """By the name of a file, the bytes after which the connection breaks, once."""
     stalled: threading.Event = field(default_factory=threading.Event)
 
     def downloads(self, name: str) -> list[str | None]:
@@ -127,7 +129,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.recv(1)  # until the caller leaves
             self.close_connection = True
             return
-        self.wfile.write(content[begin:end])
+        broken = None if span else self.hub.breaks.pop(path.name, None)
+        self.wfile.write(content[begin:end] if broken is None else content[:broken])
+        self.close_connection = broken is not None
 
 
 def _entry(path: Path, folder: Path) -> dict[str, Any]:
