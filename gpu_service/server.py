@@ -37,7 +37,7 @@ from gpu_service.settings import Settings
 from gpu_service.startup.await_experts import await_experts
 from gpu_service.startup.background import in_thread
 from gpu_service.startup.chunks import prefill_chunks
-from gpu_service.startup.device import device_of, report_choice
+from gpu_service.startup.device import choose_device
 from gpu_service.startup.ending import exit_after, save_popularity
 from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
@@ -68,9 +68,7 @@ class Server:
         self._max_request_bytes = max_request_bytes(settings, self._checkpoint.config)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
-        self._device = device_of(settings.device)
-        if settings.device == "auto":
-            report_choice(self._device)
+        self._device = choose_device(settings.device)
         set_threads(settings.threads)
         self._health = health.aio.HealthServicer()
         self._expert_health = ExpertHealth(self._health)
