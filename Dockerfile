@@ -36,7 +36,6 @@ COPY gpu_service gpu_service
 COPY client client
 COPY http_gateway http_gateway
 COPY pair pair
-COPY fiddler_checkup fiddler_checkup
 COPY fiddler_cli fiddler_cli
 RUN --mount=type=cache,target=/build \
     PATH=/opt/tools/bin:$PATH pip wheel --no-deps --no-build-isolation -C build-dir=/build -w /wheels . \
@@ -72,13 +71,16 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 
 FROM cpu-packages AS cpu-expert-service
 LABEL org.opencontainers.image.title="fiddler CPU expert service" org.opencontainers.image.licenses=Apache-2.0
-ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_CPU_MODEL=/model FIDDLER_CPU_METRICS_HOST=0.0.0.0
+# checkpoints that --expert-format converts are kept in the cache's directory, in a volume that both services have
+ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_CPU_MODEL=/model FIDDLER_CPU_METRICS_HOST=0.0.0.0 \
+    XDG_CACHE_HOME=/var/cache/fiddler
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
     --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --no-deps /wheels/*.whl \
  && groupadd --gid 10001 fiddler && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent fiddler \
- && install -d -o fiddler -g fiddler -m 0700 /run/fiddler
+ && install -d -o fiddler -g fiddler -m 0700 /run/fiddler /var/cache/fiddler /var/cache/fiddler/fiddler \
+    /var/cache/fiddler/fiddler/converted
 USER 10001:10001
 EXPOSE 9101
 ENTRYPOINT ["python", "-m", "cpu_expert_service"]
@@ -93,7 +95,8 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     /opt/tools/bin/pip --python /opt/fiddler/bin/python install --quiet --no-deps /wheels/*.whl \
  && groupadd --gid 10001 fiddler && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent fiddler \
- && install -d -o fiddler -g fiddler -m 0700 /run/fiddler /var/cache/fiddler
+ && install -d -o fiddler -g fiddler -m 0700 /run/fiddler /var/cache/fiddler /var/cache/fiddler/fiddler \
+    /var/cache/fiddler/fiddler/converted
 USER 10001:10001
 EXPOSE 50051 9100
 ENTRYPOINT ["python", "-m", "gpu_service"]

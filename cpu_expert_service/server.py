@@ -18,6 +18,8 @@ from cpu_expert_service.settings import Settings
 from fiddler import host_memory, process, tensors
 from fiddler.access.certificates import Certificates
 from fiddler.checkpoint import Checkpoint
+from fiddler.convert.cache import served_model
+from fiddler.convert.errors import StoppedError
 from fiddler.errors import UserError
 from fiddler.kernels.cpus import read_topology
 from fiddler.metrics import serve, set_build_info
@@ -41,7 +43,10 @@ def run(settings: Settings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    checkpoint = Checkpoint.open(settings.model)
+    try:
+        checkpoint = Checkpoint.open(served_model(settings.model, settings.expert_format, stop.is_set))
+    except StoppedError:
+        return
     certificates = settings.metrics_certificates()
     changes: list[UserError] = []
 

@@ -25,6 +25,7 @@ from fiddler.errors import UserError
 from fiddler.hub.names import locate
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
+ExpertFormatName = Literal["auto", "int8", "int4"]
 _config_file: ContextVar[Path | None] = ContextVar("_config_file", default=None)
 
 
@@ -131,6 +132,11 @@ class ProgramSettings(CommandSettings, _CheckpointSettings):
 class ServiceSettings(ProgramSettings):
     """Settings of both services."""
 
+    expert_format: ExpertFormatName = Field(
+        "auto",
+        description="format of the experts' weights; auto: as they are stored; int8, int4: the checkpoint is converted"
+        " once, into the user's cache, and served from there by both services",
+    )
     listen: str = Field(description="address to serve on: HOST:PORT or unix:PATH")
     metrics_host: str = Field("127.0.0.1", description="address to serve /metrics on")
     metrics_port: int = Field(ge=0, le=65535, description="port to serve /metrics on; 0 serves none")

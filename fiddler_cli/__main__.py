@@ -5,14 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from fiddler.running import interrupts
+import typer
 
-with interrupts.quiet():
-    import typer
-
-    from fiddler import __version__
-    from fiddler.command_line import FAILED, execute, fail, name_program
-    from fiddler_cli.group import LazyGroup
+from fiddler import __version__
+from fiddler.command_line import FAILED, execute, fail, name_program
+from fiddler_cli.group import LazyGroup
 
 _PROGRAM = "fiddler"
 _EPILOG = "First steps: `fiddler serve demo`, and in another terminal `fiddler chat`."

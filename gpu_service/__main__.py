@@ -37,9 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _refuse(error)
     # imported here, so that --help and a wrong flag do not wait for torch and transformers
+    from fiddler.convert.errors import StoppedError
     from gpu_service import server
     from gpu_service.models import families
-    from gpu_service.startup import dry_run
+    from gpu_service.startup import conversion, dry_run
 
     logs.configure(settings.log_level, settings.log_format)
     try:
@@ -47,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             is_json = settings.dry_run_format == "json"
             print(json.dumps(dry_run.figures(settings)) if is_json else "\n".join(dry_run.report(settings)))
         else:
-            asyncio.run(server.run(settings, access))
+            asyncio.run(server.run(conversion.converted(settings), access))
+    except StoppedError:
+        return 0
     except Exception as error:
         if refusal := families.refusal(settings.model):
             return _refuse(refusal)

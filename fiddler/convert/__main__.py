@@ -12,14 +12,18 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from fiddler.command_line import DONE, FAILED, INTERRUPTED, fail, run
-from fiddler.convert.recipe import DenseFormat, ExpertFormat
+from fiddler.convert.recipe import SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
+from fiddler.hub.names import locate
 
 _MODULE = "fiddler.convert"
 
 
 def command(
     model: Annotated[
-        Path, typer.Argument(help="Directory of a Hugging Face checkpoint, or models--ORG--NAME of its cache.")
+        Path,
+        typer.Argument(
+            help="Directory of a Hugging Face checkpoint; or ORG/NAME[@REVISION] of a model in its cache; or demo."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="Directory to make.")],
     *,
@@ -31,6 +35,10 @@ def command(
         DenseFormat,
         typer.Option(help="Format of the other linear layers. auto: as they are stored, coded ones decoded."),
     ] = "auto",
+    shard_bytes: Annotated[
+        int,
+        typer.Option(min=1, help="About the size of a file. An interruption costs the work on one file at most."),
+    ] = SHARD_BYTES,
     threads: Annotated[int, typer.Option(min=0, max=1024, help="Threads that compute. 0: one for each CPU.")] = 0,
 ) -> int:
     """Writes a checkpoint whose experts are in 8 or 4 bits, in the format of compressed-tensors.
@@ -44,7 +52,6 @@ def command(
     from fiddler.convert.conversion import Conversion, Reporter
     from fiddler.convert.errors import StoppedError
     from fiddler.convert.plan import Plan
-    from fiddler.convert.recipe import Recipe
     from fiddler.errors import is_user_error
     from fiddler.sizes import format_bytes
 
@@ -88,8 +95,8 @@ def command(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, reporter.handle_signal)
     try:
-        with closing(Checkpoint.open(model)) as source:
-            conversion = Conversion(source, out, Recipe(experts, dense), threads=threads or None)
+        with closing(Checkpoint.open(locate(model))) as source:
+            conversion = Conversion(source, out, Recipe(experts, dense), shard_bytes, threads or None)
             made = conversion.run(reporter)
             before = source.expert_bytes + source.dense_bytes
     except StoppedError:

@@ -1,5 +1,6 @@
 """Converts a checkpoint: a directory appears under the target's name whole, or not at all."""
 
+import hashlib
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,8 @@ from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.safetensors_index import INDEX_FILE
 from fiddler.convert.config_json import converted_config
 from fiddler.convert.errors import ConversionError, SpaceError
-from fiddler.convert.plan import SHARD_BYTES, Plan, make_plan
-from fiddler.convert.recipe import Recipe
+from fiddler.convert.plan import Plan, make_plan
+from fiddler.convert.recipe import SHARD_BYTES, Recipe
 from fiddler.convert.source import CONFIG_FILE, RECORD_FILE, identity, side_files
 from fiddler.convert.verification import verify
 from fiddler.convert.workspace import Workspace, workspace, write_json
@@ -98,28 +99,28 @@ class Conversion:
         _check_is_free(self.target, self.source)
         plan = self.plan()
         due = self.identity
-        with workspace(
+        layout = hashlib.sha256(b"".join(shard.header for shard in plan.shards)).hexdigest()
+        locked = workspace(
             self.target,
-            due,
+            {"identity": due, "layout": layout},
             is_done=self.is_done,
             on_wait=partial(reporter.waiting, self.target),
             check_stop=reporter.check_stop,
-        ) as space:
+        )
+        with full_disk_reported(self.target.parent), locked as space:
             if space is None:
                 return False
-            with full_disk_reported(space.path):
-                self._write(space, plan, reporter)
-                if self.identity != due:
-                    raise ConversionError(f"{self.source.directory} was changed while it was converted.")
-                verify(space.path, self.source, plan)
-                space.publish()
+            self._write(space, plan, reporter)
+            if self.identity != due:
+                raise ConversionError(f"{self.source.directory} was changed while it was converted.")
+            verify(space.path, self.source, plan)
+            space.publish()
         return True
 
     def _write(self, space: Workspace, plan: Plan, reporter: Reporter) -> None:
-        kept = [shard for shard in plan.shards if space.has(shard.name, shard.num_bytes)]
-        missing = [shard for shard in plan.shards if shard not in kept]
+        missing = [shard for shard in plan.shards if not space.has(shard.name, shard.num_bytes)]
         _check_space(space.path, sum(shard.num_bytes for shard in missing))
-        done_bytes = sum(shard.source_bytes for shard in kept)
+        done_bytes = plan.source_bytes - sum(shard.source_bytes for shard in missing)
         reporter.started(self.source, plan, done_bytes)
 
         def progress(num_bytes: int) -> None:
@@ -136,7 +137,7 @@ class Conversion:
             pool.shutdown(cancel_futures=True)
         copy_side_files(self.source.directory, space.path)
         if len(plan.shards) > 1:
-            write_json(space.path / INDEX_FILE, _index(plan))
+            write_json(space.path / INDEX_FILE, index_of(plan))
         write_json(space.path / CONFIG_FILE, converted_config(self.source.config, plan))
 
 
@@ -179,6 +180,15 @@ def free_bytes(directory: Path) -> int:
     return shutil.disk_usage(directory).free
 
 
+def index_of(plan: Plan) -> dict[str, Any]:
+    """The content of model.safetensors.index.json, which several files need."""
+    weight_map = {target.name: shard.name for shard in plan.shards for target in shard.targets}
+    return {
+        "metadata": {"total_size": sum(item.num_bytes for item in plan.items)},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+
+
 def _check_is_free(target: Path, source: Checkpoint) -> None:
     if target.is_dir() and any(target.iterdir()):
         raise ConversionError(
@@ -196,11 +206,3 @@ def _check_space(directory: Path, num_bytes: int) -> None:
             f"{directory}: {format_bytes(num_bytes)} are to be written, and {format_bytes(free)} are free on its disk: "
             "make room, or choose a directory on another disk."
         )
-
-
-def _index(plan: Plan) -> dict[str, Any]:
-    weight_map = {target.name: shard.name for shard in plan.shards for target in shard.targets}
-    return {
-        "metadata": {"total_size": sum(item.num_bytes for item in plan.items)},
-        "weight_map": dict(sorted(weight_map.items())),
-    }

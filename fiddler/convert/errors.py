@@ -11,5 +11,9 @@ class SpaceError(ConversionError):
     """The disk has too little space."""
 
 
+class UnwritableError(ConversionError):
+    """The result's directory cannot be written to."""
+
+
 class StoppedError(Exception):
     """The conversion was asked to stop. What is written is continued the next time."""

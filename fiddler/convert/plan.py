@@ -16,10 +16,7 @@ from fiddler.checkpoint.views import MatrixView, WeightView
 from fiddler.convert.dense import is_linear
 from fiddler.convert.errors import ConversionError
 from fiddler.convert.expert_names import named_views
-from fiddler.convert.recipe import GROUP_INPUTS, DenseFormat, ExpertFormat, Recipe
-
-SHARD_BYTES: Final = 2 * 2**30
-"""Of a file, about: what a conversion that was interrupted has to write again at most."""
+from fiddler.convert.recipe import GROUP_INPUTS, SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
 
 _ALIGNMENT: Final = 64
 _NAMES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}

@@ -12,6 +12,9 @@ VERSION: Final = 1
 GROUP_INPUTS: Final = 32
 """Adjacent inputs that share a scale in int4."""
 
+SHARD_BYTES: Final = 2 * 2**30
+"""Of a file of the result, about: what a conversion that was interrupted has to write again at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recipe:

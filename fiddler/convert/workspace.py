@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from fiddler.checkpoint.errors import CheckpointError
 from fiddler.checkpoint.json_file import read_json
-from fiddler.convert.errors import ConversionError
+from fiddler.convert.errors import ConversionError, UnwritableError
 from fiddler.convert.source import RECORD_FILE
 
 _LOCK_FILE: Final = ".lock"
@@ -28,22 +28,21 @@ _POLL_SECONDS: Final = 0.1
 class Workspace:
     """The directory while this process has its lock."""
 
-    def __init__(self, path: Path, target: Path, identity: dict[str, Any]) -> None:
-        """Keeps what an earlier process of the same identity finished, and removes everything else.
+    def __init__(self, path: Path, target: Path, about: dict[str, Any]) -> None:
+        """Keeps what an earlier process finished if it was about the same, and removes everything else.
 
         Args:
             path: The directory.
             target: What it becomes.
-            identity: Of the conversion.
+            about: What tells this conversion and the layout of its files from others.
         """
         self.path = path
         self._target = target
-        self._identity = identity
+        self._about = about
         self._finished: dict[str, int] = {}
         record = self._read_record()
-        if record is not None and record.get("identity") == identity:
-            finished = record.get("finished")
-            self._finished = dict(finished) if isinstance(finished, dict) else {}
+        if record is not None and about.items() <= record.items() and isinstance(record.get("finished"), dict):
+            self._finished = dict(record["finished"])
         for entry in path.iterdir():
             if entry.name not in (*self._finished, _LOCK_FILE):
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
@@ -61,13 +60,18 @@ class Workspace:
         self._write_record()
 
     def publish(self) -> None:
-        """Gives the directory its name. All files in it are on the disk before."""
+        """Gives the directory its name. All files in it are on the disk before.
+
+        Raises:
+            ConversionError: There is something else by now.
+        """
         for path in (path for path in self.path.rglob("*") if path.is_file()):
             _sync(path)
         _sync(self.path)
-        with contextlib.suppress(FileNotFoundError):
-            self._target.rmdir()  # an empty one may be there
-        self.path.rename(self._target)
+        try:
+            self.path.rename(self._target)  # an empty directory is replaced
+        except OSError as error:
+            raise ConversionError(f"{self._target} cannot be made: {error.strerror}.") from error
         _sync(self._target.parent)
         # last, since whoever waits for the lock looks for the target when it gets it
         (self._target / _LOCK_FILE).unlink(missing_ok=True)
@@ -79,13 +83,13 @@ class Workspace:
             return None
 
     def _write_record(self) -> None:
-        write_json(self.path / RECORD_FILE, {"identity": self._identity, "finished": self._finished})
+        write_json(self.path / RECORD_FILE, {**self._about, "finished": self._finished})
 
 
 @contextmanager
 def workspace(
     target: Path,
-    identity: dict[str, Any],
+    about: dict[str, Any],
     *,
     is_done: Callable[[], bool],
     on_wait: Callable[[], None],
@@ -95,23 +99,23 @@ def workspace(
 
     Args:
         target: What is made.
-        identity: Of the conversion.
+        about: See `Workspace`.
         is_done: Whether the target is there.
         on_wait: Is called once if another process has the lock.
         check_stop: Is called while waiting; what it raises ends the wait.
 
     Raises:
-        ConversionError: The directory cannot be written to.
+        UnwritableError: The directory cannot be written to.
     """
     path = target.with_name(f".{target.name}.partial")
-    with _refusals_reported(path):
+    with refusals_reported(path):
         lock = _locked(path, is_done, on_wait, check_stop)
-        if lock is None:
-            yield None
-            return
+    if lock is None:
+        yield None
+        return
     try:
-        with _refusals_reported(path):
-            space = Workspace(path, target, identity)
+        with refusals_reported(path):
+            space = Workspace(path, target, about)
         yield space
     finally:
         os.close(lock)
@@ -174,14 +178,14 @@ def _remove_if_unused(path: Path, is_done: Callable[[], bool]) -> None:
 
 
 @contextmanager
-def _refusals_reported(path: Path) -> Iterator[None]:
-    """Turns the system's refusal of a directory into a ConversionError."""
+def refusals_reported(path: Path) -> Iterator[None]:
+    """Turns the system's refusal to write in a directory into an UnwritableError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise ConversionError(f"{error.filename or path} cannot be written to: {error.strerror}.") from error
+        raise UnwritableError(f"{error.filename or path} cannot be written to: {error.strerror}.") from error
 
 
 def _sync(path: Path) -> None:

@@ -41,7 +41,10 @@ class HubName:
 
 def cached(name: HubName) -> Path | None:
     """The folder of a model's files in the cache; None if there is none. It may be incomplete."""
-    return snapshot_at(cache_directory() / repository_folder(name.repository), name.revision or "main")
+    try:
+        return snapshot_at(cache_directory() / repository_folder(name.repository), name.revision)
+    except OSError:
+        return None
 
 
 def locate(model: Path) -> Path:

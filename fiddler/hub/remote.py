@@ -1,7 +1,6 @@
 """One model on the Hugging Face hub: which of its files are needed, their sizes, and how they are downloaded.
 
-huggingface_hub does all of it: it finds the token, goes on after a connection broke, keeps the files that are whole,
-and shows its progress.
+huggingface_hub does all of it: it finds the token, resumes what was interrupted, and shows its progress.
 """
 
 import fnmatch
@@ -39,8 +38,6 @@ _SMALL: Final = (
 )
 """What is read beside the weights. Code that a repository brings is never run, and so not downloaded."""
 _CODE: Final = "*.py"
-_NUM_AT_A_TIME: Final = 2
-"""Files that are downloaded at a time: what is interrupted in the middle of a file begins that file again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,6 @@ class RemoteModel:
                     cache_dir=cache_directory(),
                     allow_patterns=[_literally(path) for path in files],
                     endpoint=endpoint(),
-                    max_workers=_NUM_AT_A_TIME,
                 )
             )
 
@@ -186,13 +182,13 @@ def _failure(name: HubName, error: Exception) -> Exception:
         status = error.response.status_code
         if status in (401, 403):
             return UserError(f"{endpoint()} refuses the token (status {status}): `hf auth login`, or set HF_TOKEN")
-        return UserError(f"{endpoint()} answered with status {status} for {name}; try again later")
+        return UserError(f"{endpoint()} answered with status {status} for {name}; try again later: it will be resumed")
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2") or isinstance(
         error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError
     ):
         return UserError(
             f"{name} is not whole in the cache ({cache_directory()}), and {endpoint()} cannot be reached or broke off: "
-            "check the network, HF_ENDPOINT and HTTPS_PROXY; the same command downloads the rest"
+            "check the network, HF_ENDPOINT and HTTPS_PROXY; the same command resumes"
         )
     if isinstance(error, OSError):
         return UserError(

@@ -26,8 +26,9 @@ from gpu_service.models.glossary import METHODS
 from gpu_service.settings import Settings
 from gpu_service.startup import read_bandwidth
 from gpu_service.startup.checks import check
+from gpu_service.startup.conversion import previewed
 from gpu_service.startup.device import device_of, why_no_gpu
-from gpu_service.startup.device_memory import experts_workspace_bytes, free_bytes, grouped_workspace_bytes
+from gpu_service.startup.device_memory import experts_workspace_bytes, free_bytes
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.startup.kv_plan import plan
 
@@ -75,16 +76,19 @@ def report(settings: Settings) -> list[str]:
     Raises:
         UserError: The model cannot be served; the text says why.
     """
-    candidate = examine(settings)
-    resident = num_resident(candidate, settings)
-    lines = [
-        *_weights(candidate),
-        *_memory(candidate, resident),
-        _keys_and_values(candidate, settings),
-        _limits(candidate),
-        _speed(candidate, resident),
-    ]
-    return [f"{name + ':':10} {text}" for name, text in lines]
+    with previewed(settings) as converted:
+        candidate = examine(converted.settings)
+        resident = num_resident(candidate, settings)
+        lines = [
+            ("model", str(converted.model)),
+            *([("converted", converted.note)] if converted.note else []),
+            *_weights(candidate),
+            *_memory(candidate, resident),
+            _keys_and_values(candidate, settings),
+            _limits(candidate),
+            _speed(candidate, resident),
+        ]
+        return [f"{name + ':':10} {text}" for name, text in lines]
 
 
 def figures(settings: Settings) -> dict[str, Any]:
@@ -93,7 +97,11 @@ def figures(settings: Settings) -> dict[str, Any]:
     Raises:
         UserError: See `report`.
     """
-    candidate = examine(settings)
+    with previewed(settings) as converted:
+        return {**_figures(examine(converted.settings), settings), "bytes_to_convert": converted.bytes_to_write}
+
+
+def _figures(candidate: Candidate, settings: Settings) -> dict[str, Any]:
     resident = num_resident(candidate, settings)
     checkpoint, on_cpu = candidate.checkpoint, candidate.device.type == "cpu"
     bound = _bound(candidate, resident)
@@ -163,10 +171,11 @@ def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
     free -= candidate.dense_bytes
     kept = AUTO_SHARE * free if settings.kv_memory == "auto" else float(settings.kv_memory) * GIB
     num_tokens = max(settings.prefill_chunk, settings.max_slots)
-    layers, k, dtype = candidate.checkpoint.layers, candidate.experts_per_token, candidate.dtype
-    workspace_bytes = max(
-        experts_workspace_bytes(layers, experts_per_token=k, num_tokens=num_tokens, dtype=dtype),
-        grouped_workspace_bytes(layers, experts_per_token=k, num_rows=settings.max_slots, dtype=dtype),
+    workspace_bytes = experts_workspace_bytes(
+        candidate.checkpoint.layers,
+        experts_per_token=candidate.experts_per_token,
+        num_tokens=num_tokens,
+        dtype=candidate.dtype,
     )
     return DeviceMemory(total, max(0, free - int(kept)), workspace_bytes)
 
@@ -182,7 +191,6 @@ def _weights(candidate: Candidate) -> list[tuple[str, str]]:
     decoded = f", decoded to {format_bytes(candidate.dense_bytes)} of {name}" if checkpoint.has_coded_dense else ""
     wanted = f", {candidate.experts_per_token} of them for each token" if candidate.experts_per_token else ""
     return [
-        ("model", str(checkpoint.directory)),
         ("family", f"{checkpoint.model_type}, {how}"),
         ("dense", format_bytes(checkpoint.dense_bytes) + decoded),
         ("experts", f"{format_bytes(checkpoint.expert_bytes)} in {checkpoint.weight_format}: {len(layers)} layers x "

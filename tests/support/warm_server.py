@@ -16,6 +16,7 @@ import traceback
 from fiddler import process
 
 _IMPORTS = {
+    "fiddler.convert": ["fiddler.convert.__main__", "fiddler.convert.conversion"],
     "cpu_expert_service": ["cpu_expert_service.settings", "cpu_expert_service.server"],
     "gpu_service": [
         "gpu_service.api.auth",

@@ -1,1 +1,0 @@
-"""`fiddler doctor`: what this machine has for serving, line by line, with what to do about what is missing."""

@@ -1,1 +1,0 @@
-"""Tests of fiddler_checkup.doctor."""
