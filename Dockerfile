@@ -72,7 +72,7 @@ RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
 FROM cpu-packages AS cpu-expert-service
 LABEL org.opencontainers.image.title="fiddler CPU expert service" org.opencontainers.image.licenses=Apache-2.0
 # checkpoints that --expert-format converts are kept in the cache's directory, in a volume that both services have
-ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_CPU_MODEL=/model FIDDLER_CPU_METRICS_HOST=0.0.0.0 \
+ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_CPU_MODEL=/model HF_HUB_CACHE=/hub FIDDLER_CPU_METRICS_HOST=0.0.0.0 \
     XDG_CACHE_HOME=/var/cache/fiddler
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
@@ -88,7 +88,7 @@ ENTRYPOINT ["python", "-m", "cpu_expert_service"]
 FROM gpu-packages AS gpu-service
 LABEL org.opencontainers.image.title="fiddler GPU service" org.opencontainers.image.licenses=Apache-2.0
 # measured costs are kept in the cache's directory, which a volume can make outlive the container
-ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_GPU_MODEL=/model FIDDLER_GPU_METRICS_HOST=0.0.0.0 \
+ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_GPU_MODEL=/model HF_HUB_CACHE=/hub FIDDLER_GPU_METRICS_HOST=0.0.0.0 \
     FIDDLER_GPU_LISTEN=0.0.0.0:50051 XDG_CACHE_HOME=/var/cache/fiddler
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \

@@ -13,10 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from cpu_expert_service.settings import Settings as CpuSettings
 from fiddler import exposition
+from fiddler.checkpoint import Checkpoint
 from fiddler.settings import CommandSettings
 from fiddler.transport import http
 from gpu_service.settings import Settings as GpuSettings
 from http_gateway.settings import Settings as GatewaySettings
+from tests.compose.by_name import write_cache
 from tools.locks import LEFT_OUT, name_of
 from tools.settings_page import PAGE, page
 
@@ -114,6 +116,27 @@ def test_no_program_needs_what_its_image_leaves_out(image: str, modules: str, pr
     names = [_MODULES.get(name, name.replace("-", "_")) for name in left_out]
     code = f"import sys; sys.modules.update(dict.fromkeys({names}))\nimport {modules}"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+
+
+def test_a_model_may_be_named_and_is_found_in_the_mounted_cache(
+    compose: Any, dockerfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_cache(tmp_path)
+    for image in ("cpu-expert-service", "gpu-service"):
+        service = compose["services"][image]
+        assert [value for name, value in service["environment"].items() if name.endswith("_MODEL")] == [
+            "${FIDDLER_MODEL:-/model}"
+        ]
+        (mount,) = (each for each in service["volumes"] if isinstance(each, str))
+        source, target, mode = mount.rsplit(":", 2)
+        assert mode == "ro"
+        # the rest is the name of a volume, or the folder in HF_HOME
+        assert source == "${FIDDLER_MODEL:+${HF_HOME:-${HOME}/.cache/huggingface}/}hub"
+        assert f"HF_HUB_CACHE={target} " in dockerfile.partition(f" AS {image}\n")[2].partition("\nFROM ")[0]
+    assert "hub" in compose["volumes"]
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    settings = CpuSettings.load(["--model", "acme/tiny"])
+    assert Checkpoint.open(settings.model).name == "acme/tiny"
 
 
 def test_every_container_has_limits(compose: Any) -> None:

@@ -81,5 +81,6 @@ def absence_of(model: Path) -> str:
         return f"{model} does not exist."
     return (
         f"{model} does not exist, and the Hugging Face cache ({cache_directory()}) holds no model of that name: "
-        f"`fiddler serve {name}` downloads it."
+        f"`fiddler serve {name}` downloads it, and `hf download {name.repository}"
+        f"{'' if name.revision is None else f' --revision {name.revision}'}`."
     )
