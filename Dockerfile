@@ -36,6 +36,7 @@ COPY gpu_service gpu_service
 COPY client client
 COPY http_gateway http_gateway
 COPY pair pair
+COPY fiddler_checkup fiddler_checkup
 COPY fiddler_cli fiddler_cli
 RUN --mount=type=cache,target=/build \
     PATH=/opt/tools/bin:$PATH pip wheel --no-deps --no-build-isolation -C build-dir=/build -w /wheels . \

@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks models clean
+.PHONY: help setup demo test sweep imitated-cuda compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks models clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -33,6 +33,9 @@ test: $(STAMP) ## Run the tests
 
 sweep: $(STAMP) ## Run every family through both services, and every format of coded weights
 	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q
+
+imitated-cuda: $(STAMP) ## Run every family and every route on an imitated GPU, with every schedule; takes 30 minutes
+	$(BIN)/python -m pytest tests/imitated_cuda/sweep.py -q
 
 compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2
 	$(BIN)/python -m tests.compose

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
+from fiddler.running import interrupts
 
-from fiddler import __version__
-from fiddler.command_line import FAILED, execute, fail, name_program
-from fiddler_cli.group import LazyGroup
+with interrupts.quiet():
+    import typer
+
+    from fiddler import __version__
+    from fiddler.command_line import FAILED, execute, fail, name_program
+    from fiddler_cli.group import LazyGroup
 
 _PROGRAM = "fiddler"
 _EPILOG = "First steps: `fiddler serve demo`, and in another terminal `fiddler chat`."

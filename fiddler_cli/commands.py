@@ -34,6 +34,8 @@ SUBCOMMANDS: Final = {
     "models": Subcommand(
         "List the families of models that run, and those refused.", "gpu_service.models.__main__:main"
     ),
+    "doctor": Subcommand("Look at this machine: what it has, what to do.", "fiddler_checkup.doctor.__main__:app"),
+    "bench": Subcommand("Measure a model here, and say what bounds its speed.", "fiddler_checkup.bench.__main__:app"),
     "convert": Subcommand("Write a copy of a model in 8 or 4 bits.", "fiddler_cli.convert:convert"),
     "profile": Subcommand("Count which experts a model chooses on prompts.", "fiddler_cli.profile:profile"),
 }

@@ -1,6 +1,7 @@
 """`fiddler inspect MODEL`: what a model takes on this machine, and how fast it could be; nothing is served."""
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -8,6 +9,7 @@ import typer
 from fiddler.command_line import DONE, FAILED, fail
 from fiddler.errors import UserError
 from fiddler.hub.download import look_without_weights
+from fiddler.hub.names import locate
 from fiddler_cli.arguments import Model
 from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
 from gpu_service.settings import Settings
@@ -41,6 +43,8 @@ def inspect(
     try:
         with look_without_weights(model, say=_note) as directory:
             text = print_dry_run(directory, *arguments)
+            if directory != locate(Path(model)):  # it stands for the model's name, and is gone afterwards
+                text = text.replace(str(directory), model)
             print(text.rstrip())
         return DONE
     except UserError as error:

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Final
 import typer
 
 from cpu_expert_service.settings import Settings as CpuSettings
+from fiddler.checkpoint.first_look import first_look
 from fiddler.command_line import FAILED, UsageError, fail
-from fiddler.errors import UserError
+from fiddler.errors import is_user_error
 from fiddler.settings import CommandSettings
 from fiddler_cli.arguments import Model, Yes
 from fiddler_cli.settings_flags import arguments_for, flags_of, with_flags
@@ -64,6 +65,7 @@ def serve(
         )
     try:
         directory = obtain_model(model, module=_PROGRAM, assume_yes=yes, gpu_arguments=gpu)
+        first_look(directory)
         pair = SignalledPair(
             directory,
             listen=gpu_settings.listen,
@@ -74,13 +76,16 @@ def serve(
             http_arguments=[*gateway, *_gateway_tls(gpu_settings.tls_cert)],
             certificate=gpu_settings.tls_cert,
         )
-    except (UserError, PairError) as error:
+        pair.check_addresses()
+    except Exception as error:
+        if not (is_user_error(error) or isinstance(error, PairError)):
+            raise
         return fail(_PROGRAM, str(error), FAILED)
     return run_until_signalled(
         pair,
         module=_PROGRAM,
         starting=f"starting {model} ({directory}); a large model takes minutes to read",
-        serving=lambda: _how_to_call(gpu_settings, http_settings if http else None),
+        serving=_how_to_call(gpu_settings, http_settings if http else None),
     )
 
 

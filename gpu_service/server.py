@@ -36,8 +36,9 @@ from gpu_service.placement.popularity import Popularity
 from gpu_service.settings import Settings
 from gpu_service.startup.await_experts import await_experts
 from gpu_service.startup.background import in_thread
-from gpu_service.startup.chunks import prefill_chunks
-from gpu_service.startup.device import device_of, report_choice
+from gpu_service.startup.chunks import chunks_of
+from gpu_service.startup.device import choose_device
+from gpu_service.startup.device_memory import out_of_memory_reported
 from gpu_service.startup.ending import exit_after, save_popularity
 from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
@@ -68,9 +69,7 @@ class Server:
         self._max_request_bytes = max_request_bytes(settings, self._checkpoint.config)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
-        self._device = device_of(settings.device)
-        if settings.device == "auto":
-            report_choice(self._device)
+        self._device = choose_device(settings.device)
         set_threads(settings.threads)
         self._health = health.aio.HealthServicer()
         self._expert_health = ExpertHealth(self._health)
@@ -154,9 +153,7 @@ class Server:
         (model, tokenizer), experts = await asyncio.gather(in_thread(self._load), self._await_experts())
         settings = self._settings
         budget = await in_thread(partial(warm_up, settings, model))
-        chunks = prefill_chunks(
-            experts, settings, copies_experts=model.device.type == "cuda", vocab_size=model.vocab_size
-        )
+        chunks = chunks_of(experts, settings, model)
         model.dispatcher.max_rows = max_rows = max(chunks.alone, settings.max_slots)
         model.dispatcher.use(await self._make_orchestration(model, experts, max_rows))
         model.dispatcher.clear_counts()  # those of the measurements
@@ -208,7 +205,8 @@ class Server:
                 max_rows=max_rows,
             )
             try:
-                return await in_thread(make)
+                with out_of_memory_reported(model.device, "a step and the experts (--gpu-expert-memory)"):
+                    return await in_thread(make)
             except ExpertServiceError as error:
                 _log.warning("measuring costs failed", reason=str(error))
                 experts = await self._await_experts()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from fiddler.checkpoint.first_look import first_look
 from fiddler.errors import UserError
 from fiddler.hub.download import Estimate, obtain
 
@@ -27,7 +28,9 @@ def obtain_model(model: str, *, module: str, assume_yes: bool, gpu_arguments: Se
     def say(line: str) -> None:
         print(f"{module}: {line}", file=sys.stderr, flush=True)
 
-    return obtain(model, estimate=partial(dry_run, gpu_arguments=gpu_arguments), assume_yes=assume_yes, say=say)
+    directory = obtain(model, estimate=partial(dry_run, gpu_arguments=gpu_arguments), assume_yes=assume_yes, say=say)
+    first_look(directory)
+    return directory
 
 
 def dry_run(directory: Path, gpu_arguments: Sequence[str] = ()) -> Estimate:

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import FrameType
 
 from typing_extensions import override
@@ -39,9 +39,7 @@ class SignalledPair(Pair):
         super().check()
 
 
-def run_until_signalled(
-    pair: SignalledPair, *, module: str, starting: str, serving: Callable[[], Sequence[str]]
-) -> int:
+def run_until_signalled(pair: SignalledPair, *, module: str, starting: str, serving: Sequence[str]) -> int:
     """Starts a pair, says so, and keeps it running until SIGINT, SIGTERM, or a closed terminal.
 
     Args:
@@ -62,8 +60,8 @@ def run_until_signalled(
     _say(module, starting)
     try:
         with pair:
-            _say(module, f"serving on {pair.target} after {time.monotonic() - began:.0f} s; Ctrl-C stops it")
-            for line in serving():
+            _say(module, f"serving on {pair.target} after {time.monotonic() - began:.0f} s")
+            for line in serving:
                 _say(module, line)
             while True:
                 pair.check()

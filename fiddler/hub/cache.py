@@ -23,26 +23,15 @@ def repository_folder(name: str) -> str:
     return REPOSITORY + name.replace("/", "--")
 
 
-def snapshot_at(repository: Path, revision: str | None) -> Path | None:
+def snapshot_at(repository: Path, revision: str) -> Path | None:
     """A repository's snapshot at a revision; None if the cache does not hold it.
 
     Args:
         repository: Its folder in the cache.
-        revision: A branch, a tag or a commit; None for the branch main, or if that is not there, for the newest
-            snapshot.
-
-    Raises:
-        OSError: A folder cannot be read.
+        revision: A branch, a tag or a commit.
     """
-    snapshots = repository / SNAPSHOTS
-    if revision is None:
-        main = commit_of(repository, "main")
-        if main is not None and (snapshots / main).is_dir():
-            return snapshots / main
-        found = [each for each in snapshots.iterdir() if each.is_dir()] if snapshots.is_dir() else []
-        return max(found, key=lambda each: (each.stat().st_mtime, each.name), default=None)
-    commit = commit_of(repository, revision) or revision
-    return snapshots / commit if (snapshots / commit).is_dir() else None
+    snapshot = repository / SNAPSHOTS / (commit_of(repository, revision) or revision)
+    return snapshot if snapshot.is_dir() else None
 
 
 def commit_of(repository: Path, revision: str) -> str | None:

@@ -1,5 +1,6 @@
 """Finds a model by its name, or downloads it once the user has agreed to what it takes."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ from types import FrameType
 from fiddler.command_line import INTERRUPTED, fail
 from fiddler.errors import UserError
 from fiddler.hub.cache import cache_directory
-from fiddler.hub.names import HubName, absence_of, cached, locate
+from fiddler.hub.names import HubName, cached, locate
 from fiddler.hub.preview import preview
 from fiddler.hub.remote import INDEX, WEIGHTS, RemoteModel, is_offline, look_up, shards_of
 from fiddler.sizes import format_bytes
@@ -36,8 +37,8 @@ class Estimate:
         if self.device_bytes is not None:
             parts.append(f"{format_bytes(self.device_bytes)} of the GPU's")
         text = " and ".join(parts)
-        if self.tokens_per_second is not None:
-            text += f"; at most about {self.tokens_per_second:.2g} tokens/s on this machine"
+        if (rate := self.tokens_per_second) is not None:
+            text += f"; at most about {f'{rate:.2g}' if rate < 100 else f'{rate:.0f}'} tokens/s on this machine"
         if self.memory_bytes > self.free_memory_bytes:
             text += f", and less: only {format_bytes(self.free_memory_bytes)} of memory are free"
         return text
@@ -53,14 +54,14 @@ def obtain(model: str, *, estimate: Callable[[Path], Estimate], assume_yes: bool
         say: Prints a line about what is going on.
 
     Returns:
-        The directory.
+        The directory; if `model` is neither a path that exists nor a name, what was given.
 
     Raises:
         UserError: The model is not there and cannot be downloaded, cannot be served, or the user did not agree.
     """
     name = _missing(model)
     if name is None:
-        return _there(model)
+        return locate(Path(model))
     with _interrupt_ends_the_process(name):
         remote, directory = _small_files(name, say)
         with preview(remote, directory) as folder:
@@ -87,7 +88,7 @@ def look_without_weights(model: str, *, say: Callable[[str], object]) -> Iterato
     """
     name = _missing(model)
     if name is None:
-        yield _there(model)
+        yield locate(Path(model))
         return
     with _interrupt_ends_the_process(name):
         remote, directory = _small_files(name, say)
@@ -95,18 +96,6 @@ def look_without_weights(model: str, *, say: Callable[[str], object]) -> Iterato
         say(f"{name} is not downloaded; its weights take {format_bytes(num_bytes)} of disk")
         with preview(remote, directory) as folder:
             yield folder
-
-
-def _there(model: str) -> Path:
-    """The directory of a model that needs no download.
-
-    Raises:
-        UserError: Nothing is at that path.
-    """
-    directory = locate(Path(model))
-    if not os.path.lexists(directory):
-        raise UserError(absence_of(directory))
-    return directory
 
 
 def _missing(model: str) -> HubName | None:
@@ -177,7 +166,9 @@ def _interrupt_ends_the_process(name: HubName) -> Iterator[None]:
 
     def leave(number: int, frame: FrameType | None) -> None:
         print(file=sys.stderr)
-        fail("fiddler", f"interrupted; what has arrived of {name} is kept, and the same command resumes", INTERRUPTED)
+        said = f"interrupted; the files of {name} that are whole are kept, and the same command downloads the rest"
+        fail("fiddler", said, INTERRUPTED)
+        _remove_parts_of_files()
         os._exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, leave)
@@ -185,3 +176,12 @@ def _interrupt_ends_the_process(name: HubName) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def _remove_parts_of_files() -> None:
+    """Removes what this process has written of files: huggingface_hub gives every download a file of its own."""
+    for descriptor in Path("/proc/self/fd").glob("*"):
+        with contextlib.suppress(OSError):
+            file = descriptor.readlink()
+            if file.suffix == ".incomplete":
+                file.unlink()

@@ -41,10 +41,7 @@ class HubName:
 
 def cached(name: HubName) -> Path | None:
     """The folder of a model's files in the cache; None if there is none. It may be incomplete."""
-    try:
-        return snapshot_at(cache_directory() / repository_folder(name.repository), name.revision)
-    except OSError:
-        return None
+    return snapshot_at(cache_directory() / repository_folder(name.repository), name.revision or "main")
 
 
 def locate(model: Path) -> Path:

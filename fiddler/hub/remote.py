@@ -1,6 +1,7 @@
 """One model on the Hugging Face hub: which of its files are needed, their sizes, and how they are downloaded.
 
-huggingface_hub does all of it: it finds the token, resumes what was interrupted, and shows its progress.
+huggingface_hub does all of it: it finds the token, goes on after a connection broke, keeps the files that are whole,
+and shows its progress.
 """
 
 import fnmatch
@@ -38,6 +39,8 @@ _SMALL: Final = (
 )
 """What is read beside the weights. Code that a repository brings is never run, and so not downloaded."""
 _CODE: Final = "*.py"
+_NUM_AT_A_TIME: Final = 2
+"""Files that are downloaded at a time: what is interrupted in the middle of a file begins that file again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class RemoteModel:
                     cache_dir=cache_directory(),
                     allow_patterns=[_literally(path) for path in files],
                     endpoint=endpoint(),
+                    max_workers=_NUM_AT_A_TIME,
                 )
             )
 
@@ -182,13 +186,13 @@ def _failure(name: HubName, error: Exception) -> Exception:
         status = error.response.status_code
         if status in (401, 403):
             return UserError(f"{endpoint()} refuses the token (status {status}): `hf auth login`, or set HF_TOKEN")
-        return UserError(f"{endpoint()} answered with status {status} for {name}; try again later: it will be resumed")
+        return UserError(f"{endpoint()} answered with status {status} for {name}; try again later")
     if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2") or isinstance(
         error, errors.LocalEntryNotFoundError | ConnectionError | TimeoutError
     ):
         return UserError(
             f"{name} is not whole in the cache ({cache_directory()}), and {endpoint()} cannot be reached or broke off: "
-            "check the network, HF_ENDPOINT and HTTPS_PROXY; the same command resumes"
+            "check the network, HF_ENDPOINT and HTTPS_PROXY; the same command downloads the rest"
         )
     if isinstance(error, OSError):
         return UserError(

@@ -46,6 +46,7 @@ class Job:
         urgency: Urgency,
         *,
         fence: Mark = None,
+        landed: Mark = None,
         check: Callable[[], None] = lambda: None,
         read: Callable[[], ExpertWeights] | None = None,
     ) -> None:
@@ -56,6 +57,7 @@ class Job:
             target: Tensors on the device, of the same shapes and dtypes.
             urgency: Why it is copied.
             fence: The point of the engine's stream until which the target is still read.
+            landed: A mark of an earlier copy to the target, which is used again for this one's.
             check: Called before each chunk; raises if the source must not be read.
             read: Makes the source, once the copying begins, in the copier's thread; `source` then only has its shapes.
         """
@@ -70,6 +72,7 @@ class Job:
         self._source = source
         self._target = target
         self._fence = fence
+        self._landed = landed
         self._check = check
         self._read = read
         self._chunks: Iterator[SourceAndTarget] | None = None
@@ -108,7 +111,7 @@ class Job:
         self.done_bytes += piece.nbytes
         if self.done_bytes < self.total_bytes:
             return False
-        self.mark = lane.end()
+        self.mark = lane.end(self._landed)
         return True
 
     def end(self, error: Exception | None) -> None:

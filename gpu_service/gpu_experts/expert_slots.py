@@ -12,11 +12,10 @@ import structlog
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, Urgency
 from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import Lane, build_lane
-from gpu_service.gpu_experts.slots import Slot, SlotTable, slot_bytes
+from gpu_service.gpu_experts.slots import Holding, Slot, SlotTable, slot_bytes
 from gpu_service.gpu_experts.stored import StoredExperts
 from gpu_service.gpu_experts.streaming import ExpertCopies, ExpertCopy
 from gpu_service.gpu_experts.transfer_timing import time_transfer
@@ -93,8 +92,8 @@ class ExpertSlots:
         """Returns the layer's experts that are being copied, or were copied ahead, and the fraction still to copy."""
         return self._table.pending(layer)
 
-    def weights(self, key: ExpertKey) -> ExpertWeights:
-        """Returns the weights of a resident expert.
+    def holding(self, key: ExpertKey) -> Holding:
+        """Returns a resident expert's slot and its weights there.
 
         What reads them must be enqueued before `stream`, `swap` or `shrink` gives its slot to another expert.
 
@@ -103,7 +102,7 @@ class ExpertSlots:
         """
         if key[1] not in self._table.ready[key[0]]:
             raise KeyError(f"expert {key} is not resident")
-        return self._table.kept[key].weights
+        return self._table.kept[key]
 
     def poll(self) -> None:
         """Makes experts resident whose copies have landed, and gives up failed copies. Call it between layers."""

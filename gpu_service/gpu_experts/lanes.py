@@ -4,6 +4,7 @@ A lane copies chunks in the order of the calls. copier.py decides what is copied
 """
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -39,8 +40,12 @@ class Lane(Protocol):
     chunk_bytes: int
     """The most bytes of one call of `copy`."""
 
-    def fence(self) -> Mark:
-        """Returns the point up to which the engine has given work to its stream, which may still read old weights."""
+    def fence(self, mark: Mark = None) -> Mark:
+        """Returns the point up to which the engine has given work to its stream, which may still read old weights.
+
+        Args:
+            mark: One of an earlier fence, which is used again rather than a new one made.
+        """
         ...
 
     def begin(self, fence: Mark) -> None:
@@ -51,8 +56,8 @@ class Lane(Protocol):
         """Copies one chunk. Both tensors have one shape [rows, columns] and one dtype, and may be strided."""
         ...
 
-    def end(self) -> Mark:
-        """Returns the point at which all copies so far have landed."""
+    def end(self, mark: Mark = None) -> Mark:
+        """Returns the point at which all copies so far have landed. For `mark` see `fence`."""
         ...
 
     def has_landed(self, mark: Mark) -> bool:
@@ -72,7 +77,7 @@ class Lane(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends its threads. Nothing may be copied afterwards."""
+        """Waits for the copies under way and ends its threads. Nothing may be copied afterwards."""
         ...
 
 
@@ -83,7 +88,7 @@ class HostLane(Lane):
         self.chunk_bytes = chunk_bytes
 
     @override
-    def fence(self) -> Mark:
+    def fence(self, mark: Mark = None) -> Mark:
         return None  # the engine computes in its own thread: what it has started is done
 
     @override
@@ -95,7 +100,7 @@ class HostLane(Lane):
         np.copyto(_bits(target), _bits(source))
 
     @override
-    def end(self) -> Mark:
+    def end(self, mark: Mark = None) -> Mark:
         return None
 
     @override
@@ -141,9 +146,9 @@ class CudaLane(Lane):
         self._reader = _Reader(num_threads or _fair_threads())
 
     @override
-    def fence(self) -> Mark:
-        mark: Mark = torch.cuda.current_stream(self._device).record_event()
-        return mark
+    def fence(self, mark: Mark = None) -> Mark:
+        fence: Mark = torch.cuda.current_stream(self._device).record_event(mark)
+        return fence
 
     @override
     def begin(self, fence: Mark) -> None:
@@ -166,9 +171,9 @@ class CudaLane(Lane):
             sent.record(self._stream)
 
     @override
-    def end(self) -> Mark:
-        mark: Mark = self._stream.record_event()
-        return mark
+    def end(self, mark: Mark = None) -> Mark:
+        landed: Mark = self._stream.record_event(mark)
+        return landed
 
     @override
     def has_landed(self, mark: Mark) -> bool:
@@ -190,6 +195,8 @@ class CudaLane(Lane):
     @override
     def close(self) -> None:
         self._reader.close()
+        with suppress(torch.AcceleratorError):  # a device that has failed writes nothing any more
+            self._stream.synchronize()  # or a copy landed in memory that is another tensor's by then
 
     def _on_device(self, staged: torch.Tensor) -> torch.Tensor:
         """Returns memory on the device for one chunk as it is stored; only the lane's stream uses it."""

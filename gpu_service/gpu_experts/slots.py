@@ -4,7 +4,7 @@ All slots are alike. A resident slot keeps its expert until that is evicted; a s
 expert_slots.py decides which expert is copied, and why. For the engine's thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
@@ -41,16 +41,24 @@ class Slot:
         self.num_bytes = num_bytes
         self.fence: Mark = None
         """The point of the engine's stream until which the previous expert is still read."""
-        self._memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self.landed: Mark = None
+        """The point of the lane at which the latest copy to this slot ended."""
+        self.memory = torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
     def place(self, expert: ExpertWeights) -> ExpertWeights:
         """Returns where the expert's tensors are copied to: contiguous views of their shapes and dtypes."""
-        offset = 0
         views: dict[str, torch.Tensor] = {}
-        for name, tensor in expert.tensors():
-            views[name] = self._memory[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            offset += _padded(tensor.nbytes)
+        for name, start, tensor in places(expert):
+            views[name] = self.memory[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         return expert.with_tensors(views)
+
+
+def places(expert: ExpertWeights) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """The expert's tensors, each with its name and the byte of a slot at which it begins."""
+    start = 0
+    for name, tensor in expert.tensors():
+        yield name, start, tensor
+        start += _padded(tensor.nbytes)
 
 
 def _padded(num_bytes: int) -> int:
@@ -62,6 +70,15 @@ class Holding(NamedTuple):
 
     slot: Slot
     weights: ExpertWeights
+
+    def places(self) -> Iterator[tuple[str, int, torch.Tensor]]:
+        """The tensors, each with its name and the byte of the slot at which it begins."""
+        return places(self.weights)
+
+    @property
+    def end(self) -> int:
+        """How many bytes of the slot the expert takes."""
+        return sum(_padded(tensor.nbytes) for _, tensor in self.weights.tensors())
 
 
 class SlotTable:
@@ -116,7 +133,8 @@ class SlotTable:
 
     def land(self, key: ExpertKey) -> None:
         """Notes that an expert's copy has landed."""
-        del self.landing[key]
+        holding = self.kept.get(key) or self.passing[key]
+        holding.slot.landed = self.landing.pop(key).mark
         if key in self.kept:
             self.ready[key[0]].add(key[1])
 
@@ -137,7 +155,7 @@ class SlotTable:
         if key in self.landing:
             self._copier.cancel(self.landing.pop(key))
         self.ready[key[0]].discard(key[1])
-        slot.fence = self._lane.fence()
+        slot.fence = self._lane.fence(slot.fence)
         return slot
 
     def _copy(self, where: dict[ExpertKey, Holding], slot: Slot, key: ExpertKey, urgency: Urgency) -> None:
@@ -145,5 +163,5 @@ class SlotTable:
         target = slot.place(form)
         where[key] = Holding(slot, target)
         read, check = partial(self._stored.__getitem__, key), partial(self._stored.check, key)
-        self.landing[key] = Job(form, target, urgency, fence=slot.fence, check=check, read=read)
+        self.landing[key] = Job(form, target, urgency, fence=slot.fence, landed=slot.landed, check=check, read=read)
         self._copier.submit(self.landing[key])

@@ -15,6 +15,7 @@ from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentions as EncoderOutput
 from typing_extensions import override
 
+from gpu_service.gpu_experts.uploads import Uploads
 from gpu_service.model_runner.forwards import Forward
 from gpu_service.model_runner.state_cache import StateCache
 
@@ -46,6 +47,7 @@ class EncoderDecoder(Forward):
         self.cache = cache
         self._module: Any = module
         self._device = device
+        self._uploads = Uploads(device)
         self._start = torch.tensor([[start_token_id]], device=device)
 
     @override
@@ -57,7 +59,7 @@ class EncoderDecoder(Forward):
 
     def _compute_row(self, token_ids: torch.Tensor, start: int, row: int) -> torch.Tensor:
         """[1, 1, vocab]: what follows the start token if the tokens are a prompt, or else what follows the token."""
-        token_ids = token_ids.to(self._device)
+        (token_ids,) = self._uploads.to_device(token_ids)
         cache = self.cache.row(row, start)
         if start == 0:
             encoded, token_ids = self._module.get_encoder()(input_ids=token_ids).last_hidden_state, self._start

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
+from gpu_service.gpu_experts.uploads import Uploads
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.rope import RowAngles
@@ -77,7 +78,7 @@ class Together(Forward):
         self.cache = cache
         self._module = module
         self._masks = masks
-        self._device = device
+        self._uploads = Uploads(device)
         self._temperature_step = temperature_step
         self._row_angles = RowAngles(module, angles)
 
@@ -102,12 +103,12 @@ class Together(Forward):
             begin = end
 
     def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any) -> torch.Tensor:
-        self.cache.begin(first_row, positions, self._device)
-        positions = positions.to(self._device)
+        token_ids, there = self._uploads.to_device(token_ids, positions)
+        self.cache.begin(first_row, positions, there)
         output = self._module(
-            input_ids=token_ids.to(self._device),
-            position_ids=positions,
-            attention_mask=self._masks.of(positions, self.cache.length),
+            input_ids=token_ids,
+            position_ids=there,
+            attention_mask=self._masks.of(there, self.cache.length),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=kept,
@@ -137,7 +138,7 @@ class RowByRow(Forward):
         )  # otherwise a forward is a whole prompt or one token, as transformers' own
         self.cache = cache
         self._module = module
-        self._device = device
+        self._uploads = Uploads(device)
 
     @override
     def compute(
@@ -147,9 +148,10 @@ class RowByRow(Forward):
             row = first_row + number
             if self._needs_lengths:
                 self._row_angles.begin(lengths[number : number + 1])
+            tokens, there = self._uploads.to_device(token_ids[number : number + 1], positions[number : number + 1])
             output = self._module(
-                input_ids=token_ids[[number]].to(self._device),
-                position_ids=positions[[number]].to(self._device),
+                input_ids=tokens,
+                position_ids=there,
                 past_key_values=self.cache.row(row, int(positions[number, 0])),
                 use_cache=True,
                 logits_to_keep=kept,

@@ -22,9 +22,8 @@ class _Block:
 
     def allocate(self, num_tokens: int) -> None:
         """Takes memory for so many tokens in place of what it had."""
-        memory, self._memory = self._memory, self._memory[:0]
-        self.rows = self._memory
-        del memory
+        # given back first, so that old and new memory are never held together; a slice would hold all of it
+        self._memory = self.rows = self._memory.new_empty(0)
         # zeros, since a masked position is multiplied by 0, and uninitialised memory may hold NaN
         self._memory = self._memory.new_zeros(num_tokens * self.heads * self.dim)
 
@@ -64,21 +63,21 @@ class KvCache:
         self._start = 0
         self._length = 0
 
-    def begin(self, first_row: int, positions: torch.Tensor, device: torch.device | None = None) -> None:
+    def begin(self, first_row: int, positions: torch.Tensor, on_device: torch.Tensor | None = None) -> None:
         """Sets the rows and positions of the next forward.
 
         Args:
             first_row: The row of the batch's first sequence.
             positions: [sequences, tokens] int64 on the CPU: ascending runs. More than one token only for one sequence.
-            device: Of the keys and values that will come; None: the CPU.
+            on_device: The same where the keys and values will be; None: on the CPU.
         """
+        on_device = positions if on_device is None else on_device
         sequences, tokens = positions.shape
         if sequences > 1 and tokens > 1:
             raise ValueError(f"a batch of {sequences} sequences has one token each, got {tokens}")
         self._rows = slice(first_row, first_row + sequences)
-        # moved once here rather than in every layer
-        self._row_index = torch.arange(first_row, first_row + sequences, device=device)
-        self._positions = positions[:, 0].to(device)
+        self._row_index = torch.arange(first_row, first_row + sequences, device=on_device.device)
+        self._positions = on_device[:, 0]
         self._start = int(positions[0, 0])
         self._length = int(positions.max()) + 1
         if self._length > self.max_length or self._rows.stop > self.num_rows:

@@ -3,11 +3,13 @@
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
-from fiddler.checkpoint import Checkpoint
+from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from gpu_service.model_runner import host_linear
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.connection import connect
@@ -23,6 +25,11 @@ from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.router import answers
+
+_SCORE_COPIES = 5
+"""Of the size of the scores, that transformers' eager attention holds at once: with the mask, joined with the sinks,
+scaled, as probabilities, and without the sinks."""
 
 
 class Model:
@@ -55,6 +62,9 @@ class Model:
         self.dtype = dtype
         self.config = config = read_config(checkpoint.directory)
         self.generation_config = read_generation_config(checkpoint.directory, config)
+        if device.type == "cuda":
+            # it plans anew for every length of the context: tens of milliseconds for each token, and memory for each
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self._module = load(checkpoint, config, dtype).to(device)
         self._module.requires_grad_(False)
         self._host_products_per_row = 0
@@ -76,8 +86,9 @@ class Model:
         self._forward = self._build_forward(num_rows)
         self.cache = self._forward.cache
         self.dispatcher = dispatcher
-        self.routers = connect(self._module, checkpoint, self._architecture, dispatcher)
-        """The routers that are modules of their own, by the index of their layer among the checkpoint's."""
+        routers = connect(self._module, checkpoint, self._architecture, dispatcher)
+        self.routers = {layer: each for layer, each in routers.items() if self._answers(each, checkpoint.layers[layer])}
+        """The routers that can be asked for rows alone, by the index of their layer among the checkpoint's."""
         self._non_finite: set[int] = set()
         # an index rather than a number: a slice of the rows is not contiguous, and its product copies the whole head
         self._kept = {
@@ -95,6 +106,15 @@ class Model:
     def num_experts_per_token(self) -> int:
         """Experts that each token uses in a MoE layer."""
         return self._architecture.num_experts_per_token(self.config)
+
+    @property
+    def score_bytes(self) -> int:
+        """The most bytes of attention scores for each token of a step; 0 if the attention never holds them."""
+        module: Any = self._module
+        config = module.config.get_text_config(decoder=True)
+        if config._attn_implementation != "eager":
+            return 0
+        return int(config.num_attention_heads) * self.max_context * _SCORE_COPIES * self.dtype.itemsize
 
     @property
     def num_layers(self) -> int:
@@ -128,16 +148,18 @@ class Model:
         """
         began = time.monotonic()
         lengths = (positions[:, -1] + 1).tolist() if lengths is None else lengths
+        batch = partial(self._attempt, token_ids, positions, lengths, first_row=first_row, wants=wants)
+        failure: torch.OutOfMemoryError | None = None
         try:
-            logits = self._compute(token_ids, positions, lengths, first_row=first_row, wants=wants)
-        except torch.OutOfMemoryError:
-            self.dispatcher.cancel_batch()
+            logits = batch()
+        except torch.OutOfMemoryError as error:
+            # the frames of its traceback hold all that the batch had computed; the retry needs that memory
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
+        if failure is not None:
             if not self.dispatcher.make_room() or not self._forward.is_repeatable:
-                raise
-            logits = self._compute(token_ids, positions, lengths, first_row=first_row, wants=wants)
-        except Exception:
-            self.dispatcher.cancel_batch()
-            raise
+                raise failure
+            logits = batch()
         self.dispatcher.end_of_step(token_ids.numel(), time.monotonic() - began)
         return logits
 
@@ -148,6 +170,9 @@ class Model:
         """
         sequences, self._non_finite = self._non_finite, set()
         return sequences
+
+    def _answers(self, router: nn.Module, layer: CheckpointLayer) -> bool:
+        return answers(router, torch.zeros(2, layer.hidden_size, dtype=self.dtype, device=self.device))
 
     def _build_forward(self, num_rows: int) -> Forward:
         """The forward that fits what the model's layers keep."""
@@ -173,6 +198,16 @@ class Model:
             angles=self.rope_angles,
             temperature_step=step,
         )
+
+    def _attempt(
+        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits
+    ) -> torch.Tensor:
+        """Computes a batch; if that fails, nothing of it stays demanded."""
+        try:
+            return self._compute(token_ids, positions, lengths, first_row=first_row, wants=wants)
+        except Exception:
+            self.dispatcher.cancel_batch()
+            raise
 
     def _compute(
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits

@@ -29,7 +29,9 @@ class Llama4Block(nn.Module):
         all_scores, logits = self.router(rows)
         scores, expert_ids = all_scores.topk(self.router.top_k, dim=1)
         ones = torch.ones_like(scores[:, :1])
-        sent = [(rows * scores[:, [choice]], expert_ids[:, [choice]], ones) for choice in range(self.router.top_k)]
+        # slices: an index made of a Python list is copied to the device, which the host waits for
+        choices = [slice(choice, choice + 1) for choice in range(self.router.top_k)]
+        sent = [(rows * scores[:, choice], expert_ids[:, choice], ones) for choice in choices]
         wait = self.experts.begin(*sent[0])
         output: torch.Tensor = self.shared_expert(rows)
         output = output + wait()

@@ -1,6 +1,7 @@
 """Times what is enqueued on a device, without waiting for it."""
 
 import time
+from collections import deque
 from typing import Protocol
 
 import torch
@@ -8,7 +9,7 @@ from typing_extensions import override
 
 
 class Span(Protocol):
-    """A stretch of the device's work, from `start_span` to `stop`."""
+    """A stretch of the device's work, from `DeviceTimer.start` to `stop`."""
 
     @property
     def seconds(self) -> float | None:
@@ -37,24 +38,48 @@ class HostSpan(Span):
 class CudaSpan(Span):
     """On a GPU: the stream itself takes the time, at two events."""
 
-    __slots__ = ("_end", "_start")
+    __slots__ = ("_end", "_free", "_seconds", "_start")
 
-    def __init__(self) -> None:
-        self._start = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        self._end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    def __init__(self, free: deque["_Events"]) -> None:
+        """Starts the span.
+
+        Args:
+            free: Events that no span needs any more: two are taken from here, and given back once they are read.
+        """
+        self._free = free
+        self._seconds: float | None = None
+        self._start, self._end = free.popleft() if free else _new_events()
         self._start.record()
 
     @property
     @override
     def seconds(self) -> float | None:
-        has_ended = self._end.query()  # type: ignore[no-untyped-call]
-        return self._start.elapsed_time(self._end) / 1e3 if has_ended else None
+        if self._seconds is None and self._end.query():  # type: ignore[no-untyped-call]
+            self._seconds = self._start.elapsed_time(self._end) / 1e3
+            self._free.append((self._start, self._end))
+        return self._seconds
 
     @override
     def stop(self) -> None:
         self._end.record()
 
 
-def start_span(device: torch.device) -> Span:
-    """Starts to time what is enqueued on a device from now on."""
-    return CudaSpan() if device.type == "cuda" else HostSpan()
+_Events = tuple[torch.cuda.Event, torch.cuda.Event]
+
+
+def _new_events() -> _Events:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    return start, end
+
+
+class DeviceTimer:
+    """Times what one thread enqueues on a device. Makes as many events as there are spans that were not read yet."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Times nothing yet."""
+        self._is_cuda = device.type == "cuda"
+        self._free: deque[_Events] = deque()
+
+    def start(self) -> Span:
+        """Starts to time what is enqueued from now on."""
+        return CudaSpan(self._free) if self._is_cuda else HostSpan()

@@ -6,7 +6,7 @@ CPU expert service is lost in the middle of a layer.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ from gpu_service import metrics
 from gpu_service.cpu_experts.backend import PendingOutput, RemoteExperts
 from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.compute import DeviceExperts
+from gpu_service.gpu_experts.uploads import Uploads
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
-from gpu_service.moe.device_timer import start_span
+from gpu_service.moe.device_timer import DeviceTimer
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
 from gpu_service.moe.pending import ExpertMessage, LayerWork
@@ -53,7 +54,9 @@ class Dispatcher:
         self._remote = remote
         self._in_process = in_process
         self._staging = HostStaging(device)
-        self._device_experts = DeviceExperts(checkpoint, device)
+        self._timer = DeviceTimer(device)
+        self._uploads = Uploads(device)
+        self._device_experts = DeviceExperts(checkpoint, self._uploads)
         self.orchestration: Orchestration = EverythingRemote()
         """Makes the plans; `use` replaces it."""
 
@@ -122,38 +125,47 @@ class Dispatcher:
         Raises:
             ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
         """
-        plan, hidden = work.plan, work.hidden
-        if not plan.resident and not plan.streamed and len(work.messages) == 1:
-            output = self._join(work, work.messages[0]).to(hidden.device, hidden.dtype)
+        if not work.plan.resident and not work.plan.streamed and len(work.messages) == 1:
+            (joined,) = self._uploads.to_device(self._join(work, work.messages[0]))
+            output = joined.to(work.hidden.dtype)
         else:
             output = self._finish_both_sides(work)
         self.costs.seconds[work.layer] += time.perf_counter() - work.began_at
         return output
 
+    def discard(self, work: LayerWork) -> None:
+        """Gives up a layer's work that was begun and is not needed: nothing of it stays copied or unread."""
+        for _, copy in work.copies:
+            copy.release()
+        for message in work.messages:
+            if message.pending is not None:
+                with suppress(ExpertServiceError):  # the client has reported it
+                    message.pending.join()
+
     def _finish_both_sides(self, work: LayerWork) -> torch.Tensor:
         plan, hidden = work.plan, work.hidden
-        total = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
         resident = self.orchestration.resident_weights(work.layer, plan.resident)
-        span = start_span(self._device)
-        self._device_experts.run(
+        span = self._timer.start()
+        total = self._device_experts.run(
             work.layer,
             hidden,
             expert_ids=work.ids,
             routing_weights=work.weights,
             resident=resident,
             streamed=work.copies,
-            total=total,
         )
         span.stop()
         if work.copies:
             predicted, actual = self.orchestration.observe_copies(work.layer, work.copies)
             self.costs.add("transfer", work.layer, predicted_seconds=predicted, actual_seconds=actual)
         for message in work.messages:
-            output = self._join(work, message).to(hidden.device, torch.float32)
+            joined = self._join(work, message)
             if message.rows is None:
+                (output,) = self._uploads.to_device(joined)
                 total += output
             else:
-                total.index_add_(0, torch.from_numpy(message.rows).to(hidden.device), output)
+                output, rows = self._uploads.to_device(joined, torch.from_numpy(message.rows))
+                total.index_add_(0, rows, output.to(torch.float32))
         if plan.resident or plan.streamed:
             self.costs.add_device(work.layer, span, predicted_seconds=plan.gpu_seconds, cpu_seconds=work.cpu_seconds)
         return total.to(hidden.dtype)
@@ -266,19 +278,16 @@ class Dispatcher:
         plan = self.orchestration.plan(work.layer, counts.tolist(), remote_available=False)
         if plan.remote:
             raise ExpertServiceError("the CPU expert service is lost, and there is no room to compute its experts here")
-        hidden = message.hidden.to(self._device)
-        total = torch.zeros(hidden.shape, dtype=torch.float32, device=self._device)
+        (hidden,) = self._uploads.to_device(message.hidden)
         resident = self.orchestration.resident_weights(work.layer, plan.resident)
-        self._device_experts.run(
+        return self._device_experts.run(
             work.layer,
             hidden,
             expert_ids=message.ids.numpy(),
             routing_weights=message.weights.numpy(),
             resident=resident,
             streamed=self.orchestration.stream(work.layer, plan.streamed),
-            total=total,
         )
-        return total
 
     def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage) -> torch.Tensor:
         """Replaces rows that are not finite by zeros, so that they do not spread in the KV cache, and notes them."""

@@ -56,12 +56,13 @@ class MoeLayer(nn.Module):
         assert self._dispatcher is not None, "connect() comes before forward()"
         early, self._early = self._early, None
         rows = hidden.reshape(-1, hidden.shape[-1])
+        if early is not None and not same_rows(early.hidden, rows):
+            self._dispatcher.discard(early)
+            early = None
         limit = self._dispatcher.max_rows
         if limit is not None and len(rows) > limit:
             return self._in_parts(rows, top_k_index, top_k_weights).view(hidden.shape)
-        work = early
-        if work is None or not same_rows(work.hidden, rows):
-            work = self._begin(rows, top_k_index, top_k_weights)
+        work = self._begin(rows, top_k_index, top_k_weights) if early is None else early
         if self._shared is not None:
             self._shared.routed_experts_called(rows)
         return self._dispatcher.finish(work).view(hidden.shape)

@@ -7,9 +7,9 @@ import numpy.typing as npt
 import torch
 from typing_extensions import override
 
-from fiddler.expert_math import ExpertWeights
 from gpu_service import metrics
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.slots import Holding
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.moe.orchestration import MeasuredRemote
 from gpu_service.moe.prefetch import Prefetcher
@@ -77,8 +77,8 @@ class Orchestrated(MeasuredRemote):
         return copies
 
     @override
-    def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, ExpertWeights]:
-        return {expert: self._slots.weights((layer, expert)) for expert in experts}
+    def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, Holding]:
+        return {expert: self._slots.holding((layer, expert)) for expert in experts}
 
     @property
     @override

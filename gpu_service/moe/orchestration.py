@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from typing_extensions import override
 
-from fiddler.expert_math import ExpertWeights
 from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.gpu_experts.slots import Holding
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning import planner
 from gpu_service.planning.latency_model import LatencyModel, timeout_seconds
@@ -53,8 +53,8 @@ class Orchestration(Protocol):
         """Starts copies of experts for the current batch."""
         ...
 
-    def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, ExpertWeights]:
-        """Returns the weights of experts that are resident on the device."""
+    def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, Holding]:
+        """Returns the slots of experts that are resident on the device, with their weights."""
         ...
 
     @property
@@ -137,7 +137,7 @@ class EverythingRemote(Orchestration):
         return ()
 
     @override
-    def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, ExpertWeights]:
+    def resident_weights(self, layer: int, experts: Sequence[int]) -> dict[int, Holding]:
         return {}
 
     @property

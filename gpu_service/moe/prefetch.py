@@ -61,10 +61,10 @@ class Prefetcher:
 
         Args:
             layer: The layer that the guess is about.
-            guessed: [rows, k] expert ids.
+            guessed: [rows, k] expert ids, in memory that may hold others after this call.
             not_wanted: Its experts that are on the device already.
         """
-        self._guessed[layer] = guessed
+        self._guessed[layer] = guessed.copy()
         experts, counts = np.unique(guessed, return_counts=True)
         copies = self._copies.setdefault(layer, [])
         for expert in experts[np.argsort(-counts, kind="stable")].tolist():

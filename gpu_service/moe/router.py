@@ -24,6 +24,15 @@ def takes_rows_alone(module: Any) -> TypeGuard[nn.Module]:
     return len(required) == 1
 
 
+def answers(router: nn.Module, rows: torch.Tensor) -> bool:
+    """Whether a router chooses experts for [rows, hidden] alone. Some need more than their signature demands."""
+    try:
+        with torch.inference_mode():
+            return route(router, rows) is not None
+    except Exception:  # a family's own code, which may raise anything
+        return False
+
+
 def route(router: nn.Module, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Returns what a router chooses for [rows, hidden]: expert ids [rows, k] and routing weights [rows, k].
 

@@ -30,8 +30,10 @@ def why_no_gpu() -> str | None:
     return why_unusable(read_build(torch), read_nvidia())
 
 
-def report_choice(device: torch.device) -> None:
-    """Logs why --device auto chose the CPU: a warning if there is a GPU that cannot be used."""
-    if device.type == "cpu" and (why := why_no_gpu()):
+def choose_device(name: str) -> torch.device:
+    """As `device_of`, and the log says why "auto" is the CPU: in a warning if there is a GPU that cannot be used."""
+    device = device_of(name)
+    if name == "auto" and device.type == "cpu" and (why := why_no_gpu()):
         log = _log.warning if read_nvidia().num_gpus else _log.info
         log("computing on the CPU", reason=why)
+    return device

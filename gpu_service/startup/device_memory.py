@@ -14,9 +14,13 @@ from fiddler.checkpoint.views import MatrixView, WeightView
 from fiddler.coding import dequantize_bytes
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.errors import FlagError
+from gpu_service.gpu_experts.grouped import MAX_BYTES, MAX_EXPERT_BYTES, MAX_ROWS
 from gpu_service.gpu_experts.memory_budget import DeviceMemory
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
+
+_SCORES_SHARE = 8
+"""Scores of a step may take one part in so many of the device's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,10 @@ def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemo
         memory = host_memory.measure()
         # a step on the CPU needs little memory in comparison
         return DeviceMemory(memory.total_bytes, memory.free_bytes, 0, is_host=True)
-    workspace_bytes = _workspace_bytes(model, max_tokens)
-    workspace_bytes += experts_workspace_bytes(
-        checkpoint.layers,
-        experts_per_token=model.num_experts_per_token,
-        num_tokens=max_tokens,
-        dtype=model.dtype,
+    k, dtype = model.num_experts_per_token, model.dtype
+    workspace_bytes = _workspace_bytes(model, max_tokens) + max(
+        experts_workspace_bytes(checkpoint.layers, experts_per_token=k, num_tokens=max_tokens, dtype=dtype),
+        grouped_workspace_bytes(checkpoint.layers, experts_per_token=k, num_rows=MAX_ROWS, dtype=dtype),
     )
     torch.cuda.empty_cache()
     free_bytes, total_bytes = torch.cuda.mem_get_info(model.device)
@@ -104,9 +106,9 @@ def experts_workspace_bytes(
 ) -> int:
     """Bytes that gpu_experts/compute.py needs, in addition to the weights, for the experts of one layer.
 
-    One expert is computed at a time, and one matrix of it is decoded or converted at a time. It is assumed to have at
-    most twice its even share of the rows; more are held by the reserve, and if that is too small, slots are evicted for
-    them.
+    Many rows are computed by one expert at a time, and one matrix of it is decoded or converted at a time. It is
+    assumed to have at most twice its even share of the rows; more are held by the reserve, and if that is too small,
+    slots are evicted for them.
 
     Args:
         layers: The MoE layers; the largest counts.
@@ -123,6 +125,26 @@ def experts_workspace_bytes(
         expert = rows * (4 * layer.intermediate_size * value_bytes + layer.hidden_size * (2 * value_bytes + 8))
         sums = num_tokens * layer.hidden_size * 4  # in float32
         most = max(most, expert + sums + _largest_scratch(layer, dtype))
+    return most
+
+
+def grouped_workspace_bytes(
+    layers: Sequence[CheckpointLayer], *, experts_per_token: int, num_rows: int, dtype: torch.dtype
+) -> int:
+    """Bytes that gpu_experts/grouped.py needs for the resident experts of one layer, all of which may be chosen.
+
+    Args:
+        layers: The MoE layers; the largest counts.
+        experts_per_token: How many experts a token is routed to; 0 if unknown.
+        num_rows: The most rows of a decode step.
+        dtype: Of the hidden rows.
+    """
+    most = 0
+    for layer in layers:
+        views = layer.experts[0].views.values()
+        own = sum(sum(view.plane_bytes) + _scratch(view, dtype) for view in views)
+        chosen = min(layer.num_experts, min(num_rows, MAX_ROWS) * max(1, experts_per_token))
+        most = max(most, own if own > MAX_EXPERT_BYTES else min(MAX_BYTES, chosen * own))
     return most
 
 
@@ -154,6 +176,14 @@ def _workspace_bytes(model: Model, max_tokens: int) -> int:
 def free_bytes(device: torch.device) -> int:
     """Free memory of a device, for the KV cache."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host_memory.measure().free_bytes
+
+
+def most_scored_tokens(model: Model) -> int | None:
+    """Tokens whose attention scores take an eighth of the GPU's memory at most; None: no scores are held there."""
+    if model.device.type == "cpu" or not model.score_bytes:
+        return None
+    _, total_bytes = torch.cuda.mem_get_info(model.device)
+    return total_bytes // _SCORES_SHARE // model.score_bytes
 
 
 @contextmanager

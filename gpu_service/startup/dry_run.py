@@ -28,7 +28,7 @@ from gpu_service.startup import read_bandwidth
 from gpu_service.startup.checks import check
 from gpu_service.startup.conversion import previewed
 from gpu_service.startup.device import device_of, why_no_gpu
-from gpu_service.startup.device_memory import experts_workspace_bytes, free_bytes
+from gpu_service.startup.device_memory import experts_workspace_bytes, free_bytes, grouped_workspace_bytes
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.startup.kv_plan import plan
 
@@ -171,11 +171,10 @@ def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
     free -= candidate.dense_bytes
     kept = AUTO_SHARE * free if settings.kv_memory == "auto" else float(settings.kv_memory) * GIB
     num_tokens = max(settings.prefill_chunk, settings.max_slots)
-    workspace_bytes = experts_workspace_bytes(
-        candidate.checkpoint.layers,
-        experts_per_token=candidate.experts_per_token,
-        num_tokens=num_tokens,
-        dtype=candidate.dtype,
+    layers, k, dtype = candidate.checkpoint.layers, candidate.experts_per_token, candidate.dtype
+    workspace_bytes = max(
+        experts_workspace_bytes(layers, experts_per_token=k, num_tokens=num_tokens, dtype=dtype),
+        grouped_workspace_bytes(layers, experts_per_token=k, num_rows=settings.max_slots, dtype=dtype),
     )
     return DeviceMemory(total, max(0, free - int(kept)), workspace_bytes)
 

@@ -82,6 +82,7 @@ def test_ctrl_c_ends_the_demo_without_a_traceback_and_without_a_file(tmp_path: P
 
 
 def test_ctrl_c_during_the_imports_has_no_traceback() -> None:
-    code = "import os, signal; from fiddler.running.interrupts import quiet\nwith quiet(): os.kill(os.getpid(), signal.SIGINT)"
+    code = "import os, signal; from fiddler.running import interrupts\n"
+    code += "with interrupts.quiet(): os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

@@ -109,7 +109,7 @@ class TwoStreamsLane(HostLane):
         self.compute = Stream()
         self.copies = Stream()
 
-    def fence(self) -> Mark:
+    def fence(self, mark: Mark = None) -> Mark:
         return cast("Mark", self.compute.record())
 
     def begin(self, fence: Mark) -> None:
@@ -120,7 +120,7 @@ class TwoStreamsLane(HostLane):
         staged = source.clone()
         self.copies.run(lambda: super(TwoStreamsLane, self).copy(staged, target))
 
-    def end(self) -> Mark:
+    def end(self, mark: Mark = None) -> Mark:
         return cast("Mark", self.copies.record())
 
     def has_landed(self, mark: Mark) -> bool:

@@ -27,6 +27,7 @@ TOPS: Final = (
         "cpu_expert_service",
         "examples",
         "fiddler",
+        "fiddler_checkup",
         "fiddler_cli",
         "gpu_service",
         "http_gateway",

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.model_runner.forward_input import Logits
@@ -21,6 +22,7 @@ from gpu_service.planning.latency_model import LatencyModel, Measurements
 Continuation = tuple[list[int], torch.Tensor]
 """Tokens, and the logits [tokens, vocab] that they were chosen by."""
 
+CPU = torch.device("cpu")
 FAST, SLOW = 1e-6, 1.0
 MAX_ROWS = 1024
 """Rows for which costs are known."""
@@ -101,14 +103,21 @@ WAYS = {
 }
 
 
-def model_of(directory: Path, max_context: int = 128) -> Model:
-    """A checkpoint's model in float32 on the CPU, whose experts are computed in this process until a way is set."""
-    checkpoint, device = Checkpoint.open(directory), torch.device("cpu")
+def model_of(
+    directory: Path,
+    max_context: int = 128,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    remote: RemoteExperts | None = None,
+) -> Model:
+    """A checkpoint's model, whose experts are computed remotely until a way is set: in this process by default."""
+    checkpoint = Checkpoint.open(directory)
     return Model(
         checkpoint,
-        Dispatcher(checkpoint, device, InProcessExperts(checkpoint)),
+        Dispatcher(checkpoint, device, remote or InProcessExperts(checkpoint)),
         device=device,
-        dtype=torch.float32,
+        dtype=dtype,
         num_rows=2,
         max_context=max_context,
     )
@@ -129,7 +138,7 @@ def slots_of(model: Model, directory: Path, way: Way) -> Iterator[ExpertSlots]:
     """Makes the model's experts take a route."""
     checkpoint = Checkpoint.open(directory)
     num_experts = sum(layer.num_experts for layer in checkpoint.layers)
-    slots = ExpertSlots(checkpoint, torch.device("cpu"), min(way.capacity, num_experts))
+    slots = ExpertSlots(checkpoint, model.device, min(way.capacity, num_experts))
     prefetcher = Prefetcher(model.routers, slots, always=True) if way.prefetch else None
     use_route(model.dispatcher, checkpoint, slots, way.route, prefetcher=prefetcher)
     model.dispatcher.selections.clear()
@@ -150,6 +159,6 @@ def greedy(
             logits = model.forward(new, torch.arange(position, len(tokens))[None], first_row=0, wants=Logits.LAST)
             position = len(tokens)
             tokens.append(int(logits[0].argmax()))
-            all_logits.append(logits[0].clone())
+            all_logits.append(logits[0].cpu().clone())
             between()
     return tokens[len(prompt) :], torch.stack(all_logits)

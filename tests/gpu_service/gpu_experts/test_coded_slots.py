@@ -35,7 +35,7 @@ def test_a_slot_holds_the_planes_and_no_decoded_matrix(checkpoint: Checkpoint) -
     assert expert.nbytes <= num_bytes < expert.nbytes + 256 * len(tensors)
     slot = Slot(num_bytes, CPU)
     placed = dict(slot.place(expert).tensors())
-    begin, end = slot._memory.data_ptr(), slot._memory.data_ptr() + num_bytes
+    begin, end = slot.memory.data_ptr(), slot.memory.data_ptr() + num_bytes
     assert list(placed) == [name for name, _ in tensors]
     for name, tensor in tensors:
         target = placed[name]
@@ -52,7 +52,7 @@ def test_what_is_copied_decodes_to_the_same_matrices(checkpoint: Checkpoint, chu
         slots.load((layer, expert) for layer, count in enumerate(num_experts) for expert in range(count))
         for layer, stored in enumerate(checkpoint.layers):
             for number, expert in enumerate(layer_weights(checkpoint, stored).experts):
-                weights = slots.weights((layer, number))
+                weights = slots.holding((layer, number)).weights
                 for matrix, due in ((weights.gate, expert.gate), (weights.up, expert.up), (weights.down, expert.down)):
                     assert isinstance(matrix, CodedTensor)
                     assert isinstance(due, CodedTensor)
@@ -103,7 +103,7 @@ def test_repacked_experts_are_read_in_the_thread_that_copies_once_the_files_are_
     assert readers.count("copier") == 3
     assert len(readers) == 4, "one more for the form, which all have"
     due = layer_weights(checkpoint, checkpoint.layers[1]).experts[2]
-    for (name, tensor), (_, copy) in zip(due.tensors(), slots.weights((1, 2)).tensors(), strict=True):
+    for (name, tensor), (_, copy) in zip(due.tensors(), slots.holding((1, 2)).weights.tensors(), strict=True):
         assert torch.equal(tensor, copy), name
     (file,) = checkpoint.files
     with file.open("r+b") as handle:

@@ -18,7 +18,7 @@ from fiddler.expert_math import ExpertWeights, layer_weights
 from gpu_service.gpu_experts.copier import CopyCancelledError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.keys import ExpertKey
-from gpu_service.gpu_experts.lanes import HostLane
+from gpu_service.gpu_experts.lanes import HostLane, Mark
 from tests.support import checkpoints
 from tests.support.lanes import SECONDS, GatedLane
 from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
@@ -132,8 +132,8 @@ def test_weights_arrive_bit_for_bit_by_every_route(layout: Checkpoint, device: s
     with torch.inference_mode():  # as the engine's thread is
         slots = ExpertSlots(layout, torch.device(device), 3, lane=HostLane(500) if device == "cpu" else None)
         slots.load([(0, 0), (last, 1)])
-        assert_same(slots.weights((0, 0)), stored[0, 0])
-        assert_same(slots.weights((last, 1)), stored[last, 1])
+        assert_same(slots.holding((0, 0)).weights, stored[0, 0])
+        assert_same(slots.holding((last, 1)).weights, stored[last, 1])
 
         streamed = slots.stream((0, 2))
         assert_same(streamed.wait(), stored[0, 2])
@@ -142,7 +142,7 @@ def test_weights_arrive_bit_for_bit_by_every_route(layout: Checkpoint, device: s
 
         assert slots.swap(None, (last, 3))
         poll_until(slots, lambda: 3 in slots.resident(last))
-        assert_same(slots.weights((last, 3)), stored[last, 3])
+        assert_same(slots.holding((last, 3)).weights, stored[last, 3])
 
         assert slots.prefetch((0, 4)) is not None
         hurried = slots.stream((0, 4))
@@ -152,14 +152,14 @@ def test_weights_arrive_bit_for_bit_by_every_route(layout: Checkpoint, device: s
         lru = slots.stream((0, 5), into=(0, 0))
         assert_same(lru.wait(), stored[0, 5])
         lru.release()
-        assert_same(slots.weights((0, 5)), stored[0, 5])
+        assert_same(slots.holding((0, 5)).weights, stored[0, 5])
 
         assert slots.prefetch((last, 6)) is not None
         kept = slots.stream((last, 6), into=(0, 5))
         assert_same(kept.wait(), stored[last, 6])
         kept.release()
-        assert_same(slots.weights((last, 6)), stored[last, 6])
-        assert_same(slots.weights((last, 1)), stored[last, 1])
+        assert_same(slots.holding((last, 6)).weights, stored[last, 6])
+        assert_same(slots.holding((last, 1)).weights, stored[last, 1])
         slots.close()
 
 
@@ -199,10 +199,10 @@ def test_nothing_is_resident_before_it_has_landed_and_poll_says_so(
     assert slots.resident(1) == set()
     assert list(slots.resident_keys()) == [(1, 3)]
     with pytest.raises(KeyError, match=r"\(1, 3\) is not resident"):
-        slots.weights((1, 3))
+        slots.holding((1, 3))
     lane.step()
     poll_until(slots, lambda: slots.resident(1) == {3})
-    assert_same(slots.weights((1, 3)), stored[1, 3])
+    assert_same(slots.holding((1, 3)).weights, stored[1, 3])
     assert slots.pending(1) == {}
 
 
@@ -251,7 +251,7 @@ def test_a_victim_leaves_at_once_and_its_successor_stays(loaded: ExpertSlots, la
     copy.wait()
     assert loaded.resident(0) == {0, 2, 7}
     copy.release()
-    assert_same(loaded.weights((0, 7)), stored[0, 7])
+    assert_same(loaded.holding((0, 7)).weights, stored[0, 7])
     assert loaded.capacity == 3
 
 
@@ -548,3 +548,24 @@ def test_closing_gives_up_what_is_under_way(checkpoint: Checkpoint) -> None:
     slots.close()
     with pytest.raises(CopyCancelledError):
         copy.wait()
+
+
+def test_small_copies_are_timed_several_in_a_row(checkpoint: Checkpoint) -> None:
+    """The copier counts a copy as ended before its last chunk has landed, and so must what it is compared with."""
+    copies_before_a_wait: list[int] = []
+
+    class Lane(HostLane):
+        num_ended = 0
+
+        def end(self, mark: Mark = None) -> Mark:
+            self.num_ended += 1
+            return None
+
+        def synchronize(self) -> None:
+            copies_before_a_wait.append(self.num_ended)
+            self.num_ended = 0
+
+    slots = ExpertSlots(checkpoint, torch.device("cpu"), 0, lane=Lane(2**16))
+    assert slots.time_transfer() > 0
+    slots.close()
+    assert copies_before_a_wait[0] == 4

@@ -82,7 +82,7 @@ class Caller:
     def read_resident(self) -> None:
         for layer in range(LAYERS):
             for expert in self.slots.resident(layer):
-                self.read((layer, expert), self.slots.weights((layer, expert)))
+                self.read((layer, expert), self.slots.holding((layer, expert)).weights)
 
     def prefetch(self) -> None:
         key = self.key()

@@ -28,10 +28,13 @@ class Device:
         device = self
 
         class Stream:
-            def record_event(self) -> Any:
-                event = device.event()
+            def record_event(self, event: Any = None) -> Any:
+                event = event or device.event()
                 event.record(self)
                 return event
+
+            def synchronize(self) -> None:
+                device.log.append(("synchronize stream", name))
 
             def wait_event(self, event: Any) -> None:
                 device.log.append(("wait", name, event))
@@ -152,6 +155,13 @@ def test_copies_wait_for_what_computes_and_what_computes_for_copies(lane: CudaLa
     assert lane.has_landed(mark)
     lane.join(mark)
     assert device.log[-1] == ("wait", "compute", mark)
+    assert lane.fence(fence) is fence, "a mark is used again"
+    assert lane.end(mark) is mark
+
+
+def test_closing_waits_for_the_copies_under_way(lane: CudaLane, device: Device) -> None:
+    lane.close()
+    assert device.log[-1] == ("synchronize stream", "copies")
 
 
 def test_sending_happens_on_the_stream_of_copies(lane: CudaLane, device: Device) -> None:

@@ -20,7 +20,7 @@ def test_tensors_of_odd_sizes_lie_apart_and_aligned() -> None:
     )
     slot = Slot(5 * 256, torch.device("cpu"))
     placed = slot.place(stored)
-    begin = slot._memory.data_ptr()
+    begin = slot.memory.data_ptr()
     assert [tensor.data_ptr() - begin for _, tensor in placed.tensors()] == [0, 256, 512, 768, 1024]
     for _, tensor in placed.tensors():
         assert tensor.is_contiguous()

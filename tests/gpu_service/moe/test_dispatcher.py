@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.expert_math import ExpertWeights
 from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
+from gpu_service.gpu_experts.slots import Holding
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.orchestration import MeasuredRemote
 from gpu_service.planning.latency_model import LatencyModel, Measurements
@@ -126,13 +126,13 @@ def test_the_cpu_is_sent_its_rows_first_and_waited_for_last(
 ) -> None:
     dispatcher = Dispatcher(checkpoint, CPU, service)
     use_route(dispatcher, checkpoint, slots, Route(cpu_seconds=1e-6, transfer_seconds=1.0))
-    weights_of = slots.weights
+    holding_of = slots.holding
 
-    def logged(key: tuple[int, int]) -> ExpertWeights:
+    def logged(key: tuple[int, int]) -> Holding:
         service.log.append("compute")
-        return weights_of(key)
+        return holding_of(key)
 
-    monkeypatch.setattr(slots, "weights", logged)
+    monkeypatch.setattr(slots, "holding", logged)
     hidden, _, weights = _batch(1)
     _run(dispatcher, (hidden, torch.tensor([[1, 6]]), weights))
     assert service.log == ["send", "compute", "join"]

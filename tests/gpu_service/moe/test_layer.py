@@ -8,9 +8,11 @@ from torch import nn
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.layer import BlockExperts, MoeLayer
 from gpu_service.moe.pending import LayerWork
+from tests.support.routes import FAST, SLOW, Route, use_route
 
 CPU = torch.device("cpu")
 ROWS = 7
@@ -78,3 +80,18 @@ def test_a_block_waits_for_its_experts_when_it_wants(
     dispatcher.max_rows = max_rows
     wait = experts.begin(*batch)
     torch.testing.assert_close(wait(), expected)
+
+
+def test_work_that_was_begun_early_for_other_rows_is_given_up(
+    checkpoint: Checkpoint, dispatcher: Dispatcher, batch: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+) -> None:
+    slots = ExpertSlots(checkpoint, CPU, 0)
+    use_route(dispatcher, checkpoint, slots, Route(SLOW, FAST))
+    layer = MoeLayer(None)
+    layer.connect(1, dispatcher, nn.Module())
+    hidden, ids, weights = batch
+    with torch.inference_mode():
+        layer._begin_early(hidden.clone(), ids, weights)
+        layer(hidden, ids, weights)
+    assert slots._copies._copies == {}, "a copy has a streaming slot for good"
+    slots.close()

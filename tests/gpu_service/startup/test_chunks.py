@@ -57,3 +57,10 @@ def test_the_logits_of_a_chunk_take_64_mib(vocab_size: int, expected: int) -> No
 def test_a_message_must_hold_a_row_for_each_slot() -> None:
     with pytest.raises(FlagError, match=r"^--max-slots: a decode step has up to 16 rows, and a message holds 10; "):
         max_rows(_experts(max_rows=10), _settings())
+
+
+@pytest.mark.parametrize(("most_scored", "alone"), [(None, 4096), (2048, 2048), (2, 16)])
+def test_chunks_are_as_small_as_the_scores_of_eager_attention_demand(most_scored: int | None, alone: int) -> None:
+    """A decode step has up to 16 rows in any case."""
+    chunks = prefill_chunks(_experts(), _settings(), copies_experts=True, vocab_size=_VOCAB, most_scored=most_scored)
+    assert chunks.alone == alone

@@ -19,7 +19,7 @@ from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
 from gpu_service.models.families import REFUSED
 from gpu_service.settings import Settings
 from gpu_service.startup import dry_run, read_bandwidth
-from gpu_service.startup.device_memory import experts_workspace_bytes
+from gpu_service.startup.device_memory import experts_workspace_bytes, grouped_workspace_bytes
 from tests.gpu_service.calibration.test_costs_file import MACHINE, MEASURED, MODEL
 from tests.support import checkpoints, coded
 from tests.support.pairs import DEMO, write_tiny
@@ -127,7 +127,8 @@ def test_on_a_gpu_experts_stay_coded_and_one_matrix_is_decoded_at_a_time(
     workspace = experts_workspace_bytes(checkpoint.layers, experts_per_token=3, num_tokens=1, dtype=torch.bfloat16)
     decoded = dequantize_bytes((96, 64), torch.bfloat16)
     assert workspace > decoded
-    room = RESERVE_BYTES + workspace + (2 + 6) * needs.allocated_bytes
+    grouped = grouped_workspace_bytes(checkpoint.layers, experts_per_token=3, num_rows=1, dtype=torch.bfloat16)
+    room = RESERVE_BYTES + max(workspace, grouped) + (2 + 6) * needs.allocated_bytes
     settings = ("--kv-memory", "0.25", "--prefill-chunk", "1", "--max-slots", "1", "--dtype", "bfloat16")
     for spare, resident in ((0, 6), (-1, 5)):
         gpu(2 * checkpoint.num_dense_weights + 2**28 + room + spare)
@@ -139,7 +140,8 @@ def test_on_a_gpu_experts_stay_coded_and_one_matrix_is_decoded_at_a_time(
 def test_what_would_lie_on_a_gpu(gpu: Callable[[int], None], tiny: Path) -> None:
     checkpoint = Checkpoint.open(tiny)
     needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), 2)
-    room = RESERVE_BYTES + (2 + 6) * needs.allocated_bytes + needs.allocated_bytes // 2  # and half of another
+    grouped = grouped_workspace_bytes(checkpoint.layers, experts_per_token=2, num_rows=1, dtype=torch.float32)
+    room = RESERVE_BYTES + grouped + (2 + 6) * needs.allocated_bytes + needs.allocated_bytes // 2  # half of another
     settings = ("--kv-memory", "0.25", "--prefill-chunk", "1", "--max-slots", "1", "--dtype", "float32")
     gpu(checkpoint.dense_bytes + 2**28 + room)
     told = _report(tiny, *settings)

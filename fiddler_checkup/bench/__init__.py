@@ -1,0 +1,1 @@
+"""`fiddler bench`: how fast a model is on this machine, how fast its memory lets it be, and where the time goes."""

@@ -1,0 +1,150 @@
+"""The wheel, built without a compiler and installed in an environment of its own: what a newcomer types first."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+import venv
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pair import free_port
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 240
+KEPT = ("PATH", "TMPDIR", "LANG", "XDG_CACHE_HOME", "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
+"""Variables that a newcomer may have: none of this project's."""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from this tree, with an environment in which there is no compiler."""
+    pytest.importorskip("scikit_build_core", reason="an old environment lacks it; `make setup` installs it")
+    directory = tmp_path_factory.mktemp("wheel")
+    tools = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run(
+        [*command, "--config-settings", f"build-dir={directory / 'build'}", "--wheel-dir", str(directory), str(ROOT)],
+        env={**os.environ, "PATH": os.pathsep.join(tools), "CXX": "/no/compiler"},
+        check=True,
+        timeout=WAIT_SECONDS,
+    )
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+class Newcomer:
+    """An environment with the wheel in it, and a directory that has nothing to do with the project."""
+
+    def __init__(self, directory: Path, wheel: Path) -> None:
+        venv.create(directory / "venv", with_pip=False, symlinks=True)
+        self.bin = directory / "venv" / "bin"
+        self.directory = directory / "elsewhere"
+        self.directory.mkdir()
+        pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "--quiet"]
+        subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, timeout=WAIT_SECONDS)
+        (packages,) = (directory / "venv" / "lib").glob("python*/site-packages")
+        # the dependencies, but not this repository, whose own .pth file is not read in a directory that one names
+        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        self.environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        self.environment["HOME"] = str(directory)
+        self.ports = {name: free_port() for name in ("listen", "http-listen", "gpu-metrics-port", "cpu-metrics-port")}
+
+    @property
+    def serve_arguments(self) -> list[str]:
+        """Free ports, and little output."""
+        addresses = [
+            f"--{name}={'127.0.0.1:' if name.endswith('listen') else ''}{port}" for name, port in self.ports.items()
+        ]
+        return ["--device", "cpu", "--log-level", "warning", *addresses]
+
+    def run(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Runs `fiddler` to its end."""
+        return subprocess.run(
+            [self.bin / "fiddler", *arguments],
+            cwd=self.directory,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
+        )
+
+    @contextlib.contextmanager
+    def serving(self) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+        """`fiddler serve demo` while it serves, and its log."""
+        log = self.directory / "log"
+        command = [str(self.bin / "fiddler"), "serve", "demo", *self.serve_arguments]
+        with (
+            log.open("wb") as stderr,
+            subprocess.Popen(command, cwd=self.directory, env=self.environment, stderr=stderr) as process,
+        ):
+            try:
+                deadline = time.monotonic() + WAIT_SECONDS
+                while "fiddler: OpenAI: " not in log.read_text():
+                    assert process.poll() is None, log.read_text()
+                    assert time.monotonic() < deadline, log.read_text()
+                    time.sleep(0.1)
+                yield process, log
+            finally:
+                process.terminate()
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Newcomer:
+    return Newcomer(tmp_path_factory.mktemp("newcomer"), wheel)
+
+
+def test_the_wheel_holds_the_packages_and_the_demo_model(wheel: Path) -> None:
+    assert wheel.name.startswith("fiddler_moe-")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    packages = {"fiddler", "fiddler_cli", "gpu_service", "cpu_expert_service", "client", "http_gateway", "pair"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == packages
+    assert {"fiddler/demo/model.safetensors", "fiddler/demo/README.md"} <= set(names)
+    assert not [name for name in names if name.endswith((".cpp", ".h", ".so"))]
+    assert wheel.stat().st_size < 16 * 2**20
+
+
+def test_mistakes_that_a_newcomer_makes_are_one_line(newcomer: Newcomer) -> None:
+    target = f"127.0.0.1:{newcomer.ports['listen']}"
+    for arguments, status, words in (
+        (["serv", "demo"], 2, "No such command 'serv'"),
+        (["serve"], 2, "Missing argument 'MODEL'"),
+        (["serve", "demo2"], 1, "demo2 does not exist"),
+        (["chat", "--target", target], 3, target),
+    ):
+        done = newcomer.run(*arguments)
+        assert done.returncode == status, done.stderr
+        assert done.stderr.startswith("fiddler: ")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_the_demo_is_served_and_answers_without_a_clone_and_without_a_compiler(newcomer: Newcomer) -> None:
+    with newcomer.serving() as (process, log):
+        lines = log.read_text()
+        assert "experts computed by PyTorch, which is slower" in lines
+        assert "there was no C++ compiler at installation" in lines
+        target = f"127.0.0.1:{newcomer.ports['listen']}"
+        assert f"fiddler: chat:     fiddler chat --target {target}\n" in lines
+        options = ("--target", target, "--max-tokens", "8", "--temperature", "0")
+        done = newcomer.run("generate", "It was a fine morning", *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(done.stdout.split()) > 3
+        done = newcomer.run("chat", *options, stdin="Hello\nAnd then?\n")
+        assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 2)
+        done = newcomer.run("serve", "demo", *newcomer.serve_arguments)
+        assert done.returncode == 1
+        assert str(newcomer.ports["listen"]) in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_SECONDS) == 0
+    assert "Traceback" not in log.read_text()
