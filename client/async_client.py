@@ -69,6 +69,17 @@ class AsyncClient(BaseClient):
         other._metadata = metadata
         return other
 
+    def with_metadata(self, metadata: Mapping[str, str]) -> Self:
+        """A client that sends more metadata with each call, on this client's connection: such as `traceparent`.
+
+        Args:
+            metadata: Keys in lower case, and values of visible ASCII characters.
+        """
+        self._stub  # noqa: B018 - as in with_token
+        other = copy.copy(self)
+        other._metadata = (*self._metadata, *metadata.items())
+        return other
+
     async def abort(self, request_id: str, *, timeout: float | None = None) -> bool:
         """Ends a generation of any client. The result and errors are those of Client.abort."""
         return await self._call(_unary.abort(request_id), timeout)

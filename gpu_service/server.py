@@ -44,6 +44,7 @@ from gpu_service.startup.experts import make_orchestration
 from gpu_service.startup.model import load_model, warm_up
 from gpu_service.startup.request_bytes import max_request_bytes
 from gpu_service.text.tokenizer import Tokenizer
+from gpu_service.tracing import Tracing, provider_for
 
 _LAST_STEP_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0
@@ -65,6 +66,7 @@ class Server:
         self._settings = settings
         self._access = access
         self._metrics_certificates = settings.metrics_certificates()
+        self._tracer_provider = provider_for(settings.traces_endpoint) if settings.traces_endpoint else None
         self._checkpoint = Checkpoint.open(settings.model)
         self._max_request_bytes = max_request_bytes(settings, self._checkpoint.config)
         self._popularity = Popularity.load(settings.popularity, self._checkpoint) if settings.popularity else None
@@ -160,7 +162,8 @@ class Server:
         scheduler = Scheduler(
             model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks, rope_angles=model.rope_angles
         )
-        engine = Engine(model, scheduler, self._step_failed)
+        tracing = self._trace_to(model) if settings.traces_endpoint else None
+        engine = Engine(model, scheduler, self._step_failed, tracing.step if tracing else None)
         collectors.publish(
             collectors.EngineCollector(engine, settings.max_waiting, self._expert_health.degraded_seconds),
             RoutingCollector(model.dispatcher, self._checkpoint, settings.metrics_by_expert),
@@ -183,6 +186,11 @@ class Server:
         await self._set_serving(True)
         _log.info("serving", address=settings.listen, device=str(self._device), dtype=tensors.name_of(self._dtype))
         raise await self._fatal
+
+    def _trace_to(self, model: Model) -> Tracing:
+        tracing = Tracing(self._tracer_provider, self._checkpoint.name, model.dispatcher.costs.take_step)
+        self._generations.tracing = tracing
+        return tracing
 
     def _load(self) -> tuple[Model, Tokenizer]:
         return load_model(
@@ -265,6 +273,8 @@ class Server:
             save_popularity(self._settings.save_popularity, served.model, self._checkpoint)
             served.model.dispatcher.close()
         await self._front.stop(_LAST_WORDS_SECONDS)
+        if self._generations.tracing:
+            await in_thread(self._generations.tracing.close)
         self._experts.close()
 
 

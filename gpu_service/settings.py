@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
@@ -168,6 +169,12 @@ class Settings(ServiceSettings):
         " each expert if layers x experts are at most 20000, else the hottest ones of each layer; off: neither",
     )
 
+    traces_endpoint: str | None = Field(
+        None,
+        description="URL to which spans of requests are sent with OTLP over HTTP, such as"
+        " http://127.0.0.1:4318/v1/traces; needs the extra `tracing`; unset: none are made",
+    )
+
     @property
     def limits(self) -> RequestLimits:
         """What one request may ask for."""
@@ -180,6 +187,13 @@ class Settings(ServiceSettings):
             max_logprobs=self.max_logprobs,
             max_constraint_bytes=self.max_constraint_bytes,
         )
+
+    @field_validator("traces_endpoint")
+    @classmethod
+    def _traces_endpoint_is_a_url(cls, value: str | None) -> str | None:
+        if value is None or re.fullmatch(r"https?://[^\s/]+(/\S*)?", value):
+            return value
+        raise ValueError(f"must be the URL of an OTLP endpoint, such as http://127.0.0.1:4318/v1/traces, got {value!r}")
 
     @field_validator("gpu_expert_memory")
     @classmethod

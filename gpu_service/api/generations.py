@@ -6,7 +6,7 @@ reports a CallError in its transport's way.
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 
@@ -24,6 +24,7 @@ from gpu_service.engine.request import Request
 from gpu_service.errors import CallError, ComputationError, SlowReaderError, UnavailableError, panics_as_errors
 from gpu_service.sampling.outputs import FinishReason
 from gpu_service.text.prompt_threads import PromptThreads
+from gpu_service.tracing import Tracing
 
 _MAX_UNREAD_EVENTS = 1024  # of each generation
 _OK = "OK"
@@ -37,11 +38,13 @@ class Generations:
     Attributes:
         served: What answers; None until the model is loaded. Set by the server, as is `unavailable`.
         unavailable: Why no generation is accepted; empty if one is.
+        tracing: Makes spans of requests; None makes none. Set by the server.
     """
 
     def __init__(self) -> None:
         self.served: ServedModel | None = None
         self.unavailable = "the service is starting"
+        self.tracing: Tracing | None = None
         self._threads = PromptThreads()
 
     def check_available(self) -> None:
@@ -69,6 +72,7 @@ class Generations:
         message: generation_pb2.GenerateRequest,
         on_overflow: Callable[[], None],
         deadline: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> "GenerationStream":
         """Checks a request and hands it to the engine.
 
@@ -77,6 +81,7 @@ class Generations:
             on_overflow: Called, from the engine's thread, if the caller leaves too many responses unread. The stream
                 then fails with a SlowReaderError, unless it is never read again.
             deadline: When the caller leaves, on the clock of time.monotonic(); None: never.
+            headers: Those of tracing.HEADERS that the call has.
 
         Returns:
             The stream of its responses, which must be ended.
@@ -87,6 +92,8 @@ class Generations:
         stream = GenerationStream(
             self.ready(), message, on_overflow=on_overflow, deadline=deadline, threads=self._threads
         )
+        if self.tracing:
+            stream.trace(self.tracing, headers or {})
         try:
             with _call_errors_only(message.request_id):
                 await stream.submit()
@@ -152,12 +159,18 @@ class GenerationStream:
         self._threads = threads
         self._on_overflow = on_overflow
         self._events = EventQueue(_MAX_UNREAD_EVENTS * max(1, message.n), _weakly(self._overflow))
+        self._tracing: Tracing | None = None
+        self._headers: Mapping[str, str] = {}
         self._failure: str | None = None
         self._has_overflowed = False
         self.request: Request
         """What the engine computes. Set, as are `_responses` and `_answer`, by `submit`."""
         self._responses: Responses
         self._answer: Answer
+
+    def trace(self, tracing: Tracing, headers: Mapping[str, str]) -> None:
+        """Makes spans of this request."""
+        self._tracing, self._headers = tracing, headers
 
     async def submit(self) -> None:
         """See Generations.submit, which also counts what is refused. To be called once."""
@@ -169,7 +182,14 @@ class GenerationStream:
         parsing = self._threads.run(partial(self._parse, message), is_chat=is_chat)
         del message
         self.request, self._responses = await parsing
-        self._answer = self._served.engine.submit(self.request)
+        if self._tracing:
+            self._tracing.begin(self.request, self._headers)
+        try:
+            self._answer = self._served.engine.submit(self.request)
+        except CallError:
+            if self._tracing:
+                self._tracing.discard(self.request)
+            raise
 
     async def responses(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Yields the responses until all generations have ended.
@@ -202,6 +222,8 @@ class GenerationStream:
             reasons["error" if failure else left.value] = unfinished
             status = failure or _CODE_OF_LEAVING[left]
         request_metrics.ended(self._answer, reasons, status, num_tokens=self._responses.num_tokens)
+        if self._tracing:
+            self._tracing.end(self._answer, reasons, status, num_tokens=self._responses.num_tokens)
         _log.info(
             "request ended",
             request_id=self.request.request_id,

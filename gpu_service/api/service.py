@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
+from gpu_service import tracing
 from gpu_service.api.calls import Calls
 from gpu_service.api.generations import Generations
 from gpu_service.api.statuses import status_of
@@ -33,7 +34,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         try:
             self._generations.check_available()
             call = self.calls.add(context)
-            submitting = self._generations.submit(request, call.desert, _deadline(context))
+            submitting = self._generations.submit(request, call.desert, _deadline(context), _headers(context))
             del request, call
             stream = await submitting
             await context.send_initial_metadata(((REQUEST_ID_KEY, stream.request.request_id),))
@@ -108,6 +109,11 @@ def _deadline(context: Context) -> float | None:
     """When a caller leaves, on the clock of time.monotonic(); None: never."""
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
+
+
+def _headers(context: Context) -> dict[str, str]:
+    """Which trace the call belongs to."""
+    return {key: str(value) for key, value in context.invocation_metadata() or () if key in tracing.HEADERS}
 
 
 def _why_left(context: Context) -> FinishReason:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 import torch
 
-from gpu_service.engine.generation import Answer
+from gpu_service.engine.generation import Answer, OnStep
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
@@ -22,7 +22,13 @@ _log = structlog.get_logger(__name__)
 class Engine:
     """Runs requests on a model. Any thread may call `submit`, `cancel`, `abort` and read the properties."""
 
-    def __init__(self, model: Model, scheduler: Scheduler, on_failure: Callable[[Exception], None]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        scheduler: Scheduler,
+        on_failure: Callable[[Exception], None],
+        on_step: OnStep | None = None,
+    ) -> None:
         """Creates the engine; `start` starts it.
 
         Args:
@@ -30,11 +36,14 @@ class Engine:
             scheduler: Decides what is computed next.
             on_failure: Called from the engine's thread with the exception that failed a whole step, and with an
                 EngineStoppedError if the engine cannot continue.
+            on_step: Called from the engine's thread after each forward; see OnStep.
         """
         self._scheduler = scheduler
         self._on_failure = on_failure
         self._ids = RequestIds()
         self._stepper = Stepper(model, scheduler, ids=self._ids, on_failure=on_failure)
+        if on_step:
+            self._stepper.on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._inbox_lock = threading.Lock()
         self._is_closed = False

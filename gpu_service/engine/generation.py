@@ -4,7 +4,7 @@ Only the engine's thread changes these objects. Imports no torch.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -161,6 +161,10 @@ class Batch:
     def answers(self) -> list[Answer]:
         """The answers that its generations belong to."""
         return list(dict.fromkeys(generation.answer for generation in self.generations))
+
+
+OnStep = Callable[[Batch, float, float], None]
+"""Called after each forward: its batch, when it began on the clock of time.monotonic(), and its seconds."""
 
 
 def decode_batch(decoding: Sequence[Generation]) -> Batch:

@@ -3,9 +3,10 @@
 import time
 
 from gpu_service import metrics
-from gpu_service.engine.generation import Answer, Generation
+from gpu_service.engine.generation import Answer, Batch, Generation
 from gpu_service.engine.request import Request
 
+_PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phase in ("prefill", "decode"))
 _COMPLETED = frozenset({"eos", "length", "stop"})
 
 
@@ -17,6 +18,11 @@ def observe_token(generation: Generation, now: float) -> None:
         metrics.TIME_TO_FIRST_TOKEN.observe(now - answer.submitted_at)
     if generation.last_token_at is not None:
         metrics.INTER_TOKEN_LATENCY.observe(now - generation.last_token_at)
+
+
+def observe_step(batch: Batch, seconds: float) -> None:
+    """Counts the time of one forward."""
+    (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(seconds)
 
 
 def refused(status: str) -> None:

@@ -13,10 +13,9 @@ import structlog
 import torch
 
 from fiddler import logs
-from gpu_service import metrics
 from gpu_service.engine import prompt_reports, request_metrics
 from gpu_service.engine.events import Best, Failed, Token
-from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.generation import Answer, Batch, Generation, OnStep
 from gpu_service.engine.preparation import prepare
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
@@ -39,7 +38,6 @@ from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 from gpu_service.sampling.sampler import Sampler, choose
 
 _log = structlog.get_logger(__name__)
-_PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phase in ("prefill", "decode"))
 
 
 class Stepper:
@@ -60,6 +58,7 @@ class Stepper:
         self._scheduler = scheduler
         self._ids = ids
         self._on_failure = on_failure
+        self.on_step: OnStep = lambda batch, began_at, seconds: None
         self._answers: dict[Request, Answer] = {}
         self._reason: Exception | None = None
 
@@ -140,7 +139,9 @@ class Stepper:
         logits = self._model.forward(
             token_ids, positions, first_row=batch.first_row, wants=batch.logits, lengths=batch.lengths
         )
-        (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(time.monotonic() - now)
+        seconds = time.monotonic() - now
+        request_metrics.observe_step(batch, seconds)
+        self.on_step(batch, now, seconds)
         return logits
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:

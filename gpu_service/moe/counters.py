@@ -90,9 +90,25 @@ class LayerCosts:
         self.predicted: dict[CostPart, list[float]] = {part: [0.0] * num_layers for part in COST_PARTS}
         self.actual: dict[CostPart, list[float]] = {part: [0.0] * num_layers for part in COST_PARTS}
         self._open = deque[tuple[int, Span, float, float]]()
+        self._step: dict[str, float] = dict.fromkeys(("layers", *COST_PARTS), 0.0)
+
+    def add_layer(self, layer: int, seconds: float) -> None:
+        """Adds the wall seconds of one layer."""
+        self.seconds[layer] += seconds
+        self._step["layers"] += seconds
+
+    def take_step(self) -> dict[str, float]:
+        """Returns the seconds since the last call, of all layers together: as a whole ("layers") and by part.
+
+        What a device computed is known late, and may count for the next step.
+        """
+        step = dict(self._step)
+        self._step = dict.fromkeys(step, 0.0)
+        return step
 
     def add(self, part: CostPart, layer: int, *, predicted_seconds: float, actual_seconds: float) -> None:
         """Adds one timing and its prediction. Ignores a timing without a prediction, which is infinite."""
+        self._step[part] += actual_seconds
         if predicted_seconds < math.inf:
             self.predicted[part][layer] += predicted_seconds
             self.actual[part][layer] += actual_seconds

@@ -130,7 +130,7 @@ class Dispatcher:
             output = joined.to(work.hidden.dtype)
         else:
             output = self._finish_both_sides(work)
-        self.costs.seconds[work.layer] += time.perf_counter() - work.began_at
+        self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
         return output
 
     def discard(self, work: LayerWork) -> None:
