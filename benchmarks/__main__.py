@@ -21,6 +21,7 @@ NAMES = (
     "families",
     "large_start",
     "end_to_end",
+    "quality",
     "orchestration",
     "loss",
     "serving",
