@@ -20,6 +20,7 @@ NAMES = (
     "kernel",
     "families",
     "large_start",
+    "convert",
     "end_to_end",
     "quality",
     "orchestration",
