@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep imitated-cuda compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks models clean
+.PHONY: help setup demo test sweep imitated-cuda compose-test sanitize interop kubernetes-test lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks models clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,6 +51,11 @@ interop: $(STAMP) ## Test the pair with clients of others; needs node, Chromium,
 	$(PYTHON) -m venv tests/interop/python/.venv
 	PIP_CONSTRAINT= tests/interop/python/.venv/bin/pip install --quiet --requirement tests/interop/python/requirements.txt
 	$(BIN)/python -m pytest tests/interop
+
+kubernetes-test: $(STAMP) ## Render deploy/kubernetes and check it, without a cluster; needs PyPI once
+	$(PYTHON) -m venv tests/kubernetes/.venv
+	PIP_CONSTRAINT= tests/kubernetes/.venv/bin/pip install --quiet --requirement tests/kubernetes/requirements.txt
+	$(BIN)/python -m pytest tests/kubernetes tests/test_kubernetes_files.py
 
 lint: $(STAMP) ## Check style, types, the direction of imports, and the protocol
 	$(BIN)/ruff check .

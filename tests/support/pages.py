@@ -25,6 +25,7 @@ TOPS: Final = (
         "benchmarks",
         "client",
         "cpu_expert_service",
+        "deploy",
         "examples",
         "fiddler",
         "fiddler_checkup",
