@@ -1,6 +1,6 @@
 """Binds the native library: its structures, its threads, its lists of names, and which of its tiers this CPU has.
 
-It knows addresses and no tensors. Which tensors make up a layer, and whether they fit, is in native_kernel.py.
+It knows addresses and no tensors. Which tensors make up a layer, and whether they fit, is in matrices.py.
 """
 
 import ctypes
@@ -76,6 +76,24 @@ class Message(ctypes.Structure):
     )
 
 
+class Product(ctypes.Structure):
+    """fiddler_product of abi.h. It borrows memory: `borrowed` must keep alive what its pointers refer to."""
+
+    borrowed: list[Any]
+
+    _fields_ = (
+        ("weights", Projection),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("rows", c_int64),
+        ("input", c_void_p),
+        ("output", c_void_p),
+        ("weight_dtype", c_int32),
+        ("input_dtype", c_int32),
+        ("output_dtype", c_int32),
+    )
+
+
 @cache
 def load() -> ctypes.CDLL:
     """The library, with its functions' types.
@@ -101,6 +119,7 @@ def load() -> ctypes.CDLL:
             ("fiddler_has_tier", c_int32, (c_int32,)),
             ("fiddler_node_begin", c_int64, (c_int64, c_int32, c_int32)),
             ("fiddler_run", c_int32, (c_void_p, c_int32, c_void_p, c_void_p)),
+            ("fiddler_multiply", c_int32, (c_void_p, c_int32, c_void_p)),
             ("fiddler_read", c_uint64, (c_void_p, c_void_p, c_int64, c_int32)),
             ("fiddler_copy", c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64)),
         ):

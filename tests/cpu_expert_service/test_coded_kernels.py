@@ -10,6 +10,7 @@ from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.coding import Code, CodedTensor, Coding, ScaleKind, dequantize
 from fiddler.expert_math import ExpertWeights, LayerWeights
 from fiddler.kernels.native import Pool, available_tiers
+from tests.support.coded_matrices import random_coded
 
 NUM_EXPERTS = 3
 FLOAT32_ERROR = 5e-7
@@ -67,32 +68,12 @@ CASES = {
 }
 
 
-def _scales(kind: ScaleKind, shape: tuple[int, int], generator: torch.Generator) -> torch.Tensor:
-    if kind is ScaleKind.E8M0:
-        return torch.randint(118, 124, shape, generator=generator, dtype=torch.uint8)
-    values = torch.rand(shape, generator=generator) * 0.02 + 0.01
-    if kind is ScaleKind.E4M3:
-        return (values * 100).to(torch.float8_e4m3fn).view(torch.uint8)
-    return values.to(kind.dtype)
-
-
-def _coded(coding: Coding, outputs: int, inputs: int, multiplier: float, generator: torch.Generator) -> CodedTensor:
-    codes = torch.randint(0, 256, (outputs, coding.row_bytes(inputs)), generator=generator, dtype=torch.uint8)
-    if coding.code is Code.E4M3:
-        codes[(codes & 0x7F) == 0x7F] = 0x38  # not a number, which has a test of its own
-    groups = (-(-outputs // coding.group_outputs), coding.num_groups(inputs))
-    zeros = None
-    if coding.has_zeros:
-        zeros = torch.randint(0, 1 << coding.code.bits, groups, generator=generator, dtype=torch.uint8)
-    return CodedTensor(coding, (outputs, inputs), codes, _scales(coding.scale, groups, generator), zeros, multiplier)
-
-
 def _layer(case: Case, *, gated: bool = True) -> LayerWeights:
     generator = torch.Generator().manual_seed(1)
 
     def expert() -> ExpertWeights:
-        wide = [_coded(case.coding, case.intermediate, case.hidden, case.multiplier, generator) for _ in range(2)]
-        down = _coded(case.down, case.hidden, case.intermediate, case.multiplier, generator)
+        wide = [random_coded(case.coding, case.intermediate, case.hidden, case.multiplier, generator) for _ in range(2)]
+        down = random_coded(case.down, case.hidden, case.intermediate, case.multiplier, generator)
         return ExpertWeights(gate=wide[0] if gated else None, up=wide[1], down=down)
 
     return LayerWeights(tuple(expert() for _ in range(NUM_EXPERTS)), "silu")

@@ -93,6 +93,19 @@ struct fiddler_message {
   int32_t output_dtype;
 };
 
+// One matrix times rows: output[r] = weights x input[r] + bias, summed in float32 and rounded once.
+struct fiddler_product {
+  fiddler_projection weights;  // of one matrix
+  int64_t outputs;
+  int64_t inputs;
+  int64_t rows;
+  const void* input;     // [rows, inputs]
+  void* output;          // [rows, outputs]
+  int32_t weight_dtype;  // a fiddler_dtype or a fiddler_code
+  int32_t input_dtype;   // float32 or bfloat16
+  int32_t output_dtype;
+};
+
 struct fiddler_pool;
 
 // One worker for each CPU, pinned to it; `nodes` are their NUMA nodes, numbered from 0. Null if the system refuses
@@ -117,6 +130,9 @@ int64_t fiddler_node_begin(int64_t outputs, int32_t node, int32_t num_nodes);
 
 // output[r] = sum over r's experts of routing weight x expert(hidden[r]), summed in float32.
 int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer, const fiddler_message* message);
+
+// What a linear layer computes.
+int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* product);
 
 // Reads [data, data + bytes) once: split over the pool's threads, and each thread's share over `streams`. Returns a
 // checksum, so that the compiler cannot remove the reads.

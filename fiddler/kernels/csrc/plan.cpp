@@ -46,6 +46,14 @@ double inner_cost(const Job& job, const Ops& ops) {
   return total;
 }
 
+double outer_cost_per_output(const Job& job, const Ops& ops) {
+  double cost = 0;
+  for (int64_t e = 0; e < job.num_experts; ++e) {
+    cost += static_cast<double>(job.intermediate_size) * cost_per_weight(ops, job.experts[e].count);
+  }
+  return cost;
+}
+
 }  // namespace
 
 int64_t node_begin(int64_t outputs, int node, int num_nodes) {
@@ -131,13 +139,9 @@ void plan_inner(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
 
 void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks) {
   tasks.clear(num_nodes);
-  double cost = 0;
   bool panels = false;
-  for (int64_t e = 0; e < job.num_experts; ++e) {
-    cost += static_cast<double>(job.intermediate_size) * cost_per_weight(ops, job.experts[e].count);
-    panels |= job.experts[e].count >= ops.min_panel_rows;
-  }
-  cost = std::max(cost, 1.0);
+  for (int64_t e = 0; e < job.num_experts; ++e) panels |= job.experts[e].count >= ops.min_panel_rows;
+  const double cost = std::max(outer_cost_per_output(job, ops), 1.0);
   const double total = cost * static_cast<double>(job.hidden_size);
   const bool columns = job.num_experts > 0 && job.experts[0].down.is_transposed();
   const int64_t step = outputs_per_task(cost, total, num_threads, panels, columns);
@@ -146,6 +150,10 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
 }
 
 bool is_tiny(const Job& job, const Ops& ops) { return inner_cost(job, ops) * 1.5 < tiny_job_cost; }
+
+bool is_tiny_outer(const Job& job, const Ops& ops) {
+  return outer_cost_per_output(job, ops) * static_cast<double>(job.hidden_size) < tiny_job_cost;
+}
 
 }  // namespace fiddler
 

@@ -75,6 +75,9 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
 // Whether the whole job is too small to be worth waking other threads.
 bool is_tiny(const Job& job, const Ops& ops);
 
+// The same of a job of which only plan_outer's part is computed.
+bool is_tiny_outer(const Job& job, const Ops& ops);
+
 // The first of `outputs` that a node computes: fiddler_node_begin.
 int64_t node_begin(int64_t outputs, int node, int num_nodes);
 

@@ -19,6 +19,7 @@ void relax() {
 
 namespace {
 
+constexpr int checks_between_yields = 32;  // of a thread that has nothing to do: a microsecond or two
 constexpr int checks_before_yielding = 4096;  // the thread that is waited for may have lost its CPU to another process
 
 void pin_this_thread(int cpu) {
@@ -91,7 +92,10 @@ void fiddler_pool::work(int index, int cpu) {
     const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(spin_microseconds_);
     for (int checks = 1; ticket.load(std::memory_order_acquire) == seen; ++checks) {
       fiddler::relax();
-      if (checks % 16 == 0 && std::chrono::steady_clock::now() >= until) ticket.wait(seen, std::memory_order_acquire);
+      if (checks % fiddler::checks_between_yields != 0) continue;
+      if (std::chrono::steady_clock::now() >= until) ticket.wait(seen, std::memory_order_acquire);
+      // on one machine, two services compute in turn on the same CPUs: the other one's thread must not wait for this one
+      std::this_thread::yield();
     }
     seen = ticket.load(std::memory_order_acquire);
     if (stop_.load()) return;

@@ -1,43 +1,16 @@
 // fiddler_run: checks a message, turns it into a Job, and lets the pool compute it in two passes.
 
 #include <algorithm>
-#include <atomic>
 #include <new>
 #include <vector>
 
 #include "dispatch.h"
+#include "calls/interface.h"
 #include "plan.h"
 #include "pool.h"
 
 namespace fiddler {
 namespace {
-
-constexpr int64_t min_rows_to_share = 65536;  // values of hidden rows that one thread converts alone
-
-int64_t element_bytes(int32_t dtype) { return dtype == FIDDLER_FLOAT32 ? 4 : 2; }
-
-// A buffer that only grows, aligned to cache lines, and not initialised.
-class Buffer {
- public:
-  ~Buffer() { ::operator delete[](data_, std::align_val_t{64}); }
-  Buffer() = default;
-  Buffer(const Buffer&) : Buffer() {}
-
-  unsigned char* reserve(int64_t bytes) {
-    if (bytes > capacity_) {
-      ::operator delete[](data_, std::align_val_t{64});
-      data_ = nullptr;
-      capacity_ = 0;
-      data_ = static_cast<unsigned char*>(::operator new[](static_cast<size_t>(bytes), std::align_val_t{64}));
-      capacity_ = bytes;
-    }
-    return data_;
-  }
-
- private:
-  unsigned char* data_ = nullptr;
-  int64_t capacity_ = 0;
-};
 
 // Memory that is kept from one message to the next, so that messages allocate nothing. Each calling thread has its own.
 struct Workspace {
@@ -48,27 +21,6 @@ struct Workspace {
   Buffer hidden, inner, sums, tiles;
   TaskList inner_tasks, outer_tasks;
 };
-
-Scratch& scratch() {
-  thread_local Buffer buffer;
-  return *reinterpret_cast<Scratch*>(buffer.reserve(sizeof(Scratch)));
-}
-
-Matrix matrix_of(const fiddler_projection& projection, int32_t expert) {
-  Coding coding = {};
-  if (projection.scales) {
-    coding = {static_cast<const unsigned char*>(projection.scales[expert]),
-              projection.zeros ? projection.zeros[expert] : nullptr,
-              projection.multipliers[expert],
-              projection.scales_stride,
-              projection.group_inputs,
-              projection.group_outputs,
-              projection.first_output,
-              projection.scale_kind};
-  }
-  return {static_cast<const unsigned char*>(projection.weights[expert]),
-          projection.biases ? projection.biases[expert] : nullptr, projection.out_stride, projection.in_stride, coding};
-}
 
 bool is_regular(const fiddler_layer& layer) {
   const bool rows = layer.up.in_stride == 1 && layer.down.in_stride == 1;
@@ -130,12 +82,6 @@ void lay_out(const fiddler_layer& layer, const fiddler_message& message, const O
             sums_are_output ? nullptr : message.output, message.output_dtype};
 }
 
-// Converts bfloat16 values [begin, end) to float32. No other conversion is needed, since all else is float32 already.
-void widen(const void* from, float* to, int64_t begin, int64_t end) {
-  const auto* stored = static_cast<const Bf16*>(from);
-  for (int64_t i = begin; i < end; ++i) to[i] = to_float(stored + i);
-}
-
 // One thread's share of packing all experts' hidden rows.
 void pack_share(const Job& job, const Ops& ops, int64_t num_tiles, int index, int threads) {
   const int64_t first = num_tiles * index / threads, last = num_tiles * (index + 1) / threads;
@@ -153,7 +99,7 @@ void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops,
   const bool converts = ops.operand != message.hidden_dtype;
   auto* widened = converts ? reinterpret_cast<float*>(space.hidden.reserve(0)) : nullptr;
   const bool tiny = is_tiny(job, ops);
-  const bool shares_conversion = converts && values >= min_rows_to_share && !tiny;
+  const bool shares_conversion = converts && values >= min_values_to_share && !tiny;
   if (converts && !shares_conversion) widen(message.hidden, widened, 0, values);
   int64_t num_tiles = 0;
   for (int64_t e = 0; e < job.num_experts; ++e) num_tiles += job.experts[e].hidden_tiles.num_tiles();
@@ -161,11 +107,9 @@ void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops,
   plan_inner(job, ops, threads, pool.num_nodes(), space.inner_tasks);
   plan_outer(job, ops, threads, pool.num_nodes(), space.outer_tasks);
   Barrier prepared(threads), between(threads);
-  static std::atomic<uint64_t> messages = 0;
-  const uint64_t number = ++messages;
+  const uint64_t number = next_message();
   const auto work = [&](int index) {
-    Scratch& memory = scratch();
-    memory.message = number;
+    Scratch& memory = scratch(number);
     // tiers that convert do not pack: there are two barriers at most
     if (shares_conversion) widen(message.hidden, widened, values * index / threads, values * (index + 1) / threads);
     if (num_tiles > 0) pack_share(job, ops, num_tiles, index, threads);
@@ -182,28 +126,6 @@ void compute(fiddler_pool& pool, const fiddler_message& message, const Ops& ops,
   } else {
     pool.run(work);
   }
-}
-
-bool is_aligned(const void* pointer, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
-}
-
-bool is_null(const fiddler_projection& projection, int64_t num_experts) {
-  if (!projection.weights) return true;
-  for (int64_t e = 0; e < num_experts; ++e) {
-    if (!projection.weights[e] || (projection.biases && !projection.biases[e])) return true;
-  }
-  return false;
-}
-
-// Whether a projection has what its layer's codes need to become weights, or that it has none of it.
-int32_t check_coding(const fiddler_projection& projection, bool is_coded) {
-  if (!projection.weights) return FIDDLER_OK;
-  if (!is_coded) return projection.scales ? FIDDLER_BAD_DTYPE : FIDDLER_OK;
-  if (!projection.scales || !projection.multipliers) return FIDDLER_NULL_POINTER;
-  if (projection.scale_kind < 0 || projection.scale_kind >= FIDDLER_NUM_SCALES) return FIDDLER_BAD_DTYPE;
-  const bool sizes = projection.group_inputs > 0 && projection.group_outputs > 0 && projection.first_output >= 0;
-  return sizes && projection.in_stride == 1 ? FIDDLER_OK : FIDDLER_BAD_SIZE;
 }
 
 int32_t check(int32_t tier, const fiddler_layer* layer, const fiddler_message* message) {

@@ -1,0 +1,104 @@
+"""Linear layers on the native kernels: rows times a matrix that is kept plain or in codes."""
+
+import threading
+from collections.abc import Callable
+from ctypes import byref
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from fiddler.coding import CodedTensor
+from fiddler.expert_math import Matrix
+from fiddler.kernels import matrices, native
+from fiddler.kernels.cpus import choose_cpus, number_nodes, read_topology
+from fiddler.kernels.native import NativeUnavailableError, Pool, Product, available_tiers, check
+
+LinearFunction = Callable[[torch.Tensor], torch.Tensor]
+"""Rows [rows, inputs], of bfloat16 or float32, on the CPU -> [rows, outputs] of the same dtype."""
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class LinearKernel:
+    """One tier of the native library on one pool of threads. Threads that call at the same time take turns."""
+
+    def __init__(self, pool: Pool, tier: str) -> None:
+        self.pool = pool
+        self.tier = tier
+        self._lock = threading.Lock()
+
+    def prepare(self, weight: Matrix, bias: torch.Tensor | None = None) -> LinearFunction:
+        """Describes a matrix to the library.
+
+        Args:
+            weight: [outputs, inputs], on the CPU.
+            bias: [outputs], of any floating dtype.
+
+        Returns:
+            What multiplies rows with it. Sums are of float32, rounded once. It keeps the tensors alive.
+
+        Raises:
+            NativeError: The matrix or the bias cannot be computed; the text says why.
+        """
+        outputs, inputs = shape = matrices.shape_of("weight", weight, "outputs, inputs")
+        borrowed: list[Any] = [weight]
+        product = Product(outputs=outputs, inputs=inputs, weight_dtype=matrices.format_number(weight))
+        product.weights = matrices.describe("weight", [weight], like=weight, shape=shape, borrowed=borrowed)
+        if bias is not None:
+            if bias.shape != (outputs,):
+                raise matrices.refusal("bias", f"float32 [{outputs}]", bias)
+            widened = bias.detach().to(torch.float32).contiguous()
+            borrowed.append(widened)
+            product.weights.biases = matrices.addresses([widened], borrowed)
+        product.borrowed = borrowed
+        return self._bind(product)
+
+    def _bind(self, product: Product) -> LinearFunction:
+        multiply, numbers, lock = native.load().fiddler_multiply, matrices.dtype_numbers(), self._lock
+        pointer, tier, pool = byref(product), native.tiers().index(self.tier), self.pool
+        inputs, outputs = product.inputs, product.outputs
+
+        def compute(rows: torch.Tensor) -> torch.Tensor:
+            if rows.dim() != 2 or rows.shape[1] != inputs or rows.dtype not in _DTYPES:
+                raise matrices.refusal("rows", f"bfloat16 or float32 [rows, {inputs}]", rows)
+            rows = rows.contiguous()
+            output = torch.empty(len(rows), outputs, dtype=rows.dtype)
+            with lock:
+                product.rows, product.input, product.output = len(rows), rows.data_ptr(), output.data_ptr()
+                product.input_dtype = product.output_dtype = numbers[rows.dtype]
+                status = multiply(pool.handle, tier, pointer)
+            check(status)
+            return output
+
+        return compute
+
+
+@lru_cache
+def shared_kernel(num_threads: int) -> LinearKernel | None:
+    """The process's kernel for its linear layers, whose threads are started once and stay.
+
+    Args:
+        num_threads: How many threads compute; no more than the process may use.
+
+    Returns:
+        None if there is no native library, or if it has no code for this CPU's vectors: PyTorch is then faster.
+    """
+    try:
+        tiers = available_tiers()
+        if len(tiers) == 1:
+            return None
+        topology = read_topology()
+        cpus = choose_cpus(topology, threads=num_threads)
+        return LinearKernel(Pool(cpus, number_nodes(topology, cpus)), tiers[-1])
+    except NativeUnavailableError:
+        return None
+
+
+def can_compute(weight: CodedTensor) -> bool:
+    """Whether the library multiplies with a coded matrix on the CPU as it is stored."""
+    try:
+        matrices.describe("weight", [weight], like=weight, shape=weight.shape, borrowed=[])
+    except native.NativeError:
+        return False
+    return True
