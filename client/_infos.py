@@ -47,6 +47,8 @@ class ModelInfo:
     parses_tool_calls: bool
     has_tool_template: bool
     can_require_tool_calls: bool
+    dense_format: str
+    dense_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,12 +104,16 @@ class Coding:
         return -(-num_inputs // self.group_inputs)
 
     @property
+    def kind(self) -> str:
+        """What a weight is stored as: "fp8", "int8", "int4" or "fp4"."""
+        return _KINDS[self.code]
+
+    @property
     def name(self) -> str:
         """As logs and metrics show it: "int4 group 32", "fp8 128x128"."""
-        kind = _KINDS[self.code]
         if self.group_outputs > 1:
-            return f"{kind} {self.group_outputs}x{self.group_inputs}"
-        return f"{kind} group {self.group_inputs}"
+            return f"{self.kind} {self.group_outputs}x{self.group_inputs}"
+        return f"{self.kind} group {self.group_inputs}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -148,20 +152,45 @@ class CodedTensor:
         """The same matrix with its tensors elsewhere, for example copied to a device."""
         return replace(self, codes=planes["codes"], scales=planes["scales"], zeros=planes.get("zeros"))
 
+    def outputs(self, indices: torch.Tensor) -> "CodedTensor":
+        """Some of its outputs, in any order, in memory of their own.
 
-def dequantize(coded: CodedTensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        Args:
+            indices: [number] int64, where the matrix is.
+        """
+        groups = (indices + self.first_output) // self.coding.group_outputs
+        return CodedTensor(
+            coding=replace(self.coding, group_outputs=1),
+            shape=(len(indices), self.shape[1]),
+            codes=self.codes[indices],
+            scales=self.scales[groups],
+            zeros=None if self.zeros is None else self.zeros[groups],
+            multiplier=self.multiplier,
+        )
+
+
+def dequantize(
+    coded: CodedTensor, dtype: torch.dtype = torch.float32, begin: int = 0, end: int | None = None
+) -> torch.Tensor:
     """The matrix [outputs, inputs] that a coded one stands for: computed in float32, rounded once to `dtype`.
 
     It is decoded some rows at a time; see `dequantize_bytes` for the memory that this takes.
+
+    Args:
+        coded: The matrix.
+        dtype: Of the result.
+        begin: The first output that is wanted.
+        end: The output after the last that is wanted; None for all that follow.
     """
     outputs, inputs = coded.shape
+    last = outputs if end is None else end
     step = max(1, _WEIGHTS_AT_A_TIME // inputs)
-    if outputs <= step:
-        return _dequantize_rows(coded, 0, outputs).to(dtype)
-    weights = torch.empty(outputs, inputs, dtype=dtype, device=coded.device)
-    for begin in range(0, outputs, step):
-        end = min(begin + step, outputs)
-        weights[begin:end] = _dequantize_rows(coded, begin, end)
+    if last - begin <= step:
+        return _dequantize_rows(coded, begin, last).to(dtype)
+    weights = torch.empty(last - begin, inputs, dtype=dtype, device=coded.device)
+    for first in range(begin, last, step):
+        after = min(first + step, last)
+        weights[first - begin : after - begin] = _dequantize_rows(coded, first, after)
     return weights
 
 

@@ -84,6 +84,11 @@ STEP_SECONDS = Histogram(
 )
 KV_USED_SLOTS = CollectedMetric("fiddler_kv_used_slots", "gauge", "Rows of keys and values that running requests need.")
 KV_CAPACITY_SLOTS = CollectedMetric("fiddler_kv_capacity_slots", "gauge", "Rows of keys and values that may be in use.")
+DENSE_WEIGHT_BYTES = Gauge(
+    "fiddler_dense_weight_bytes",
+    "Bytes of all weights except the experts', as they are kept in memory.",
+    ["dense_format"],
+)
 KV_USED_BYTES = CollectedMetric(
     "fiddler_kv_used_bytes", "gauge", "Bytes of keys and values that running requests may come to need."
 )

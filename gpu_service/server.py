@@ -29,6 +29,7 @@ from gpu_service.engine.engine import Engine
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import EngineStoppedError, ExpertServiceError
 from gpu_service.expert_collector import RoutingCollector
+from gpu_service.model_runner.dense.formats import DensePlan
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.threads import set_threads
 from gpu_service.moe.orchestration import Orchestration
@@ -73,6 +74,7 @@ class Server:
         self._dtype = tensors.resolve_dtype(settings.dtype, self._checkpoint.expert_dtype)
         self._device = choose_device(settings.device)
         set_threads(settings.threads)
+        self._dense_plan = DensePlan.resolve(settings.dense_format, self._device)
         self._health = health.aio.HealthServicer()
         self._expert_health = ExpertHealth(self._health)
         self._experts = ExpertClient(
@@ -145,6 +147,7 @@ class Server:
             model_type=self._checkpoint.model_type,
             device=str(self._device),
             weight_format=self._checkpoint.weight_format,
+            dense_format=self._dense_plan.format_of(self._checkpoint, self._dtype),
         )
         host, port, certificates = settings.metrics_host, settings.metrics_port, self._metrics_certificates
         serve(host, port, certificates=certificates, is_serving=lambda: not self._generations.unavailable)

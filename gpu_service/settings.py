@@ -57,6 +57,12 @@ class Settings(ServiceSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's default, within the CPU quota"
     )
+    dense_format: Literal["auto", "bfloat16", "int8"] = Field(
+        "auto",
+        description="what linear layers outside the experts are kept in; int8: codes of 8 bits, made when the model is"
+        " loaded, or the codes that the checkpoint has; bfloat16: plain numbers of --dtype; auto: the codes that the"
+        " checkpoint has if the CPU multiplies from them, else plain numbers",
+    )
     max_slots: int = Field(
         16,
         ge=1,
@@ -162,11 +168,6 @@ class Settings(ServiceSettings):
         ge=0,
         description="the longest schema, regular expression, grammar or list of choices that constrains an output, in"
         " bytes of UTF-8",
-    )
-    vllm_engine: bool = Field(
-        False,
-        description="also speak vllm.grpc.engine.VllmEngine at --listen, as which the router SMG calls its workers;"
-        " needs the package smg-grpc-proto, which the extra `router` installs",
     )
     metrics_by_expert: Literal["auto", "on", "off"] = Field(
         "auto",

@@ -32,6 +32,9 @@ def launch(
     expert_format: Annotated[
         str, typer.Option(help="auto, int8 or int4: both services serve experts of that format.")
     ] = "auto",
+    dense_format: Annotated[
+        str, typer.Option(help="What linear layers outside the experts are kept in: auto, bfloat16 or int8.")
+    ] = "auto",
     gpu_metrics_port: Annotated[int, typer.Option(help="Port of the GPU service's /metrics.")] = 9100,
     cpu_metrics_port: Annotated[int, typer.Option(help="Port of the CPU expert service's /metrics.")] = 9101,
     http: Annotated[bool, typer.Option("--http", help="Also start the HTTP gateway: OpenAI's API and a page.")] = False,
@@ -42,7 +45,7 @@ def launch(
     listen = _checked("--listen", listen)
     http_address = _checked("--http-listen", http_listen) if http else None
     weights = ("--dtype", dtype, "--expert-format", expert_format)
-    gpu_arguments = ("--device", device, *weights)
+    gpu_arguments = ("--device", device, "--dense-format", dense_format, *weights)
     try:
         directory = obtain_model(model, module=_MODULE, assume_yes=yes, gpu_arguments=gpu_arguments)
         first_look(directory)

@@ -1531,6 +1531,8 @@ class GetModelInfoResponse(_message.Message):
     HAS_TOOL_TEMPLATE_FIELD_NUMBER: _builtins.int
     CAN_REQUIRE_TOOL_CALLS_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATES_FIELD_NUMBER: _builtins.int
+    DENSE_FORMAT_FIELD_NUMBER: _builtins.int
+    DENSE_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name of the checkpoint's directory; of a snapshot in the Hugging Face cache, the model's name, ORG/NAME."""
     model_type: _builtins.str
@@ -1571,6 +1573,12 @@ class GetModelInfoResponse(_message.Message):
     """Whether the chat template writes Chat.tools. Without, tools are refused."""
     can_require_tool_calls: _builtins.bool
     """Whether Chat.tool_choice may demand a call: the form in which the model writes calls is known."""
+    dense_format: _builtins.str
+    """What the linear layers outside the experts are kept in: a dtype such as "bfloat16", or codes such as "int8";
+    several, separated by commas, if they differ.
+    """
+    dense_memory_bytes: _builtins.int
+    """The size in bytes of all weights except the experts', as they are kept in memory."""
     @_builtins.property
     def eos_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The model's end-of-sequence tokens."""
@@ -1605,10 +1613,12 @@ class GetModelInfoResponse(_message.Message):
         has_tool_template: _builtins.bool = ...,
         can_require_tool_calls: _builtins.bool = ...,
         chat_templates: _abc.Iterable[_builtins.str] | None = ...,
+        dense_format: _builtins.str = ...,
+        dense_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_require_tool_calls", b"can_require_tool_calls", "chat_templates", b"chat_templates", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "has_response_parser", b"has_response_parser", "has_tool_template", b"has_tool_template", "is_encoder_decoder", b"is_encoder_decoder", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "parses_reasoning", b"parses_reasoning", "parses_tool_calls", b"parses_tool_calls", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["can_require_tool_calls", b"can_require_tool_calls", "chat_templates", b"chat_templates", "checkpoint_fingerprint", b"checkpoint_fingerprint", "dense_bytes", b"dense_bytes", "dense_format", b"dense_format", "dense_memory_bytes", b"dense_memory_bytes", "dtype", b"dtype", "eos_token_ids", b"eos_token_ids", "expert_bytes", b"expert_bytes", "has_chat_template", b"has_chat_template", "has_response_parser", b"has_response_parser", "has_tool_template", b"has_tool_template", "is_encoder_decoder", b"is_encoder_decoder", "max_context_tokens", b"max_context_tokens", "model_type", b"model_type", "name", b"name", "num_experts", b"num_experts", "num_experts_per_token", b"num_experts_per_token", "num_layers", b"num_layers", "num_moe_layers", b"num_moe_layers", "parses_reasoning", b"parses_reasoning", "parses_tool_calls", b"parses_tool_calls", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

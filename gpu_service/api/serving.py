@@ -68,6 +68,8 @@ class ServedModel:
             num_experts=max(layer.num_experts for layer in checkpoint.layers),
             num_experts_per_token=model.num_experts_per_token,
             dense_bytes=checkpoint.dense_bytes,
+            dense_format=model.dense.format,
+            dense_memory_bytes=model.dense.num_bytes,
             expert_bytes=checkpoint.expert_bytes,
             has_chat_template=self.tokenizer.has_chat_template,
             chat_templates=self.tokenizer.chat_templates.names,

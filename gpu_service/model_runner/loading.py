@@ -4,6 +4,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, cast
 
 import torch
@@ -12,6 +13,8 @@ from transformers.monkey_patching import register_patch_mapping, unregister_patc
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.errors import ModelError
+from gpu_service.model_runner.dense.formats import PLAIN, DensePlan
+from gpu_service.model_runner.dense.loading import load_coded
 from gpu_service.model_runner.reading.config import logging_of_transformers, read_config
 from gpu_service.model_runner.reading.config_reads import blame_conditions, blame_tensors
 from gpu_service.model_runner.reading.dense_state import LazyState
@@ -43,13 +46,21 @@ _SCALE_OF_KV_CACHE: Final = re.compile(r".*\.(?:[kqv]|kv|[kv]_proj\.(?:[kv]|outp
 """For keys and values in 8 bits; they are in the model's dtype here, so that the scale is not used."""
 
 
-def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> nn.Module:
+def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, plan: DensePlan = PLAIN) -> nn.Module:
     """The model on the CPU, in evaluation mode, with MoeLayers in the place of its experts.
+
+    Args:
+        checkpoint: The checkpoint.
+        config: Its configuration.
+        dtype: Of the model.
+        plan: Which linear layers are kept in codes.
 
     Raises:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
-    return load_state(checkpoint, config, dtype, LazyState(checkpoint, dtype))
+    if plan.is_plain or not (plan.quantizes or checkpoint.has_coded_dense):
+        return load_state(checkpoint, config, dtype, LazyState(checkpoint, dtype))
+    return load_coded(checkpoint, dtype, plan, partial(load_state, checkpoint, config, dtype))
 
 
 def load_state(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, state: Mapping[str, Any]) -> nn.Module:

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
-from gpu_service.model_runner import host_linear
+from fiddler.kernels.linear import shared_kernel
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.connection import connect
 from gpu_service.model_runner.context import context_limit, positions
+from gpu_service.model_runner.dense import host
+from gpu_service.model_runner.dense.formats import DenseFormat, DensePlan
+from gpu_service.model_runner.dense.summary import DenseSummary
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values, masks_agree
@@ -44,6 +47,7 @@ class Model:
         dtype: torch.dtype,
         num_rows: int,
         max_context: int | None,
+        dense_format: DenseFormat = "auto",
     ) -> None:
         """Loads the dense weights; reads no expert.
 
@@ -54,6 +58,7 @@ class Model:
             dtype: Of the dense weights.
             num_rows: Rows of the cache.
             max_context: Positions in each row; fewer if the model has fewer. None: as many as the model has.
+            dense_format: What linear layers are kept in.
 
         Raises:
             ModelError: transformers has no such model, or tensors are missing or left over.
@@ -65,12 +70,13 @@ class Model:
         if device.type == "cuda":
             # it plans anew for every length of the context: tens of milliseconds for each token, and memory for each
             torch.backends.cuda.enable_cudnn_sdp(False)
-        self._module = load(checkpoint, config, dtype).to(device)
+        self._module = load(checkpoint, config, dtype, DensePlan.resolve(dense_format, device)).to(device)
         self._module.requires_grad_(False)
+        self.dense = DenseSummary.of(self._module)
         self._host_products_per_row = 0
         if device.type == "cpu":
-            host_linear.install(self._module)
-            self._host_products_per_row = host_linear.products_per_row(self._module)
+            host.install(self._module, shared_kernel(torch.get_num_threads()))
+            self._host_products_per_row = host.products_per_row(self._module)
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.context_limit = context_limit(self.text_config)
@@ -218,7 +224,7 @@ class Model:
         num_products = token_ids.numel() * self._host_products_per_row
         parts: list[torch.Tensor] = []
         first_sequence = 0
-        with as_few_as_pay(num_products, host_linear.FEW_PRODUCTS) if num_products else nullcontext():
+        with as_few_as_pay(num_products, host.FEW_PRODUCTS) if num_products else nullcontext():
             for logits in self._forward.compute(
                 token_ids, positions, lengths, first_row=first_row, kept=self._kept[wants]
             ):

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import MoEModelOutputWithPastAndCrossAttentio
 from fiddler.checkpoint import Checkpoint
 from gpu_service.errors import ModelError
 from gpu_service.model_runner.connection import connect
+from gpu_service.model_runner.dense.sizes import DenseSizes
 from gpu_service.model_runner.forwards import keeps_only_keys_and_values
 from gpu_service.model_runner.loading import load_state
 from gpu_service.model_runner.reading.config_reads import blame_failure
@@ -45,6 +46,15 @@ class CacheSizes(NamedTuple):
     """Of each token's keys and values in all layers."""
     row_bytes: int
     """Of states that do not grow with the tokens."""
+
+
+class Tried(NamedTuple):
+    """What a trial tells of a model's memory."""
+
+    cache: CacheSizes | None
+    """What the model keeps of a sequence; None if that shows only with weights, or if the model has an encoder."""
+    dense: DenseSizes
+    """How large its dense part is."""
 
 
 class _NoDispatcher:
@@ -75,7 +85,7 @@ class _Shape:
         return torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
 
 
-def try_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> CacheSizes | None:
+def try_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> Tried:
     """Raises what a start would raise that does not depend on weights.
 
     Args:
@@ -84,29 +94,30 @@ def try_model(checkpoint: Checkpoint, config: Any, dtype: torch.dtype) -> CacheS
         dtype: What the dense part is computed in.
 
     Returns:
-        What the model keeps of a sequence; None if that shows only with weights, or if the model has an encoder.
+        The sizes of what was tried.
 
     Raises:
         ModelError: The checkpoint cannot be run.
     """
     state = {name: _Shape(each.shape, each.dtype) for name, each in LazyState(checkpoint, dtype).items()}
     module = load_state(checkpoint, config, dtype, state)
+    dense = DenseSizes.of(module, checkpoint)
     connect(module, checkpoint, architecture_of(config.model_type), cast("Dispatcher", _NoDispatcher()), alone=True)
     with _silent(), FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         _forget_values(module)
         try:
             _compute(module, config)
         except _UNKNOWN:
-            return None
+            return Tried(None, dense)
         except Exception as error:
             if _is_of_fake_tensors(error):
-                return None
+                return Tried(None, dense)
             text = " ".join(str(error).split())
             raise ModelError(
                 f"{checkpoint.directory}: a token cannot be computed: {type(error).__name__}: {text}"
                 f"{blame_failure(error, config)}"
             ) from error
-        return _cache_sizes(module, config)
+        return Tried(_cache_sizes(module, config), dense)
 
 
 def _is_of_fake_tensors(error: Exception) -> bool:

@@ -12,6 +12,8 @@ from fiddler.expert_math import UnknownActivationError, layer_combination
 from gpu_service.calibration.costs import check_file
 from gpu_service.errors import ModelError
 from gpu_service.model_runner.context import context_limit, positions
+from gpu_service.model_runner.dense.formats import DensePlan
+from gpu_service.model_runner.dense.sizes import DenseSizes
 from gpu_service.model_runner.loading import logging_of_transformers, read_config
 from gpu_service.model_runner.trial import CacheSizes, try_model
 from gpu_service.models.generation_config import read_generation_config
@@ -38,6 +40,7 @@ class Checked:
     """What the model keeps of a sequence; None if only computing shows it."""
     max_context: int
     """Positions that the model has and the user asks for."""
+    dense: DenseSizes
 
 
 def check(settings: Settings, checkpoint: Checkpoint, *, device: torch.device, dtype: torch.dtype) -> Checked:
@@ -63,14 +66,21 @@ def check(settings: Settings, checkpoint: Checkpoint, *, device: torch.device, d
             layer_combination(layer.activation)
     except UnknownActivationError as error:
         raise ModelError(f"{checkpoint.directory}: {error}") from None
-    check_dense_weights(checkpoint, device=device, dtype=dtype)
-    cache = try_model(checkpoint, config, dtype)
+    plan = DensePlan.resolve(settings.dense_format, device)
+    check_dense_weights(checkpoint, device=device, dtype=dtype, plan=plan)
+    tried = try_model(checkpoint, config, dtype)
     _check_placement(settings, checkpoint, device)
     if settings.costs is not None and not settings.recalibrate:
         check_file(settings.costs, checkpoint)
     asked = None if settings.max_context == "auto" else settings.max_context
     max_context = positions(context_limit(config.get_text_config(decoder=True)), asked)
-    return Checked(tokenizer=tokenizer, experts_per_token=experts_per_token, cache=cache, max_context=max_context)
+    return Checked(
+        tokenizer=tokenizer,
+        experts_per_token=experts_per_token,
+        cache=tried.cache,
+        max_context=max_context,
+        dense=tried.dense,
+    )
 
 
 def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:

@@ -8,6 +8,7 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.running.progress import Stage
 from fiddler.sizes import format_bytes
+from gpu_service import metrics
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.kv_budget import KvBudget
@@ -57,6 +58,7 @@ def load_model(
             dtype=dtype,
             num_rows=settings.max_slots,
             max_context=None if settings.max_context == "auto" else settings.max_context,
+            dense_format=settings.dense_format,
         )
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"
@@ -69,7 +71,13 @@ def load_model(
             max_context=model.max_context,
             limit=model.context_limit.reason,
         )
-    _log.info("model loaded", seconds=round(time.monotonic() - started, 2), dense=format_bytes(checkpoint.dense_bytes))
+    metrics.DENSE_WEIGHT_BYTES.labels(model.dense.format).set(model.dense.num_bytes)
+    _log.info(
+        "model loaded",
+        seconds=round(time.monotonic() - started, 2),
+        dense_format=model.dense.format,
+        dense=format_bytes(model.dense.num_bytes),
+    )
     return model, tokenizer
 
 

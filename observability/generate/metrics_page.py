@@ -10,6 +10,7 @@ from observability.generate.vllm_names import VLLM_NAMES
 
 _BUILD = Declared(BUILD_NAME, "gauge", BUILD_DESCRIPTION, ("service", "version", "..."))
 _LABELS = {
+    "dense_format": "what linear layers outside the experts are kept in, e.g. `bfloat16` or `int8`",
     "layer": "the decoder layer's number in the model, from 0",
     "expert": "the expert's number in its layer, from 0",
     "band": "neighbouring experts of a layer, as `000-003`, or one expert if the layer has at most 32",

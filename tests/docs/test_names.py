@@ -17,9 +17,7 @@ OF_A_CHECKPOINT = frozenset(
         "tokenizer_config.json",
     }
 )
-FLAGS_OF_OTHERS = frozenset(
-    {"--exclude-source-info", "--install-completion", "--reasoning-parser", "--tool-call-parser", "--worker-urls"}
-)
+FLAGS_OF_OTHERS = frozenset({"--exclude-source-info", "--install-completion"})
 
 
 def _code_words() -> set[str]:

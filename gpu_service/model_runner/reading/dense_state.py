@@ -16,7 +16,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.formats import AnyStored
 from fiddler.checkpoint.reading import read_coded
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredTensor
-from fiddler.coding import dequantize
+from fiddler.coding import CodedTensor, dequantize
 
 
 class LazyTensor:
@@ -32,6 +32,8 @@ class LazyTensor:
         """
         self._stored = stored
         self._open_file = open_file
+        self.name = stored.name
+        self.file = stored.file
         self.shape = torch.Size(stored.shape)
         self.dtype = TORCH_DTYPES.get(stored.dtype, torch.uint8) if isinstance(stored, StoredTensor) else dtype
 
@@ -45,6 +47,16 @@ class LazyTensor:
             mapped: torch.Tensor = self._open_file(self._stored.file).get_slice(self._stored.name)[index]
             return mapped
         return dequantize(read_coded(self._stored), self.dtype)[index]
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether the checkpoint has it in 8 or 4 bits."""
+        return not isinstance(self._stored, StoredTensor)
+
+    def coded(self) -> CodedTensor:
+        """The matrix in the codes that the checkpoint has it in, in memory of its own."""
+        assert not isinstance(self._stored, StoredTensor)
+        return read_coded(self._stored)
 
 
 class LazyState(Mapping[str, LazyTensor]):

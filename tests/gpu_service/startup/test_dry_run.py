@@ -12,11 +12,15 @@ import torch
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.coding import dequantize_bytes
+from fiddler.sizes import format_bytes
 from gpu_service.calibration import costs_file
+from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.errors import CostsFileError, FlagError, ModelError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.gpu_experts.memory_budget import RESERVE_BYTES, SlotNeeds
+from gpu_service.model_runner.model import Model
 from gpu_service.models.families import REFUSED
+from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.settings import Settings
 from gpu_service.startup import dry_run, read_bandwidth
 from gpu_service.startup.device_memory import experts_workspace_bytes, grouped_workspace_bytes
@@ -56,7 +60,7 @@ def test_what_is_told_of_a_model_on_the_cpu() -> None:
     told = _report(DEMO, "--device", "cpu")
     assert told["model"] == str(DEMO)
     assert told["family"] == "mixtral, verified against transformers"
-    assert told["dense"] == f"{checkpoint.dense_bytes / 2**20:.4g} MiB"
+    assert told["dense"] == f"{checkpoint.dense_bytes / 2**20:.4g} MiB of bfloat16"
     assert told["experts"] == "9 MiB in bfloat16: 4 layers x 8 of 288 KiB, 2 of them for each token"
     assert told["device"].startswith("the CPU")
     assert told["limits"] == "CPU_EXPERT_MEMORY=3g and GPU_SERVICE_MEMORY=5g are enough"
@@ -93,6 +97,24 @@ def test_a_costs_file_of_another_model_is_refused(tmp_path: Path) -> None:
     dry_run.examine(Settings.load([*arguments, "--recalibrate"]))
 
 
+def test_the_dense_weights_in_int8_are_told_as_they_will_be() -> None:
+    told = _report(DEMO, "--device", "cpu", "--dense-format", "int8")
+    checkpoint = Checkpoint.open(DEMO)
+    model = Model(
+        checkpoint,
+        Dispatcher(checkpoint, torch.device("cpu"), InProcessExperts(checkpoint)),
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+        num_rows=1,
+        max_context=8,
+        dense_format="int8",
+    )
+    due = f"{format_bytes(checkpoint.dense_bytes)}, kept as {format_bytes(model.dense.num_bytes)} of int8"
+    assert told["dense"] == due
+    read = 2 * 4 * 288 * 2**10 + model.dense.num_bytes
+    assert _rate(told["decode"]) == pytest.approx(GB_PER_SECOND / read, rel=0.01)
+
+
 def test_experts_that_memory_does_not_hold_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "measure", lambda: host_memory.HostMemory(2**23, 2**22))
     assert "9 MiB of experts, and 4 MiB are free: too little" in _report(DEMO, "--device", "cpu")["memory"]
@@ -119,8 +141,8 @@ def test_on_a_gpu_experts_stay_coded_and_one_matrix_is_decoded_at_a_time(
     directory = coded.rewrite(plain, tmp_path / "coded", "mxfp4", lambda tensor: "_proj." in tensor)
     checkpoint = Checkpoint.open(directory)
     assert checkpoint.dense_bytes < 4 * checkpoint.num_dense_weights, "coded, too"
-    told = _report(directory, "--device", "cpu")
-    assert re.fullmatch(r"[\d.]+ KiB, decoded to [\d.]+ KiB of float32", told["dense"])
+    told = _report(directory, "--device", "cpu", "--dense-format", "bfloat16")
+    assert re.fullmatch(r"[\d.]+ KiB, kept as [\d.]+ KiB of float32", told["dense"])
     assert " in fp4 group 32: " in told["experts"]
     needs = SlotNeeds(ExpertSlots.slot_bytes(checkpoint), 2)
     assert needs.slot_bytes < 2 * checkpoint.expert_bytes / 24, "packed"

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def test_what_the_trial_finds_is_what_a_model_keeps(family: str, tmp_path: Path) -> None:
     directory = tiny.write(family, tmp_path)
     write_tokenizer(directory)
-    sizes = try_model(Checkpoint.open(directory), read_config(directory), torch.float32)
+    sizes = try_model(Checkpoint.open(directory), read_config(directory), torch.float32).cache
     settings = Settings(model=directory, dtype="float32")
     checkpoint = Checkpoint.open(directory)
     experts = cast(ExpertClient, InProcessExperts(checkpoint))

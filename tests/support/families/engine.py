@@ -17,6 +17,7 @@ from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
+from gpu_service.model_runner.dense.formats import DenseFormat
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.parameters import BeamParameters
@@ -71,11 +72,21 @@ def best_kernel() -> Kernel:
 class Engine:
     """A model of ours that generates in this thread and records the logits that it chose by."""
 
-    def __init__(self, directory: Path, kernel: Kernel, max_rows: int | None = None) -> None:
+    def __init__(
+        self, directory: Path, kernel: Kernel, max_rows: int | None = None, *, dense_format: DenseFormat = "auto"
+    ) -> None:
         self.checkpoint = checkpoint = Checkpoint.open(directory)
         dispatcher = Dispatcher(checkpoint, CPU, RunnerExperts(checkpoint, kernel))
         dispatcher.max_rows = max_rows
-        self.model = Model(checkpoint, dispatcher, device=CPU, dtype=torch.float32, num_rows=MAX_SLOTS, max_context=512)
+        self.model = Model(
+            checkpoint,
+            dispatcher,
+            device=CPU,
+            dtype=torch.float32,
+            num_rows=MAX_SLOTS,
+            max_context=512,
+            dense_format=dense_format,
+        )
         length = self.model.max_context
         budget = KvBudget(num_tokens=MAX_SLOTS * length, token_bytes=1, max_rows=MAX_SLOTS, max_length=length)
         self.model.cache.set_capacity(budget.num_tokens)

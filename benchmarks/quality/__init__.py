@@ -1,1 +1,0 @@
-"""What fewer bits do to what a model says."""

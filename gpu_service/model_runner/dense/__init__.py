@@ -1,0 +1,1 @@
+"""The linear layers of the dense part: which are kept in codes, and how they are multiplied on each device."""

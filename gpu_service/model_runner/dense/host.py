@@ -1,0 +1,70 @@
+"""Makes linear layers faster on the host, for --device cpu: decisions 18 and NUMBER."""
+
+from typing import Final, cast
+
+import torch
+from torch import nn
+
+from fiddler.kernels.linear import LinearFunction, LinearKernel
+from gpu_service.model_runner.dense.coded import CodedLinear
+
+FEW_PRODUCTS: Final = 2**20
+"""Products in one linear layer up to which one thread is fastest: waking another takes longer than half of them."""
+NATIVE_ROWS: Final = 8
+"""Rows up to which the native kernels multiply plain bfloat16 weights; PyTorch multiplies more of them."""
+
+
+class RowLinear(nn.Linear):
+    """A bfloat16 linear layer, a few rows of which are multiplied as weights are read: once, by all threads.
+
+    The native kernels do so if there are any, otherwise, for a single row and without a bias, PyTorch's product of a
+    matrix and a vector, which reads the matrix faster than its product of two matrices does. All sum in float32.
+    """
+
+    _multiply: LinearFunction | None
+    _addresses: tuple[int, int]
+
+    def prepare(self, kernel: LinearKernel | None) -> None:
+        """Multiplies few rows by a kernel from now on."""
+        self._multiply = kernel.prepare(self.weight, self.bias) if kernel else None
+        self._addresses = self._where()
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Input times the transposed weight plus the bias, [..., out_features], as nn.Linear computes it."""
+        # some models replace the tensors of a layer while they call it
+        if self._multiply is not None and input.numel() <= NATIVE_ROWS * self.in_features and self._is_due(input):
+            output = self._multiply(input.reshape(-1, self.in_features))
+        elif self.bias is None and input.numel() == self.in_features:
+            output = torch.mv(self.weight, input.reshape(-1))
+        else:
+            return super().forward(input)
+        return output.view(*input.shape[:-1], self.out_features)
+
+    def _is_due(self, input: torch.Tensor) -> bool:
+        return input.dtype is torch.bfloat16 and self._addresses == self._where()
+
+    def _where(self) -> tuple[int, int]:
+        return self.weight.data_ptr(), 0 if self.bias is None else self.bias.data_ptr()
+
+
+def install(module: nn.Module, kernel: LinearKernel | None) -> None:
+    """Turns every linear layer that can be a RowLinear into one, in place; layers in codes are given the kernel.
+
+    The weights are not moved.
+
+    Args:
+        module: The model, on the CPU.
+        kernel: None if the CPU has no native kernel that is faster than PyTorch.
+    """
+    for child in module.modules():
+        if isinstance(child, CodedLinear):
+            child.prepare(kernel)
+        elif type(child) is nn.Linear and child.weight.dtype is torch.bfloat16 and (kernel or child.bias is None):
+            child.__class__ = RowLinear
+            cast("RowLinear", child).prepare(kernel)
+
+
+def products_per_row(module: nn.Module) -> int:
+    """Products of one row with one of the module's linear layers, on average; 0 if the module has none."""
+    layers = [child for child in module.modules() if isinstance(child, nn.Linear | CodedLinear)]
+    return sum(layer.in_features * layer.out_features for layer in layers) // len(layers) if layers else 0
