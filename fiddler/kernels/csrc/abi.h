@@ -134,6 +134,10 @@ int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer
 // What a linear layer computes.
 int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* product);
 
+// Codes rows of plain weights in 8 or 4 bits, symmetric: conversion/quantize.cpp.
+int32_t fiddler_quantize(const void* weights, int32_t dtype, int64_t row_stride, int64_t rows, int64_t inputs,
+                         int32_t bits, uint8_t* codes, uint16_t* scales);
+
 // Reads [data, data + bytes) once: split over the pool's threads, and each thread's share over `streams`. Returns a
 // checksum, so that the compiler cannot remove the reads.
 uint64_t fiddler_read(fiddler_pool* pool, const void* data, int64_t bytes, int32_t streams);
