@@ -25,7 +25,15 @@ def write_large(directory: Path, total_bytes: int) -> Path:
 
 
 def write_mixtral(
-    directory: Path, *, hidden: int, inner: int, num_layers: int, num_heads: int, vocab_size: int, num_experts: int = 8
+    directory: Path,
+    *,
+    hidden: int,
+    inner: int,
+    num_layers: int,
+    num_heads: int,
+    vocab_size: int,
+    num_experts: int = 8,
+    max_positions: int = 1024,
 ) -> Path:
     """A bf16 Mixtral of that shape, with a quarter as many heads for keys and values.
 
@@ -40,7 +48,7 @@ def write_mixtral(
         num_key_value_heads=num_heads // 4,
         num_local_experts=num_experts,
         vocab_size=vocab_size,
-        max_position_embeddings=1024,
+        max_position_embeddings=max_positions,
         bos_token_id=1,
         eos_token_id=2,
         dtype="bfloat16",

@@ -15,13 +15,14 @@ from tests.support.imitated_cuda.streams import Event, Stream
 from tests.support.imitated_cuda.tensors import DEVICE, DeviceMode
 
 _GIB = 2**30
+_REAL_GENERATOR = torch.Generator
 
 
 class _Generator(torch.Generator):
     """A generator of the CPU in the place of the device's, whose random numbers are not imitated."""
 
     def __new__(cls, device: Any = "cpu") -> "_Generator":
-        return torch.Generator.__new__(cls, "cpu")  # type: ignore[call-arg]
+        return _REAL_GENERATOR.__new__(cls, "cpu")  # type: ignore[call-arg]
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""`python -m benchmarks.gpu.counts`: what a decoded token costs the host of a GPU, counted on an imitated one.
+
+gpu.counts.FAMILY.ROUTE     kernels, copies each way and waits of the host, of one token
+
+FAMILY is a tiny model of four layers in the form of Mixtral's, Qwen3-MoE's or DeepSeek-V3's, whose first layer has no
+experts. ROUTE is remote (the CPU computes all experts), resident (all are on the GPU) or mixed (some are resident, and
+of the others some are streamed and some remote). No time is measured.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from benchmarks.harness.results import Append, Out, Report, report
+from gpu_service.model_runner.forward_input import Logits
+from tests.support.families import tiny
+from tests.support.imitated_cuda import DEVICE, Machine, imitated_cuda
+from tests.support.imitated_routes import MIX
+from tests.support.routes import WAYS, Way, greedy, model_of, slots_of
+from tools.command_line import run
+
+_FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3")
+_ROUTES = {"remote": WAYS["all remote"], "resident": WAYS["all resident"], "mixed": MIX}
+_PROMPT = [5, 9, 11, 30]
+_POSITION = 9
+
+
+def main(
+    out: Out = None,
+    append: Append = False,
+    code: Annotated[str, typer.Option(help="What the lines say of the code that was counted.")] = "this",
+) -> None:
+    """Counts."""
+    with report(out, append) as results, imitated_cuda("eager") as machine:
+        for family in _FAMILIES:
+            with tempfile.TemporaryDirectory() as parent:
+                directory = tiny.write(family, Path(parent))
+                for name, way in _ROUTES.items():
+                    _count(results, machine, directory, way, name=f"gpu.counts.{family}.{name}", code=code)
+
+
+def _count(results: Report, machine: Machine, directory: Path, way: Way, *, name: str, code: str) -> None:
+    model = model_of(directory, device=DEVICE)
+    with slots_of(model, directory, way), torch.inference_mode():
+        greedy(model, _PROMPT, 4)
+        machine.counts.clear()
+        model.forward(torch.zeros(1, 1, dtype=torch.int64), torch.tensor([[_POSITION]]), first_row=0, wants=Logits.LAST)
+        counts = machine.counts
+        results.record(
+            name,
+            code=code,
+            layers=model.num_layers,
+            expert_layers=len(model.dispatcher.selections.read()),
+            kernels=counts.num_kernels,
+            copies_to_device=counts.copies["to the device"],
+            copies_to_host=counts.copies["to the host"],
+            waits=counts.num_waits,
+        )
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

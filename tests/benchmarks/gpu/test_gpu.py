@@ -1,0 +1,53 @@
+"""benchmarks.gpu runs from end to end without a GPU, goes on where it stopped, and reads a trace rightly."""
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.strategies import STRATEGIES
+from benchmarks.gpu.trace import length, merged, overlap
+from tests.support.imitated_cuda.guard import why_impossible
+from tests.support.imitated_routes import few_threads
+
+
+def _lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("imitate", [False, True], ids=["cpu", "imitated"])
+def test_it_runs_from_end_to_end(imitate: bool, tmp_path: Path) -> None:
+    if imitate and (reason := why_impossible()):
+        pytest.skip(reason)
+    out = tmp_path / "gpu.jsonl"
+    with few_threads():
+        main(out=out, device="cuda" if imitate else "cpu", imitate=imitate, checkpoint=tmp_path)
+    lines = _lines(out)
+    values = {str(line["name"]): line.get("value") for line in lines}
+    for strategy in STRATEGIES:
+        assert {f"gpu.model.{strategy}.{what}" for what in ("decode", "first_8", "first_12", "beams_2")} <= set(values)
+    assert float(str(values["gpu.exactness.mixtral"])) < 1e-3
+    assert next(line for line in lines if line["name"] == "gpu.environment")["real"] is False
+    assert [name for name in values if name.endswith(".failed")] == []
+    with few_threads():
+        main(out=out, device="cpu", checkpoint=tmp_path)
+    assert len(_lines(out)) == len(lines) + 1, "a second run adds its machine and measures nothing again"
+
+
+def test_a_run_without_time_begins_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(out=tmp_path / "gpu.jsonl", device="cpu", checkpoint=tmp_path, budget_seconds=-1)
+    assert len(_lines(tmp_path / "gpu.jsonl")) == 1
+    assert "run it again with the same --out" in capsys.readouterr().err
+
+
+def test_without_a_gpu_it_says_what_runs_without_one(tmp_path: Path) -> None:
+    with pytest.raises(typer.BadParameter, match="--imitate or --device cpu"):
+        main(out=tmp_path / "gpu.jsonl", checkpoint=tmp_path)
+
+
+def test_overlap_is_measured_once() -> None:
+    kernels = merged([(0, 2), (1, 3), (5, 6)])
+    assert kernels == [(0, 3), (5, 6)]
+    assert length(overlap(kernels, merged([(2, 5.5)]))) == 1.5
