@@ -7,7 +7,7 @@ from typing import Final
 
 from client._errors import UnavailableError
 
-_START: Final = "start one (`python -m pair --model DIR`), or wait until it listens"
+_START: Final = "start one (`fiddler serve MODEL`), or wait until it listens"
 _NOT_CONNECTED: Final = ("failed to connect", "errors resolving", "dns resolution", "name resolution")
 """What gRPC's texts begin with if there is no connection. Other texts are the server's own, or of a call that began."""
 _PROBE_SECONDS: Final = 0.5

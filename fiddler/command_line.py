@@ -4,7 +4,8 @@ Typer prints plain text here: rich's boxes suit no script, and importing rich ta
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,14 @@ def execute(app: typer.Typer, arguments: Sequence[str] | None, *, name: str, mod
     return int(status or DONE)
 
 
-def name_program(name: str) -> None:
-    """Lets all errors of this process begin with a name, whatever module they come from."""
-    _program.set(name)
+@contextmanager
+def named_program(name: str) -> Iterator[None]:
+    """Lets all errors within the block begin with a name, whatever module they come from."""
+    token = _program.set(name)
+    try:
+        yield
+    finally:
+        _program.reset(token)
 
 
 def console_script(module: str) -> str:

@@ -11,7 +11,7 @@ with interrupts.quiet():
     import typer
 
     from fiddler import __version__
-    from fiddler.command_line import FAILED, execute, fail, name_program
+    from fiddler.command_line import FAILED, execute, fail, named_program
     from fiddler_cli.group import LazyGroup
 
 _PROGRAM = "fiddler"
@@ -34,13 +34,13 @@ def _fiddler(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
-    name_program(_PROGRAM)
     app = typer.Typer(
         cls=LazyGroup, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True, epilog=_EPILOG
     )
     app.callback()(_fiddler)
     try:
-        return execute(app, arguments, name=_PROGRAM, module=_PROGRAM)
+        with named_program(_PROGRAM):
+            return execute(app, arguments, name=_PROGRAM, module=_PROGRAM)
     except OSError as error:
         if error.filename is not None:
             raise

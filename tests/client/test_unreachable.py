@@ -80,7 +80,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 
 CASES = {
-    "nothing": ("{free}", "", "nothing serves on {free}; start one (`python -m pair --model DIR`), or wait until it"),
+    "nothing": ("{free}", "", "nothing serves on {free}; start one (`fiddler serve MODEL`), or wait until it"),
     "HTTP": ("{http}", "", "{http} is an HTTP server and does not speak gRPC; /metrics is on 9100 and 9101"),
     "TLS, called without": ("{tls}", "", "the server at {tls} closed the connection at once: it asks for TLS if"),
     "no TLS, called with it": ("{plain}", "{authority}", "the server at {plain} does not use TLS; leave out --tls and"),

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +17,6 @@ from fiddler_cli.commands import SUBCOMMANDS
 from tests.support.fake_server import PIECES, serving
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(autouse=True)
-def _own_name() -> Iterator[None]:
-    """What errors begin with is set for the process, so it is put back."""
-    name = command_line._program
-    token = name.set(None)
-    yield
-    name.reset(token)
 
 
 def _run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -104,6 +94,8 @@ def test_errors_have_the_name_of_the_program_that_was_typed(capsys: pytest.Captu
     assert capsys.readouterr().err.startswith("client: ")
     assert main(["generate", *arguments]) == 3
     assert capsys.readouterr().err.startswith("fiddler: ")
+    assert client_main(arguments) == 3
+    assert capsys.readouterr().err.startswith("client: "), "the name is gone with the program"
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
