@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sweep imitated-cuda compose-test sanitize interop lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks models clean
+.PHONY: help setup demo test sweep imitated-cuda compose-test sanitize interop kubernetes-test lint format bench kernel-plot orchestration-plot routing-picture protos observability settings locks will-it-run models clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,11 @@ interop: $(STAMP) ## Test the pair with clients of others; needs node, Chromium,
 	PIP_CONSTRAINT= tests/interop/python/.venv/bin/pip install --quiet --requirement tests/interop/python/requirements.txt
 	$(BIN)/python -m pytest tests/interop
 
+kubernetes-test: $(STAMP) ## Render deploy/kubernetes and check it, without a cluster; needs PyPI once
+	$(PYTHON) -m venv tests/kubernetes/.venv
+	PIP_CONSTRAINT= tests/kubernetes/.venv/bin/pip install --quiet --requirement tests/kubernetes/requirements.txt
+	$(BIN)/python -m pytest tests/kubernetes tests/test_kubernetes_files.py
+
 lint: $(STAMP) ## Check style, types, the direction of imports, and the protocol
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -89,6 +94,9 @@ settings: $(STAMP) ## Write docs/settings.md from the services' settings
 
 locks: $(STAMP) ## Write requirements/*.lock from pyproject.toml and constraints.txt
 	$(BIN)/python -m tools.locks
+
+will-it-run: $(STAMP) ## Write docs/will_it_run.md and README's table from the sizes of published models
+	$(BIN)/python -m tools.will_it_run
 
 models: $(STAMP) ## Write docs/models.md from the table of families
 	$(BIN)/python -m gpu_service.models --format markdown > docs/models.md.new

@@ -164,7 +164,7 @@ def _warn_of_short_memory(checkpoint: Checkpoint) -> None:
     if checkpoint.expert_bytes > memory.total_bytes:
         _log.warning(
             "the experts do not fit into the memory that this process may use, so that tokens wait for the disk;"
-            " raise its limit (CPU_EXPERT_MEMORY in compose.yaml)",
+            " raise its limit (CPU_EXPERT_MEMORY in compose.yaml), or serve fewer bits (--expert-format int4)",
             experts=format_bytes(checkpoint.expert_bytes),
             memory=format_bytes(memory.total_bytes),
         )

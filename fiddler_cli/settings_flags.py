@@ -13,16 +13,14 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from fiddler.settings import CommandSettings
+from fiddler.settings import CommandSettings, ServiceSettings
 
 _Command = TypeVar("_Command", bound=Callable[..., int])
 Programs = Mapping[str, type[CommandSettings]]
 """By the short name of a program, "gpu", its settings."""
 
-_SHARED: Final = frozenset(
-    {"dtype", "log_level", "log_format", "max_message_bytes", "grace_seconds", "metrics_host", "tokens_file"}
-)
-"""What means the same in every program."""
+_SHARED: Final = (ServiceSettings.model_fields.keys() - {"config", "listen", "metrics_port"}) | {"tokens_file"}
+"""What means the same in every program that has it."""
 
 
 @dataclass(frozen=True, slots=True)

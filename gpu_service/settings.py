@@ -169,6 +169,11 @@ class Settings(ServiceSettings):
         description="the longest schema, regular expression, grammar or list of choices that constrains an output, in"
         " bytes of UTF-8",
     )
+    vllm_engine: bool = Field(
+        False,
+        description="also speak vllm.grpc.engine.VllmEngine at --listen, as which the router SMG calls its workers;"
+        " needs the package smg-grpc-proto, which the extra `router` installs",
+    )
     metrics_by_expert: Literal["auto", "on", "off"] = Field(
         "auto",
         description="metrics of bands of neighbouring experts, and of each expert of each layer, two series each; auto:"

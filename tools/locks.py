@@ -29,6 +29,9 @@ LEFT_OUT = {
 }
 """The project's dependencies that an image does without."""
 
+EXTRAS = {"gpu-service": ("router",)}
+"""The project's extras that an image has."""
+
 BUILD_TOOLS = ("pip", "scikit-build-core", "cmake", "ninja")
 """What builds the wheel and installs; in no image that runs."""
 
@@ -37,8 +40,10 @@ def requirements(image: str) -> list[str]:
     """What an image needs directly, as in pyproject.toml; PyTorch is replaced by what it needs."""
     if image == "tools":
         return list(BUILD_TOOLS)
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    needed = [each for each in dependencies if name_of(each) not in LEFT_OUT[image]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [each for each in project["dependencies"] if name_of(each) not in LEFT_OUT[image]]
+    for extra in EXTRAS.get(image, ()):
+        needed += project["optional-dependencies"][extra]
     if "torch" not in map(name_of, needed):
         return needed
     of_torch = [each for each in importlib.metadata.requires("torch") or [] if ";" not in each]

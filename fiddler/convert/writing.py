@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.formats import CodedStored, RepackedStored
 from fiddler.checkpoint.reading import read_coded, read_tensor
 from fiddler.checkpoint.safetensors_index import StoredTensor
+from fiddler.checkpoint.views import CodedView, RepackedView, WeightView
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.convert.errors import ConversionError, SpaceError
 from fiddler.convert.plan import Item, Shard
@@ -108,7 +110,9 @@ def _write(
             _write_at(file, data, shard.offsets[target.name])
         progress(computed.item.source_bytes)
 
-    for item in shard.items:
+    for item, following in zip_longest(shard.items, shard.items[1:]):
+        if following is not None and isinstance(following.source, WeightView | CodedView | RepackedView):
+            checkpoint.read_ahead(following.source)
         if item.coded_as is None and item.dtype is None:
             name = item.targets[0].name
             assert isinstance(item.source, StoredTensor)

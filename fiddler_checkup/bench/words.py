@@ -140,6 +140,6 @@ def _fewer_bytes(model: ModelInfo) -> str:
         return "several streams at once share what is read"
     times = (4 if model.dtype == "float32" else 2) / _BYTES_OF_INT4
     return (
-        f"`python -m fiddler.convert MODEL OUT --experts int4` writes a copy whose experts have up to {times:.1f} "
-        "times fewer (if they are not in 8 or 4 bits already), and several streams share what is read"
+        f"--expert-format int4 serves a copy, converted once, whose experts have up to {times:.1f} times "
+        "fewer (if they are not in 8 or 4 bits already), and several streams share what is read"
     )

@@ -15,7 +15,7 @@ from fiddler import listen, rpc
 from fiddler.errors import UserError
 from fiddler.v1 import generation_pb2, generation_pb2_grpc
 from gpu_service import metrics
-from gpu_service.api import expert_health
+from gpu_service.api import expert_health, vllm
 from gpu_service.api.auth import Access
 from gpu_service.api.guard import Guard
 from gpu_service.api.service import GenerationServicer
@@ -42,13 +42,18 @@ class Front:
         health_servicer: health.aio.HealthServicer,
         max_request_bytes: int,
     ) -> None:
-        """Serves nothing yet."""
+        """Serves nothing yet.
+
+        Raises:
+            UserError: The settings name a service whose package is not installed.
+        """
+        self._further = [vllm.service_of(servicer)] if settings.vllm_engine else []
         self._settings = settings
         self._access = access
         self._servicer = servicer
         self._health = health_servicer
         self._max_request_bytes = max_request_bytes
-        self._guard = Guard((*NAMES, expert_health.SERVICE))
+        self._guard = Guard((*NAMES, expert_health.SERVICE), *(each.descriptor for each in self._further))
         self._servers: list[grpc.aio.Server] = []
         self._listener = listen.Listener(settings.listen)
         self._looking: asyncio.Task[None] | None = None
@@ -92,7 +97,10 @@ class Front:
         )
         generation_pb2_grpc.add_GenerationServiceServicer_to_server(self._servicer, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        for each in self._further:
+            each.add(server)
+        names = [SERVICE, *(each.descriptor.full_name for each in self._further)]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
         self._listener = listen.bind(server, self._settings.listen, self._access.credentials())
         return server
 

@@ -27,13 +27,14 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class Guard(grpc.aio.ServerInterceptor):
     """Calls a handler only with messages that could be parsed, and with no more health watches than may be open."""
 
-    def __init__(self, names: Collection[str]) -> None:
+    def __init__(self, names: Collection[str], *further: Any) -> None:
         """Guards nothing yet.
 
         Args:
             names: The services whose health is known.
+            further: The descriptors of services beside those that are always there.
         """
-        self._inputs = inputs(*_SERVICES)
+        self._inputs = inputs(*_SERVICES, *further)
         self._watches = Watches(names)
 
     async def intercept_service(

@@ -20,10 +20,10 @@ Context = grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
-    """The service's handlers. `calls` counts the generations under way."""
+    """The service's handlers. `calls` counts the generations under way, which `generations` answers."""
 
     def __init__(self, generations: Generations) -> None:
-        self._generations = generations
+        self.generations = generations
         self.calls = Calls()
 
     async def Generate(  # noqa: N802
@@ -32,9 +32,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Streams one request's generations."""
         stream = aborting = None
         try:
-            self._generations.check_available()
+            self.generations.check_available()
             call = self.calls.add(context)
-            submitting = self._generations.submit(request, call.desert, _deadline(context), _headers(context))
+            submitting = self.generations.submit(request, call.desert, _deadline(context), _headers(context))
             del request, call
             stream = await submitting
             await context.send_initial_metadata(((REQUEST_ID_KEY, stream.request.request_id),))
@@ -54,7 +54,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.AbortResponse:
         """Ends a generation that another call streams."""
         try:
-            return self._generations.abort(request)
+            return self.generations.abort(request)
         except CallError as error:
             aborting = status_of(error).abort_async(context)
         del request, context  # see abort_async
@@ -65,7 +65,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.TokenizeResponse:
         """Turns text or a chat into token ids."""
         try:
-            return await self._generations.tokenize(request)
+            return await self.generations.tokenize(request)
         except CallError as error:
             aborting = status_of(error).abort_async(context)
         del request, context  # see abort_async
@@ -76,7 +76,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.DetokenizeResponse:
         """Turns token ids into text."""
         try:
-            return await self._generations.detokenize(request)
+            return await self.generations.detokenize(request)
         except CallError as error:
             aborting = status_of(error).abort_async(context)
         del request, context  # see abort_async
@@ -87,7 +87,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GetModelInfoResponse:
         """Describes the model."""
         try:
-            return self._generations.ready().describe_model()
+            return self.generations.ready().describe_model()
         except CallError as error:
             aborting = status_of(error).abort_async(context)
         del request, context  # see abort_async
@@ -98,7 +98,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GetServerInfoResponse:
         """Describes the server and its load."""
         try:
-            return self._generations.ready().describe_server()
+            return self.generations.ready().describe_server()
         except CallError as error:
             aborting = status_of(error).abort_async(context)
         del request, context  # see abort_async

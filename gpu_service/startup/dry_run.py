@@ -5,7 +5,6 @@ tensors without values (checks.py). It does not know what only computing shows: 
 the services.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,28 +15,23 @@ from fiddler import host_memory, tensors
 from fiddler.checkpoint import Checkpoint
 from fiddler.sizes import format_bytes
 from gpu_service.calibration.measure import expert_bytes
-from gpu_service.engine.kv_budget import AUTO_SHARE, GIB
 from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
-from gpu_service.gpu_experts.memory_budget import DeviceMemory, SlotNeeds, budget_bytes, parse_budget, slots_for
+from gpu_service.gpu_experts.memory_budget import DeviceMemory, SlotNeeds, parse_budget
 from gpu_service.model_runner.dense.formats import DensePlan
 from gpu_service.model_runner.dense.sizes import DenseSizes
 from gpu_service.model_runner.trial import CacheSizes
 from gpu_service.models.families import VERIFIED
 from gpu_service.models.glossary import METHODS
 from gpu_service.settings import Settings
-from gpu_service.startup import read_bandwidth
+from gpu_service.startup import estimate, read_bandwidth
 from gpu_service.startup.checks import check
 from gpu_service.startup.conversion import previewed
 from gpu_service.startup.device import device_of, why_no_gpu
 from gpu_service.startup.device_memory import experts_workspace_bytes, free_bytes, grouped_workspace_bytes
+from gpu_service.startup.estimate import Sizes, Speeds
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.startup.kv_plan import plan
-
-_EXPERT_SERVICE_GIB = 2
-"""What the CPU expert service takes beside the experts, with room for its messages."""
-_GPU_SERVICE_GIB = 4
-"""What the GPU service takes beside dense weights: libraries, requests, and keys and values on the CPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +66,16 @@ class Candidate:
         """Of the experts that one token is routed to."""
         layers = self.checkpoint.layers
         return self.experts_per_token * sum(expert_bytes(layer) for layer in layers)
+
+    @property
+    def sizes(self) -> Sizes:
+        """What estimate.py asks for."""
+        return Sizes(
+            dense_bytes=self.dense_bytes,
+            expert_bytes=self.checkpoint.expert_bytes,
+            bytes_per_token=self.expert_bytes_per_token,
+            num_experts=self.num_experts,
+        )
 
 
 def report(settings: Settings) -> list[str]:
@@ -160,9 +164,7 @@ def num_resident(candidate: Candidate, settings: Settings) -> int:
         return 0
     memory = _memory_left(candidate, settings)
     needs = SlotNeeds(ExpertSlots.slot_bytes(candidate.checkpoint), NUM_STREAMING)
-    return slots_for(
-        budget_bytes(parse_budget(settings.gpu_expert_memory), memory, needs), needs, candidate.num_experts
-    )
+    return estimate.num_resident(candidate.sizes, memory, needs, parse_budget(settings.gpu_expert_memory))
 
 
 def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
@@ -175,15 +177,14 @@ def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
         raise FlagError(
             f"--device: the dense weights take {format_bytes(candidate.dense_bytes)}, and {format_bytes(free)} are free"
         )
-    free -= candidate.dense_bytes
-    kept = AUTO_SHARE * free if settings.kv_memory == "auto" else float(settings.kv_memory) * GIB
     num_tokens = max(settings.prefill_chunk, settings.max_slots)
     layers, k, dtype = candidate.checkpoint.layers, candidate.experts_per_token, candidate.dtype
     workspace_bytes = max(
         experts_workspace_bytes(layers, experts_per_token=k, num_tokens=num_tokens, dtype=dtype),
         grouped_workspace_bytes(layers, experts_per_token=k, num_rows=settings.max_slots, dtype=dtype),
     )
-    return DeviceMemory(total, max(0, free - int(kept)), workspace_bytes)
+    left = estimate.free_after_cache(free, candidate.dense_bytes, settings.kv_memory)
+    return DeviceMemory(total, left, workspace_bytes)
 
 
 def _weights(candidate: Candidate) -> list[tuple[str, str]]:
@@ -212,6 +213,7 @@ def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
     memory = f"{format_bytes(expert_bytes)} of experts, and {format_bytes(host.free_bytes)} are free"
     if expert_bytes > host.free_bytes:
         memory += ": too little, so experts would be read from the disk again and again"
+        memory += _smaller(candidate)
     if candidate.device.type == "cpu":
         why = f", since {reason}" if candidate.is_chosen and (reason := why_no_gpu()) else ""
         return [("device", f"the CPU, which computes experts from memory{why}"), ("memory", memory)]
@@ -223,6 +225,15 @@ def _memory(candidate: Candidate, resident: int) -> list[tuple[str, str]]:
         ("resident", f"{share}, and {format_bytes(candidate.dense_bytes)} of dense weights"),
         ("memory", memory),
     ]
+
+
+def _smaller(candidate: Candidate) -> str:
+    """What a copy in fewer bits would take, unless the weights are in few already."""
+    if candidate.checkpoint.is_coded:
+        return ""
+    num_weights = candidate.checkpoint.expert_bytes // candidate.checkpoint.expert_dtype.itemsize
+    sizes = {name: format_bytes(int(num_weights * each)) for name, each in estimate.BYTES_PER_WEIGHT.items()}
+    return f"; --expert-format int8 or int4 serves a copy, converted once, of {sizes['int8']} or {sizes['int4']}"
 
 
 def _keys_and_values(candidate: Candidate, settings: Settings) -> tuple[str, str]:
@@ -245,9 +256,8 @@ def _keys_and_values(candidate: Candidate, settings: Settings) -> tuple[str, str
 
 def _limits(candidate: Candidate) -> tuple[str, str]:
     """Memory limits of containers that hold both services, as compose.yaml takes them."""
-    experts = math.ceil(candidate.checkpoint.expert_bytes / GIB) + _EXPERT_SERVICE_GIB
-    dense = math.ceil(candidate.dense_bytes / GIB) if candidate.device.type == "cpu" else 0
-    return "limits", f"CPU_EXPERT_MEMORY={experts}g and GPU_SERVICE_MEMORY={dense + _GPU_SERVICE_GIB}g are enough"
+    experts, others = estimate.limits_gib(candidate.sizes, on_cpu=candidate.device.type == "cpu")
+    return "limits", f"CPU_EXPERT_MEMORY={experts}g and GPU_SERVICE_MEMORY={others}g are enough"
 
 
 def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:
@@ -263,16 +273,14 @@ def _bound(candidate: Candidate, resident: int) -> tuple[float, str] | None:
     if not candidate.experts_per_token:
         return None
     host = read_bandwidth.host_bytes_per_second()
-    wanted = candidate.expert_bytes_per_token
+    sizes, wanted = candidate.sizes, candidate.expert_bytes_per_token
     if candidate.device.type == "cpu":
-        num_bytes = wanted + candidate.dense_bytes
-        return num_bytes / host, f"{format_bytes(num_bytes)} of weights read at {host / 1e9:.3g} GB/s"
+        why = f"{format_bytes(wanted + candidate.dense_bytes)} of weights read at {host / 1e9:.3g} GB/s"
+        return estimate.seconds_per_token(sizes, Speeds(host)), why
     device = read_bandwidth.device_bytes_per_second(candidate.device)
-    remote = wanted * (1 - resident / candidate.num_experts)
-    # both sides read at the same time, except for the dense weights
-    seconds = candidate.dense_bytes / device + max((wanted - remote) / device, remote / host)
+    remote = estimate.remote_bytes(sizes, resident)
     return (
-        seconds,
+        estimate.seconds_per_token(sizes, Speeds(host, device), resident),
         f"{format_bytes(int(remote))} of experts read from memory at {host / 1e9:.3g} GB/s, and "
         f"{format_bytes(int(wanted - remote) + candidate.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if "
         "all experts are chosen equally often",

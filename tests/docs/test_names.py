@@ -17,7 +17,9 @@ OF_A_CHECKPOINT = frozenset(
         "tokenizer_config.json",
     }
 )
-FLAGS_OF_OTHERS = frozenset({"--exclude-source-info", "--install-completion"})
+FLAGS_OF_OTHERS = frozenset(
+    {"--exclude-source-info", "--install-completion", "--reasoning-parser", "--tool-call-parser", "--worker-urls"}
+)
 
 
 def _code_words() -> set[str]:

@@ -1,7 +1,6 @@
 """Calls of functions through both services, both clients and the gateway, on a model whose answers are parsed."""
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,10 +10,7 @@ from starlette.testclient import TestClient
 
 from client import AsyncClient, Client, FinishReason
 from pair import Pair
-from tests.support.answer_formats import FORMATS
-from tests.support.call_templates import TEMPLATES, write_tokenizer
 from tests.support.http_gateways import CHAT, calling, events
-from tests.support.pairs import DEMO, start
 
 SCHEMA = {
     "type": "object",
@@ -30,18 +26,8 @@ ONE_CALL: dict[str, Any] = {**OPTIONS, "parallel_tool_calls": False, "template_a
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """The demo model, as one whose answers have Hermes' form."""
-    directory = tmp_path_factory.mktemp("parsed")
-    write_tokenizer(directory, TEMPLATES[0].source, response_template=FORMATS[0].template)
-    shutil.copy(DEMO / "model.safetensors", directory)
-    with start(directory) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def http(pair: Pair) -> Iterator[TestClient]:
-    with calling(pair.target) as http:
+def http(parsed_pair: Pair) -> Iterator[TestClient]:
+    with calling(parsed_pair.target) as http:
         yield http
 
 
@@ -50,8 +36,8 @@ def _body(**changes: Any) -> dict[str, Any]:
     return {**body, "parallel_tool_calls": False, **changes}
 
 
-def test_a_call_is_made_if_it_is_demanded(pair: Pair) -> None:
-    with Client(pair.target) as client:
+def test_a_call_is_made_if_it_is_demanded(parsed_pair: Pair) -> None:
+    with Client(parsed_pair.target) as client:
         info = client.model_info()
         generation = client.chat(HELLO, **ONE_CALL, tool_choice="required")
         answer = generation.answer()
@@ -63,8 +49,8 @@ def test_a_call_is_made_if_it_is_demanded(pair: Pair) -> None:
     assert generation.complete.finish_reason is FinishReason.TOOL_CALLS
 
 
-async def test_a_named_function_is_called_and_its_result_can_be_sent(pair: Pair) -> None:
-    async with AsyncClient(pair.target) as client:
+async def test_a_named_function_is_called_and_its_result_can_be_sent(parsed_pair: Pair) -> None:
+    async with AsyncClient(parsed_pair.target) as client:
         answer = await client.chat(HELLO, **ONE_CALL, tool_choice={"name": "weather"}).answer()
         (call,) = answer.tool_calls
         jsonschema.validate(json.loads(call.arguments), SCHEMA)

@@ -86,7 +86,7 @@ CASES = {
             tokens_per_second=6.0, parts={"cpu": 12.0, "hop": 0.5, "gpu": 0.0}, layer_seconds=12.5, step_seconds=16
         ),
         "Your speed is normal: 6 tokens/s are 80% of",
-        "The largest part is reading experts at 45 GB/s, near the memory's limit. Fewer bytes help: `python -m",
+        "The largest part is reading experts at 45 GB/s, near the memory's limit. Fewer bytes help: --expert",
     ),
     "a little low": (_measurement(tokens_per_second=3.0), "Your speed is a little low: 3 tokens/s are 40% of", ""),
     "low": (_measurement(tokens_per_second=1.0), "Your speed is low: 1 tokens/s are 13% of", ""),

@@ -1,0 +1,104 @@
+"""The same random weights for every system: as bf16 safetensors, in our 8 and 4 bits, and as GGUF."""
+
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.peers.environment import Environment
+from benchmarks.peers.gguf_file import TYPES
+from benchmarks.peers.systems import ROOT
+from fiddler.checkpoint import Checkpoint
+from fiddler.convert.conversion import Conversion, Reporter
+from fiddler.convert.recipe import Recipe
+from tests.support.checkpoints import write_tokenizer
+from tests.support.large_checkpoint import write_mixtral
+
+GGUF_FORMATS: Final = ("BF16", *TYPES)
+RECIPES: Final = {"int8": Recipe("int8", "int8"), "int4": Recipe("int4", "int8")}
+_TOP_K: Final = 2
+_BYTES: Final = {"bf16": 2.0, "int8": 1.0, "int4": 0.5}
+_GGUF_BYTES: Final = {"BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32, "Q4_K": 144 / 256}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Of a Mixtral of two layers."""
+
+    hidden: int
+    inner: int
+    heads: int
+    vocab_size: int
+
+
+MIXTRAL_8X7B: Final = Shape(4096, 14336, 32, 32000)
+SMALL: Final = Shape(1024, 3584, 16, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Where they are."""
+
+    directory: Path
+
+    @property
+    def plain(self) -> Path:
+        """The bf16 checkpoint."""
+        return self.directory / "bf16"
+
+    def coded(self, name: str) -> Path:
+        """The checkpoint in the format of that name in RECIPES."""
+        return self.directory / name
+
+    def gguf(self, name: str) -> Path:
+        """The file in the format of that name in GGUF_FORMATS."""
+        return self.directory / "gguf" / f"{name}.gguf"
+
+    def write_checkpoints(self, shape: Shape) -> None:
+        """Writes the safetensors that are not there yet."""
+        if not (self.plain / "tokenizer.json").exists():
+            self.plain.mkdir(parents=True, exist_ok=True)
+            write_mixtral(
+                self.plain,
+                hidden=shape.hidden,
+                inner=shape.inner,
+                num_layers=2,
+                num_heads=shape.heads,
+                vocab_size=shape.vocab_size,
+            )
+            write_tokenizer(self.plain)
+        for name, recipe in RECIPES.items():
+            with closing(Checkpoint.open(self.plain)) as source:
+                Conversion(source, self.coded(name), recipe).run(Reporter())
+
+    def write_gguf(self, environment: Environment) -> None:
+        """Writes the GGUF files that are not there yet.
+
+        Raises:
+            PeerError: They cannot be written.
+        """
+        if all(self.gguf(name).exists() for name in GGUF_FORMATS):
+            return
+        arguments = ["benchmarks.peers.gguf_file", str(self.plain), str(self.gguf("BF16").parent)]
+        environment.run_module(arguments, "writing GGUF", cwd=ROOT)
+
+    def coded_bytes(self, name: str) -> int:
+        """What decoding one token reads of our own checkpoint: all but the embeddings and the experts not chosen."""
+        with closing(Checkpoint.open(self.plain if name == "bf16" else self.coded(name))) as checkpoint:
+            share = _TOP_K / checkpoint.layers[0].num_experts
+            return int(checkpoint.dense_bytes - self._embedding_bytes() + checkpoint.expert_bytes * share)
+
+    def kernel_bytes(self, name: str) -> int:
+        """The same where transformers computes the dense part in bf16 and a kernel the experts in another format."""
+        with closing(Checkpoint.open(self.plain)) as checkpoint:
+            experts = checkpoint.expert_bytes * _TOP_K / checkpoint.layers[0].num_experts
+            return int(checkpoint.dense_bytes - self._embedding_bytes() + experts * _BYTES[name] / 2)
+
+    def gguf_bytes(self, name: str) -> int:
+        """The same of a GGUF file, whose matrices are all in one type."""
+        return int(self.kernel_bytes("bf16") * _GGUF_BYTES[name] / 2)
+
+    def _embedding_bytes(self) -> int:
+        config = json.loads((self.plain / "config.json").read_text())
+        return int(2 * config["vocab_size"] * config["hidden_size"])
