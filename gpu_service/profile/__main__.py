@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_user_error(error) or isinstance(error, UnavailableError):
             return _refuse(error)
         raise
+    print(f"{Settings.program}: the GPU service reads it with --popularity {settings.out}", file=sys.stderr)
     return 0
 
 

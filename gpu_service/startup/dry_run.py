@@ -33,6 +33,9 @@ from gpu_service.startup.estimate import Sizes, Speeds
 from gpu_service.startup.experts import NUM_STREAMING
 from gpu_service.startup.kv_plan import plan
 
+_SHORT_SECONDS = 0.005
+"""For one token; messages, launches and sampling take about as long."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
@@ -265,7 +268,14 @@ def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:
     bound = _bound(candidate, resident)
     if bound is None:
         return "decode", "unknown, since the configuration does not say how many experts a token is routed to"
-    return "decode", _rate(*bound)
+    return "decode", _rate(*bound) + _caveat(candidate, bound[0])
+
+
+def _caveat(candidate: Candidate, seconds: float) -> str:
+    """What the bound leaves out, if that is much."""
+    if candidate.checkpoint.expert_bytes > host_memory.measure().free_bytes:
+        return "; experts that do not fit into memory are read from the disk, which is far slower"
+    return "; other things bound a model as small as this" if seconds < _SHORT_SECONDS else ""
 
 
 def _bound(candidate: Candidate, resident: int) -> tuple[float, str] | None:

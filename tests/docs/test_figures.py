@@ -1,4 +1,4 @@
-"""README's table of figures against benchmarks/results: each is in the file of its command, from its machine."""
+"""Figures of README and docs/operations.md against benchmarks/results, and against each other."""
 
 import json
 import re
@@ -50,3 +50,48 @@ def test_every_figure_names_the_machine_that_its_results_are_from() -> None:
     for figure, machine, command in _rows():
         first = json.loads((RESULTS / f"{_file_of(command)}.jsonl").read_text().splitlines()[0])
         assert first["cpu"] == CPUS[machine], figure
+
+
+OPERATIONS = text_of("docs/operations.md")
+_MIXTRAL_EXPERT_BYTES = 3 * 4096 * 14336 * 2
+_EXPERTS_OF_TWO_LAYERS = 2 * 2
+
+
+def _rows_of_operations() -> list[list[str]]:
+    """Rows of its tables that name a benchmark: what, figure, machine, command."""
+    rows = [line.strip("|").split("|") for line in OPERATIONS.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows if "python -m benchmarks." in row[-1]]
+
+
+def _shares_of_the_bound(file: str) -> list[float]:
+    lines = map(json.loads, (RESULTS / f"{file}.jsonl").read_text().splitlines()[1:])
+    return [line["median"] for line in lines if line["name"].endswith("fraction_of_read_bandwidth")]
+
+
+def test_every_figure_of_operations_is_in_the_results_of_its_command_and_machine() -> None:
+    rows = _rows_of_operations()
+    assert len(rows) >= 2
+    for what, figure, machine, command in rows:
+        file = _file_of(command)
+        assert _is_rounded(figure, _shares_of_the_bound(file)), what
+        first = json.loads((RESULTS / f"{file}.jsonl").read_text().splitlines()[0])
+        assert first["cpu"] == CPUS[machine], what
+
+
+def test_sentences_of_operations_repeat_the_figures_of_readme() -> None:
+    shown = {_file_of(command): figure for figure, _, command in reversed(_rows())}
+    # "decoded 12.7 tokens/s (`python -m benchmarks.end_to_end`), which is 17.9 GB/s"
+    text = " ".join(OPERATIONS.split())
+    found = re.findall(r"([\d.]+) tokens/s \(`(python -m benchmarks\.\w+)`\), which is ([\d.]+) GB/s", text)
+    assert found
+    for rate, command, bandwidth in found:
+        assert shown[_file_of(command)].startswith(f"{rate} tokens/s")
+        read = float(rate) * _EXPERTS_OF_TWO_LAYERS * _MIXTRAL_EXPERT_BYTES
+        assert f"{read / 1e9:.1f}" == bandwidth
+
+
+def test_the_first_screen_repeats_the_figures_of_the_table() -> None:
+    first = text_of("README.md").split("\n## ")[0]
+    (times,) = re.findall(r"decode ([\d.]+) times as fast", " ".join(first.split()))
+    figure, *_ = (figure for figure, _, command in _rows() if _file_of(command) == "end_to_end")
+    assert f" {times} times transformers" in figure

@@ -296,3 +296,15 @@ def test_values_that_are_no_token_ids_or_numbers_are_refused_by_their_fields(
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
     with pytest.raises(ModelError, match=re.escape(problem)):
         dry_run.examine(Settings.load(["--model", str(directory), "--device", "cpu"]))
+
+
+@pytest.mark.parametrize(
+    ("free", "text"),
+    [(2**40, "; other things bound a model as small as this"), (2**10, "; experts that do not fit into memory are read")],
+)
+def test_what_the_bound_leaves_out_is_told(free: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = dry_run.examine(Settings(model=DEMO, device="cpu"))
+    monkeypatch.setattr(host_memory, "measure", lambda: host_memory.HostMemory(2**41, free))
+    assert text in dry_run._speed(candidate, 0)[1]
+    shortage = "; --expert-format int8 or int4 serves a copy, converted once, of "
+    assert (shortage in dict(dry_run._memory(candidate, 0))["memory"]) is (free < 2**20)
