@@ -47,8 +47,9 @@ sanitize: $(STAMP) ## Run the native tests under AddressSanitizer and UndefinedB
 	$(BIN)/cmake --build build/sanitize --target test_kernels
 	build/sanitize/test_kernels
 
-interop: $(STAMP) ## Test the pair with clients of others; needs node, Chromium, and npm's and PyPI's registries once
+interop: $(STAMP) ## Test the pair with clients of others, and the dashboards with Grafana's types; needs node, Chromium, and npm's and PyPI's registries once
 	cd tests/interop/node && npm ci --silent
+	cd tests/interop/grafana && npm ci --silent
 	$(PYTHON) -m venv tests/interop/python/.venv
 	PIP_CONSTRAINT= tests/interop/python/.venv/bin/pip install --quiet --requirement tests/interop/python/requirements.txt
 	$(BIN)/python -m pytest tests/interop

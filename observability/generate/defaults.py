@@ -57,7 +57,7 @@ def options(kind: Kind) -> Json:
                 "showValue": "never",
             }
         case "table":
-            return {"showHeader": True, "cellHeight": "sm", "footer": {"show": False, "reducer": ["sum"], "fields": ""}}
+            return {"showHeader": True, "cellHeight": "sm"}
         case "state-timeline":
             return {"legend": _LEGEND, "tooltip": _TOOLTIP, "showValue": "auto", "mergeValues": True, "rowHeight": 0.8}
         case "heatmap":
