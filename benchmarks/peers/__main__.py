@@ -45,8 +45,9 @@ _OURS: Final = "fiddler"
 _CACHE: Final = Path.home() / ".cache" / "fiddler"
 
 SESSIONS: Final = (
-    # the one that needs most memory while it is loaded comes first
-    ("ktransformers_bf16", "fiddler_bf16", "llama_cpp_BF16"),
+    # of each, what needs more memory while it is loaded comes first; together they take less than 22 GB
+    ("ktransformers_bf16", "fiddler_bf16"),
+    ("fiddler_bf16", "llama_cpp_BF16"),
     ("fiddler_bf16", "transformers", "fiddler_int8", "fiddler_int4"),
     ("ktransformers_int8", "fiddler_int8", "llama_cpp_Q8_0"),
     ("ktransformers_int4", "fiddler_int4", "llama_cpp_Q4_0", "llama_cpp_Q4_K"),

@@ -27,6 +27,8 @@ from gpu_service.text.tokenizer import Tokenizer
 
 _PER_TOKEN: Final = re.compile(r"per_tok|top_?k|moe_k")
 """Names of the setting that says how many experts a token is routed to."""
+_EXPERTS_PER_TOKEN: Final = re.compile(r"experts_per_tok")
+"""Those of them that cannot mean anything else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,11 +86,15 @@ def check(settings: Settings, checkpoint: Checkpoint, *, device: torch.device, d
 
 
 def check_routing(checkpoint: Checkpoint, experts_per_token: int) -> None:
-    """Checks that a layer has as many experts as a token is routed to.
+    """Checks that a token is routed to experts, and that a layer has as many.
 
     Raises:
-        ModelError: It has fewer, so that no token could be computed.
+        ModelError: It has fewer, or none is asked for.
     """
+    sections = (checkpoint.config, checkpoint.config.get("text_config"))
+    for name, value in (item for section in sections if isinstance(section, dict) for item in section.items()):
+        if _EXPERTS_PER_TOKEN.search(name) and isinstance(value, int) and value < 1:
+            raise ModelError(f"{checkpoint.directory / 'config.json'}: {name}: must be at least 1, got {value}")
     most = max(layer.num_experts for layer in checkpoint.layers)
     if experts_per_token > most:
         settings = settings_of(checkpoint.config)

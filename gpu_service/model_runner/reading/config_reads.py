@@ -35,6 +35,9 @@ _Sources = dict[str, list[ast.expr]]
 """What is assigned to each name, and under which conditions."""
 
 
+_INHERITED = "super().__init__"
+"""The name of what classes give to their bases."""
+
 _sources: dict[str, _Sources] = {}
 """By the full names of classes."""
 
@@ -212,7 +215,9 @@ def _tree_of(path: str) -> ast.Module:
 def _fields_behind(cls: type, name: str) -> list[str]:
     """The settings that a class reads to make its attribute of that name."""
     sources = _sources_of(cls)
-    return [field for node in sources.get(name, []) for field in _fields(node, sources, False)]
+    # a tensor that no class of the model's code makes is one of PyTorch's own class, made by its base's __init__
+    nodes = sources.get(name) or sources.get(_INHERITED, [])
+    return [field for node in nodes for field in _fields(node, sources, False)]
 
 
 def _fields(node: ast.AST, sources: _Sources, is_config: bool, seen: frozenset[str] = frozenset()) -> list[str]:
@@ -274,6 +279,10 @@ def _collect(body: list[ast.stmt], conditions: list[ast.expr], sources: _Sources
             under = [*conditions, statement.test]
             _collect(statement.body, under, sources)
             _collect(statement.orelse, under, sources)
+        elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+            if ast.unparse(statement.value.func) == _INHERITED:
+                arguments = (*statement.value.args, *(each.value for each in statement.value.keywords))
+                sources[_INHERITED] += [*arguments, *conditions]
         elif isinstance(statement, ast.For | ast.With):
             _collect(statement.body, conditions, sources)
         elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:

@@ -116,7 +116,7 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     monkeypatch.setattr(read_bandwidth, "host_bytes_per_second", lambda: 2e10)
     measured = peers._Run(Environment(Path("none")), Models(Path("none")), threads=1, jobs=1, rounds=2)
     judge = Judge(Report(None), peers.TARGETS)
-    measured.session(peers.SESSIONS[3], judge)
+    measured.session(peers.SESSIONS[-1], judge)
     measured.summarise(judge)
     written = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return {line.get("system", line["name"]): line for line in written}

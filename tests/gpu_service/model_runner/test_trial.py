@@ -43,6 +43,7 @@ WRONG: tuple[tuple[str, dict[str, Any]], ...] = (
     ("qwen3_moe", {"moe_intermediate_size": None}),
     ("olmoe", {"num_key_value_heads": 0}),
     ("phimoe", {"num_attention_heads": "four"}),
+    ("phimoe", {"num_local_experts": 0}),
     ("gpt_oss", {"num_experts_per_tok": 10**9}),
     ("gpt_oss", {"head_dim": 10**12}),
 )

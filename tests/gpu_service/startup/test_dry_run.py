@@ -286,6 +286,7 @@ def _run(tmp_path: Path, directory: Path, flag: str) -> tuple[int, str, str]:
         ("generation_config.json", {"do_sample": True, "top_p": "hot"}, "generation_config.json: top_p: must be"),
         ("config.json", {"pad_token_id": 10**6}, "pad_token_id: must be null or a token id of the vocabulary"),
         ("config.json", {"eos_token_id": "</s>"}, "'eos_token_id'"),
+        ("config.json", {"num_experts_per_tok": 0}, "config.json: num_experts_per_tok: must be at least 1, got 0"),
     ],
 )
 def test_values_that_are_no_token_ids_or_numbers_are_refused_by_their_fields(
