@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with named_program(_PROGRAM):
             return execute(app, arguments, name=_PROGRAM, module=_PROGRAM)
+    except SystemExit as end:  # of a program that reads its own settings
+        return end.code if isinstance(end.code, int) else FAILED
     except OSError as error:
         if error.filename is not None:
             raise

@@ -1,7 +1,5 @@
 """`fiddler serve MODEL`: both services and the HTTP gateway on this host, until Ctrl-C."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -73,7 +71,7 @@ def serve(
             gpu_arguments=gpu,
             cpu_arguments=cpu,
             http=http_settings.listen if http else None,
-            http_arguments=[*gateway, *_gateway_tls(gpu_settings.tls_cert)],
+            http_arguments=gateway,
             certificate=gpu_settings.tls_cert,
         )
         pair.check_addresses()
@@ -91,10 +89,6 @@ def serve(
 
 def _flag(name: str, value: object) -> list[str]:
     return [] if value is None else [f"{name}={value}"]
-
-
-def _gateway_tls(certificate: Path | None) -> Sequence[str]:
-    return [] if certificate is None else [f"--target-tls-ca={certificate}"]
 
 
 def _how_to_call(gpu: GpuSettings, http: HttpSettings | None) -> list[str]:

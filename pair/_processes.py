@@ -92,6 +92,7 @@ class Pair:
         Raises:
             PairError: There is no directory that a socket can be made in, or the certificate cannot be read.
         """
+        self._tls = None if certificate is None else TlsTarget.read(certificate)  # before a directory is made
         self._directory = _socket_directory()
         self.experts = _socket_in(self._directory)
         self.target = listen or f"127.0.0.1:{free_port()}"
@@ -114,7 +115,14 @@ class Pair:
                 *("--cpu-metrics", f"127.0.0.1:{self.cpu_metrics_port}"),
                 *http_arguments,
             ]
-        self._tls = None if certificate is None else TlsTarget.read(certificate)
+            if certificate is not None and self._tls is not None:
+                name = self._tls.name
+                self._commands["http_gateway"] += [
+                    "--target-tls-ca",
+                    str(certificate),
+                    "--target-tls-server-name",
+                    name,
+                ]
         self._environment = {**os.environ, ENDS_WITH: str(os.getpid()), **(environment or {})}
         self._log = log
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
