@@ -1,8 +1,8 @@
 """Answers that end the work behind them when the caller leaves: streams of events, and plain ones."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -18,13 +18,43 @@ class CallerLeftError(Exception):
     """The caller closed the connection."""
 
 
+@asynccontextmanager
+async def while_caller_stays(receive: Receive) -> AsyncIterator[None]:
+    """Cancels the block when the caller leaves. The block runs in its own task, so that nothing is added to its way.
+
+    Raises:
+        CallerLeftError: The caller left.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        await _left(receive)
+        has_left = True
+        task.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not has_left or task.uncancel() > 0:  # cancelled by others, too
+            raise
+        raise CallerLeftError from None
+    finally:
+        watching.cancel()
+
+
 async def unless_caller_leaves(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
     """Returns what the work returns. The work is cancelled if the caller leaves, or if this call is cancelled.
 
     Raises:
         CallerLeftError: The caller left first.
     """
-    return await _first(work, request.receive)
+    async with while_caller_stays(request.receive):
+        return await work
+    raise AssertionError  # for mypy: the block always returns or raises
 
 
 class EventStream(Response):
@@ -51,7 +81,8 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._resources:
             with suppress(CallerLeftError):
-                await _first(self._send(send), receive)
+                async with while_caller_stays(receive):
+                    await self._send(send)
 
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events) as events:
@@ -61,21 +92,6 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _first(work: Coroutine[Any, Any, _Result], receive: Callable[[], Awaitable[Any]]) -> _Result:
-    """Runs work until it ends or the caller leaves."""
-    working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise CallerLeftError
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _left(receive: Callable[[], Awaitable[Any]]) -> None:
+async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
