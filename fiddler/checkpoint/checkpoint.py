@@ -247,11 +247,6 @@ class Checkpoint:
                 if progress is not None:
                     progress(done_bytes, total_bytes)
 
-    def read_ahead(self, view: MatrixView) -> None:
-        """Lets the kernel read a matrix into the page cache, without waiting for it."""
-        for plane in view.planes:
-            self._mapped[plane.file].read_ahead(*plane.span_bytes)
-
     def check_scales(self) -> None:
         """Reads the experts' scales, which are few next to their codes. Repacked ones are checked when they are read.
 

@@ -61,11 +61,6 @@ class MappedFile:
                 raise FileFormatError(f"{self._path} cannot be read into memory: {error.strerror}.") from error
             self._touch(begin, end)
 
-    def read_ahead(self, begin: int, end: int) -> None:
-        """Lets the kernel read those bytes into the page cache, without waiting for it."""
-        begin -= begin % mmap.PAGESIZE
-        self._map.madvise(mmap.MADV_WILLNEED, begin, end - begin)
-
     def _touch(self, begin: int, end: int) -> None:
         """Reads a byte of every page, for kernels before 5.14."""
         self._map[begin : end : mmap.PAGESIZE]

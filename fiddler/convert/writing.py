@@ -17,7 +17,6 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.checkpoint.formats import CodedStored, RepackedStored
 from fiddler.checkpoint.reading import read_coded, read_tensor
 from fiddler.checkpoint.safetensors_index import StoredTensor
-from fiddler.checkpoint.views import CodedView, RepackedView, WeightView
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.convert.errors import ConversionError, SpaceError
 from fiddler.convert.plan import Item, Shard
@@ -111,8 +110,8 @@ def _write(
         progress(computed.item.source_bytes)
 
     for item, following in zip_longest(shard.items, shard.items[1:]):
-        if following is not None and isinstance(following.source, WeightView | CodedView | RepackedView):
-            checkpoint.read_ahead(following.source)
+        if following is not None:
+            _read_ahead(following)
         if item.coded_as is None and item.dtype is None:
             name = item.targets[0].name
             assert isinstance(item.source, StoredTensor)
@@ -124,6 +123,16 @@ def _write(
     while started:
         finish()
     return checksums
+
+
+def _read_ahead(item: Item) -> None:
+    """Lets the kernel read a matrix into the page cache while another one is computed. Others are read in one go."""
+    if isinstance(item.source, StoredTensor | CodedStored | RepackedStored):
+        return
+    for plane in item.source.planes:
+        begin, end = plane.span_bytes
+        with plane.file.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_WILLNEED)
 
 
 def _start(item: Item, checkpoint: Checkpoint, pool: ThreadPoolExecutor) -> _Started:

@@ -17,7 +17,7 @@ from fiddler.convert.conversion import Conversion, convert
 from fiddler.convert.errors import ConversionError
 from fiddler.convert.recipe import DenseFormat, ExpertFormat, Recipe
 from fiddler.expert_math import Matrix, layer_weights
-from tests.support import checkpoints, coded_layouts, converted
+from tests.support import checkpoints, coded_layouts, converted, published
 from tests.support.families import tiny
 from tests.support.tampering import edit_tensors
 
@@ -158,6 +158,12 @@ def test_a_quantised_source_is_decoded(tmp_path: Path) -> None:
     _assert_experts_are_close(dense, tmp_path / "second", "int4")
     with closing(Checkpoint.open(tmp_path / "second")) as checkpoint:
         assert not checkpoint.has_coded_dense
+
+
+def test_experts_that_have_no_form_with_separate_matrices_are_refused_by_tensor(tmp_path: Path) -> None:
+    source = published.write("openmoe", tmp_path / "model", dtype=torch.bfloat16)
+    with pytest.raises(ConversionError, match=r"holds the tensor '.*\.wi_gate': experts of this family are not"):
+        convert(source, tmp_path / "result", Recipe("int8"))
 
 
 def test_groups_that_do_not_divide_the_inputs_are_refused_by_tensor(tmp_path: Path) -> None:
