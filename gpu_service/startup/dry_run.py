@@ -5,7 +5,6 @@ tensors without values (checks.py). It does not know what only computing shows: 
 the services.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,7 +205,7 @@ def _weights(candidate: Candidate) -> list[tuple[str, str]]:
         ("family", f"{checkpoint.model_type}, {how}"),
         ("dense", dense),
         ("experts", f"{format_bytes(checkpoint.expert_bytes)} in {checkpoint.weight_format}: {len(layers)} layers x "
-         f"{_span(counts, str)} of {_span(sizes, format_bytes)}{wanted}"),
+         f"{estimate.span_text(counts, str)} of {estimate.span_text(sizes, format_bytes)}{wanted}"),
     ]  # fmt: skip
 
 
@@ -268,7 +267,7 @@ def _speed(candidate: Candidate, resident: int) -> tuple[str, str]:
     bound = _bound(candidate, resident)
     if bound is None:
         return "decode", "unknown, since the configuration does not say how many experts a token is routed to"
-    return "decode", _rate(*bound) + _caveat(candidate, bound[0])
+    return "decode", estimate.rate_text(*bound) + _caveat(candidate, bound[0])
 
 
 def _caveat(candidate: Candidate, seconds: float) -> str:
@@ -295,13 +294,3 @@ def _bound(candidate: Candidate, resident: int) -> tuple[float, str] | None:
         f"{format_bytes(int(wanted - remote) + candidate.dense_bytes)} on the device at {device / 1e9:.4g} GB/s, if "
         "all experts are chosen equally often",
     )
-
-
-def _rate(seconds: float, why: str) -> str:
-    rate = 1 / seconds
-    text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-    return f"at most {text} tokens/s for one sequence: for each token {why}; the bandwidth was just measured"
-
-
-def _span(values: list[int], text: Callable[[int], str]) -> str:
-    return text(values[0]) if len(values) == 1 else f"{text(values[0])} to {text(values[-1])}"

@@ -4,6 +4,7 @@ The dry run asks it about a checkpoint on this machine, and tools/will_it_run.py
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -78,3 +79,15 @@ def seconds_per_token(sizes: Sizes, speeds: Speeds, resident: int = 0) -> float:
     return sizes.dense_bytes / speeds.device + max(
         (sizes.bytes_per_token - remote) / speeds.device, remote / speeds.host
     )
+
+
+def rate_text(seconds: float, why: str) -> str:
+    """The bound that so many seconds for a token set, for people."""
+    rate = 1 / seconds
+    text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+    return f"at most {text} tokens/s for one sequence: for each token {why}; the bandwidth was just measured"
+
+
+def span_text(values: Sequence[int], text: Callable[[int], str]) -> str:
+    """Ascending numbers as "A to B", or as "A" if there is one."""
+    return text(values[0]) if len(values) == 1 else f"{text(values[0])} to {text(values[-1])}"
