@@ -47,6 +47,11 @@ class RoutingCollector(Collector):
         names_each = by_expert == "on" or (by_expert == "auto" and sum(self._num_experts) <= MOST_PAIRS)
         self._experts = _Experts.of(self._layers, self._num_experts) if names_each else None
         self._bands = [bands(count) for count in self._num_experts]
+        pairs = [(layer, name) for layer, own in zip(self._layers, self._bands, strict=True) for name, _ in own]
+        self._selections_by_band, self._resident_by_band = (
+            SeriesNames(metric.name, metric.labels, pairs)
+            for metric in (metrics.EXPERT_SELECTIONS_BY_BAND, metrics.BAND_RESIDENT)
+        )
 
     @override
     def collect(self) -> Iterable[Metric]:
@@ -62,12 +67,13 @@ class RoutingCollector(Collector):
             yield from self._by_expert(selections.read(), resident)
 
     def _by_expert(self, counts: Sequence[Sequence[int]], resident: Sequence[set[int]]) -> Iterator[Metric]:
-        chosen, there = [], []
+        chosen: list[float] = []
+        there: list[float] = []
         for layer, layer_bands in enumerate(self._bands):
-            chosen.append({name: sum(counts[layer][experts.start : experts.stop]) for name, experts in layer_bands})
-            there.append({name: _share(experts, resident[layer]) for name, experts in layer_bands})
-        yield by_two_labels(metrics.EXPERT_SELECTIONS_BY_BAND, self._layers, chosen)
-        yield by_two_labels(metrics.BAND_RESIDENT, self._layers, there)
+            chosen += [sum(counts[layer][experts.start : experts.stop]) for _, experts in layer_bands]
+            there += [_share(experts, resident[layer]) for _, experts in layer_bands]
+        yield _dense(metrics.EXPERT_SELECTIONS_BY_BAND, self._selections_by_band, chosen)
+        yield _dense(metrics.BAND_RESIDENT, self._resident_by_band, there)
         if self._experts is not None:
             yield from self._experts.metrics(counts, resident)
             return

@@ -4,6 +4,9 @@ metrics.MODEL.step                 seconds between two tokens of one sequence, a
 metrics.MODEL.step_uncounted       the same while neither service counts
 metrics.MODEL.counting_over_step   the time that counting adds over the step without it, round by round; target: 0.01
 metrics.MODEL.SERVICE.scrape       seconds until /metrics has answered, which formats all values
+metrics.FORM.format                CPU seconds that formatting takes for a model of that form; target: 0.05
+metrics.FORM.series                how many series its experts have; further, the bytes of a compressed answer, those that
+                                   the service keeps for them, and what Prometheus takes, if it is on PATH
 
 MODEL is demo (models/demo, whose steps are far shorter than those of a model that is larger than a GPU) or
 mixtral_2_layers (two layers of Mixtral-8x7B's shape; benchmarks.end_to_end shares its --checkpoint). Both services are
@@ -25,6 +28,7 @@ import typer
 
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.targets import Judge, Target
+from benchmarks.metrics import many_experts
 from client import Client, GenerationChunk
 from client.metrics.scrape import Endpoint
 from fiddler import process
@@ -39,7 +43,10 @@ _PAUSE_SECONDS = 0.2  # until the signal has arrived and threads sleep
 _TIMEOUT_SECONDS = 10.0
 _MOST = 0.01
 
-TARGETS = {f"metrics.{model}.counting_over_step": Target(_MOST, at_least=False) for model in _DECODED}
+TARGETS = {
+    **{f"metrics.{model}.counting_over_step": Target(_MOST, at_least=False) for model in _DECODED},
+    **many_experts.TARGETS,
+}
 
 
 class _SwitchedPair(Pair):
@@ -70,6 +77,7 @@ def main(
         for name in models.split(","):
             model = _DEMO if name == "demo" else _mixtral((checkpoint or Path(temporary)) / name)
             _measure(judge, name, model, rounds=rounds)
+        many_experts.measure(judge, rounds)
         judge.summarise()
 
 

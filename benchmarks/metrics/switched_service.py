@@ -61,7 +61,7 @@ def _add_gpu_service(switch: _Switch) -> None:
     switch.add(Counter, "inc")
     switch.add(Gauge, "set")
     switch.add(Histogram, "observe")
-    switch.add(LayerCosts, "add", "add_device")
+    switch.add(LayerCosts, "add", "add_device", "add_layer")
     switch.add(SelectionCounts, "add", "add_route")
     # only the byte counters call it
     for message in (experts_pb2.RunRequest, experts_pb2.RunResponse):
