@@ -301,7 +301,10 @@ def test_values_that_are_no_token_ids_or_numbers_are_refused_by_their_fields(
 
 @pytest.mark.parametrize(
     ("free", "text"),
-    [(2**40, "; other things bound a model as small as this"), (2**10, "; experts that do not fit into memory are read")],
+    [
+        (2**40, "; other things bound a model as small as this"),
+        (2**10, "; experts that do not fit into memory are read"),
+    ],
 )
 def test_what_the_bound_leaves_out_is_told(free: int, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = dry_run.examine(Settings(model=DEMO, device="cpu"))
