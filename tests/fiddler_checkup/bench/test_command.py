@@ -8,7 +8,7 @@ import pytest
 
 from fiddler_checkup.bench.__main__ import main
 from pair import Pair
-from tests.support.pairs import start, write_tiny
+from tests.support.pairs import WarmPair, start, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,10 @@ def test_mistakes_are_told_in_one_line(
     assert error.count("\n") == 1
 
 
-def test_a_model_that_cannot_be_served_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_cannot_be_served_says_why(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pair.Pair", WarmPair)
     model = write_tiny(tmp_path / "model")
     (model / "config.json").write_text("{")
     assert main([str(model)]) == 1
