@@ -5,8 +5,8 @@ metrics.MODEL.step_uncounted       the same while neither service counts
 metrics.MODEL.counting_over_step   the time that counting adds over the step without it, round by round; target: 0.01
 metrics.MODEL.SERVICE.scrape       seconds until /metrics has answered, which formats all values
 metrics.FORM.format                CPU seconds that formatting takes for a model of that form; target: 0.05
-metrics.FORM.series                how many series its experts have; further, the bytes of a compressed answer, those that
-                                   the service keeps for them, and what Prometheus takes, if it is on PATH
+metrics.FORM.series                how many series its experts have; further, the bytes of a compressed answer, those
+                                   that the service keeps, and what Prometheus takes, if it is on PATH
 
 MODEL is demo (models/demo, whose steps are far shorter than those of a model that is larger than a GPU) or
 mixtral_2_layers (two layers of Mixtral-8x7B's shape; benchmarks.end_to_end shares its --checkpoint). Both services are
