@@ -120,6 +120,11 @@ class Settings(ServiceSettings):
         "auto", description="copy experts that the next layer is likely to need; auto: if trials show that it pays"
     )
 
+    cuda_graphs: Literal["auto", "off"] = Field(
+        "auto",
+        description="with a GPU, replay the launches of decode steps as CUDA graphs; auto: if the model's code can be"
+        " captured",
+    )
     dry_run: bool = Field(
         False,
         description="serve nothing; print what would be served, what would be resident on the device, and how fast it"

@@ -1,6 +1,6 @@
 """`python -m benchmarks.gpu.counts`: what a decoded token costs the host of a GPU, counted on an imitated one.
 
-gpu.counts.FAMILY.ROUTE     kernels, copies each way and waits of the host, of one token
+gpu.counts.FAMILY.ROUTE     kernels, graphs, copies each way and waits of the host, of one token
 
 FAMILY is a tiny model of four layers in the form of Mixtral's, Qwen3-MoE's or DeepSeek-V3's, whose first layer has no
 experts. ROUTE is remote (the CPU computes all experts), resident (all are on the GPU) or mixed (some are resident, and
@@ -43,7 +43,7 @@ def main(
 
 
 def _count(results: Report, machine: Machine, directory: Path, way: Way, *, name: str, code: str) -> None:
-    model = model_of(directory, device=DEVICE)
+    model = model_of(directory, device=DEVICE, uses_graphs=True)
     with slots_of(model, directory, way), torch.inference_mode():
         greedy(model, _PROMPT, 4)
         machine.counts.clear()
@@ -58,6 +58,7 @@ def _count(results: Report, machine: Machine, directory: Path, way: Way, *, name
             copies_to_device=counts.copies["to the device"],
             copies_to_host=counts.copies["to the host"],
             waits=counts.num_waits,
+            graphs=counts.graphs,
         )
 
 

@@ -107,7 +107,7 @@ def _difference(setting: Setting, directory: Path, family: str) -> float:
     tokens, logits = reference.generate(model, _PROMPT, num_tokens)
     checkpoint = Checkpoint.open(directory)
     with setting.experts(checkpoint, torch.float32) as remote:
-        ours = model_of(directory, device=setting.device, remote=remote)
+        ours = model_of(directory, device=setting.device, remote=remote, uses_graphs=True)
         with slots_of(ours, directory, Way(MIXED, 9, frozenset())):
             actual, actual_logits = greedy(ours, _PROMPT, num_tokens)
     if actual != tokens:

@@ -119,6 +119,7 @@ def served(setting: Setting, strategy: Strategy) -> Iterator[Model]:
             dtype=setting.dtype,
             num_rows=max(size.beams),
             max_context=size.max_context,
+            uses_graphs=True,
         )
         num_experts = [layer.num_experts for layer in checkpoint.layers]
         capacity = round(sum(num_experts) * size.resident_share) if strategy.keeps else 0

@@ -62,6 +62,8 @@ class KvCache:
         self._positions = torch.empty(0, 0, dtype=torch.int64)
         self._start = 0
         self._length = 0
+        self.memory_version = 0
+        """Changes whenever keys and values get other memory."""
 
     def begin(self, first_row: int, positions: torch.Tensor, on_device: torch.Tensor | None = None) -> None:
         """Sets the rows and positions of the next forward.
@@ -82,6 +84,18 @@ class KvCache:
         self._length = int(positions.max()) + 1
         if self._length > self.max_length or self._rows.stop > self.num_rows:
             raise ValueError(f"rows {self._rows} up to position {self._length} exceed the cache")
+
+    def begin_captured(self, positions: torch.Tensor, length: int) -> None:
+        """Does what `begin` does for a step that is captured: decoding rows from row 0 on, at positions that change.
+
+        Args:
+            positions: [sequences, 1] int64 on the device, which are read anew in each replay.
+            length: Positions that the attention sees.
+        """
+        self._rows = slice(0, len(positions))
+        self._row_index = torch.arange(len(positions), device=positions.device)
+        self._positions = positions[:, 0]
+        self._start, self._length = 0, length
 
     @property
     def length(self) -> int:
@@ -146,6 +160,7 @@ class KvCache:
     def set_capacity(self, num_tokens: int) -> None:
         """Forgets everything and takes memory for so many tokens, as one row until `reshape` divides it."""
         self._num_tokens = num_tokens
+        self.memory_version += 1
         self.num_rows, self.max_length = 1, num_tokens
         for block in self._all_blocks():
             block.allocate(num_tokens)

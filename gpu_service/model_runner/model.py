@@ -14,6 +14,7 @@ from fiddler.kernels.linear import shared_kernel
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.connection import connect
 from gpu_service.model_runner.context import context_limit, positions
+from gpu_service.model_runner.decode_graphs import DecodeGraphs
 from gpu_service.model_runner.dense import host
 from gpu_service.model_runner.dense.formats import DenseFormat, DensePlan
 from gpu_service.model_runner.dense.summary import DenseSummary
@@ -48,6 +49,7 @@ class Model:
         num_rows: int,
         max_context: int | None,
         dense_format: DenseFormat = "auto",
+        uses_graphs: bool = False,
     ) -> None:
         """Loads the dense weights; reads no expert.
 
@@ -59,6 +61,7 @@ class Model:
             num_rows: Rows of the cache.
             max_context: Positions in each row; fewer if the model has fewer. None: as many as the model has.
             dense_format: What linear layers are kept in.
+            uses_graphs: Whether a GPU's decode steps are CUDA graphs, if the model's code can be captured.
 
         Raises:
             ModelError: transformers has no such model, or tensors are missing or left over.
@@ -89,9 +92,9 @@ class Model:
         """The first token of a decoder's output if a request gives none; None: the decoder chooses."""
         self._architecture = architecture_of(config.model_type)
         self.rope_angles = RopeAngles.of_config(self.text_config, recomputes=self._architecture.recomputes_for_angles)
-        self._forward = self._build_forward(num_rows)
-        self.cache = self._forward.cache
         self.dispatcher = dispatcher
+        self._forward = self._build_forward(num_rows, uses_graphs=uses_graphs and device.type == "cuda")
+        self.cache = self._forward.cache
         routers = connect(self._module, checkpoint, self._architecture, dispatcher)
         self.routers = {layer: each for layer, each in routers.items() if self._answers(each, checkpoint.layers[layer])}
         """The routers that can be asked for rows alone, by the index of their layer among the checkpoint's."""
@@ -180,7 +183,7 @@ class Model:
     def _answers(self, router: nn.Module, layer: CheckpointLayer) -> bool:
         return answers(router, torch.zeros(2, layer.hidden_size, dtype=self.dtype, device=self.device))
 
-    def _build_forward(self, num_rows: int) -> Forward:
+    def _build_forward(self, num_rows: int, *, uses_graphs: bool) -> Forward:
         """The forward that fits what the model's layers keep."""
         module, device, max_length = self._module, self.device, self.max_context
         config: Any = module.config
@@ -196,7 +199,7 @@ class Model:
             states = StateCache(config, num_rows, max_length, is_made_by_model=own_class)
             return RowByRow(module, states, device, self.rope_angles)
         step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
-        return Together(
+        together = Together(
             module,
             KvCache(num_rows, max_length, is_divisible=not getattr(module, "needs_whole_prompts", False)),
             masks=masks,
@@ -204,6 +207,9 @@ class Model:
             angles=self.rope_angles,
             temperature_step=step,
         )
+        if not uses_graphs or step is not None or self.rope_angles.depend_on_length:
+            return together
+        return DecodeGraphs(together, module, masks=masks, dispatcher=self.dispatcher, device=device)
 
     def _attempt(
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits

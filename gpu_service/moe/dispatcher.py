@@ -6,7 +6,7 @@ CPU expert service is lost in the middle of a layer.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import DeviceTimer
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
-from gpu_service.moe.pending import ExpertMessage, LayerWork
+from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork
 from gpu_service.planning.planner import Plan, rows_by_expert
 
 
@@ -57,6 +57,8 @@ class Dispatcher:
         self._timer = DeviceTimer(device)
         self._uploads = Uploads(device)
         self._device_experts = DeviceExperts(checkpoint, self._uploads)
+        self.capture: Capture | None = None
+        """Takes the layers' rows while CUDA graphs are captured, when nothing is computed."""
         self.orchestration: Orchestration = EverythingRemote()
         """Makes the plans; `use` replaces it."""
 
@@ -89,6 +91,8 @@ class Dispatcher:
             expert_ids: [rows, k] on the device; -1 is left out.
             routing_weights: [rows, k] on the device.
         """
+        if self.capture is not None:
+            raise CaptureError("a block begins its experts by itself")
         began_at, orchestration = time.perf_counter(), self.orchestration
         on_host = {"rows": hidden, "ids": expert_ids.to(torch.int32), "weights": routing_weights.to(torch.float32)}
         guess = orchestration.guess(layer, hidden)
@@ -132,15 +136,6 @@ class Dispatcher:
             output = self._finish_both_sides(work)
         self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
         return output
-
-    def discard(self, work: LayerWork) -> None:
-        """Gives up a layer's work that was begun and is not needed: nothing of it stays copied or unread."""
-        for _, copy in work.copies:
-            copy.release()
-        for message in work.messages:
-            if message.pending is not None:
-                with suppress(ExpertServiceError):  # the client has reported it
-                    message.pending.join()
 
     def _finish_both_sides(self, work: LayerWork) -> torch.Tensor:
         plan, hidden = work.plan, work.hidden

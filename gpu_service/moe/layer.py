@@ -56,8 +56,13 @@ class MoeLayer(nn.Module):
         assert self._dispatcher is not None, "connect() comes before forward()"
         early, self._early = self._early, None
         rows = hidden.reshape(-1, hidden.shape[-1])
+        if self._dispatcher.capture is not None:
+            meanwhile = None if self._shared is None else self._shared.ahead_of(rows)
+            return self._dispatcher.capture(self._layer, (rows, top_k_index, top_k_weights), meanwhile).view(
+                hidden.shape
+            )
         if early is not None and not same_rows(early.hidden, rows):
-            self._dispatcher.discard(early)
+            early.discard()
             early = None
         limit = self._dispatcher.max_rows
         if limit is not None and len(rows) > limit:
@@ -86,7 +91,7 @@ class MoeLayer(nn.Module):
     def _begin_early(self, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> None:
         assert self._dispatcher is not None
         limit = self._dispatcher.max_rows
-        if limit is None or len(hidden) <= limit:
+        if self._dispatcher.capture is None and (limit is None or len(hidden) <= limit):
             self._early = self._begin(hidden, expert_ids, routing_weights)
 
 

@@ -1,6 +1,7 @@
 """One layer's work on a batch, between Dispatcher.begin and Dispatcher.finish: what was sent, copied and planned."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +9,20 @@ import numpy.typing as npt
 import torch
 
 from gpu_service.cpu_experts.backend import PendingOutput
+from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning.planner import Plan
+
+Capture = Callable[
+    [int, tuple[torch.Tensor, torch.Tensor, torch.Tensor], Callable[[], None] | None],
+    torch.Tensor,
+]
+"""Takes a layer, its (hidden rows, expert ids, routing weights) and what to compute meanwhile; gives where its sums
+will be."""
+
+
+class CaptureError(RuntimeError):
+    """The model's code cannot be captured as CUDA graphs."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,3 +64,12 @@ class LayerWork:
     """time.perf_counter()"""
     cpu_seconds: float = 0.0
     """What the CPU expert service computed for the messages that are joined."""
+
+    def discard(self) -> None:
+        """Gives up what was begun and is not needed: nothing of it stays copied or unread."""
+        for _, copy in self.copies:
+            copy.release()
+        for message in self.messages:
+            if message.pending is not None:
+                with suppress(ExpertServiceError):  # the client has reported it
+                    message.pending.join()

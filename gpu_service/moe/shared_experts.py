@@ -7,6 +7,7 @@ waiting for their partial sums. The order is observed in the model's first forwa
 
 import enum
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import nn
@@ -62,6 +63,10 @@ class SharedExperts(nn.Module):
             self._seen = None if before else hidden
         elif self._order is _Order.AFTER:
             self._ahead = (hidden, self.inner(hidden))
+
+    def ahead_of(self, hidden: torch.Tensor) -> Callable[[], None] | None:
+        """What `routed_experts_called` would compute now; None: nothing."""
+        return partial(self.routed_experts_called, hidden) if self._order is _Order.AFTER else None
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] -> [..., hidden]."""

@@ -59,6 +59,7 @@ def load_model(
             num_rows=settings.max_slots,
             max_context=None if settings.max_context == "auto" else settings.max_context,
             dense_format=settings.dense_format,
+            uses_graphs=settings.cuda_graphs != "off",
         )
     if ignored := not_honoured(model.generation_config, model.start_token_id is not None):
         file = checkpoint.directory / "generation_config.json"

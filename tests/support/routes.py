@@ -110,6 +110,7 @@ def model_of(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     remote: RemoteExperts | None = None,
+    uses_graphs: bool = False,
 ) -> Model:
     """A checkpoint's model, whose experts are computed remotely until a way is set: in this process by default."""
     checkpoint = Checkpoint.open(directory)
@@ -120,6 +121,7 @@ def model_of(
         dtype=dtype,
         num_rows=2,
         max_context=max_context,
+        uses_graphs=uses_graphs,
     )
 
 

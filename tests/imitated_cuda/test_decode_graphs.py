@@ -1,0 +1,123 @@
+"""Decode as CUDA graphs: the same tokens, few launches, nothing kept that is wrong, and what cannot be captured."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpu_service.model_runner.decode_graphs import DecodeGraphs
+from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.model import Model
+from gpu_service.models.registry import architecture_of
+from tests.support import reference
+from tests.support.families import tiny
+from tests.support.imitated_cuda import DEVICE, Machine, Schedule, imitated_cuda
+from tests.support.imitated_routes import MIX, PROMPT, TOLERANCE, Case
+from tests.support.routes import Continuation, greedy, model_of, slots_of
+
+NUM_TOKENS = 5
+MAX_KERNELS = 12
+"""Of a layer's experts and what carries their rows and sums, in a replayed step."""
+
+
+def case_of(family: str, directory: Path) -> Case:
+    tiny.write(family, directory)
+    model = architecture_of(family).auto_class.from_pretrained(directory, dtype=torch.float32).eval()
+    return Case(directory, reference.generate(model, PROMPT, NUM_TOKENS))
+
+
+def assert_right(actual: Continuation, expected: Continuation) -> None:
+    assert actual[0] == expected[0]
+    assert (actual[1] - expected[1]).abs().max() < TOLERANCE * expected[1].abs().max()
+
+
+SCHEDULES: dict[str, Schedule] = {"mixtral": "late", "qwen3_moe": "compute first", "deepseek_v3": "copies first"}
+
+
+@pytest.fixture(scope="module", params=SCHEDULES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def case(family: str, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return case_of(family, tmp_path_factory.mktemp(family))
+
+
+def test_tokens_are_the_same_and_launches_few(case: Case, family: str) -> None:
+    with imitated_cuda(SCHEDULES[family]) as machine:
+        model = model_of(case.directory, device=DEVICE, uses_graphs=True)
+        with slots_of(model, case.directory, MIX):
+            assert_right(greedy(model, PROMPT, NUM_TOKENS), case.expected)
+            layers = len(model.dispatcher.selections.read())
+            machine.counts.clear()
+            decode(model, rows=1, position=len(PROMPT) + NUM_TOKENS)
+            assert layers < machine.counts.graphs <= 2 * layers + 1
+            assert machine.counts.waits_in("moe", "model_runner", "gpu_experts") == layers, machine.counts.waits
+            assert machine.counts.num_kernels <= MAX_KERNELS * layers, machine.counts.kernels
+
+
+@pytest.fixture
+def graphed(mixtral: Case) -> Iterator[tuple[Machine, Model]]:
+    with imitated_cuda("late") as machine:
+        model = model_of(mixtral.directory, device=DEVICE, uses_graphs=True)
+        with slots_of(model, mixtral.directory, MIX):
+            yield machine, model
+
+
+def decode(model: Model, rows: int, position: int) -> torch.Tensor:
+    tokens, positions = torch.arange(rows)[:, None], torch.full((rows, 1), position)
+    with torch.inference_mode():
+        return model.forward(tokens, positions, first_row=0, wants=Logits.LAST).cpu()
+
+
+def test_a_step_is_captured_by_rows_and_doubled_length(graphed: tuple[Machine, Model]) -> None:
+    machine, model = graphed
+    replayed = []
+    for rows, position in ((1, 3), (1, 4), (1, 62), (2, 62), (2, 63), (1, 64), (1, 65), (1, 5)):
+        machine.counts.clear()
+        decode(model, rows, position)
+        replayed.append(machine.counts.graphs > 0)
+    assert replayed == [False, True, True, False, True, False, True, True]
+
+
+def test_cache_memory_that_moves_is_forgotten(graphed: tuple[Machine, Model]) -> None:
+    machine, model = graphed
+    for _ in range(2):
+        decode(model, 1, 0)
+    model.cache.set_capacity(2 * model.cache.num_rows * model.cache.max_length)
+    machine.counts.clear()
+    first = decode(model, 1, 0)
+    assert machine.counts.graphs == 0
+    torch.testing.assert_close(decode(model, 1, 0), first)
+    assert machine.counts.graphs > 0
+
+
+def test_what_cannot_be_captured_is_computed_as_before(
+    mixtral: Case, graphed: tuple[Machine, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, model = graphed
+    graphs = model._forward
+    assert isinstance(graphs, DecodeGraphs)
+    inner = graphs._module.forward
+
+    def waits(*arguments: object, **more: object) -> object:
+        torch.zeros(1, device=DEVICE).item()
+        return inner(*arguments, **more)
+
+    monkeypatch.setattr(graphs._module, "forward", waits)
+    machine.counts.clear()
+    assert_right(greedy(model, PROMPT, len(mixtral.expected[0])), mixtral.expected)
+    assert machine.counts.graphs == 0
+    assert machine.graph is None, "the capture was ended"
+
+
+def test_a_prompts_chunk_of_one_token_has_no_logits(graphed: tuple[Machine, Model]) -> None:
+    _, model = graphed
+    token, position = torch.tensor([[5]]), torch.tensor([[3]])
+    with torch.inference_mode():
+        sizes = [
+            len(model.forward(token, position, first_row=0, wants=wants)) for wants in 2 * [Logits.LAST, Logits.NONE]
+        ]
+    assert sizes == [1, 0, 1, 0]
