@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from fiddler import cgroup
 from fiddler.checkpoint import Checkpoint, CheckpointError
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.safetensors_index import INDEX_FILE
@@ -59,7 +60,7 @@ class Conversion:
     shard_bytes: int = SHARD_BYTES
     """About the size of the files that are written."""
     threads: int | None = None
-    """That compute; None: one for each CPU that this process may use."""
+    """That compute; None: one for each CPU that this process may use, within its quota."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class Conversion:
             done_bytes += num_bytes
             reporter.progress(done_bytes, plan.source_bytes)
 
-        pool = ThreadPoolExecutor(self.threads or len(os.sched_getaffinity(0)), thread_name_prefix="convert")
+        pool = ThreadPoolExecutor(self.threads or cgroup.usable_cpus(), thread_name_prefix="convert")
         try:
             for shard in missing:
                 write_shard(space.path / shard.name, shard, self.source, pool, progress)
