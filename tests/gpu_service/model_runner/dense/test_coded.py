@@ -1,5 +1,7 @@
 """A layer whose weight stays in codes computes what the decoded one does, on the kernels and without them."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -55,10 +57,14 @@ def test_the_shape_is_that_of_a_linear_layer(shape: tuple[int, ...]) -> None:
 
 
 def test_codes_are_no_parameters_and_move_with_the_module() -> None:
-    layer = CodedLinear(random_coded(CODINGS["fp8"], 147, 320, 1.0, torch.Generator()), None, torch.float32)
+    coded = random_coded(CODINGS["fp8"], 147, 320, 1.0, torch.Generator())
+    codes = weakref.ref(coded.codes)
+    layer = CodedLinear(coded, None, torch.float32)
+    del coded
     assert not list(layer.parameters())
     assert not layer.state_dict()
     there = layer.to("meta")
+    assert codes() is None, "nothing stays where they were"
     assert there.coded.device.type == "meta"
     assert all(plane.device.type == "meta" for plane in there.coded.planes().values())
     there.prepare(_kernel(True))
