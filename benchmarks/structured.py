@@ -17,7 +17,7 @@ import torch
 import typer
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.harness.results import Append, Out, report
+from benchmarks.harness.results import Append, Out, Quick, report
 from client import Client, Complete, GenerationChunk
 from gpu_service.api.requests.constraints import compiled, grammar_of_schema
 from gpu_service.sampling.constraint import Constraint
@@ -51,8 +51,10 @@ def main(
     append: Append = False,
     rounds: Annotated[int, typer.Option(help="Outputs of each kind.")] = 10,
     model: Annotated[Path, typer.Option(help="Directory of the checkpoint.")] = _MODEL,
+    quick: Quick = False,
 ) -> None:
     """Runs the benchmark."""
+    rounds = min(rounds, 2) if quick else rounds
     with (
         report(out, append) as results,
         open(os.devnull, "wb") as log,
