@@ -60,7 +60,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_a_family_is_right_by_mixed_routes(family: Case, schedule: Schedule) -> None:
     expected, expected_logits = family.expected
     with imitated_cuda(schedule, seed=7):
-        model = model_of(family.directory, device=DEVICE)
+        model = model_of(family.directory, device=DEVICE, uses_graphs=True)
         with slots_of(model, family.directory, MIX) as slots:
             tokens, logits = greedy(model, PROMPT, NUM_TOKENS, swapping(model, slots))
     assert tokens == expected
