@@ -61,6 +61,7 @@ class _NoDispatcher:
     """Stands for a Dispatcher, and computes no expert."""
 
     max_rows = None
+    capture = None
 
     def begin(self, layer: int, hidden: torch.Tensor, **_: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(hidden=hidden)
