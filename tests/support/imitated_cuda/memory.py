@@ -26,7 +26,7 @@ class Block:
         if self._memory.is_current and not self._memory.machine.is_eager:
             # the allocator may give the memory to what comes next on this stream: whoever still reads it then is wrong
             numbers = self._numbers
-            self._stream.enqueue(lambda: poison(numbers))
+            self._stream.enqueue(lambda: poison(numbers), goes_on=False)  # what fails may not fail in here
 
 
 class Memory:

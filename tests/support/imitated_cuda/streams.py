@@ -39,14 +39,15 @@ class Stream:
         self._is_advancing = False
         self.machine.add_stream(self)
 
-    def enqueue(self, work: Work | Point) -> None:
-        """Puts work, or a wait for another stream's point, at the end of the queue."""
+    def enqueue(self, work: Work | Point, *, goes_on: bool = True) -> None:
+        """Puts work, or a wait for another stream's point, at the end of the queue; then the device may go on."""
         with self.machine.lock:
             if self.machine.captures(work):
                 return
             self._queue.append(work)
             self._num_enqueued += 1
-            self.machine.go_on()
+            if goes_on:
+                self.machine.go_on()
 
     def advance(self, *, is_forced: bool = False) -> bool:
         """Does what is next in the queue. Returns whether it could; if forced, another stream advances to the point."""
