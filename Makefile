@@ -44,8 +44,9 @@ compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker
 sanitize: $(STAMP) ## Run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
 		-DFIDDLER_SANITIZE=ON -DFIDDLER_NATIVE_TESTS=ON >/dev/null
-	$(BIN)/cmake --build build/sanitize --target test_kernels
+	$(BIN)/cmake --build build/sanitize --target test_kernels test_segment
 	build/sanitize/test_kernels
+	build/sanitize/test_segment
 
 interop: $(STAMP) ## Test the pair with clients of others, and the dashboards with Grafana's types; needs node, Chromium, and npm's and PyPI's registries once
 	cd tests/interop/node && npm ci --silent

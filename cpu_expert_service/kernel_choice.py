@@ -9,13 +9,14 @@ from typing_extensions import override
 
 from cpu_expert_service import calibration, metrics
 from cpu_expert_service.kernel import Kernel, LayerFunction, PyTorchKernel
-from cpu_expert_service.native_kernel import NativeKernel
+from cpu_expert_service.native_kernel import NativeKernel, NativeLayer
 from cpu_expert_service.settings import Settings
 from fiddler.coding import CodedTensor
 from fiddler.errors import UserError
 from fiddler.expert_math import ExpertWeights, LayerWeights
 from fiddler.kernels.cpus import Topology, choose_cpus, number_nodes
-from fiddler.kernels.native import NativeUnavailableError, Pool, available_tiers
+from fiddler.kernels.native import Layer, NativeUnavailableError, Pool, available_tiers
+from fiddler.kernels.segments.service import Native
 
 _log = structlog.get_logger("cpu_expert_service")
 _CALIBRATED_ROWS = (8, 16, 32, 128, 512)
@@ -67,18 +68,8 @@ class AutoKernel(Kernel):
         self._pytorch = pytorch
 
     @override
-    def prepare(self, layer: LayerWeights) -> LayerFunction:
-        native, pytorch = self.native.prepare(layer), self._pytorch.prepare(layer)
-        num_experts = len(layer.experts)
-
-        def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
-            least = self.pytorch_from_rows
-            # takes rows to be spread evenly over the experts: counting them would cost more than it gains
-            if least is not None and expert_ids.numel() >= least * num_experts:
-                return pytorch(hidden, expert_ids, routing_weights)
-            return native(hidden, expert_ids, routing_weights)
-
-        return compute
+    def prepare(self, layer: LayerWeights) -> "AutoLayer":
+        return AutoLayer(self, self.native.prepare(layer), self._pytorch.prepare(layer), len(layer.experts))
 
     def close(self) -> None:
         """Ends the native kernel's threads."""
@@ -89,7 +80,10 @@ class AutoKernel(Kernel):
         if isinstance(layer.experts[0].up, CodedTensor):
             return []  # PyTorch decodes every matrix anew, so that it is never the faster one
         part = replace(layer, experts=tuple(_part(expert) for expert in layer.experts[:2]))
-        kernels = {"pytorch": self._pytorch.prepare(part), self.name: self.native.prepare(part)}
+        kernels: dict[str, LayerFunction] = {
+            "pytorch": self._pytorch.prepare(part),
+            self.name: self.native.prepare(part),
+        }
         timings = [
             calibration.time_kernel(name, compute, layer=part, rows=rows, dtype=dtype, seconds=_SECONDS_PER_TIMING)
             for rows in _CALIBRATED_ROWS
@@ -100,6 +94,45 @@ class AutoKernel(Kernel):
             _CALIBRATED_ROWS, lambda rows: seconds[self.name, rows], lambda rows: seconds["pytorch", rows]
         )
         return timings
+
+
+class AutoLayer:
+    """A LayerFunction of both kernels."""
+
+    def __init__(self, kernel: AutoKernel, native: NativeLayer, pytorch: LayerFunction, num_experts: int) -> None:
+        self.native = native
+        self._kernel = kernel
+        self._pytorch = pytorch
+        self._num_experts = num_experts
+
+    @property
+    def pytorch_from_assignments(self) -> int | None:
+        """Rows x experts per row from which on PyTorch computes; None if it never does."""
+        # takes rows to be spread evenly over the experts: counting them would cost more than it gains
+        least = self._kernel.pytorch_from_rows
+        return None if least is None else least * self._num_experts
+
+    def __call__(self, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+        """Computes a message with the faster one."""
+        least = self.pytorch_from_assignments
+        faster = self.native if least is None or expert_ids.numel() < least else self._pytorch
+        return faster(hidden, expert_ids, routing_weights)
+
+
+def native_computation(kernel: Kernel, layers: Sequence[LayerFunction]) -> Native | None:
+    """What of prepared layers the library computes without Python; None if PyTorch alone computes."""
+    native = native_kernel_of(kernel)
+    if native is None:
+        return None
+    descriptions: list[Layer] = []
+    most_assignments: list[int | None] = []
+    for layer in layers:
+        least = layer.pytorch_from_assignments if isinstance(layer, AutoLayer) else None
+        computed = layer.native if isinstance(layer, AutoLayer) else layer
+        assert isinstance(computed, NativeLayer)
+        descriptions.append(computed.description)
+        most_assignments.append(None if least is None else least - 1)
+    return Native(native.pool, native.tier, tuple(descriptions), tuple(most_assignments))
 
 
 def _part(expert: ExpertWeights) -> ExpertWeights:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from cpu_expert_service.kernel import Kernel, LayerFunction
+from cpu_expert_service.kernel import Kernel
 from fiddler.expert_math import CLAMPED, LayerWeights, UnknownActivationError
 from fiddler.kernels import matrices, native
 from fiddler.kernels.matrices import refusal
@@ -43,12 +43,13 @@ class NativeKernel(Kernel):
         if tier not in available_tiers():
             raise NativeError(f"{tier}: this CPU has {', '.join(available_tiers())}")
         self.name = tier
+        self.tier = native.tiers().index(tier)
         self.pool = pool
         self.num_threads = pool.num_threads
 
     @override
-    def prepare(self, layer: LayerWeights, output_dtype: torch.dtype | None = None) -> LayerFunction:
-        """Describes a layer to the library; the function that it returns keeps the weights alive.
+    def prepare(self, layer: LayerWeights, output_dtype: torch.dtype | None = None) -> "NativeLayer":
+        """Describes a layer to the library; what it returns keeps the weights alive.
 
         Args:
             layer: The weights.
@@ -58,33 +59,45 @@ class NativeKernel(Kernel):
             NativeError: A dtype or a shape cannot be computed; the text names the tensor.
             UnknownActivationError: It does not have the activation.
         """
-        tier = native.tiers().index(self.name)
-        return _bind(self.pool, tier, layer=_describe(layer), output_dtype=output_dtype)
+        return NativeLayer(self.pool, self.tier, _describe(layer), output_dtype)
 
     def close(self) -> None:
         """Ends the threads."""
         self.pool.close()
 
 
-def _bind(pool: Pool, tier: int, *, layer: Layer, output_dtype: torch.dtype | None) -> LayerFunction:
-    run, message, numbers = native.load().fiddler_run, Message(), matrices.dtype_numbers()
-    layer_pointer, message_pointer = byref(layer), byref(message)
-    hidden_size = layer.hidden_size
+class NativeLayer:
+    """A LayerFunction of the library."""
 
-    def compute(hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
-        _check_message(hidden_size, hidden, expert_ids, routing_weights)
+    def __init__(self, pool: Pool, tier: int, layer: Layer, output_dtype: torch.dtype | None) -> None:
+        self.description = layer
+        """The layer as C++ sees it."""
+        self._pool = pool
+        self._tier = tier
+        self._output_dtype = output_dtype
+        self._message = Message()
+        self._pointers = byref(layer), byref(self._message)
+        self._run = native.load().fiddler_run
+        self._numbers = matrices.dtype_numbers()
+
+    def __call__(self, hidden: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
+        """Computes a message.
+
+        Raises:
+            NativeError: A tensor is not what the layer takes, or the library refuses it.
+        """
+        _check_message(self.description.hidden_size, hidden, expert_ids, routing_weights)
         hidden, expert_ids, routing_weights = hidden.contiguous(), expert_ids.contiguous(), routing_weights.contiguous()
-        output = torch.empty(hidden.shape, dtype=output_dtype or hidden.dtype)
+        output = torch.empty(hidden.shape, dtype=self._output_dtype or hidden.dtype)
+        message, numbers = self._message, self._numbers
         message.rows, message.experts_per_row = expert_ids.shape
         message.hidden, message.expert_ids = hidden.data_ptr(), expert_ids.data_ptr()
         message.routing_weights, message.output = routing_weights.data_ptr(), output.data_ptr()
         message.hidden_dtype, message.output_dtype = numbers[hidden.dtype], numbers[output.dtype]
-        status = run(pool.handle, tier, layer_pointer, message_pointer)
+        status = self._run(self._pool.handle, self._tier, *self._pointers)
         if status:
-            check(status, f"; there are {layer.num_experts}" if status == _BAD_EXPERT_ID else "")
+            check(status, f"; there are {self.description.num_experts}" if status == _BAD_EXPERT_ID else "")
         return output
-
-    return compute
 
 
 def _check_message(

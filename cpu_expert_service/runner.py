@@ -2,16 +2,18 @@
 
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from cpu_expert_service.kernel import Kernel
-from cpu_expert_service.kernel_choice import calibrate, native_kernel_of
+from cpu_expert_service.kernel_choice import calibrate, native_computation, native_kernel_of
 from cpu_expert_service.ram import NotEnoughMemoryError, Progress, copy_layers
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import LayerWeights, layer_weights
+from fiddler.kernels.segments.service import Native
 
 
 class ExpiredError(Exception):
@@ -50,6 +52,9 @@ class Runner:
         """
         self.kernel = kernel
         self._lock = threading.Lock()
+        native = native_kernel_of(kernel)
+        self._turn = native.pool.turn if native else nullcontext
+        """Segments compute beside this, on the same threads."""
         self._weights = _read(checkpoint, progress)
         self._layers = tuple(kernel.prepare(weights) for weights in self._weights)
         self.expert_bytes = tuple(weights.experts[0].nbytes for weights in self._weights)
@@ -67,6 +72,10 @@ class Runner:
         """Seconds since it was created in which it computed no message. Any thread may read it."""
         now, (busy_seconds, began) = time.monotonic(), self._busy
         return now - self._made_at - busy_seconds - (0.0 if began is None else max(0.0, now - began))
+
+    def native(self) -> Native | None:
+        """What the library computes without Python, once the weights are where they stay; None if that is nothing."""
+        return native_computation(self.kernel, self._layers)
 
     def copy_to_ram(self, progress: Progress) -> None:
         """Copies the weights into this process's own memory and computes from the copies from now on.
@@ -106,7 +115,7 @@ class Runner:
             ExpiredError: The deadline passed before the computation began.
         """
         arrived = time.monotonic()
-        with self._lock:
+        with self._lock, self._turn():
             started = time.monotonic()
             if deadline is not None and started >= deadline:
                 raise ExpiredError

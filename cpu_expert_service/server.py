@@ -89,12 +89,14 @@ def _serve(
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     front = Front(settings, servicer)
     _publish(checkpoint, runner, settings, certificates, front)
+    collectors.publish(runner, lambda: servicer.segments)
     _warn_of_short_memory(checkpoint)
     front.start()
     try:
         if settings.prefault or settings.weights == "ram":
             _load(checkpoint, runner, settings=settings, stop=stop)
             runner.calibrate(dtype)
+        servicer.share_memory()
         front.set_health(health_pb2.HealthCheckResponse.SERVING)
         _log.info(
             "serving",
@@ -183,5 +185,4 @@ def _publish(
     )
     metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
     metrics.THREADS.set(runner.kernel.num_threads)
-    collectors.publish(runner)
     serve(settings.metrics_host, settings.metrics_port, certificates=certificates, is_serving=lambda: front.is_serving)

@@ -9,11 +9,15 @@ import torch
 
 from cpu_expert_service import metrics
 from cpu_expert_service.runner import ExpiredError, Runner
+from cpu_expert_service.segments import METADATA, Segments, UsedSegment, named
 from cpu_expert_service.settings import Settings
 from cpu_expert_service.streams import Streams
 from fiddler import PROTOCOL_VERSION, __version__, rpc, tensors
 from fiddler.calls.handshake import check_handshake
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
+from fiddler.kernels.segments.layout import Record
+from fiddler.kernels.segments.service import ServiceEnd
+from fiddler.transport import shared_memory
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _log = structlog.get_logger(__name__)
@@ -31,6 +35,7 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         self._dtype = dtype
         self._settings = settings
         self._streams = Streams(settings.max_streams)
+        self._segments: Segments | None = None
 
     def Describe(  # noqa: N802
         self, request: experts_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -44,6 +49,43 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             error.abort(context)
         return description
 
+    def share_memory(self) -> None:
+        """Offers segments of shared memory from now on, if there can be any. The weights must be where they stay."""
+        native, num_bytes = self._runner.native(), self._settings.shared_memory_mib << 20
+        directory = shared_memory.directory_for(self._settings.listen)
+        if native is None or num_bytes == 0 or directory is None:
+            return
+
+        def prepare(end: ServiceEnd) -> None:
+            end.compute(
+                native,
+                dtype=self._dtype,
+                max_rows=self._settings.max_rows,
+                max_experts_per_row=self._settings.max_experts_per_row,
+                few_rows=_FEW_ROWS,
+                most_rows_to_count=_MOST_ROWS_TO_COUNT,
+            )
+
+        self._segments = Segments(
+            directory, num_bytes, count=self._settings.max_streams, dtype=self._dtype, prepare=prepare
+        )
+
+    @property
+    def segments(self) -> Segments | None:
+        """What shares memory with callers; None if nothing does."""
+        return self._segments
+
+    def OpenSegment(  # noqa: N802
+        self, request: experts_pb2.OpenSegmentRequest, context: grpc.ServicerContext
+    ) -> experts_pb2.OpenSegmentResponse:
+        """Offers memory that a stream's caller may share."""
+        if self._segments is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this service shares no memory")
+        try:
+            return self._segments.offer()
+        except rpc.StatusError as error:
+            error.abort(context)
+
     def Run(  # noqa: N802
         self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
     ) -> Iterator[experts_pb2.RunResponse]:
@@ -54,8 +96,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             metrics.REQUESTS.labels(error.code.name).inc()
             error.abort(context)
         metrics.STREAMS.inc()
-        request = None
+        request, segment = None, None
         try:
+            segment = self._segment_of(context)
             while (request := self._streams.next(request_iterator, context)) is not None:
                 response = self._answer(request)
                 yield response
@@ -71,12 +114,38 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
                 _log.exception("computation failed", **_named(request))
                 context.abort(grpc.StatusCode.INTERNAL, "the computation failed; the service's log says why")
         finally:
+            if segment is not None:
+                segment.stop()
             metrics.STREAMS.dec()
             self._streams.leave(context)
 
     def end_idle_streams(self) -> None:
         """Ends the streams that wait for a message at once, and every other one after its answer."""
+        if self._segments is not None:
+            self._segments.close()
         self._streams.end_idle()
+
+    def _segment_of(self, context: grpc.ServicerContext) -> UsedSegment | None:
+        """The segment that a stream's metadata names, which serves from now on; None if it names none.
+
+        Raises:
+            StatusError: It is not on offer.
+        """
+        identity = next((value for key, value in context.invocation_metadata() if key == METADATA), None)
+        if identity is None:
+            return None
+        if self._segments is None:
+            raise rpc.failed_precondition(METADATA, "this service shares no memory")
+
+        def answer(request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
+            self._streams.heard(context)
+            return self._answer(request)
+
+        def count(records: list[Record]) -> None:
+            self._streams.heard(context)
+            self._count_records(records)
+
+        return self._segments.use(str(identity), answer, count)
 
     def _answer(self, request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
         deadline = None
@@ -156,6 +225,21 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             metrics.WEIGHT_READ_BYTES.inc(len(rows) * self._runner.expert_bytes[request.layer])
             metrics.WEIGHT_READ_SECONDS.inc(seconds)
 
+    def _count_records(self, records: list[Record]) -> None:
+        """Counts messages that came through shared memory; their bytes are those of their tensors."""
+        for record in records:
+            _ANSWERED.inc()
+            metrics.ROWS.inc(record.rows)
+            metrics.CALL_ROWS.observe(record.rows)
+            metrics.QUEUE_SECONDS.observe(record.queue_seconds)
+            metrics.COMPUTE_SECONDS.observe(record.compute_seconds)
+            hidden_bytes = record.rows * self._checkpoint.layers[record.layer].hidden_size * self._dtype.itemsize
+            metrics.RECEIVED_BYTES.inc(hidden_bytes + 8 * record.rows * record.experts_per_row)
+            metrics.SENT_BYTES.inc(hidden_bytes)
+            if record.experts_read:
+                metrics.WEIGHT_READ_BYTES.inc(record.experts_read * self._runner.expert_bytes[record.layer])
+                metrics.WEIGHT_READ_SECONDS.inc(record.compute_seconds)
+
     def _describe(self) -> experts_pb2.DescribeResponse:
         return experts_pb2.DescribeResponse(
             protocol_version=PROTOCOL_VERSION,
@@ -184,9 +268,9 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
             threads=self._runner.kernel.num_threads,
             version=__version__,
             weight_format=self._checkpoint.weight_format,
+            shares_memory=self._segments is not None,
         )
 
 
 def _named(request: experts_pb2.RunRequest | None) -> dict[str, list[str]]:
-    """The requests that a message was computed for, as the log names them."""
-    return {"request_ids": list(request.request_ids)} if request is not None and request.request_ids else {}
+    return {} if request is None else named(list(request.request_ids))

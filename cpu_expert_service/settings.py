@@ -33,6 +33,13 @@ class Settings(ServiceSettings):
     max_rows: int = Field(16384, ge=1, description="most rows in one request")
     max_experts_per_row: int = Field(64, ge=1, description="most experts per row in one request")
     max_streams: int = Field(8, ge=1, le=1024, description="most streams open at a time")
+    shared_memory_mib: int = Field(
+        64,
+        ge=0,
+        le=4096,
+        description="MiB of memory that each stream shares with a caller on this host, for its messages; 0: all go over"
+        " the socket",
+    )
     reflection: bool = Field(False, description="describe the protocol to callers that ask, by gRPC server reflection")
     prefault: bool = Field(True, description="read all experts into memory before serving")
 

@@ -64,6 +64,11 @@ class Streams:
                 self._silent.pop(context, None)
         return request
 
+    def heard(self, context: grpc.ServicerContext) -> None:
+        """Notes that a stream's caller sent a message by another way, which keeps its place."""
+        with self._lock:
+            self._silent.pop(context, None)
+
     def end_idle(self) -> None:
         """Ends the streams that wait for a message at once, and every other one after its answer."""
         with self._lock:

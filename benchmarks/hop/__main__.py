@@ -51,10 +51,8 @@ def _prepare(directory: Path) -> None:
 
     process.prepare()
     from benchmarks.hop.messages import write_checkpoint
-    from benchmarks.hop.shared import make_file
 
     write_checkpoint(directory)
-    make_file(directory / "rows")
 
 
 def _measure(ends: list[Ends], rounds: int) -> _Samples:

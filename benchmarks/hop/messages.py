@@ -41,11 +41,10 @@ class Message:
         hidden = torch.randn(num_rows, HIDDEN_SIZE, generator=generator).to(torch.bfloat16)
         return cls(hidden, ids.to(torch.int32), weights)
 
-    def encode(self, with_rows: bool = True) -> experts_pb2.RunRequest:
+    def encode(self) -> experts_pb2.RunRequest:
         """The request that ExpertClient.submit sends."""
         request = experts_pb2.RunRequest(sequence=1, layer=0, time_remaining_seconds=TIMEOUT_SECONDS)
-        if with_rows:
-            tensors.encode(self.hidden, request.hidden)
+        tensors.encode(self.hidden, request.hidden)
         tensors.encode(self.expert_ids, request.expert_ids)
         tensors.encode(self.routing_weights, request.routing_weights)
         return request

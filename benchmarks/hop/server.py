@@ -25,17 +25,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-import torch
 from grpc_health.v1 import health, health_pb2_grpc
 
 from benchmarks.hop import wire
 from benchmarks.hop.messages import MAX_MESSAGE_BYTES, NoKernel
-from benchmarks.hop.shared import SharedRows
+from cpu_expert_service.kernel_choice import build_kernel
 from cpu_expert_service.runner import Runner
 from cpu_expert_service.service import ExpertServicer
 from cpu_expert_service.settings import Settings
 from fiddler import listen, rpc, tensors
 from fiddler.checkpoint import Checkpoint
+from fiddler.kernels.cpus import read_topology
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
 
 _Requests = Iterator[experts_pb2.RunRequest]
@@ -45,13 +45,13 @@ _Answers = Iterator[experts_pb2.RunResponse]
 class _Handlers:
     """The methods of all transports."""
 
-    def __init__(self, directory: Path) -> None:
-        settings = Settings(model=directory, metrics_port=0)
+    def __init__(self, directory: Path, address: str) -> None:
+        settings = Settings(model=directory, metrics_port=0, listen=address)
         checkpoint = Checkpoint.open(directory)
         dtype = tensors.resolve_dtype(settings.dtype, checkpoint.expert_dtype)
-        self._runner = Runner(checkpoint, NoKernel())
-        self.servicer = ExpertServicer(checkpoint, self._runner, dtype=dtype, settings=settings)
-        self._shared = SharedRows(directory / "rows")
+        kernel = build_kernel(settings, read_topology()) if _variant.transport == "shared" else NoKernel()
+        self.servicer = ExpertServicer(checkpoint, Runner(checkpoint, kernel), dtype=dtype, settings=settings)
+        self.servicer.share_memory()  # only the native kernel does
 
     def unary(self, request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
         return next(self.servicer.Run(iter((request,)), context))
@@ -69,25 +69,13 @@ class _Handlers:
             response.output.data = request.hidden.data
             yield response
 
-    def shared(self, requests: _Requests, context: grpc.ServicerContext) -> _Answers:
-        for request in requests:
-            num_rows = request.expert_ids.shape[0]
-            shape = (num_rows, None)
-            expert_ids = tensors.decode(request.expert_ids, "expert_ids", dtype=torch.int32, shape=shape)
-            weights = tensors.decode(request.routing_weights, "routing_weights", dtype=torch.float32, shape=shape)
-            result = self._runner.run(
-                request.layer, self._shared.rows[:num_rows], expert_ids=expert_ids, routing_weights=weights
-            )
-            self._shared.answers[:num_rows] = result.output
-            yield experts_pb2.RunResponse(sequence=request.sequence, compute_seconds=result.compute_seconds)
-
     def generic(self) -> grpc.GenericRpcHandler:
         """The methods that ExpertService does not have."""
         coders: dict[str, Any] = {
             "request_deserializer": experts_pb2.RunRequest.FromString,
             "response_serializer": experts_pb2.RunResponse.SerializeToString,
         }
-        streams: dict[str, Any] = {"bare": self.bare, "aio": self.aio, "shared": self.shared}
+        streams: dict[str, Any] = {"bare": self.bare, "aio": self.aio}
         methods = {name: grpc.stream_stream_rpc_method_handler(handle, **coders) for name, handle in streams.items()}
         methods["unary"] = grpc.unary_unary_rpc_method_handler(self.unary, **coders)
         return grpc.method_handlers_generic_handler(wire.SERVICE, methods)
@@ -132,9 +120,9 @@ def main() -> None:
     if _variant.transport == "raw":
         _serve_raw(str(path))
     elif _variant.transport == "aio":
-        asyncio.run(_serve_aio(_Handlers(directory), f"unix:{path}"))
+        asyncio.run(_serve_aio(_Handlers(directory, f"unix:{path}"), f"unix:{path}"))
     else:
-        _serve(_Handlers(directory), f"unix:{path}")
+        _serve(_Handlers(directory, f"unix:{path}"), f"unix:{path}")
 
 
 if __name__ == "__main__":

@@ -39,16 +39,18 @@ VARIANTS = (
     Variant("sync_stream_pinned", "stream", cores=(0, 1)),
     Variant("unary", "unary"),
     Variant("aio_stream", "aio"),
-    Variant("shared_memory", "shared"),
+    Variant("shared", "shared"),
+    Variant("shared_in_service", "shared", in_service=True),
 )
 """
 raw                     Bytes over a Unix socket in both directions: the lower bound.
 bare_stream             gRPC and protobuf alone: messages are encoded beforehand, answers are not decoded.
-sync_stream             The services' own way.
+sync_stream             The services' own way where they cannot share memory.
 sync_stream_in_service  The same, from a thread of a process that also runs a grpc.aio server.
 sync_stream_unprepared  The same, without fiddler.process.
 sync_stream_pinned      The same, with each process pinned to a core.
 unary                   One call for each message.
 aio_stream              grpc.aio on both sides.
-shared_memory           A prototype: rows are in memory that both processes map; the message only has their number.
+shared                  The services' own way on one host: messages are posted in memory that both processes map.
+shared_in_service       The same, from a thread of a process that also runs a grpc.aio server.
 """

@@ -5,7 +5,8 @@ It knows addresses and no tensors. Which tensors make up a layer, and whether th
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from itertools import count, pairwise
@@ -110,6 +111,8 @@ def load() -> ctypes.CDLL:
         for name, result, arguments in (
             ("fiddler_pool_create", c_void_p, (int32s, int32s, c_int32, c_int32)),
             ("fiddler_pool_destroy", None, (c_void_p,)),
+            ("fiddler_pool_lock", None, (c_void_p,)),
+            ("fiddler_pool_unlock", None, (c_void_p,)),
             ("fiddler_tier_name", c_char_p, (c_int32,)),
             ("fiddler_dtype_name", c_char_p, (c_int32,)),
             ("fiddler_code_name", c_char_p, (c_int32,)),
@@ -224,6 +227,15 @@ class Pool:
         )
         if not self.handle:
             raise NativeUnavailableError(f"the system refuses {len(cpus)} threads")
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Waits until no other thread computes on this pool, in here or in the library, and holds it meanwhile."""
+        self._library.fiddler_pool_lock(self.handle)
+        try:
+            yield
+        finally:
+            self._library.fiddler_pool_unlock(self.handle)
 
     def read(self, address: int, num_bytes: int, streams: int) -> None:
         """Reads memory once, to measure bandwidth."""

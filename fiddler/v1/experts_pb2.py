@@ -25,25 +25,29 @@ _sym_db = _symbol_database.Default()
 from fiddler.v1 import tensor_pb2 as fiddler_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66iddler/v1/experts.proto\x12\nfiddler.v1\x1a\x17\x66iddler/v1/tensor.proto\"\xe4\x01\n\x0f\x44\x65scribeRequest\x12\x1d\n\x10protocol_version\x18\x01 \x01(\rH\x00\x88\x01\x01\x12#\n\x16\x63heckpoint_fingerprint\x18\x02 \x01(\tH\x01\x88\x01\x01\x12%\n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.fiddler.v1.DtypeH\x02\x88\x01\x01\x12\x1a\n\rweight_format\x18\x04 \x01(\tH\x03\x88\x01\x01\x42\x13\n\x11_protocol_versionB\x19\n\x17_checkpoint_fingerprintB\x08\n\x06_dtypeB\x10\n\x0e_weight_format\"\xbe\x02\n\x10\x44\x65scribeResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1e\n\x16\x63heckpoint_fingerprint\x18\x02 \x01(\t\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12$\n\x06layers\x18\x04 \x03(\x0b\x32\x14.fiddler.v1.MoeLayer\x12 \n\x05\x64type\x18\x05 \x01(\x0e\x32\x11.fiddler.v1.Dtype\x12\'\n\x0cweight_dtype\x18\x06 \x01(\x0e\x32\x11.fiddler.v1.Dtype\x12\"\n\x06limits\x18\x07 \x01(\x0b\x32\x12.fiddler.v1.Limits\x12\x0e\n\x06kernel\x18\x08 \x01(\t\x12\x0f\n\x07threads\x18\t \x01(\r\x12\x0f\n\x07version\x18\n \x01(\t\x12\x15\n\rweight_format\x18\x0b \x01(\t\"\x88\x01\n\x08MoeLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rdecoder_layer\x18\x02 \x01(\r\x12\x13\n\x0bnum_experts\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x19\n\x11intermediate_size\x18\x05 \x01(\r\x12\x12\n\nactivation\x18\x06 \x01(\t\"g\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x1b\n\x13max_experts_per_row\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmax_streams\x18\x04 \x01(\r\"\xfb\x01\n\nRunRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\r\x12\"\n\x06hidden\x18\x03 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12&\n\nexpert_ids\x18\x04 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12+\n\x0frouting_weights\x18\x05 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12#\n\x16time_remaining_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0brequest_ids\x18\x07 \x03(\tB\x19\n\x17_time_remaining_seconds\"s\n\x0bRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\"\n\x06output\x18\x02 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x04 \x01(\x01\x32\x92\x01\n\rExpertService\x12\x45\n\x08\x44\x65scribe\x12\x1b.fiddler.v1.DescribeRequest\x1a\x1c.fiddler.v1.DescribeResponse\x12:\n\x03Run\x12\x16.fiddler.v1.RunRequest\x1a\x17.fiddler.v1.RunResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66iddler/v1/experts.proto\x12\nfiddler.v1\x1a\x17\x66iddler/v1/tensor.proto\"\x14\n\x12OpenSegmentRequest\"\x89\x01\n\x13OpenSegmentResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\x0c\x12\x11\n\tnum_slots\x18\x03 \x01(\r\x12\x15\n\rrequest_bytes\x18\x04 \x01(\x04\x12\x16\n\x0eresponse_bytes\x18\x05 \x01(\x04\x12\x16\n\x0elayout_version\x18\x06 \x01(\r\"\xe4\x01\n\x0f\x44\x65scribeRequest\x12\x1d\n\x10protocol_version\x18\x01 \x01(\rH\x00\x88\x01\x01\x12#\n\x16\x63heckpoint_fingerprint\x18\x02 \x01(\tH\x01\x88\x01\x01\x12%\n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.fiddler.v1.DtypeH\x02\x88\x01\x01\x12\x1a\n\rweight_format\x18\x04 \x01(\tH\x03\x88\x01\x01\x42\x13\n\x11_protocol_versionB\x19\n\x17_checkpoint_fingerprintB\x08\n\x06_dtypeB\x10\n\x0e_weight_format\"\xd5\x02\n\x10\x44\x65scribeResponse\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x1e\n\x16\x63heckpoint_fingerprint\x18\x02 \x01(\t\x12\x12\n\nmodel_type\x18\x03 \x01(\t\x12$\n\x06layers\x18\x04 \x03(\x0b\x32\x14.fiddler.v1.MoeLayer\x12 \n\x05\x64type\x18\x05 \x01(\x0e\x32\x11.fiddler.v1.Dtype\x12\'\n\x0cweight_dtype\x18\x06 \x01(\x0e\x32\x11.fiddler.v1.Dtype\x12\"\n\x06limits\x18\x07 \x01(\x0b\x32\x12.fiddler.v1.Limits\x12\x0e\n\x06kernel\x18\x08 \x01(\t\x12\x0f\n\x07threads\x18\t \x01(\r\x12\x0f\n\x07version\x18\n \x01(\t\x12\x15\n\rweight_format\x18\x0b \x01(\t\x12\x15\n\rshares_memory\x18\x0c \x01(\x08\"\x88\x01\n\x08MoeLayer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rdecoder_layer\x18\x02 \x01(\r\x12\x13\n\x0bnum_experts\x18\x03 \x01(\r\x12\x13\n\x0bhidden_size\x18\x04 \x01(\r\x12\x19\n\x11intermediate_size\x18\x05 \x01(\r\x12\x12\n\nactivation\x18\x06 \x01(\t\"g\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x1b\n\x13max_experts_per_row\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\x12\x13\n\x0bmax_streams\x18\x04 \x01(\r\"\xfb\x01\n\nRunRequest\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\r\n\x05layer\x18\x02 \x01(\r\x12\"\n\x06hidden\x18\x03 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12&\n\nexpert_ids\x18\x04 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12+\n\x0frouting_weights\x18\x05 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12#\n\x16time_remaining_seconds\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0brequest_ids\x18\x07 \x03(\tB\x19\n\x17_time_remaining_seconds\"s\n\x0bRunResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\"\n\x06output\x18\x02 \x01(\x0b\x32\x12.fiddler.v1.Tensor\x12\x15\n\rqueue_seconds\x18\x03 \x01(\x01\x12\x17\n\x0f\x63ompute_seconds\x18\x04 \x01(\x01\x32\xe2\x01\n\rExpertService\x12\x45\n\x08\x44\x65scribe\x12\x1b.fiddler.v1.DescribeRequest\x1a\x1c.fiddler.v1.DescribeResponse\x12:\n\x03Run\x12\x16.fiddler.v1.RunRequest\x1a\x17.fiddler.v1.RunResponse(\x01\x30\x01\x12N\n\x0bOpenSegment\x12\x1e.fiddler.v1.OpenSegmentRequest\x1a\x1f.fiddler.v1.OpenSegmentResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fiddler.v1.experts_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIBEREQUEST']._serialized_start=66
-  _globals['_DESCRIBEREQUEST']._serialized_end=294
-  _globals['_DESCRIBERESPONSE']._serialized_start=297
-  _globals['_DESCRIBERESPONSE']._serialized_end=615
-  _globals['_MOELAYER']._serialized_start=618
-  _globals['_MOELAYER']._serialized_end=754
-  _globals['_LIMITS']._serialized_start=756
-  _globals['_LIMITS']._serialized_end=859
-  _globals['_RUNREQUEST']._serialized_start=862
-  _globals['_RUNREQUEST']._serialized_end=1113
-  _globals['_RUNRESPONSE']._serialized_start=1115
-  _globals['_RUNRESPONSE']._serialized_end=1230
-  _globals['_EXPERTSERVICE']._serialized_start=1233
-  _globals['_EXPERTSERVICE']._serialized_end=1379
+  _globals['_OPENSEGMENTREQUEST']._serialized_start=65
+  _globals['_OPENSEGMENTREQUEST']._serialized_end=85
+  _globals['_OPENSEGMENTRESPONSE']._serialized_start=88
+  _globals['_OPENSEGMENTRESPONSE']._serialized_end=225
+  _globals['_DESCRIBEREQUEST']._serialized_start=228
+  _globals['_DESCRIBEREQUEST']._serialized_end=456
+  _globals['_DESCRIBERESPONSE']._serialized_start=459
+  _globals['_DESCRIBERESPONSE']._serialized_end=800
+  _globals['_MOELAYER']._serialized_start=803
+  _globals['_MOELAYER']._serialized_end=939
+  _globals['_LIMITS']._serialized_start=941
+  _globals['_LIMITS']._serialized_end=1044
+  _globals['_RUNREQUEST']._serialized_start=1047
+  _globals['_RUNREQUEST']._serialized_end=1298
+  _globals['_RUNRESPONSE']._serialized_start=1300
+  _globals['_RUNRESPONSE']._serialized_end=1415
+  _globals['_EXPERTSERVICE']._serialized_start=1418
+  _globals['_EXPERTSERVICE']._serialized_end=1644
 # @@protoc_insertion_point(module_scope)

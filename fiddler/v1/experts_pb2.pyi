@@ -20,6 +20,67 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class OpenSegmentRequest(_message.Message):
+    """Nothing is asked for so far."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSegmentRequest: _TypeAlias = OpenSegmentRequest  # noqa: Y015
+
+@_typing.final
+class OpenSegmentResponse(_message.Message):
+    """A segment: a file that both map. fiddler/kernels/csrc/segment/ defines its layout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    NUM_SLOTS_FIELD_NUMBER: _builtins.int
+    REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    RESPONSE_BYTES_FIELD_NUMBER: _builtins.int
+    LAYOUT_VERSION_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The file's path, which names the same file only on the same host, and only if both see its directory. The caller
+    knows it by the id, which the file contains.
+    """
+    id: _builtins.bytes
+    """16 random bytes."""
+    num_slots: _builtins.int
+    """The number of messages that may be under way."""
+    request_bytes: _builtins.int
+    """The most bytes of a message's hidden rows, expert ids and routing weights together."""
+    response_bytes: _builtins.int
+    """The most bytes of its hidden rows, and of its answer."""
+    layout_version: _builtins.int
+    """The version of the layout. A caller that does not know it uses the stream alone."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        id: _builtins.bytes = ...,
+        num_slots: _builtins.int = ...,
+        request_bytes: _builtins.int = ...,
+        response_bytes: _builtins.int = ...,
+        layout_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "layout_version", b"layout_version", "num_slots", b"num_slots", "path", b"path", "request_bytes", b"request_bytes", "response_bytes", b"response_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenSegmentResponse: _TypeAlias = OpenSegmentResponse  # noqa: Y015
+
+@_typing.final
 class DescribeRequest(_message.Message):
     """What the caller expects of the service. An unset field is not checked."""
 
@@ -87,6 +148,7 @@ class DescribeResponse(_message.Message):
     THREADS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     WEIGHT_FORMAT_FIELD_NUMBER: _builtins.int
+    SHARES_MEMORY_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     """The version of this protocol that the service speaks. It is raised when a change breaks callers."""
     checkpoint_fingerprint: _builtins.str
@@ -110,6 +172,8 @@ class DescribeResponse(_message.Message):
     """The version of the software."""
     weight_format: _builtins.str
     """How the experts' weights are stored, for people, e.g. "bfloat16", "fp8 128x128" or "int4 group 32"."""
+    shares_memory: _builtins.bool
+    """Whether OpenSegment may be called."""
     @_builtins.property
     def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___MoeLayer]:
         """The MoE layers, in the order in which the model runs them. RunRequest.layer is an index into this list."""
@@ -132,10 +196,11 @@ class DescribeResponse(_message.Message):
         threads: _builtins.int = ...,
         version: _builtins.str = ...,
         weight_format: _builtins.str = ...,
+        shares_memory: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "kernel", b"kernel", "layers", b"layers", "limits", b"limits", "model_type", b"model_type", "protocol_version", b"protocol_version", "threads", b"threads", "version", b"version", "weight_dtype", b"weight_dtype", "weight_format", b"weight_format"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_fingerprint", b"checkpoint_fingerprint", "dtype", b"dtype", "kernel", b"kernel", "layers", b"layers", "limits", b"limits", "model_type", b"model_type", "protocol_version", b"protocol_version", "shares_memory", b"shares_memory", "threads", b"threads", "version", b"version", "weight_dtype", b"weight_dtype", "weight_format", b"weight_format"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -46,6 +46,11 @@ class ExpertServiceStub:
                 request_serializer=fiddler_dot_v1_dot_experts__pb2.RunRequest.SerializeToString,
                 response_deserializer=fiddler_dot_v1_dot_experts__pb2.RunResponse.FromString,
                 _registered_method=True)
+        self.OpenSegment = channel.unary_unary(
+                '/fiddler.v1.ExpertService/OpenSegment',
+                request_serializer=fiddler_dot_v1_dot_experts__pb2.OpenSegmentRequest.SerializeToString,
+                response_deserializer=fiddler_dot_v1_dot_experts__pb2.OpenSegmentResponse.FromString,
+                _registered_method=True)
 
 
 class ExpertServiceServicer:
@@ -70,6 +75,17 @@ class ExpertServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenSegment(self, request, context):
+        """Offers memory that caller and service share, for the messages of one stream. The caller maps the file, and then
+        calls Run with the metadata `fiddler-segment`: the segment's id in hexadecimal. From then on it may post each message
+        there or send it on the stream, which it keeps open: the segment ends with it. An offer that is not used within
+        seconds is withdrawn. Fails with FAILED_PRECONDITION if DescribeResponse.shares_memory is false, and with
+        RESOURCE_EXHAUSTED if there is no memory for one more segment; the caller then uses the stream alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ExpertServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -82,6 +98,11 @@ def add_ExpertServiceServicer_to_server(servicer, server):
                     servicer.Run,
                     request_deserializer=fiddler_dot_v1_dot_experts__pb2.RunRequest.FromString,
                     response_serializer=fiddler_dot_v1_dot_experts__pb2.RunResponse.SerializeToString,
+            ),
+            'OpenSegment': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSegment,
+                    request_deserializer=fiddler_dot_v1_dot_experts__pb2.OpenSegmentRequest.FromString,
+                    response_serializer=fiddler_dot_v1_dot_experts__pb2.OpenSegmentResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -140,6 +161,33 @@ class ExpertService:
             '/fiddler.v1.ExpertService/Run',
             fiddler_dot_v1_dot_experts__pb2.RunRequest.SerializeToString,
             fiddler_dot_v1_dot_experts__pb2.RunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSegment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fiddler.v1.ExpertService/OpenSegment',
+            fiddler_dot_v1_dot_experts__pb2.OpenSegmentRequest.SerializeToString,
+            fiddler_dot_v1_dot_experts__pb2.OpenSegmentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,13 @@ class ExpertServiceStub:
     (INVALID_ARGUMENT) and a request whose time has run out (DEADLINE_EXCEEDED) end this stream, but no other. The
     caller then opens a new stream and repeats the requests that were not answered.
     """
+    OpenSegment: _grpc.UnaryUnaryMultiCallable[_experts_pb2.OpenSegmentRequest, _experts_pb2.OpenSegmentResponse]
+    """Offers memory that caller and service share, for the messages of one stream. The caller maps the file, and then
+    calls Run with the metadata `fiddler-segment`: the segment's id in hexadecimal. From then on it may post each message
+    there or send it on the stream, which it keeps open: the segment ends with it. An offer that is not used within
+    seconds is withdrawn. Fails with FAILED_PRECONDITION if DescribeResponse.shares_memory is false, and with
+    RESOURCE_EXHAUSTED if there is no memory for one more segment; the caller then uses the stream alone.
+    """
 
 @_typing.type_check_only
 class ExpertServiceAsyncStub(ExpertServiceStub):
@@ -60,6 +67,13 @@ class ExpertServiceAsyncStub(ExpertServiceStub):
     """One request for each MoE layer and batch. Responses arrive in the order of the requests. An invalid request
     (INVALID_ARGUMENT) and a request whose time has run out (DEADLINE_EXCEEDED) end this stream, but no other. The
     caller then opens a new stream and repeats the requests that were not answered.
+    """
+    OpenSegment: _aio.UnaryUnaryMultiCallable[_experts_pb2.OpenSegmentRequest, _experts_pb2.OpenSegmentResponse]  # type: ignore[assignment]
+    """Offers memory that caller and service share, for the messages of one stream. The caller maps the file, and then
+    calls Run with the metadata `fiddler-segment`: the segment's id in hexadecimal. From then on it may post each message
+    there or send it on the stream, which it keeps open: the segment ends with it. An offer that is not used within
+    seconds is withdrawn. Fails with FAILED_PRECONDITION if DescribeResponse.shares_memory is false, and with
+    RESOURCE_EXHAUSTED if there is no memory for one more segment; the caller then uses the stream alone.
     """
 
 class ExpertServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -86,6 +100,19 @@ class ExpertServiceServicer(metaclass=_abc_1.ABCMeta):
         """One request for each MoE layer and batch. Responses arrive in the order of the requests. An invalid request
         (INVALID_ARGUMENT) and a request whose time has run out (DEADLINE_EXCEEDED) end this stream, but no other. The
         caller then opens a new stream and repeats the requests that were not answered.
+        """
+
+    @_abc_1.abstractmethod
+    def OpenSegment(
+        self,
+        request: _experts_pb2.OpenSegmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_experts_pb2.OpenSegmentResponse, _abc.Awaitable[_experts_pb2.OpenSegmentResponse]]:
+        """Offers memory that caller and service share, for the messages of one stream. The caller maps the file, and then
+        calls Run with the metadata `fiddler-segment`: the segment's id in hexadecimal. From then on it may post each message
+        there or send it on the stream, which it keeps open: the segment ends with it. An offer that is not used within
+        seconds is withdrawn. Fails with FAILED_PRECONDITION if DescribeResponse.shares_memory is false, and with
+        RESOURCE_EXHAUSTED if there is no memory for one more segment; the caller then uses the stream alone.
         """
 
 def add_ExpertServiceServicer_to_server(servicer: ExpertServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -6,7 +6,6 @@ A failure is raised at once and not after several attempts, because the caller h
 import itertools
 import time
 import weakref
-from dataclasses import dataclass
 
 import grpc
 import structlog
@@ -17,7 +16,8 @@ from fiddler import logs, tensors
 from fiddler.v1 import experts_pb2
 from gpu_service import metrics
 from gpu_service.cpu_experts.backend import RemoteExperts
-from gpu_service.cpu_experts.connection import Stream, Watch
+from gpu_service.cpu_experts.call import Call
+from gpu_service.cpu_experts.connection import Watch
 from gpu_service.cpu_experts.link import ExpertLink, OnChange
 from gpu_service.errors import ExpertServiceError, HandshakeError
 
@@ -39,32 +39,6 @@ _FINAL = frozenset(
     }
 )
 """Codes after which a message is not sent again, because it would fail in the same way."""
-
-
-@dataclass(eq=False, slots=True, weakref_slot=True)
-class _Call:
-    """A message that was sent and is not joined yet."""
-
-    client: "ExpertClient"
-    request: experts_pb2.RunRequest
-    shape: tuple[int, ...]
-    timeout_seconds: float
-    sent_at: float
-    stream: Stream
-    """The stream that it was sent on last."""
-    resent: bool = False
-    response: experts_pb2.RunResponse | None = None
-
-    @property
-    def remaining_seconds(self) -> float:
-        return self.sent_at + self.timeout_seconds - time.monotonic()
-
-    @property
-    def compute_seconds(self) -> float | None:
-        return None if self.response is None else self.response.compute_seconds
-
-    def join(self) -> torch.Tensor:
-        return self.client._join(self)
 
 
 class ExpertClient(RemoteExperts):
@@ -105,7 +79,7 @@ class ExpertClient(RemoteExperts):
         self._watch = Watch()
         self._sequence = itertools.count(1)
         # weak: a call that its caller dropped, after another failure, is neither waited for nor sent again
-        self._pending: weakref.WeakValueDictionary[int, _Call] = weakref.WeakValueDictionary()
+        self._pending: weakref.WeakValueDictionary[int, Call] = weakref.WeakValueDictionary()
 
     @property
     @override
@@ -139,22 +113,21 @@ class ExpertClient(RemoteExperts):
         expert_ids: torch.Tensor,
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
-    ) -> _Call:
-        stream = self._link.stream()
-        timeout_seconds = self._timeout_seconds if timeout_seconds is None else timeout_seconds
-        sequence = next(self._sequence)
-        request = experts_pb2.RunRequest(
-            sequence=sequence,
-            layer=layer,
-            time_remaining_seconds=timeout_seconds,
+    ) -> Call:
+        call = Call(
+            self._join,
+            next(self._sequence),
+            layer,
+            hidden=hidden.to(self._dtype).contiguous(),
+            expert_ids=expert_ids.contiguous(),
+            routing_weights=routing_weights.contiguous(),
             request_ids=logs.requests_under_way(),
+            timeout_seconds=self._timeout_seconds if timeout_seconds is None else timeout_seconds,
+            sent_at=time.monotonic(),
+            stream=self._link.stream(),
         )
-        tensors.encode(hidden if hidden.dtype is self._dtype else hidden.to(self._dtype), request.hidden)
-        tensors.encode(expert_ids, request.expert_ids)
-        tensors.encode(routing_weights, request.routing_weights)
-        call = _Call(self, request, tuple(hidden.shape), timeout_seconds, time.monotonic(), stream)
-        self._pending[sequence] = call
-        stream.send(request)
+        self._pending[call.sequence] = call
+        call.send()
         return call
 
     def abort(self) -> None:
@@ -166,34 +139,39 @@ class ExpertClient(RemoteExperts):
         self._link.close()
         self._watch.close()
 
-    def _join(self, call: _Call) -> torch.Tensor:
-        while call.response is None:
+    def _join(self, call: Call) -> torch.Tensor:
+        while call.output is None:
             try:
                 self._receive(call)
             except grpc.RpcError as error:
                 self._recover(call, error)
-        self._pending.pop(call.request.sequence, None)
+            except tensors.TensorError as error:
+                raise self._lost(call, f"malformed answer: {error}") from None
+        self._pending.pop(call.sequence, None)
         metrics.EXPERT_CALL_SECONDS.observe(time.monotonic() - call.sent_at)
-        _SENT_BYTES.inc(call.request.ByteSize())
-        _RECEIVED_BYTES.inc(call.response.ByteSize())
-        try:
-            return tensors.decode(call.response.output, "output", dtype=self._dtype, shape=call.shape)
-        except tensors.TensorError as error:
-            raise self._lost(call, f"malformed answer: {error}") from None
+        _SENT_BYTES.inc(call.sent_bytes)
+        _RECEIVED_BYTES.inc(call.received_bytes)
+        return call.output
 
-    def _receive(self, call: _Call) -> None:
-        """Reads answers until that of this call. Earlier ones belong to calls that are joined later, or never."""
-        self._watch.arm(call.stream, time.monotonic() + max(call.remaining_seconds, _GRACE_SECONDS))
+    def _receive(self, call: Call) -> None:
+        """Waits for the answer. On a stream, earlier ones belong to calls that are joined later, or never."""
+        seconds = max(call.remaining_seconds, _GRACE_SECONDS)
+        if call.slot is not None:
+            call.receive(seconds)
+            self._link.heard()
+            return
+        self._watch.arm(call.stream, time.monotonic() + seconds)
         try:
             while call.response is None:
                 response = call.stream.receive()
                 if answered := self._pending.get(response.sequence):
                     answered.response = response
+            call.take(call.response)
         finally:
             self._watch.disarm()
         self._link.heard()
 
-    def _recover(self, call: _Call, error: grpc.RpcError) -> None:
+    def _recover(self, call: Call, error: grpc.RpcError) -> None:
         """Sends what a broken stream left unanswered on a new one, once and at once, or gives the service up."""
         stream, code, details = call.stream, error.code(), error.details()
         if stream.failure is not None:  # the service was given up before, which was reported then
@@ -211,13 +189,13 @@ class ExpertClient(RemoteExperts):
             raise self._lost(call, str(mismatch)) from None
         except ExpertServiceError:
             raise self._lost(call, reason) from None
-        _log.warning("resending a layer", layer=call.request.layer, code=code.name, details=details)
+        _log.warning("resending a layer", layer=call.layer, code=code.name, details=details)
         for unanswered in list(self._pending.values()):
-            if unanswered.stream is stream and unanswered.response is None:
+            if unanswered.stream is stream and unanswered.response is None and unanswered.output is None:
                 unanswered.stream, unanswered.resent = fresh, True
-                fresh.send(unanswered.request)
+                unanswered.send()
 
-    def _lost(self, call: _Call, reason: str) -> ExpertServiceError:
+    def _lost(self, call: Call, reason: str) -> ExpertServiceError:
         error = ExpertServiceError(f"{self.address}: the CPU expert service failed: {reason}")
         self._link.lose(call.stream, error)
         return error

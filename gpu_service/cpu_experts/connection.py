@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import structlog
 import torch
 from typing_extensions import override
 
@@ -21,10 +22,16 @@ from fiddler import PROTOCOL_VERSION, rpc, tensors
 from fiddler.calls.handshake import check_handshake
 from fiddler.transport import directories
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
+from gpu_service.cpu_experts.shared_segment import SegmentError, SharedSegment
 from gpu_service.errors import ExpertServiceError, HandshakeError
 
 NOT_READY = "the CPU expert service is not running, or not ready"
 """The error for an address that no ready service answers at."""
+
+_SEGMENT_SECONDS = 1.0
+"""How long the service may take to offer shared memory."""
+
+_log = structlog.get_logger(__name__)
 
 _Result = TypeVar("_Result")
 
@@ -42,12 +49,19 @@ class StreamEndedError(grpc.RpcError):
 
 
 class Stream:
-    """One Run call. gRPC's sending thread takes messages from a queue; answers come in the order of the messages."""
+    """One Run call, and the memory that it shares with the service, if any.
 
-    def __init__(self, stub: experts_pb2_grpc.ExpertServiceStub) -> None:
+    gRPC's sending thread takes messages from a queue; answers come in the order of the messages.
+    """
+
+    def __init__(self, stub: experts_pb2_grpc.ExpertServiceStub, segment: SharedSegment | None = None) -> None:
         self._outbox: queue.SimpleQueue[experts_pb2.RunRequest | None] = queue.SimpleQueue()
         messages: Iterator[experts_pb2.RunRequest] = iter(self._outbox.get, None)
-        self._call = stub.Run(messages)
+        self.segment = segment
+        """What messages may be posted to instead; None if there is none."""
+        self._call = stub.Run(messages, metadata=segment.metadata if segment else None)
+        if segment is not None and not self._call.add_callback(segment.close):
+            segment.close()
         self.overdue = False
         """Whether it was closed because an answer was overdue."""
         self.failure: ExpertServiceError | None = None
@@ -61,6 +75,14 @@ class Stream:
     def send(self, request: experts_pb2.RunRequest) -> None:
         """Queues a message and returns. On a stream that has ended it has no effect."""
         self._outbox.put(request)
+
+    def error(self) -> grpc.RpcError:
+        """Why the stream has ended; waits for its end."""
+        while True:
+            try:
+                self.receive()
+            except grpc.RpcError as error:
+                return error
 
     def receive(self) -> experts_pb2.RunResponse:
         """Waits for the next answer until the stream ends.
@@ -77,12 +99,21 @@ class Stream:
         """Ends the stream: a thread that waits for an answer gets an error. For any thread."""
         self._outbox.put(None)
         self._call.cancel()
+        if self.segment is not None:
+            self.segment.close()
 
 
 class Connection:
     """A channel to the service that shares no connection with other channels."""
 
-    def __init__(self, address: str, dtype: torch.dtype, max_message_bytes: int, *, weight_format: str = "") -> None:
+    def __init__(
+        self,
+        address: str,
+        dtype: torch.dtype,
+        max_message_bytes: int,
+        *,
+        weight_format: str = "",
+    ) -> None:
         """Connects when it is first used.
 
         Args:
@@ -94,6 +125,7 @@ class Connection:
         self._address = address
         self._dtype = dtype
         self._weight_format = weight_format
+        self._description = experts_pb2.DescribeResponse()  # what the service said in the handshake
         self._channel = grpc.insecure_channel(rpc.target(address), options=_channel_options(address, max_message_bytes))
         self._stub = experts_pb2_grpc.ExpertServiceStub(self._channel)
 
@@ -120,6 +152,7 @@ class Connection:
         try:
             description = self._on_open_channel(lambda: self._stub.Describe(request, timeout=timeout_seconds))
             check_handshake(request, description)
+            self._description = description
             return description
         except rpc.StatusError as error:
             raise HandshakeError(f"{self._address}: {error.message}") from None
@@ -141,11 +174,25 @@ class Connection:
         Raises:
             ExpertServiceError: The connection has been closed.
         """
-        return self._on_open_channel(lambda: Stream(self._stub))
+        return self._on_open_channel(lambda: Stream(self._stub, self._open_segment()))
 
     def close(self) -> None:
         """Ends the connection and all its calls. For any thread."""
         self._channel.close()
+
+    def _open_segment(self) -> SharedSegment | None:
+        """Memory that the next stream shares with the service; None, with a line in the log, if there is none."""
+        if not self._description.shares_memory:
+            return None
+        try:
+            offered = self._stub.OpenSegment(experts_pb2.OpenSegmentRequest(), timeout=_SEGMENT_SECONDS)
+            return SharedSegment(offered, self._description.threads)
+        except grpc.RpcError as error:
+            reason = error.details()
+        except SegmentError as error:
+            reason = str(error)
+        _log.info("layers go over the socket, and not through shared memory", reason=reason)
+        return None
 
     def _on_open_channel(self, call: Callable[[], _Result]) -> _Result:
         try:

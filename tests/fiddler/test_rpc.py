@@ -140,6 +140,11 @@ class Refusing(experts_pb2_grpc.ExpertServiceServicer):
     ) -> experts_pb2.DescribeResponse:
         self.error.abort(context)
 
+    def OpenSegment(  # noqa: N802
+        self, request: experts_pb2.OpenSegmentRequest, context: grpc.ServicerContext
+    ) -> experts_pb2.OpenSegmentResponse:
+        self.error.abort(context)
+
     def Run(  # noqa: N802
         self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext
     ) -> Iterator[experts_pb2.RunResponse]:

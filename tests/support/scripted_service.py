@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import torch
@@ -50,6 +51,8 @@ class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
         self.streams = 0
         self.handshakes = 0
         self.fingerprint = "right"
+        self.segments: Callable[[experts_pb2.OpenSegmentRequest, Any], experts_pb2.OpenSegmentResponse] | None = None
+        """What offers shared memory; None: it shares none."""
         self.answered_fingerprint = ""
         """What it answers with although it accepted the caller's; empty for the same."""
         self._address = address
@@ -69,7 +72,15 @@ class ScriptedService(experts_pb2_grpc.ExpertServiceServicer):
             checkpoint_fingerprint=self.answered_fingerprint or self.fingerprint,
             dtype=request.dtype,
             weight_format=request.weight_format,
+            shares_memory=self.segments is not None,
         )
+
+    def OpenSegment(  # noqa: N802
+        self, request: experts_pb2.OpenSegmentRequest, context: grpc.ServicerContext
+    ) -> experts_pb2.OpenSegmentResponse:
+        if self.segments is None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "as scripted")
+        return self.segments(request, context)
 
     def Run(  # noqa: N802
         self, request_iterator: Iterator[experts_pb2.RunRequest], context: grpc.ServicerContext

@@ -113,6 +113,11 @@ struct fiddler_pool;
 fiddler_pool* fiddler_pool_create(const int32_t* cpus, const int32_t* nodes, int32_t count, int32_t spin_microseconds);
 void fiddler_pool_destroy(fiddler_pool* pool);
 
+// Where several threads compute messages, each holds the pool meanwhile; the others wait here. Unlocked by the thread
+// that locked it.
+void fiddler_pool_lock(fiddler_pool* pool);
+void fiddler_pool_unlock(fiddler_pool* pool);
+
 // Names of the numbers that this interface uses, from 0 on; null beyond the last one.
 const char* fiddler_tier_name(int32_t tier);  // slowest first; 0 is the scalar one, which every CPU runs
 const char* fiddler_dtype_name(int32_t dtype);

@@ -65,6 +65,10 @@ fiddler_pool* fiddler_pool_create(const int32_t* cpus, const int32_t* nodes, int
 
 void fiddler_pool_destroy(fiddler_pool* pool) { delete pool; }
 
+void fiddler_pool_lock(fiddler_pool* pool) { pool->turn.lock(); }
+
+void fiddler_pool_unlock(fiddler_pool* pool) { pool->turn.unlock(); }
+
 uint64_t fiddler_read(fiddler_pool* pool, const void* data, int64_t bytes, int32_t streams) {
   if (!pool || !data || bytes <= 0 || !pool->enter()) return 0;
   std::atomic<uint64_t> sum{0};

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
@@ -22,6 +23,9 @@ struct fiddler_pool {
   // Admits one caller at a time; false if there is one already.
   bool enter() { return !busy_.exchange(true, std::memory_order_acquire); }
   void leave() { busy_.store(false, std::memory_order_release); }
+
+  // Held by whoever computes messages, where several threads do: they wait for one another here.
+  std::mutex turn;
 
   // Calls function(index) once on each thread, 0 <= index < size(), and returns when all have.
   template <class Function>

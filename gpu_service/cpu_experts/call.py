@@ -1,0 +1,117 @@
+"""One message to the CPU expert service: sent on a stream or posted in shared memory, and its answer."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import grpc
+import torch
+
+from fiddler import tensors
+from fiddler.kernels.segments.layout import Outcome
+from fiddler.v1 import experts_pb2
+from gpu_service.cpu_experts.connection import Stream
+from gpu_service.cpu_experts.shared_segment import SegmentRefusalError
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Call:
+    """A message that was sent and is not joined yet: a PendingOutput."""
+
+    join_with: Callable[["Call"], torch.Tensor]
+    """Waits for its answer, and sends it again if its stream breaks."""
+    sequence: int
+    layer: int
+    hidden: torch.Tensor
+    expert_ids: torch.Tensor
+    routing_weights: torch.Tensor
+    request_ids: Sequence[str]
+    timeout_seconds: float
+    sent_at: float
+    stream: Stream
+    """The stream that it was sent on last."""
+    slot: int | None = None
+    """Where it was posted in the memory that the stream shares; None if it went over the stream."""
+    resent: bool = False
+    sent_bytes: int = 0
+    response: experts_pb2.RunResponse | None = None
+    """The answer, if it came over the stream."""
+    output: torch.Tensor | None = None
+    """The answer's rows, however it came."""
+    received_bytes: int = 0
+    compute_seconds: float | None = None
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Until its time has run out; negative afterwards."""
+        return self.sent_at + self.timeout_seconds - time.monotonic()
+
+    def join(self) -> torch.Tensor:
+        """See PendingOutput."""
+        return self.join_with(self)
+
+    def send(self) -> None:
+        """Posts it to the memory that its stream shares, or sends it on the stream."""
+        segment = self.stream.segment
+        self.slot = None
+        if segment is not None:
+            self.slot = segment.post(
+                self,
+                self.sequence,
+                self.layer,
+                hidden=self.hidden,
+                expert_ids=self.expert_ids,
+                routing_weights=self.routing_weights,
+                timeout_seconds=self.timeout_seconds,
+                names="\n".join(self.request_ids),
+            )
+        if self.slot is not None:
+            self.sent_bytes = self.hidden.nbytes + self.expert_ids.nbytes + self.routing_weights.nbytes
+            return
+        request = self._request()
+        self.sent_bytes = request.ByteSize()
+        self.stream.send(request)
+
+    def receive(self, seconds: float) -> None:
+        """Waits for the answer to what was posted.
+
+        Raises:
+            grpc.RpcError: There is none.
+        """
+        segment, slot = self.stream.segment, self.slot
+        assert segment is not None
+        assert slot is not None
+        answer = segment.wait(slot, self.sequence, seconds, torch.empty_like(self.hidden))
+        if answer.outcome is Outcome.ANSWERED:
+            self.output, self.compute_seconds = answer.output, answer.compute_seconds
+            self.received_bytes = self.hidden.nbytes
+        elif answer.outcome is Outcome.REFUSED:
+            raise SegmentRefusalError(answer.code, answer.text)
+        elif answer.outcome is Outcome.BROKEN:
+            raise SegmentRefusalError(grpc.StatusCode.INTERNAL.value[0], "malformed answer in shared memory")
+        else:
+            self.stream.overdue |= answer.outcome is Outcome.OVERDUE
+            self.stream.close()
+            raise self.stream.error()
+
+    def take(self, response: experts_pb2.RunResponse) -> None:
+        """Takes the answer that came over the stream.
+
+        Raises:
+            TensorError: It is malformed.
+        """
+        self.received_bytes, self.compute_seconds = response.ByteSize(), response.compute_seconds
+        shape = tuple(self.hidden.shape)
+        self.output = tensors.decode(response.output, "output", dtype=self.hidden.dtype, shape=shape)
+
+    def _request(self) -> experts_pb2.RunRequest:
+        request = experts_pb2.RunRequest(
+            sequence=self.sequence,
+            layer=self.layer,
+            time_remaining_seconds=self.timeout_seconds,
+            request_ids=self.request_ids,
+        )
+        tensors.encode(self.hidden, request.hidden)
+        tensors.encode(self.expert_ids, request.expert_ids)
+        tensors.encode(self.routing_weights, request.routing_weights)
+        return request
