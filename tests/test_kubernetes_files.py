@@ -76,7 +76,8 @@ def test_what_is_mounted_is_what_compose_mounts(compose: Any, containers: dict[s
     assert kinds.pop("model") == "persistentVolumeClaim"
     assert kinds == dict.fromkeys(("run", "tmp", "costs", "converted"), "emptyDir")
     sockets = next(volume for volume in pod["volumes"] if volume["name"] == "run")["emptyDir"]
-    assert sockets == {"medium": "Memory", "sizeLimit": "1Mi"}
+    assert sockets == {"medium": "Memory", "sizeLimit": "192Mi"}
+    assert "size=${SHARED_MEMORY:-192m}" in (ROOT / "compose.yaml").read_text()
 
 
 def test_every_container_is_confined_as_in_compose(pod: Any) -> None:
