@@ -2,6 +2,8 @@
 # the first Python on PATH that is recent enough
 PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+# each runs services besides, which take another core
+TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -29,8 +31,8 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard fiddler/kerne
 demo: $(STAMP) ## Start both services on models/demo and stream a text
 	$(BIN)/python -m examples.demo
 
-test: $(STAMP) ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, of TEST_PROCESSES files at a time
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
 sweep: $(STAMP) ## Run every family through both services, and every format of coded weights
 	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q
