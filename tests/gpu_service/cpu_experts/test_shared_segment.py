@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
@@ -137,26 +138,9 @@ def test_a_wrong_message_is_refused_as_on_the_stream(
     assert not client.available
 
 
-def test_a_message_whose_time_runs_out_in_the_queue_is_refused(service: SharedService, client: ExpertClient) -> None:
-    held = threading.Event()
-    release = threading.Event()
-
-    def hold() -> None:
-        with service.runner._turn():
-            held.set()
-            release.wait(30)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(30)
-    pending = _submit(client, _rows(1), timeout=0.2)
-    with pytest.raises(ExpertServiceError, match="DEADLINE_EXCEEDED"):
-        pending.join()
-    release.set()
-    holder.join()
-
-
-def test_the_loss_of_the_service_ends_a_wait(service: SharedService, client: ExpertClient) -> None:
+@contextmanager
+def _kernel_taken(service: SharedService) -> Iterator[Callable[[], None]]:
+    """The kernel is at work for another caller, until what this yields is called."""
     held, release = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -167,14 +151,28 @@ def test_the_loss_of_the_service_ends_a_wait(service: SharedService, client: Exp
     holder = threading.Thread(target=hold)
     holder.start()
     assert held.wait(30)
-    pending = _submit(client, _rows(1))
-    stopper = threading.Timer(0.1, service.stop)
-    stopper.start()
-    with pytest.raises(ExpertServiceError):
-        pending.join()
-    release.set()
-    for thread in (holder, stopper):
-        thread.join()
+    try:
+        yield release.set
+    finally:
+        release.set()
+        holder.join()
+
+
+def test_a_message_whose_time_runs_out_in_the_queue_is_refused(service: SharedService, client: ExpertClient) -> None:
+    with _kernel_taken(service):
+        pending = _submit(client, _rows(1), timeout=0.2)
+        with pytest.raises(ExpertServiceError, match="DEADLINE_EXCEEDED"):
+            pending.join()
+
+
+def test_the_loss_of_the_service_ends_a_wait(service: SharedService, client: ExpertClient) -> None:
+    with _kernel_taken(service):
+        pending = _submit(client, _rows(1))
+        stopper = threading.Timer(0.1, service.stop)
+        stopper.start()
+        with pytest.raises(ExpertServiceError):
+            pending.join()
+    stopper.join()
 
 
 def test_after_a_broken_stream_what_is_unanswered_is_sent_again(service: SharedService, client: ExpertClient) -> None:
@@ -190,23 +188,14 @@ def test_a_service_that_stops_answers_what_is_under_way(tiny: Path, tmp_path: Pa
     service = shared_services.start(tiny, f"unix:{tmp_path}/experts.sock")
     client = ExpertClient(service.address, torch.float32, timeout_seconds=60, max_message_bytes=2**22)
     client.connect(service.checkpoint.fingerprint)
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with service.runner._turn():
-            held.set()
-            release.wait(30)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert held.wait(30)
-    pending = _submit(client, _rows(2))
-    stopper = threading.Thread(target=service.stop, args=(10,))
-    stopper.start()
-    threading.Timer(0.2, release.set).start()
+    with _kernel_taken(service) as release:
+        pending = _submit(client, _rows(2))
+        stopper = threading.Thread(target=service.stop, args=(10,))
+        stopper.start()
+        threading.Timer(0.2, release).start()
+        assert pending.join().shape == (2, HIDDEN)
+    stopper.join()
     _assert_right(service, pending, _rows(2))
-    for thread in (holder, stopper):
-        thread.join()
     client.close()
 
 
