@@ -77,7 +77,10 @@ def test_the_file_is_a_header_and_a_line_per_step(tmp_path: Path) -> None:
     assert steps[1] == {"generation": 0, "topic": "a", "phase": "decode", "ids": [[[0, 2]], [[1, 3]]]}
 
 
-@pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"{}", mtime=0), gzip.compress(b"[1]\n", mtime=0), gzip.compress(b"{", mtime=0)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"text", gzip.compress(b"{}", mtime=0), gzip.compress(b"[1]\n", mtime=0), gzip.compress(b"{", mtime=0)],
+)
 def test_what_is_no_trace_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl.gz"
     path.write_bytes(content)
