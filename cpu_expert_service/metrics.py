@@ -30,6 +30,11 @@ THREADS = Gauge("fiddler_expert_threads", "Threads that compute one message.")
 
 # Memory
 WEIGHT_BYTES = Gauge("fiddler_expert_weight_bytes", "Bytes of expert weights that are served, as stored.")
+REPACKED_BYTES = Gauge(
+    "fiddler_expert_repacked_bytes",
+    "Bytes of experts that were repacked into this process's own memory, because their format is not computed where it "
+    "is stored. 0 for all other formats.",
+)
 RESIDENT_BYTES = CollectedMetric(
     "fiddler_expert_resident_bytes",
     "gauge",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cpu_expert_service import metrics
 from cpu_expert_service.kernel import Kernel
 from cpu_expert_service.kernel_choice import calibrate, native_computation, native_kernel_of
 from cpu_expert_service.ram import NotEnoughMemoryError, Progress, copy_layers
@@ -142,4 +143,5 @@ def _read(checkpoint: Checkpoint, progress: Progress) -> tuple[LayerWeights, ...
         layers.append(layer_weights(checkpoint, layer))
         if total_bytes:
             progress(total_bytes * number // len(checkpoint.layers), total_bytes)
+    metrics.REPACKED_BYTES.set(total_bytes)
     return tuple(layers)

@@ -10,6 +10,7 @@ from cpu_expert_service.runner import Runner
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from tests.support import checkpoints, coded
+from tests.support.in_process_service import value
 
 
 def _written(directory: Path, name: str) -> Checkpoint:
@@ -29,6 +30,7 @@ def test_copies_that_fit_are_made_and_counted(name: str, tmp_path: Path, monkeyp
     runner = Runner(checkpoint, PyTorchKernel(1), lambda done, total: steps.append((done, total)))
     own_bytes = sum(expert.nbytes for weights in runner.weights for expert in weights.experts)
     assert checkpoint.repacked_bytes == own_bytes
+    assert value("fiddler_expert_repacked_bytes") == own_bytes
     assert len(steps) == len(checkpoint.layers)
     assert steps[-1] == (own_bytes, own_bytes)
 
@@ -48,7 +50,7 @@ def test_formats_that_are_computed_where_they_are_stored_need_no_memory(
     _free(monkeypatch, 0)
     steps: list[tuple[int, int]] = []
     Runner(checkpoint, PyTorchKernel(1), lambda done, total: steps.append((done, total)))
-    assert checkpoint.repacked_bytes == 0
+    assert checkpoint.repacked_bytes == value("fiddler_expert_repacked_bytes") == 0
     assert steps == []
 
 

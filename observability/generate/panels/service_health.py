@@ -112,6 +112,7 @@ MEMORY = (
         [
             Query(f"sum by (service) ({of_both_services(f'process_resident_memory_bytes{{{BOTH}}}')})", "{{service}}"),
             Query(f"sum(fiddler_expert_weight_bytes{{{THERE}}})", "expert weights"),
+            Query(f"sum(fiddler_expert_repacked_bytes{{{THERE}}})", "experts that were repacked"),
             Query(f"sum(fiddler_dense_weight_bytes{{{HERE}}})", "dense weights"),
         ],
         "bytes",
