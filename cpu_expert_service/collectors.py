@@ -39,11 +39,10 @@ class RunnerCollector(Collector):
         yield resident
 
     def _idle_seconds(self) -> float:
-        """Seconds in which neither the runner nor a segment computed; what segments computed is counted on the way."""
+        """Seconds in which neither the runner nor a segment computed."""
         segments = self._segments()
         if segments is None:
             return self._runner.idle_seconds
-        segments.drain()
         return max(0.0, self._runner.idle_seconds - segments.busy_seconds)
 
 

@@ -88,8 +88,8 @@ def _serve(
         return
     servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     front = Front(settings, servicer)
-    _publish(checkpoint, runner, settings, certificates, front)
     collectors.publish(runner, lambda: servicer.segments)
+    _publish(checkpoint, runner, settings, certificates, front)
     _warn_of_short_memory(checkpoint)
     front.start()
     try:
@@ -185,4 +185,10 @@ def _publish(
     )
     metrics.WEIGHT_BYTES.set(checkpoint.expert_bytes)
     metrics.THREADS.set(runner.kernel.num_threads)
-    serve(settings.metrics_host, settings.metrics_port, certificates=certificates, is_serving=lambda: front.is_serving)
+    serve(
+        settings.metrics_host,
+        settings.metrics_port,
+        certificates=certificates,
+        is_serving=lambda: front.is_serving,
+        before=front.count,
+    )

@@ -92,8 +92,18 @@ def text_of(registry: CollectorRegistry) -> bytes:
     return generate_latest(_Collected(sparse)) + "".join(dense).encode()
 
 
-def application(registry: CollectorRegistry, is_serving: Callable[[], bool] = lambda: True) -> WSGIApplication:
-    """Answers GET with a registry's metrics, compressed if the caller accepts gzip, and /health with a status."""
+def application(
+    registry: CollectorRegistry,
+    is_serving: Callable[[], bool] = lambda: True,
+    before: Callable[[], None] = lambda: None,
+) -> WSGIApplication:
+    """Answers GET with a registry's metrics, compressed if the caller accepts gzip, and /health with a status.
+
+    Args:
+        registry: The metrics.
+        is_serving: What /health answers.
+        before: Called before the metrics are read.
+    """
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
@@ -103,6 +113,7 @@ def application(registry: CollectorRegistry, is_serving: Callable[[], bool] = la
             serving = is_serving()
             start_response("200 OK" if serving else "503 Service Unavailable", [("Content-Type", "text/plain")])
             return [b"SERVING\n" if serving else b"NOT_SERVING\n"]
+        before()
         body = text_of(registry)
         headers = [("Content-Type", CONTENT_TYPE_PLAIN_0_0_4)]
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):

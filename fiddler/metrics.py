@@ -118,6 +118,7 @@ def serve(
     *,
     certificates: Certificates | None = None,
     is_serving: Callable[[], bool] = lambda: True,
+    before: Callable[[], None] = lambda: None,
 ) -> None:
     """Serves /metrics and /health from a daemon thread; port 0 serves none.
 
@@ -128,6 +129,7 @@ def serve(
         certificates: Of TLS; None serves without.
         is_serving: What /health answers: status 200 if it is true, else 503. Containers ask it, since a command that
             asks over gRPC would be a start of Python every few seconds.
+        before: Called before the metrics are read: what is still to be counted.
 
     Raises:
         UserError: The address cannot be bound.
@@ -138,7 +140,7 @@ def serve(
     disable_created_metrics()  # type: ignore[no-untyped-call]
     try:
         context = certificates.context() if certificates else None
-        http.Server(host, port, exposition.application(registry, is_serving), context).start()
+        http.Server(host, port, exposition.application(registry, is_serving, before), context).start()
     except OSError as error:
         why = ports.refusal(f"{host}:{port}", error.strerror or str(error))
         raise UserError(f"--metrics-port: {why}") from error

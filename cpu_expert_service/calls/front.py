@@ -57,6 +57,11 @@ class Front:
         self._bind()
         self._looking.start()
 
+    def count(self) -> None:
+        """Counts what came through shared memory and is not counted yet."""
+        if (segments := self._servicer.segments) is not None:
+            segments.drain()
+
     def set_health(self, status: int) -> None:
         """Reports a status from now on."""
         self.is_serving = status == health_pb2.HealthCheckResponse.SERVING

@@ -73,7 +73,8 @@ def test_every_metric_that_is_read_is_exported(pair: Pair) -> None:
     histograms = {name.removesuffix("_count") for name in exported if name.endswith("_count")}
     read = {value for name, value in vars(names).items() if name.isupper()}
     assert len(read) > 15
-    assert read - exported - histograms == set()
+    beyond_all_experts = {names.HOT_EXPERT_SHARE}  # in place of each expert's, where there are more than 20,000 pairs
+    assert read - exported - histograms == beyond_all_experts
 
 
 def test_the_command_line_finds_the_pair(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,5 +69,5 @@ def test_console_scripts_are_named_after_their_modules() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         scripts = tomllib.load(file)["project"]["scripts"]
     modules = [target.removesuffix(".__main__:main") for target in scripts.values()]
-    assert modules == ["client", "client.top", "pair"]
-    assert list(scripts) == [console_script(module) for module in modules]
+    assert modules == ["fiddler_cli", "client", "client.top", "pair"]
+    assert list(scripts) == ["fiddler", *(console_script(module) for module in modules[1:])]

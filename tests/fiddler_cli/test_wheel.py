@@ -106,7 +106,16 @@ def test_the_wheel_holds_the_packages_and_the_demo_model(wheel: Path) -> None:
     assert wheel.name.startswith("fiddler_moe-")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    packages = {"fiddler", "fiddler_cli", "gpu_service", "cpu_expert_service", "client", "http_gateway", "pair"}
+    packages = {
+        "fiddler",
+        "fiddler_cli",
+        "fiddler_checkup",
+        "gpu_service",
+        "cpu_expert_service",
+        "client",
+        "http_gateway",
+        "pair",
+    }
     assert {top for top in tops if not top.endswith(".dist-info")} == packages
     assert {"fiddler/demo/model.safetensors", "fiddler/demo/README.md"} <= set(names)
     assert not [name for name in names if name.endswith((".cpp", ".h", ".so"))]
