@@ -170,3 +170,11 @@ def test_what_the_images_install_is_checked_by_its_hash(dockerfile: str) -> None
         '"$TORCH"',
     ]
     assert "--extra-index-url" not in dockerfile
+
+
+def test_what_the_dockerfile_copies_is_not_ignored() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    lines = [line.split()[1:-1] for line in (ROOT / "Dockerfile").read_text().splitlines() if line.startswith("COPY ")]
+    copied = {Path(source).parts[0] for words in lines if not words[0].startswith("--from") for source in words}
+    assert len(copied) > 10
+    assert copied <= allowed
