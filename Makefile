@@ -31,8 +31,10 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard fiddler/kerne
 demo: $(STAMP) ## Start both services on models/demo and stream a text
 	$(BIN)/python -m examples.demo
 
+# what fails beside another file's tests is run again by itself, since some tests watch how long something takes
 test: $(STAMP) ## Run the tests, of TEST_PROCESSES files at a time
-	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=$(TEST_PROCESSES) --dist=loadfile \
+		|| $(BIN)/python -m pytest --last-failed --last-failed-no-failures=none
 
 sweep: $(STAMP) ## Run every family through both services, and every format of coded weights
 	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q
