@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
 from http_gateway.openai.answers import Head
 from http_gateway.openai.chat_answers import ChatChunks, WholeChat
@@ -18,6 +19,7 @@ from http_gateway.routes.generating import Running, as_events, closing_stream, s
 
 router = APIRouter(tags=["Chat"])
 PATH = "/v1/chat/completions"
+metrics.TIME_TO_FIRST_TOKEN.labels(PATH)  # there from the start with 0, so that the first one is an increase
 
 
 @router.post(PATH, summary="Answer a conversation", response_model=None)

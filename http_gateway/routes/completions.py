@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from client import AsyncClient
 from fiddler.v1 import generation_pb2
+from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
 from http_gateway.errors import ApiError, invalid
 from http_gateway.openai.answers import Head, UsageSum, progress_of
@@ -23,6 +24,7 @@ from http_gateway.routes.generating import as_events, closing_stream, started
 
 router = APIRouter(tags=["Completions"])
 PATH = "/v1/completions"
+metrics.TIME_TO_FIRST_TOKEN.labels(PATH)  # there from the start with 0, so that the first one is an increase
 _PROMPTS_AT_ONCE = 8
 """Of one request, so that it does not fill the GPU service's queue alone."""
 _QUEUED_RESPONSES = 64

@@ -1,5 +1,7 @@
 """Bounds on the body, other origins, headers for browsers, and counting."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -73,3 +75,14 @@ def test_what_is_not_served_has_openais_form(http: TestClient) -> None:
     assert error_of(http.get("/nothing"))[0] == 404
     assert error_of(http.get(CHAT))[0] == 405
     assert error_of(http.post("/nothing", json={}))[0] == 404
+
+
+@pytest.mark.parametrize("endpoint", [CHAT, COMPLETIONS])
+def test_the_first_stream_is_an_increase(endpoint: str) -> None:
+    """Prometheus' rate() sees none in a series that begins with its first observation."""
+    code = (
+        "from prometheus_client import REGISTRY; import http_gateway.app\n"
+        f"print(REGISTRY.get_sample_value('fiddler_http_time_to_first_token_seconds_count', {{'endpoint': {endpoint!r}}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "0.0\n"
