@@ -81,8 +81,11 @@ def test_what_is_not_served_has_openais_form(http: TestClient) -> None:
 def test_the_first_stream_is_an_increase(endpoint: str) -> None:
     """Prometheus' rate() sees none in a series that begins with its first observation."""
     code = (
-        "from prometheus_client import REGISTRY; import http_gateway.app\n"
-        f"print(REGISTRY.get_sample_value('fiddler_http_time_to_first_token_seconds_count', {{'endpoint': {endpoint!r}}}))"
+        "import sys; from prometheus_client import REGISTRY; import http_gateway.app\n"
+        "name = 'fiddler_http_time_to_first_token_seconds_count'\n"
+        "print(REGISTRY.get_sample_value(name, {'endpoint': sys.argv[1]}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, endpoint], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout == "0.0\n"
