@@ -51,6 +51,9 @@ def test_build_information_names_service_and_versions(monkeypatch: pytest.Monkey
         assert all(sample.labels.values())
         return sample.value
 
+    # a service that another test ran in this process has said what it is
+    for collector in [each for each, names in REGISTRY._collector_to_names.items() if "fiddler_build_info" in names]:
+        REGISTRY.unregister(collector)
     before = set(REGISTRY._collector_to_names)
     try:
         metrics.set_build_info("toy_service", colour="red")

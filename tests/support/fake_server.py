@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from typing_extensions import override
 
+from client._requests.generate import num_generations
 from fiddler import rpc
 from fiddler.v1 import generation_pb2, generation_pb2_grpc, tensor_pb2
 
@@ -41,10 +42,15 @@ def complete(completion_tokens: int = len(PIECES)) -> generation_pb2.GenerateRes
 
 
 def tell_a_story(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
-    """The default script: a chunk for each of PIECES, then a complete."""
-    for token_id, text in enumerate(PIECES):
-        yield chunk(text, token_id)
-    yield complete()
+    """The default script: for each sequence a chunk for each of PIECES, then a complete."""
+    for index in range(num_generations(request)):
+        for token_id, text in enumerate(PIECES):
+            response = chunk(text, token_id)
+            response.chunk.index = index
+            yield response
+        response = complete()
+        response.complete.index = index
+        yield response
 
 
 def hang_after(*responses: generation_pb2.GenerateResponse) -> Script:
