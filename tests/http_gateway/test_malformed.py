@@ -107,6 +107,7 @@ FIELDS = st.sampled_from(
 @example(changes={"chat_template_kwargs": {"a": "\ud800"}})
 @example(changes={"logit_bias": {"9" * 5000: 1}})
 @example(changes={"n": 2})
+@example(changes={"n": 2**31 - 1})
 def test_no_body_makes_the_gateway_fail(http: TestClient, path: str, rest: Any, changes: dict[str, Any]) -> None:
     answer = http.post(path, content=json.dumps({**rest, **changes}), headers={"content-type": "application/json"})
     assert answer.status_code < 500, answer.text

@@ -20,6 +20,8 @@ SERVICE = generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_n
 PIECES = ("Once", " upon", "", " a time é🙂")
 """The texts of the chunks that the default script sends."""
 
+_MOST_GENERATIONS = 64
+
 Responses = Iterator[generation_pb2.GenerateResponse]
 Script = Callable[[generation_pb2.GenerateRequest, grpc.ServicerContext], Responses]
 """How the server answers a request."""
@@ -43,7 +45,9 @@ def complete(completion_tokens: int = len(PIECES)) -> generation_pb2.GenerateRes
 
 def tell_a_story(request: generation_pb2.GenerateRequest, context: grpc.ServicerContext) -> Responses:
     """The default script: for each sequence a chunk for each of PIECES, then a complete."""
-    for index in range(num_generations(request)):
+    if (number := num_generations(request)) > _MOST_GENERATIONS:
+        rpc.invalid_argument("n", f"at most {_MOST_GENERATIONS}, got {number}").abort(context)
+    for index in range(number):
         for token_id, text in enumerate(PIECES):
             response = chunk(text, token_id)
             response.chunk.index = index
