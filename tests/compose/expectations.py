@@ -11,6 +11,8 @@ CONSTANT = {
     "fiddler_expert_kernel_seconds": "measured at the start",
     "fiddler_requests_waiting_limit": "a setting",
     "fiddler_build_info": "versions",
+    "fiddler_dense_weight_bytes": "the model's",
+    "fiddler_expert_repacked_bytes": "the model's",
     "fiddler_expert_weight_bytes": "the model's",
     "fiddler_expert_threads": "fixed at the start",
     "fiddler_expert_streams": "one GPU service has one stream",
