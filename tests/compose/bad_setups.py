@@ -30,7 +30,7 @@ def check_all() -> str:
             ),
             one_line(
                 "gpu-service",
-                r"--listen: cannot serve on 0\.0\.0\.0:50051: Address already in use",
+                r"--listen: cannot serve on 0\.0\.0\.0:50051: it is taken",
                 _OVERRIDES / "port_taken.yaml",
             ),
             waiting_without_permission(),
