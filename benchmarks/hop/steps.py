@@ -41,7 +41,6 @@ def measure(directory: Path, message_name: str) -> dict[str, list[float]]:
     context.invocation_metadata.return_value = ()
     response = next(servicer.Run(iter((received,)), context))
     response_bytes = response.SerializeToString()
-    context = mock.Mock()
     hidden_shape = tuple(message.hidden.shape)
 
     def decode_request() -> None:
