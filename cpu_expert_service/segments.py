@@ -23,8 +23,6 @@ from fiddler.kernels.segments.service import Message, ServiceEnd
 from fiddler.transport import shared_memory
 from fiddler.v1 import experts_pb2
 
-METADATA = "fiddler-segment"
-"""The metadata of Run that names the segment to use."""
 NUM_SLOTS = 6
 _PAGE_BYTES = 4096
 _OFFER_SECONDS = 30.0
@@ -124,7 +122,9 @@ class Segments:
             except ValueError:
                 offer = None
             if offer is None:
-                raise rpc.failed_precondition(METADATA, f"{METADATA}: there is no such segment on offer")
+                raise rpc.failed_precondition(
+                    shared_memory.METADATA, f"{shared_memory.METADATA}: there is no such segment on offer"
+                )
             offer.path.unlink(missing_ok=True)  # both sides have mapped it
             used = UsedSegment(offer.end, self._dtype, answer, count, on_stop=self._forget)
             self._used.append(used)

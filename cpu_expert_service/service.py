@@ -9,7 +9,7 @@ import torch
 
 from cpu_expert_service import metrics
 from cpu_expert_service.runner import ExpiredError, Runner
-from cpu_expert_service.segments import METADATA, Segments, UsedSegment, named
+from cpu_expert_service.segments import Segments, UsedSegment, named
 from cpu_expert_service.settings import Settings
 from cpu_expert_service.streams import Streams
 from fiddler import PROTOCOL_VERSION, __version__, rpc, tensors
@@ -131,11 +131,11 @@ class ExpertServicer(experts_pb2_grpc.ExpertServiceServicer):
         Raises:
             StatusError: It is not on offer.
         """
-        identity = next((value for key, value in context.invocation_metadata() if key == METADATA), None)
+        identity = next((value for key, value in context.invocation_metadata() if key == shared_memory.METADATA), None)
         if identity is None:
             return None
         if self._segments is None:
-            raise rpc.failed_precondition(METADATA, "this service shares no memory")
+            raise rpc.failed_precondition(shared_memory.METADATA, "this service shares no memory")
 
         def answer(request: experts_pb2.RunRequest) -> experts_pb2.RunResponse:
             self._streams.heard(context)

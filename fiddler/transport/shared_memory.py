@@ -6,6 +6,8 @@ import secrets
 import stat
 from pathlib import Path
 
+METADATA = "fiddler-segment"
+"""The metadata of Run that names the segment to use, by its id in hexadecimal."""
 _MOUNTS = Path("/proc/self/mountinfo")
 _COMMON = Path("/dev/shm")
 _IN_MEMORY = frozenset({"tmpfs", "ramfs"})

@@ -14,7 +14,6 @@ from fiddler.kernels.segments.layout import LAYOUT_VERSION, Shape
 from fiddler.transport import shared_memory
 from fiddler.v1 import experts_pb2
 
-_METADATA = "fiddler-segment"
 _SPIN_MICROSECONDS = 20
 
 
@@ -65,7 +64,7 @@ class SharedSegment:
             self._end = CallerEnd(memory, shape, offered.id, spin_microseconds=_spin_microseconds(num_threads))
         except (OSError, NativeError, NativeUnavailableError) as error:
             raise SegmentError(str(error)) from None
-        self.metadata = ((_METADATA, offered.id.hex()),)
+        self.metadata = ((shared_memory.METADATA, offered.id.hex()),)
         """What tells the service that a stream uses it."""
         self._owners: dict[int, weakref.ref[object]] = {}
 
