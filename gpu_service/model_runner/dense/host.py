@@ -1,4 +1,4 @@
-"""Makes linear layers faster on the host, for --device cpu: decisions 18 and NUMBER."""
+"""Makes linear layers faster on the host, for --device cpu: decision 18."""
 
 from typing import Final, cast
 

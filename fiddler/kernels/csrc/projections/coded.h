@@ -77,7 +77,7 @@ void coded_dot(const unsigned char* const* codes, const float* const* scales, co
     for (int64_t i = begin; i < whole; i += step<T>) {
       if (code_bytes<Code>(i) % line_bytes == 0) {
 #pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + code_bytes<Code>(i) + prefetch_bytes);
+        for (int r = 0; r < R; ++r) prefetch(codes[r] + code_bytes<Code>(i) + prefetch_bytes);
       }
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
@@ -137,7 +137,7 @@ void coded_dot_by_vector(const unsigned char* const* codes, const float* const* 
   };
   while (last - i >= at_a_time * step<T>) {
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) __builtin_prefetch(codes[r] + code_bytes<Code>(i) + prefetch_bytes);
+    for (int r = 0; r < R; ++r) prefetch(codes[r] + code_bytes<Code>(i) + prefetch_bytes);
 #pragma GCC unroll 4
     for (int64_t n = 0; n < at_a_time; ++n) add();
   }

@@ -162,7 +162,7 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-        for (int64_t line = 0; line < block_bytes; line += 64) __builtin_prefetch(codes[r] + line + digits_prefetch_bytes);
+        for (int64_t line = 0; line < block_bytes; line += 64) prefetch(codes[r] + line + digits_prefetch_bytes);
       }
       add(codes, block, group);
 #pragma GCC unroll 4
