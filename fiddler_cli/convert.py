@@ -17,7 +17,7 @@ _PROGRAM: Final = "fiddler"
 def convert(model: str, yes: bool, **options: Any) -> int:
     """Stands for `command`, whose signature it takes over."""
     try:
-        directory = obtain_model(model, module=_PROGRAM, assume_yes=yes)
+        directory = obtain_model(model, module=_PROGRAM, assume_yes=yes, is_served=False)
     except UserError as error:
         return fail(_PROGRAM, str(error), FAILED)
     return command(Path(directory), **options)

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from fiddler.checkpoint.first_look import first_look
+from fiddler.checkpoint.tokenizer_files import check_tokenizer
 from fiddler.command_line import DONE, FAILED, fail
 from fiddler.errors import UserError
 from fiddler.hub.download import look_without_weights
@@ -43,6 +45,8 @@ def inspect(
         arguments += ["--dry-run-format", "json"]
     try:
         with look_without_weights(model, say=_note) as directory:
+            first_look(directory)  # here too, since the dry run's process takes seconds to start
+            check_tokenizer(directory)
             text = print_dry_run(directory, *arguments)
             if directory != locate(Path(model)):  # it stands for the model's name, and is gone afterwards
                 text = text.replace(str(directory), model)

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Final
 import typer
 
 from cpu_expert_service.settings import Settings as CpuSettings
-from fiddler.checkpoint.first_look import first_look
 from fiddler.command_line import FAILED, UsageError, fail
 from fiddler.errors import is_user_error
 from fiddler.settings import CommandSettings
@@ -63,7 +62,6 @@ def serve(
         )
     try:
         directory = obtain_model(model, module=_PROGRAM, assume_yes=yes, gpu_arguments=gpu)
-        first_look(directory)
         pair = SignalledPair(
             directory,
             listen=gpu_settings.listen,

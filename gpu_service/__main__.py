@@ -13,6 +13,7 @@ process.prepare()
 
 # grpc is imported after the process is prepared
 from fiddler import logs  # noqa: E402
+from fiddler.checkpoint.tokenizer_files import check_tokenizer  # noqa: E402
 from fiddler.running import early_checks  # noqa: E402
 from gpu_service.api.auth import Access  # noqa: E402
 from gpu_service.errors import UnavailableError  # noqa: E402
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         access = Access.read(settings)
         early_checks.check(settings, listens=not settings.dry_run)
+        check_tokenizer(settings.model)
     except (UserError, OSError) as error:
         if not is_user_error(error):
             raise

@@ -10,7 +10,6 @@ with interrupts.quiet():
     import typer
 
     from fiddler import rpc
-    from fiddler.checkpoint.first_look import first_look
     from fiddler.command_line import FAILED, UsageError, fail, run, shown_command
     from fiddler.errors import is_user_error
     from pair._errors import PairError
@@ -48,7 +47,6 @@ def launch(
     gpu_arguments = ("--device", device, "--dense-format", dense_format, *weights)
     try:
         directory = obtain_model(model, module=_MODULE, assume_yes=yes, gpu_arguments=gpu_arguments)
-        first_look(directory)
         pair = SignalledPair(
             directory,
             listen=listen,

@@ -8,11 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from fiddler.checkpoint.first_look import first_look
+from fiddler.checkpoint.tokenizer_files import check_tokenizer
 from fiddler.errors import UserError
 from fiddler.hub.download import Estimate, obtain
 
 
-def obtain_model(model: str, *, module: str, assume_yes: bool, gpu_arguments: Sequence[str] = ()) -> Path:
+def obtain_model(
+    model: str, *, module: str, assume_yes: bool, gpu_arguments: Sequence[str] = (), is_served: bool = True
+) -> Path:
     """The directory of a model, which is downloaded if its name is not in the cache.
 
     Args:
@@ -20,6 +23,7 @@ def obtain_model(model: str, *, module: str, assume_yes: bool, gpu_arguments: Se
         module: What the lines about it begin with.
         assume_yes: Whether to download without a question.
         gpu_arguments: Flags of the GPU service that decide what fits, such as --device.
+        is_served: Whether the model will be served, which takes a tokenizer.
 
     Raises:
         UserError: The model is not there and cannot be downloaded, cannot be served, or the user did not agree.
@@ -30,6 +34,8 @@ def obtain_model(model: str, *, module: str, assume_yes: bool, gpu_arguments: Se
 
     directory = obtain(model, estimate=partial(dry_run, gpu_arguments=gpu_arguments), assume_yes=assume_yes, say=say)
     first_look(directory)
+    if is_served:
+        check_tokenizer(directory)
     return directory
 
 

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from fiddler import process
+from fiddler.command_line import FAILED, fail
 from fiddler.errors import is_user_error
 
 process.prepare()
@@ -46,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(why: Exception | str) -> int:
-    print(f"{Settings.program}: {why}", file=sys.stderr)
-    return 1
+    return fail(Settings.program, str(why), FAILED)
 
 
 if __name__ == "__main__":

@@ -10,17 +10,15 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from fiddler.checkpoint.errors import ConfigError
 from fiddler.checkpoint.json_file import read_json
 from fiddler.checkpoint.moe_config import model_type_of
+from fiddler.checkpoint.tokenizer_files import CONFIG, FAST, HELP, NONE, VOCABULARIES, models_in
 from gpu_service.errors import ModelError
 from gpu_service.models.registry import configuration_of
 from gpu_service.text import openmoe, sentencepiece_model
 
 _log = structlog.get_logger(__name__)
 _OPENMOE = "openmoe"
-_FAST = "tokenizer.json"
-_CONFIG = "tokenizer_config.json"
 _POINTER = b"version https://git-lfs"
 _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} \d+\r?\n")
-_HELP = f"add the {_FAST} of the same vocabulary, from the model's repository or from one that converted it"
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -54,29 +52,29 @@ def _load(directory: Path, model_type: str | None) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
         directory, local_files_only=True, trust_remote_code=False, **more
     )
-    if not (directory / _FAST).is_file():
+    if not (directory / FAST).is_file():
         sentencepiece_model.complete(tokenizer, directory)
     return tokenizer
 
 
 def _lack_of(directory: Path) -> str | None:
     """What a directory lacks whose tokenizer cannot be read, if that is known; transformers advises on packages."""
-    if (directory / _FAST).is_file():
-        return _if_pointer(directory / _FAST)
-    models = sorted([*directory.glob("*.model"), *directory.glob("*.tiktoken")])
+    if (directory / FAST).is_file():
+        return _if_pointer(directory / FAST)
+    models = models_in(directory)
     for path in models:
         if text := _if_pointer(path):
             return text
         if _is_tiktoken(path):
-            return f"{path.name} is a tiktoken vocabulary, which does not say how texts are divided; {_HELP}"
+            return f"{path.name} is a tiktoken vocabulary, which does not say how texts are divided; {HELP}"
     if code := _code_of(directory):
-        return f"{_CONFIG} names code ({code}), which is never run; {_HELP}, and remove auto_map from {_CONFIG}"
+        return f"{CONFIG} names code ({code}), which is never run; {HELP}, and remove auto_map from {CONFIG}"
     if models:
-        return f"{models[0].name} is not a sentencepiece model; copy it again, or {_HELP}"
-    found = [name for name in ("vocab.json", "merges.txt", "vocab.txt", "tekken.json") if (directory / name).is_file()]
+        return f"{models[0].name} is not a sentencepiece model; copy it again, or {HELP}"
+    found = [name for name in VOCABULARIES if (directory / name).is_file()]
     if not found:
-        return f"it has none: no {_FAST} and no tokenizer.model; {_HELP}"
-    return f"{' and '.join(found)} cannot be read as the vocabulary of this family; {_HELP}"
+        return NONE
+    return f"{' and '.join(found)} cannot be read as the vocabulary of this family; {HELP}"
 
 
 def _if_pointer(path: Path) -> str | None:
@@ -92,9 +90,9 @@ def _is_tiktoken(path: Path) -> bool:
 
 def _code_of(directory: Path) -> str | None:
     """The code that tokenizer_config.json names."""
-    if not (directory / _CONFIG).is_file():
+    if not (directory / CONFIG).is_file():
         return None
-    auto_map = read_json(directory / _CONFIG, ConfigError).get("auto_map")
+    auto_map = read_json(directory / CONFIG, ConfigError).get("auto_map")
     classes = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
     names = classes if isinstance(classes, list) else [classes]
     return next((name for name in names if isinstance(name, str)), None)
@@ -106,5 +104,5 @@ def _switch_clean_up_off(tokenizer: Any, directory: Path) -> None:
     model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
     is_applied = type(model).__name__ != "BPE" or getattr(tokenizer, forced, False)  # as transformers decides
     if getattr(tokenizer, "clean_up_tokenization_spaces", False) and is_applied:
-        _log.warning("setting not applied", file=str(directory / _CONFIG), setting="clean_up_tokenization_spaces")
+        _log.warning("setting not applied", file=str(directory / CONFIG), setting="clean_up_tokenization_spaces")
     tokenizer.clean_up_tokenization_spaces = False
