@@ -60,6 +60,9 @@ CASES = {
     "int4 group 32 zeros": _case(Code.UINT4, ScaleKind.FLOAT32, 32, zeros=True),
     "int4 channel": _case(Code.UINT4, ScaleKind.FLOAT32, None, hidden=136, intermediate=72),
     "mxfp4": _case(Code.E2M1, ScaleKind.E8M0, 32),
+    # whole blocks, whose scales are read where they are stored
+    "int4 whole blocks": _case(Code.UINT4, ScaleKind.BFLOAT16, 32, hidden=256, intermediate=384, multiplier=0.37),
+    "mxfp4 whole blocks": _case(Code.E2M1, ScaleKind.E8M0, 32, hidden=256, intermediate=384, multiplier=0.37),
     "nvfp4": _case(Code.E2M1, ScaleKind.E4M3, 16, hidden=208, intermediate=176, multiplier=0.37),
     "int4 group 512": _case(Code.UINT4, ScaleKind.FLOAT32, 512, hidden=1024, intermediate=512),
     "int4 group 96": _case(Code.UINT4, ScaleKind.FLOAT32, 96),  # no digits: groups and vectors do not end together
@@ -216,3 +219,23 @@ def test_rows_of_every_size_keep_their_digits(pool: Pool, tier: str, exponent: i
     output = NativeKernel(pool, tier).prepare(layer)(rounded, ids, routing).double()
     assert output.isfinite().all() or not due.to(torch.bfloat16).isfinite().all()
     assert ((output - due).abs() <= BFLOAT16_ERROR * size + 2.0**-100).all()
+
+
+@pytest.mark.parametrize("tier", available_tiers())
+def test_the_first_and_the_last_power_of_two_are_the_smallest_scale_and_no_number(pool: Pool, tier: str) -> None:
+    layer = _layer(CASES["mxfp4 whole blocks"])
+    hidden = torch.randn(1, CASES["mxfp4 whole blocks"].hidden, generator=torch.Generator().manual_seed(1))
+    hidden, routing = hidden.to(torch.bfloat16), torch.ones(1, 1)
+    for expert, exponent in ((0, 0), (1, 255)):
+        down = layer.experts[expert].down
+        assert isinstance(down, CodedTensor)
+        down.scales[3] = exponent
+    small, none = (
+        NativeKernel(pool, tier).prepare(layer)(hidden, torch.tensor([[expert]], dtype=torch.int32), routing)
+        for expert in (0, 1)
+    )
+    assert small[0, 3].abs() < 1e-30
+    assert small[0, 2].abs() > 1e-30
+    assert torch.isfinite(small).all()
+    assert torch.isnan(none[0, 3])
+    assert torch.isfinite(none[0, :3]).all()

@@ -18,7 +18,10 @@ struct Coding {
   int32_t scale_kind;
 
   // Where the scales, and the zero points, of an output begin.
-  int64_t first_group(int64_t output) const { return (first_output + output) / group_outputs * scales_stride; }
+  int64_t first_group(int64_t output) const {
+    output += first_output;
+    return (group_outputs == 1 ? output : output / group_outputs) * scales_stride;  // a division takes as long as a row's part
+  }
 };
 
 // One expert's projection, logically [out, in].

@@ -6,8 +6,8 @@ namespace fiddler {
 
 namespace {
 
-constexpr int64_t tasks_per_thread = 24;        // enough that the last ones end close together
-constexpr int64_t panel_tasks_per_thread = 12;  // fewer, because each reads all hidden rows again
+constexpr int64_t shares_per_thread = 2;        // of the work that is left: large tasks first, and the last ones end together
+constexpr int64_t panel_tasks_per_thread = 12;  // all alike, and not many, because each reads all hidden rows again
 constexpr int64_t column_tasks_per_thread = 2;
 constexpr double min_task_cost = 48.0 * 1024;   // in weights read; below, taking a task costs as much as computing it
 constexpr double tiny_job_cost = 192.0 * 1024;  // in weights read; about what waking another thread costs
@@ -18,21 +18,39 @@ double cost_per_weight(const Ops& ops, int64_t rows) {
 
 // Outputs of one task: whole panels if there are many rows; many outputs if weights are transposed, because the outputs
 // of one input are adjacent and those of the next far away; never more than Scratch holds.
-int64_t outputs_per_task(double cost_per_output, double total_cost, int num_threads, bool panels, bool columns) {
-  const int64_t tasks_each = columns ? column_tasks_per_thread : panels ? panel_tasks_per_thread : tasks_per_thread;
-  const int64_t num_tasks = num_threads * tasks_each;
-  const double cost = std::max(total_cost / static_cast<double>(num_tasks), min_task_cost);
-  const auto outputs = static_cast<int64_t>(cost / cost_per_output);
+int64_t outputs_per_task(double cost_per_output, double cost, bool panels, bool columns) {
+  const auto outputs = static_cast<int64_t>(std::max(cost, min_task_cost) / cost_per_output);
   const int64_t multiple = panels || columns ? panel_outputs : 4;
   return std::clamp(outputs / multiple * multiple, multiple, columns ? max_column_outputs : max_chunk_outputs);
 }
 
-void cut(int64_t expert, int64_t outputs, int64_t step, int num_nodes, TaskList& tasks, int node) {
-  const int64_t end = node_begin(outputs, node + 1, num_nodes);
-  for (int64_t begin = node_begin(outputs, node, num_nodes); begin < end; begin += step) {
-    tasks.add(node, {expert, begin, std::min(begin + step, end)});
+// Cuts the work of one node, in the order in which its threads take it.
+class Cutter {
+ public:
+  Cutter(TaskList& tasks, int node, int num_nodes, int num_threads, double total_cost)
+      : tasks_(tasks), node_(node), num_nodes_(num_nodes), num_threads_(num_threads), total_(total_cost),
+        left_(total_cost) {}
+
+  void cut(int64_t expert, int64_t outputs, double cost_per_output, bool panels, bool columns) {
+    const int64_t end = node_begin(outputs, node_ + 1, num_nodes_);
+    for (int64_t begin = node_begin(outputs, node_, num_nodes_); begin < end;) {
+      // a row of few inputs ends before memory has begun to deliver, and so does a task of few rows
+      const double share = columns  ? total_ / static_cast<double>(num_threads_ * column_tasks_per_thread)
+                           : panels ? total_ / static_cast<double>(num_threads_ * panel_tasks_per_thread)
+                                    : left_ / static_cast<double>(num_threads_ * shares_per_thread);
+      const int64_t next = std::min(begin + outputs_per_task(cost_per_output, share, panels, columns), end);
+      tasks_.add(node_, {expert, begin, next});
+      left_ -= static_cast<double>((next - begin) * num_nodes_) * cost_per_output;
+      begin = next;
+    }
   }
-}
+
+ private:
+  TaskList& tasks_;
+  const int node_, num_nodes_, num_threads_;
+  const double total_;  // of all nodes
+  double left_;         // the same, if the others have as much left as this one
+};
 
 double inner_cost_per_output(const Job& job, const Ops& ops, int64_t rows) {
   return static_cast<double>(job.hidden_size * (1 + job.gated + job.has_factor)) * cost_per_weight(ops, rows);
@@ -123,15 +141,12 @@ void TaskList::close() {
 
 void plan_inner(const Job& job, const Ops& ops, int num_threads, int num_nodes, TaskList& tasks) {
   tasks.clear(num_nodes);
-  const double total = inner_cost(job, ops);
   for (int node = 0; node < num_nodes; ++node) {
+    Cutter cutter(tasks, node, num_nodes, num_threads, inner_cost(job, ops));
     for (int64_t e = 0; e < job.num_experts; ++e) {
       const int64_t rows = job.experts[e].count;
-      const bool panels = rows >= ops.min_panel_rows;
-      const bool columns = has_columns(job, job.experts[e]);
-      const int64_t step =
-          outputs_per_task(inner_cost_per_output(job, ops, rows), total, num_threads, panels, columns);
-      cut(e, job.intermediate_size, step, num_nodes, tasks, node);
+      cutter.cut(e, job.intermediate_size, inner_cost_per_output(job, ops, rows), rows >= ops.min_panel_rows,
+                 has_columns(job, job.experts[e]));
     }
   }
   tasks.close();
@@ -142,10 +157,11 @@ void plan_outer(const Job& job, const Ops& ops, int num_threads, int num_nodes, 
   bool panels = false;
   for (int64_t e = 0; e < job.num_experts; ++e) panels |= job.experts[e].count >= ops.min_panel_rows;
   const double cost = std::max(outer_cost_per_output(job, ops), 1.0);
-  const double total = cost * static_cast<double>(job.hidden_size);
   const bool columns = job.num_experts > 0 && job.experts[0].down.is_transposed();
-  const int64_t step = outputs_per_task(cost, total, num_threads, panels, columns);
-  for (int node = 0; node < num_nodes; ++node) cut(-1, job.hidden_size, step, num_nodes, tasks, node);
+  for (int node = 0; node < num_nodes; ++node) {
+    Cutter cutter(tasks, node, num_nodes, num_threads, cost * static_cast<double>(job.hidden_size));
+    cutter.cut(-1, job.hidden_size, cost, panels, columns);
+  }
   tasks.close();
 }
 

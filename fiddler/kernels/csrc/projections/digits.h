@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <type_traits>
 #include <vector>
 
 #include "projections/codes.h"
@@ -91,37 +92,125 @@ const typename Digits::Block* digits_of(const Operand* x, int64_t length, int ze
   return to;
 }
 
-// A row of a coded matrix, with the scales of a segment.
+// The groups of a row's inputs, counted once for all rows: divisions take as long as a block. A row's segments are alike
+// but for the last one.
+struct Groups {
+  int64_t blocks_each;     // blocks that one group covers; 1 if a block has several groups
+  int64_t in_block;        // groups that end with a block; 1 if a group covers several blocks
+  int64_t in_segment;
+  int64_t in_last_segment;
+  bool cover_segments;     // one group, whatever the segment
+
+  Groups(int64_t group_inputs, int64_t length, int64_t block_inputs) {
+    const int64_t last_segment = (length - 1) % digits_segment + 1;
+    blocks_each = group_inputs > block_inputs ? group_inputs / block_inputs : 1;
+    in_block = group_inputs > block_inputs ? 1 : block_inputs / group_inputs;
+    cover_segments = group_inputs >= length;
+    in_segment = cover_segments ? 1 : digits_segment / group_inputs;
+    in_last_segment = cover_segments ? 1 : (last_segment - 1) / group_inputs + 1;
+  }
+};
+
+// The scales of a weight row, of any kind and for groups of any size: decoded for a segment of inputs.
 template <class Digits>
-struct DigitsRow {
+class DecodedScales {
+ public:
   static constexpr int64_t most_groups = digits_segment / 16;
   static constexpr int64_t padding = Digits::lanes;  // which a block reads beyond its groups
+
+  void begin_row(const Coding& coding, int64_t output) {
+    coding_ = &coding;
+    output_ = output;
+  }
+  void begin_segment(int64_t first_group, int64_t num_groups) {
+    load_scales(*coding_, output_, first_group, num_groups, 1.0f, scales_);
+    for (int64_t i = 0; i < padding; ++i) scales_[num_groups + i] = 0.0f;
+  }
+  // Those of a block, of which the first one is of this group of the segment.
+  typename Digits::Vector of_block(int64_t group, typename Digits::Lanes lanes) const {
+    return Digits::spread(scales_ + group, lanes);
+  }
+  float left_out() const { return 1.0f; }  // what a row's sum is to be multiplied with
+
+ private:
+  const Coding* coding_;
+  int64_t output_;
+  alignas(64) float scales_[most_groups + padding];
+};
+
+// Scales of the kind that the codes usually have, for each 32 inputs: read where they are stored, block by block.
+template <class Digits, class Code>
+class StoredScales {
+ public:
+  static constexpr int64_t group_inputs = 32;
+
+  static bool suits(const Coding& coding, int64_t length) {
+    return coding.scale_kind == Digits::template stored_scale<Code> && coding.group_inputs == group_inputs &&
+           length % Digits::inputs == 0;
+  }
+  void begin_row(const Coding& coding, int64_t output) {
+    row_ = coding.scales + coding.first_group(output) * bytes;
+    multiplier_ = coding.multiplier;
+  }
+  void begin_segment(int64_t first_group, int64_t) { segment_ = row_ + first_group * bytes; }
+  typename Digits::Vector of_block(int64_t group, typename Digits::Lanes) const {
+    return Digits::template spread_stored<Code>(segment_ + group * bytes);
+  }
+  float left_out() const { return multiplier_; }
+
+ private:
+  static constexpr int64_t bytes = Digits::template stored_scale<Code> == FIDDLER_SCALE_E8M0 ? 1 : 2;
+  const unsigned char* row_;
+  const unsigned char* segment_;
+  float multiplier_;
+};
+
+// The zero points of a segment of a weight row, as what makes codes count from the same zero, in each byte.
+template <class Digits>
+class Shifts {
+ public:
+  template <class Code>
+  void load(const Coding& coding, int64_t output, int64_t first_group, int64_t num_groups) {
+    const unsigned char* zeros = coding.zeros + coding.first_group(output) + first_group;
+    for (int64_t g = 0; g < num_groups; ++g) shifts_[g] = 0x01010101u * (digits_zero<Code, true> - zeros[g]);
+  }
+  auto of_block(int64_t group, typename Digits::Lanes lanes) const { return Digits::spread_shifts(shifts_ + group, lanes); }
+
+ private:
+  alignas(64) uint32_t shifts_[DecodedScales<Digits>::most_groups + DecodedScales<Digits>::padding];
+};
+
+struct NoShifts {};
+
+// A row of a coded matrix.
+template <class Digits, class Scales, bool HasZeros>
+struct DigitsRow {
   const unsigned char* codes;
   const Coding* coding;
   int64_t output;
-  alignas(64) float scales[most_groups + padding];
-  alignas(64) uint32_t shifts[most_groups + padding];  // what makes codes count from the same zero, in each byte
+  Scales scales;
+  std::conditional_t<HasZeros, Shifts<Digits>, NoShifts> shifts;
 
-  template <class Code, bool HasZeros>
-  void load(int64_t first_group, int64_t num_groups) {
-    load_scales(*coding, output, first_group, num_groups, digits_factor<Code>, scales);
-    for (int64_t i = 0; i < padding; ++i) scales[num_groups + i] = 0.0f;
-    if constexpr (HasZeros) {
-      const unsigned char* zeros = coding->zeros + coding->first_group(output) + first_group;
-      for (int64_t g = 0; g < num_groups; ++g) shifts[g] = 0x01010101u * (digits_zero<Code, true> - zeros[g]);
-    }
+  void begin(const Matrix& matrix, int64_t number) {
+    codes = matrix.weights + number * matrix.out_stride;
+    coding = &matrix.coding;
+    output = number;
+    scales.begin_row(matrix.coding, number);
+  }
+  template <class Code>
+  void begin_segment(int64_t first_group, int64_t num_groups) {
+    scales.begin_segment(first_group, num_groups);
+    if constexpr (HasZeros) shifts.template load<Code>(*coding, output, first_group, num_groups);
   }
 };
 
 // One output of each of R weight rows for M hidden rows.
-template <class Digits, class Code, bool HasZeros, int R, int M>
-void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* const* x, int64_t length,
+template <class Digits, class Code, class Row, bool HasZeros, int R, int M>
+void digits_block(Row (&rows)[R], const Groups& groups, const typename Digits::Block* const* x, int64_t length,
                   float* const* results, int64_t pitch) {
   using Vector = typename Digits::Vector;
   constexpr int64_t bits = code_bits<Code>, block_bytes = Digits::inputs * bits / 8;
-  const int64_t group_inputs = smaller(rows[0].coding->group_inputs, length);
-  // a row shorter than a block is one group, too
-  const typename Digits::Lanes lanes = Digits::lanes_of_groups(group_inputs < length ? group_inputs : Digits::inputs);
+  const typename Digits::Lanes lanes = Digits::lanes_of_groups(Digits::inputs / groups.in_block);
   Vector total[R][M];
   for (int r = 0; r < R; ++r) {
     for (int m = 0; m < M; ++m) total[r][m] = Digits::zero();
@@ -132,10 +221,8 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       unpacked[r] = Digits::template unpack<Code>(codes[r]);
-      if constexpr (HasZeros) {
-        unpacked[r] = Digits::shifted(unpacked[r], Digits::spread_shifts(rows[r].shifts + group, lanes));
-      }
-      scales[r] = Digits::spread(rows[r].scales + group, lanes);
+      if constexpr (HasZeros) unpacked[r] = Digits::shifted(unpacked[r], rows[r].shifts.of_block(group, lanes));
+      scales[r] = rows[r].scales.of_block(group, lanes);
     }
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
@@ -149,12 +236,12 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
       }
     }
   };
+  int64_t first_group = 0;
   for (int64_t first = 0; first < length; first += digits_segment) {
-    const int64_t last = smaller(first + digits_segment, length), first_group = first / group_inputs;
-    for (int r = 0; r < R; ++r) rows[r].template load<Code, HasZeros>(first_group, (last - 1) / group_inputs - first_group + 1);
-    const bool one_group = group_inputs >= last - first;
-    const int64_t blocks_per_group = group_inputs > Digits::inputs ? group_inputs / Digits::inputs : 1;
-    const int64_t groups_per_block = group_inputs > Digits::inputs ? 1 : Digits::inputs / group_inputs;
+    const int64_t last = smaller(first + digits_segment, length);
+    const int64_t num_groups = last < length ? groups.in_segment : groups.in_last_segment;
+    for (int r = 0; r < R; ++r) rows[r].template begin_segment<Code>(first_group, num_groups);
+    if (!groups.cover_segments) first_group += num_groups;
     const unsigned char* codes[R];
     for (int r = 0; r < R; ++r) codes[r] = rows[r].codes + first * bits / 8;
     int64_t block = first / Digits::inputs, group = 0, in_group = 0;
@@ -167,9 +254,9 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
       add(codes, block, group);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) codes[r] += block_bytes;
-      if (!one_group && ++in_group == blocks_per_group) {
+      if (!groups.cover_segments && ++in_group == groups.blocks_each) {
         in_group = 0;
-        group += groups_per_block;
+        group += groups.in_block;
       }
     }
     if (const int64_t rest = (last - first) % Digits::inputs) {
@@ -182,53 +269,50 @@ void digits_block(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* co
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int m = 0; m < M; ++m) results[r][m * pitch] = Digits::sum(total[r][m]);
+    const float factor = digits_factor<Code> * rows[r].scales.left_out();
+    for (int m = 0; m < M; ++m) results[r][m * pitch] = Digits::sum(total[r][m]) * factor;
   }
 }
 
 // As many hidden rows as there are, M at a time: a weight row stays in the first-level cache.
-template <class Digits, class Code, bool HasZeros, int R, int M>
-void digits_some(DigitsRow<Digits> (&rows)[R], const typename Digits::Block* const* x, int64_t count, int64_t length,
-                 float* const* results, int64_t pitch) {
+template <class Digits, class Code, class Row, bool HasZeros, int R, int M>
+void digits_some(Row (&rows)[R], const Groups& groups, const typename Digits::Block* const* x, int64_t count,
+                 int64_t length, float* const* results, int64_t pitch) {
   float* to[R];
   for (int r = 0; r < R; ++r) to[r] = results[r];
   for (; count >= M; count -= M, x += M) {
-    digits_block<Digits, Code, HasZeros, R, M>(rows, x, length, to, pitch);
+    digits_block<Digits, Code, Row, HasZeros, R, M>(rows, groups, x, length, to, pitch);
     for (int r = 0; r < R; ++r) to[r] += M * pitch;
   }
   if constexpr (M > 1) {
-    if (count > 0) digits_some<Digits, Code, HasZeros, R, M - 1>(rows, x, count, length, to, pitch);
+    if (count > 0) digits_some<Digits, Code, Row, HasZeros, R, M - 1>(rows, groups, x, count, length, to, pitch);
   }
 }
 
 // Outputs [begin, end) of one or two matrices as R streams from places far apart: see project_codes.
-template <class Digits, class Code, bool HasZeros, int R>
+template <class Digits, class Code, class Scales, bool HasZeros, int R>
 void project_digits(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
-                    const typename Digits::Block* const* x, int64_t count, int64_t length) {
+                    const Groups& groups, const typename Digits::Block* const* x, int64_t count, int64_t length) {
+  using Row = DigitsRow<Digits, Scales, HasZeros>;
   const int64_t parts = R / num_matrices, part = (end - begin) / parts, pitch = blocks[0].pitch;
-  DigitsRow<Digits> rows[R];
+  Row rows[R];
   for (int64_t n = 0; n < part; ++n) {
     float* results[R];
     for (int r = 0; r < R; ++r) {
-      const Matrix& matrix = matrices[r % num_matrices];
       const int64_t offset = r / num_matrices * part + n;
-      rows[r].codes = matrix.weights + (begin + offset) * matrix.out_stride;
-      rows[r].coding = &matrix.coding;
-      rows[r].output = begin + offset;
+      rows[r].begin(matrices[r % num_matrices], begin + offset);
       results[r] = blocks[r % num_matrices].results + offset;
     }
-    digits_some<Digits, Code, HasZeros, R, Digits::rows_at_a_time>(rows, x, count, length, results, pitch);
+    digits_some<Digits, Code, Row, HasZeros, R, Digits::rows_at_a_time>(rows, groups, x, count, length, results, pitch);
   }
   if constexpr (R > 1) {
     const int64_t done = part * parts;
     if (begin + done == end) return;
     Block rest[2];
     for (int i = 0; i < num_matrices; ++i) rest[i] = {blocks[i].results + done, pitch};
-    if (num_matrices == 2) {
-      project_digits<Digits, Code, HasZeros, 2>(matrices, rest, 2, begin + done, end, x, count, length);
-    } else {
-      project_digits<Digits, Code, HasZeros, 1>(matrices, rest, 1, begin + done, end, x, count, length);
-    }
+    const auto project = num_matrices == 2 ? project_digits<Digits, Code, Scales, HasZeros, 2>
+                                           : project_digits<Digits, Code, Scales, HasZeros, 1>;
+    project(matrices, rest, num_matrices, begin + done, end, groups, x, count, length);
   }
 }
 
@@ -237,7 +321,13 @@ void project_with_digits(const Matrix* matrices, const Block* blocks, int num_ma
                          const Operand* const* x, int64_t count, int64_t length, uint64_t message) {
   const typename Digits::Block* digits[Digits::most_rows];
   for (int64_t m = 0; m < count; ++m) digits[m] = digits_of<Digits>(x[m], length, digits_zero<Code, HasZeros>, message);
-  project_digits<Digits, Code, HasZeros, 4>(matrices, blocks, num_matrices, begin, end, digits, count, length);
+  const Groups groups(smaller(matrices[0].coding.group_inputs, length), length, Digits::inputs);
+  auto project = project_digits<Digits, Code, DecodedScales<Digits>, HasZeros, 4>;
+  if constexpr (!HasZeros && Digits::template stored_scale<Code> >= 0) {
+    using Stored = StoredScales<Digits, Code>;
+    if (Stored::suits(matrices[0].coding, length)) project = project_digits<Digits, Code, Stored, HasZeros, 4>;
+  }
+  project(matrices, blocks, num_matrices, begin, end, groups, digits, count, length);
 }
 
 }  // namespace

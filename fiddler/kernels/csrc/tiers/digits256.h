@@ -17,6 +17,20 @@ struct Digits256 {
   static constexpr bool takes_small_groups = true;
   static constexpr int64_t fewest_rows = 1, most_rows = 16;  // hidden rows for which this is the fastest way
   static constexpr int64_t rows_at_a_time = 2;
+  // The kind of scales that spread_stored() reads; -1 if none.
+  template <class Code>
+  static constexpr int stored_scale = std::is_same_v<Code, E2m1> ? -1 : FIDDLER_SCALE_BFLOAT16;
+
+  // The scales of two groups, each in the four lanes of its group.
+  template <class Code>
+  static Vector spread_stored(const unsigned char* from) {
+    int32_t two;
+    std::memcpy(&two, from, sizeof two);
+    // a bfloat16 is the upper half of a float32
+    const __m256i places = _mm256_setr_epi32(0x01008080, 0x01008080, 0x01008080, 0x01008080, 0x03028080, 0x03028080,
+                                             0x03028080, 0x03028080);
+    return _mm256_castsi256_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(two), places));
+  }
 
   static Vector zero() { return _mm256_setzero_ps(); }
   static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }

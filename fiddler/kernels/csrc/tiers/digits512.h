@@ -96,6 +96,31 @@ struct Digits512Base {
 struct Digits512 : Digits512Base {
   static constexpr bool takes_small_groups = true;
   static constexpr int64_t fewest_rows = 1, most_rows = 12;  // hidden rows for which this is the fastest way
+  // The kind of scales that spread_stored() reads.
+  template <class Code>
+  static constexpr int stored_scale = std::is_same_v<Code, E2m1> ? FIDDLER_SCALE_E8M0 : FIDDLER_SCALE_BFLOAT16;
+
+  // The scales of four groups as float32, each in the four lanes of its group.
+  template <class Code>
+  static Vector spread_stored(const unsigned char* from) {
+    if constexpr (std::is_same_v<Code, E2m1>) {
+      int32_t four;
+      std::memcpy(&four, from, sizeof four);
+      // a group's byte becomes the upper one of its lanes, and the others 0
+      const __m512i places = of_groups(0x00808080, 0x01808080, 0x02808080, 0x03808080);
+      const __m512i bits = _mm512_srli_epi32(_mm512_shuffle_epi8(_mm512_set1_epi32(four), places), 1);
+      // see e8m0()
+      const __m512i from_one = _mm512_sub_epi32(bits, _mm512_set1_epi32(1 << 23));
+      const __mmask16 ends = _mm512_cmpgt_epu32_mask(from_one, _mm512_set1_epi32(253 << 23));
+      return _mm512_castsi512_ps(_mm512_mask_or_epi32(bits, ends, bits, _mm512_set1_epi32(1 << 22)));
+    } else {
+      int64_t four;
+      std::memcpy(&four, from, sizeof four);
+      // a bfloat16 is the upper half of a float32
+      const __m512i places = of_groups(0x01008080, 0x03028080, 0x05048080, 0x07068080);
+      return _mm512_castsi512_ps(_mm512_shuffle_epi8(_mm512_set1_epi64(four), places));
+    }
+  }
 
   // Unsigned integers that stand for the codes: those of E2m1 are twice their values, plus 12.
   template <class Code>
@@ -117,6 +142,10 @@ struct Digits512 : Digits512Base {
   }
 
  private:
+  static __m512i of_groups(int a, int b, int c, int d) {
+    return _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d);
+  }
+
   static void write_part(const Bf16* x, int64_t part, Block& to) {
     const __m512i pairs = _mm512_loadu_si512(x);
     const Vector even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
@@ -132,7 +161,9 @@ struct Digits512 : Digits512Base {
 // 8-bit integers, as they lie. All 128 inputs have one scale, and belong to one group of weights.
 struct Digits512Bytes : Digits512Base {
   static constexpr bool takes_small_groups = false;
-  static constexpr int64_t fewest_rows = 2, most_rows = 4;  // one is read faster without
+  static constexpr int64_t fewest_rows = 1, most_rows = 4;
+  template <class Code>
+  static constexpr int stored_scale = -1;
 
   template <class Code>
   static Codes unpack(const unsigned char* from) {
