@@ -35,7 +35,7 @@ from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.sampling.beam_search import BeamSearch
 from gpu_service.sampling.logits import non_finite_rows, rows_of
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
-from gpu_service.sampling.sampler import Sampler, choose
+from gpu_service.sampling.sampler import NON_FINITE, Sampler, choose
 
 _log = structlog.get_logger(__name__)
 
@@ -146,7 +146,11 @@ class Stepper:
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         """Advances every generation by its row of [rows, vocab] logits."""
-        self._fail_non_finite(batch, logits)
+        # asking the device is a wait; where every row is sampled, the answer comes with the tokens
+        is_told_later = all(each.answer.search is None and not each.is_behind for each in batch.generations) and (
+            not batch.is_prompt or (batch.ends_prompt and batch.logits is Logits.LAST)
+        )
+        self._fail_non_finite(batch, [] if is_told_later else non_finite_rows(logits))
         generations: Sequence[Generation] = batch.generations
         if batch.is_prompt:
             if batch.logits is Logits.ALL and not generations[0].is_finished:
@@ -167,12 +171,17 @@ class Stepper:
         if len(sampled) < len(rows):
             self._search_all(generations, logits)
 
-    def _fail_non_finite(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Fails the requests whose rows are not finite. The rows of the others are right."""
-        non_finite = {*non_finite_rows(logits), *self._model.take_non_finite()}
+    def _fail_non_finite(self, batch: Batch, found: Sequence[int]) -> None:
+        """Fails the requests whose rows are not finite. The rows of the others are right.
+
+        Args:
+            batch: What was computed.
+            found: Rows whose logits are not finite. Those whose experts' sums are not are known to the model.
+        """
+        non_finite = {*found, *self._model.take_non_finite()}
         rows = [0] * bool(non_finite) if batch.is_prompt else sorted(non_finite)
         for answer in dict.fromkeys(batch.generations[row].answer for row in rows):
-            self._fail(answer, NonFiniteError("the model computed a number that is not finite"), non_finite=True)
+            self._fail(answer, NonFiniteError(NON_FINITE), non_finite=True)
 
     def _sample(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
         """Gives each generation the token that its sampler chooses from its row of logits."""
@@ -183,7 +192,9 @@ class Stepper:
             num_top=[generation.request.logprobs for generation in generations],
         )
         for generation, outcome in zip(generations, outcomes, strict=True):
-            if not generation.is_finished:  # else another generation of its request has just failed it
+            if isinstance(outcome, NonFiniteError):
+                self._fail(generation.answer, outcome, non_finite=True)
+            elif not generation.is_finished:  # else another generation of its request has just failed it
                 self._deliver(generation, outcome)
 
     def _deliver(self, generation: Generation, outcome: TokenLogprobs | Exception) -> None:

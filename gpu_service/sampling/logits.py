@@ -6,18 +6,35 @@ from collections.abc import Mapping, Sequence
 import torch
 
 
-def non_finite_rows(logits: torch.Tensor) -> list[int]:
-    """The rows of [rows, vocab] float32 that contain an infinity or NaN."""
+def sums_of(logits: torch.Tensor) -> torch.Tensor:
+    """[rows, vocab] float32 -> [rows]: not finite if the row contains an infinity or NaN."""
     # one pass: a sum is finite if all its terms are, since logits are far too small for their sum to overflow
-    return [row for row, total in enumerate(logits.sum(dim=-1).tolist()) if not math.isfinite(total)]
+    return logits.sum(dim=-1)
+
+
+def non_finite_rows(logits: torch.Tensor) -> list[int]:
+    """The rows of [rows, vocab] float32 that contain an infinity or NaN. Waits for the device."""
+    return [row for row, total in enumerate(sums_of(logits).tolist()) if not math.isfinite(total)]
 
 
 def rows_of(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     """Some rows of [rows, vocab], in that order: a view if they are adjacent."""
+    return logits[index_of(rows, logits.device)]
+
+
+def index_of(rows: Sequence[int], device: torch.device) -> slice | torch.Tensor:
+    """What selects these rows of a tensor on the device; the host does not wait for it."""
     first = rows[0]
     if rows == list(range(first, first + len(rows))):
-        return logits[first : first + len(rows)]
-    return logits[torch.tensor(rows, device=logits.device)]
+        return slice(first, first + len(rows))
+    return to_device(torch.tensor(rows), device)
+
+
+def to_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copies values from the CPU; the host does not wait, as it would for memory that is not pinned."""
+    if device.type == "cpu":
+        return values
+    return torch.empty_like(values, pin_memory=True).copy_(values).to(device, non_blocking=True)
 
 
 def largest(values: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Chooses the next token of each row. Logits processors are transformers'; random numbers are the generation's own."""
 
+import math
 import secrets
 from collections import defaultdict
 from collections.abc import Sequence
@@ -7,15 +8,24 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessor, MinNewTokensLengthLogitsProcessor
 
-from gpu_service.errors import panics_as_errors
+from gpu_service.errors import NonFiniteError, panics_as_errors
 from gpu_service.sampling import logprobs
 from gpu_service.sampling.constraint import Constraint
-from gpu_service.sampling.logits import largest, rows_of, with_rows
+from gpu_service.sampling.logits import (
+    index_of,
+    largest,
+    non_finite_rows,
+    rows_of,
+    sums_of,
+    to_device,
+    with_rows,
+)
 from gpu_service.sampling.logits_processors import CPU, Warping, apply
 from gpu_service.sampling.multinomial import draw
 from gpu_service.sampling.outputs import TokenLogprobs
 from gpu_service.sampling.parameters import SamplingParameters
 
+NON_FINITE = "the model computed a number that is not finite"
 _HISTORY_ROOM = 256  # tokens; doubled whenever it is full
 
 
@@ -33,8 +43,8 @@ class History:
         while total > len(self._tokens):
             self._tokens = torch.cat([self._tokens, torch.empty_like(self._tokens)])
         for position in range(self._length, total):
-            # a number travels to the device as an argument and waits for nothing; a tensor of one would be copied
-            self._tokens[position] = output[position - self._preceding_length]
+            # fill_ sends the number as an argument of its kernel; an assignment would copy it, and the host would wait
+            self._tokens[position : position + 1].fill_(output[position - self._preceding_length])
         self._length = total
         return self._tokens[None, :total]
 
@@ -106,7 +116,7 @@ class Sampler:
             self._forget_min_tokens(len(output) + 1)
         if self._constraint is not None and self._constraint.forced is None:
             allowed, is_end = self._constraint.allowed()
-            scores = (logits if is_end else scores).masked_fill(~allowed.to(logits.device), -torch.inf)
+            scores = (logits if is_end else scores).masked_fill(~to_device(allowed, logits.device), -torch.inf)
         return scores
 
     def _forget_min_tokens(self, num_made: int) -> None:
@@ -129,27 +139,40 @@ def choose(
     """Chooses the next token of each row, with one wait for the device.
 
     Args:
-        logits: [rows, vocab] float32, all finite.
+        logits: [rows, vocab] float32.
         samplers: One for each row.
         outputs: The tokens that each row has generated so far.
         num_top: How many alternatives each row wants log probabilities of; None if it wants no log probability at all.
 
     Returns:
-        For each row its token, or what its own sampler raised.
+        For each row its token, or what its own sampler raised; NonFiniteError if its logits are not finite.
     """
     try:
         with panics_as_errors():
-            return list(logprobs.of_rows(logits, _choose(logits, samplers, outputs), num_top))
+            # the sums come with the tokens: asking for them first would be a wait of its own
+            told = torch.cat(
+                [
+                    sums_of(logits).double()[:, None],
+                    logprobs.columns(logits, _choose(logits, samplers, outputs), num_top),
+                ],
+                dim=1,
+            )
+            return [_outcome(row, wanted) for row, wanted in zip(told.tolist(), num_top, strict=True)]
     except torch.AcceleratorError:
         raise
     except Exception as error:
         if len(samplers) == 1:
-            return [error]
+            return [NonFiniteError(NON_FINITE) if non_finite_rows(logits) else error]
     # One row raised. Retry row by row: safe, because a sampler draws only after everything that can raise.
     return [
         choose(logits[row : row + 1], [sampler], [outputs[row]], num_top=[num_top[row]])[0]
         for row, sampler in enumerate(samplers)
     ]
+
+
+def _outcome(row: list[float], num_top: int | None) -> TokenLogprobs | Exception:
+    """Reads [the sum of the logits, what `logprobs.read` reads]."""
+    return logprobs.read(row[1:], num_top) if math.isfinite(row[0]) else NonFiniteError(NON_FINITE)
 
 
 def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -172,7 +195,7 @@ def _choose(logits: torch.Tensor, samplers: Sequence[Sampler], outputs: Sequence
     # draw last, so that no generator has moved on if anything above raises
     for rows, chosen in zip(groups.values(), warped, strict=True):
         generators = [generator for row in rows if (generator := samplers[row].generator)]
-        tokens[torch.tensor(rows, device=tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
+        tokens[index_of(rows, tokens.device)] = draw(torch.softmax(chosen, dim=-1), generators)
     for row, token_id in forced.items():
-        tokens[row] = token_id
+        tokens[row : row + 1].fill_(token_id)  # not assigned: see History
     return tokens

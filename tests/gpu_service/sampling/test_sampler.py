@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from gpu_service.errors import NonFiniteError
 from gpu_service.sampling.logits_processors import processors
 from gpu_service.sampling.outputs import Ending, TokenLogprobs
 from gpu_service.sampling.parameters import SamplingParameters
@@ -254,3 +255,15 @@ def test_log_probabilities_are_told_of_rows_that_want_them() -> None:
 def test_without_a_seed_two_requests_differ() -> None:
     logits = torch.zeros(1, 1000)
     assert _choose(logits, [_sampler(temperature=1.0)]) != _choose(logits, [_sampler(temperature=1.0)])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_that_is_not_finite_is_told_and_the_others_are_chosen_as_alone(temperature: float) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    expected = _choose(logits[[0, 2]], [_sampler(seed=each, temperature=temperature) for each in (0, 2)])
+    logits[1, 7] = torch.inf
+    samplers = [_sampler(seed=each, temperature=temperature) for each in range(3)]
+    first, second, third = choose(logits, samplers, [[]] * 3, num_top=[None, None, 2])
+    assert isinstance(second, NonFiniteError)
+    assert [_returned(first).token_id, _returned(third).token_id] == expected
+    assert len(_returned(third).top) == 2
