@@ -42,7 +42,7 @@ from gpu_service.startup.device import choose_device
 from gpu_service.startup.device_memory import out_of_memory_reported
 from gpu_service.startup.ending import exit_after, save_popularity
 from gpu_service.startup.experts import make_orchestration
-from gpu_service.startup.model import load_model, warm_up
+from gpu_service.startup.model import check_graphs, load_model, warm_up
 from gpu_service.startup.request_bytes import max_request_bytes
 from gpu_service.text.tokenizer import Tokenizer
 from gpu_service.tracing import Tracing, provider_for
@@ -161,6 +161,7 @@ class Server:
         chunks = chunks_of(experts, settings, model)
         model.dispatcher.max_rows = max_rows = max(chunks.alone, settings.max_slots)
         model.dispatcher.use(await self._make_orchestration(model, experts, max_rows))
+        await in_thread(partial(check_graphs, model))
         model.dispatcher.clear_counts()  # those of the measurements
         scheduler = Scheduler(
             model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks, rope_angles=model.rope_angles

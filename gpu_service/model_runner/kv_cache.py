@@ -60,7 +60,7 @@ class KvCache:
         self._rows = slice(0, 0)
         self._row_index = torch.empty(0, dtype=torch.int64)
         self._positions = torch.empty(0, 0, dtype=torch.int64)
-        self._start = 0
+        self._start: int | torch.Tensor = 0
         self._length = 0
         self.memory_version = 0
         """Changes whenever keys and values get other memory."""
@@ -85,17 +85,19 @@ class KvCache:
         if self._length > self.max_length or self._rows.stop > self.num_rows:
             raise ValueError(f"rows {self._rows} up to position {self._length} exceed the cache")
 
-    def begin_captured(self, positions: torch.Tensor, length: int) -> None:
+    def begin_captured(self, positions: torch.Tensor, length: int, *, start_is_read: bool = False) -> None:
         """Does what `begin` does for a step that is captured: decoding rows from row 0 on, at positions that change.
 
         Args:
             positions: [sequences, 1] int64 on the device, which are read anew in each replay.
             length: Positions that the attention sees.
+            start_is_read: Whether `get_seq_length` returns the first row's position, as a tensor on the device. The
+                model may compute with it, and may not ask what number it is.
         """
         self._rows = slice(0, len(positions))
         self._row_index = torch.arange(len(positions), device=positions.device)
         self._positions = positions[:, 0]
-        self._start, self._length = 0, length
+        self._start, self._length = positions[0, 0] if start_is_read else 0, length
 
     @property
     def length(self) -> int:
@@ -169,7 +171,7 @@ class KvCache:
     def measure(self, row: int) -> None:
         """Does nothing: the size of a token is known from what was stored."""
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
+    def get_seq_length(self, layer_idx: int = 0) -> int | torch.Tensor:
         """Positions before this forward; transformers asks if it is given no positions."""
         return self._start
 

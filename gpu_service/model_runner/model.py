@@ -23,6 +23,7 @@ from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values, masks_agree
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.loading import load, read_config
+from gpu_service.model_runner.rope import keep_frequencies
 from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
 from gpu_service.model_runner.threads import as_few_as_pay
@@ -75,6 +76,7 @@ class Model:
             torch.backends.cuda.enable_cudnn_sdp(False)
         self._module = load(checkpoint, config, dtype, DensePlan.resolve(dense_format, device)).to(device)
         self._module.requires_grad_(False)
+        keep_frequencies(self._module, device)
         self.dense = DenseSummary.of(self._module)
         self._host_products_per_row = 0
         if device.type == "cpu":
@@ -124,6 +126,11 @@ class Model:
         if config._attn_implementation != "eager":
             return 0
         return int(config.num_attention_heads) * self.max_context * _SCORE_COPIES * self.dtype.itemsize
+
+    @property
+    def uses_graphs(self) -> bool:
+        """Whether decode steps are captured as CUDA graphs. No longer once one could not be, or gave other logits."""
+        return isinstance(self._forward, DecodeGraphs) and self._forward.is_used
 
     @property
     def num_layers(self) -> int:
@@ -207,9 +214,11 @@ class Model:
             angles=self.rope_angles,
             temperature_step=step,
         )
-        if not uses_graphs or step is not None or self.rope_angles.depend_on_length:
+        if not uses_graphs or self.rope_angles.depend_on_length:
             return together
-        return DecodeGraphs(together, module, masks=masks, dispatcher=self.dispatcher, device=device)
+        return DecodeGraphs(
+            together, module, masks=masks, dispatcher=self.dispatcher, device=device, temperature_step=step
+        )
 
     def _attempt(
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits

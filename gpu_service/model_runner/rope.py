@@ -4,7 +4,7 @@ transformers' rotary embeddings take the type of their angles from the longest p
 keep it. They are called here with the rows of one kind at a time, and with one position more, the last of the sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -68,6 +68,32 @@ class RowAngles:
         rows = sorted(range(num_rows), key=lambda row: self._angles.of(lengths[row]))
         groups = [list(group) for _, group in groupby(rows, key=lambda row: self._angles.of(lengths[row]))]
         return [(group, lengths[group[0]]) for group in groups]
+
+
+def keep_frequencies(module: nn.Module, device: torch.device) -> None:
+    """Keeps on the device what rotary embeddings would compute anew from the configuration in each forward.
+
+    PhiMoE's does: it makes its frequencies on the CPU and copies them to the device. The host waits for that, and no
+    CUDA graph can hold it.
+    """
+    for each in module.modules():
+        if callable(compute := getattr(each, "rope_init_fn", None)):
+            each.rope_init_fn = _kept(compute, device)  # type: ignore[assignment]
+
+
+def _kept(compute: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """The same function; what it returns for a configuration alone is computed once."""
+    kept: list[tuple[torch.Tensor, float]] = []
+
+    def computed(config: Any, *more: Any, **named: Any) -> Any:
+        if more or named:
+            return compute(config, *more, **named)
+        if not kept:
+            frequencies, scaling = compute(config)
+            kept.append((frequencies.to(device), scaling))
+        return kept[0]
+
+    return computed
 
 
 def _kinds(module: nn.Module) -> set[Any]:

@@ -58,9 +58,8 @@ class MoeLayer(nn.Module):
         rows = hidden.reshape(-1, hidden.shape[-1])
         if self._dispatcher.capture is not None:
             meanwhile = None if self._shared is None else self._shared.ahead_of(rows)
-            return self._dispatcher.capture(self._layer, (rows, top_k_index, top_k_weights), meanwhile).view(
-                hidden.shape
-            )
+            sums = self._dispatcher.capture.experts(self._layer, (rows, top_k_index, top_k_weights), meanwhile)
+            return sums.view(hidden.shape)
         if early is not None and not same_rows(early.hidden, rows):
             early.discard()
             early = None
@@ -112,6 +111,8 @@ class BlockExperts(MoeLayer):
             What waits for the experts' sums, [rows, hidden]. It is to be called before anything else is sent.
         """
         assert self._dispatcher is not None, "connect() comes before begin()"
+        if self._dispatcher.capture is not None:
+            return self._dispatcher.capture.begin(self._layer, (rows, expert_ids, routing_weights))
         limit = self._dispatcher.max_rows
         if limit is not None and len(rows) > limit:
             return partial(self, rows, expert_ids, routing_weights)

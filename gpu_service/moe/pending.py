@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,26 @@ from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning.planner import Plan
 
-Capture = Callable[
-    [int, tuple[torch.Tensor, torch.Tensor, torch.Tensor], Callable[[], None] | None],
-    torch.Tensor,
-]
-"""Takes a layer, its (hidden rows, expert ids, routing weights) and what to compute meanwhile; gives where its sums
-will be."""
+Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Hidden rows [rows, hidden], expert ids [rows, k] and routing weights [rows, k]."""
+
+
+class Capture(Protocol):
+    """Takes the layers' rows in place of the dispatcher while CUDA graphs are captured."""
+
+    def experts(self, layer: int, rows: Routed, meanwhile: Callable[[], None] | None) -> torch.Tensor:
+        """Returns where the sums of a layer's experts will be, [rows, hidden].
+
+        Args:
+            layer: Index into the checkpoint's MoE layers.
+            rows: What the experts get.
+            meanwhile: Captures what is computed while the experts are; None: nothing is.
+        """
+        ...
+
+    def begin(self, layer: int, rows: Routed) -> Callable[[], torch.Tensor]:
+        """The same in two steps: what is computed before the result is called is computed while the experts are."""
+        ...
 
 
 class CaptureError(RuntimeError):

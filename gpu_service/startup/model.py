@@ -12,6 +12,7 @@ from gpu_service import metrics
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.engine.kv_budget import KvBudget
+from gpu_service.errors import ExpertServiceError
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from gpu_service.model_runner.reading.reporting import failures_of_models_reported
@@ -96,6 +97,25 @@ def _fit_context(model: Model, budget: KvBudget) -> None:
     model.max_context = length
     reason = model.context_limit.reason if model.context_limit else "the model has no limit"
     _log.info("context chosen", tokens=length, limited_by="--kv-memory" if length < limit else reason)
+
+
+def check_graphs(model: Model) -> None:
+    """Captures a decode step as CUDA graphs, if the model uses them, and compares it with the same step without them.
+
+    Before there are requests: what wrong graphs write into the cache would be a request's.
+    """
+    if not model.uses_graphs:
+        return
+    began = time.monotonic()
+    token = torch.zeros(1, 1, dtype=torch.int64)
+    try:
+        with torch.inference_mode():
+            for position in range(2):  # the first one is computed as it is, and the second one sees it
+                model.forward(token, token + position, first_row=0, wants=Logits.LAST)
+    except ExpertServiceError:  # the client has reported it; the first request's steps are compared instead
+        return
+    if model.uses_graphs:
+        _log.info("decode captured as CUDA graphs", seconds=round(time.monotonic() - began, 2))
 
 
 def warm_up(settings: Settings, model: Model) -> KvBudget:

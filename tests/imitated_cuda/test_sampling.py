@@ -18,8 +18,7 @@ _NUM_TOKENS = 6
 
 
 def _readers() -> list[Reader]:
-    """What is sampled differently: likeliest, drawn alike in rows that are not adjacent, penalties, log probabilities;
-    the last one fails."""
+    """Likeliest, drawn alike in rows that are not adjacent, penalties, log probabilities, and one that fails."""
     warm, hot = SamplingParameters(temperature=0.5, seed=3), SamplingParameters(temperature=2.0, top_k=5, seed=4)
     kinds: list[dict[str, Any]] = [
         {"sampling": warm},
