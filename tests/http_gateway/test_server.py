@@ -1,5 +1,6 @@
 """The process: its start, its end, and that it needs neither torch nor a proxy."""
 
+import asyncio
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from http_gateway.server import bound
 from pair import free_port
 from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer, chunk, complete
@@ -175,6 +177,25 @@ def test_a_start_that_fails_is_told_in_one_line(
     printed = capfd.readouterr().err
     assert (found, printed.count("\n")) == (status, 1)
     assert printed.startswith(f"http_gateway: {problem}")
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    """Otherwise each event of a stream waits until the one before is acknowledged."""
+    found: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        found.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def call() -> None:
+        with bound("127.0.0.1:0") as listener:
+            async with await asyncio.start_server(answer, sock=listener):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                await reader.read()
+                writer.close()
+
+    asyncio.run(call())
+    assert found == [1]
 
 
 def test_torch_is_not_imported() -> None:

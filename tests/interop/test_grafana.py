@@ -15,7 +15,7 @@ DASHBOARDS = sorted((ROOT / "observability" / "grafana" / "dashboards").glob("*.
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed"),
     pytest.mark.skipif(
-        not (FOLDER / "node_modules").is_dir(), reason="tests/interop/grafana is not installed: run `npm ci` there"
+        not (FOLDER / "node_modules").is_dir(), reason="tests/interop/grafana is not installed: run `make interop`"
     ),
 ]
 

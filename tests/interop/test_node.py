@@ -16,7 +16,7 @@ MAX_TOKENS = 8
 pytestmark = [
     pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed"),
     pytest.mark.skipif(
-        not (FOLDER / "node_modules").is_dir(), reason="tests/interop/node is not installed: run `npm ci` there"
+        not (FOLDER / "node_modules").is_dir(), reason="tests/interop/node is not installed: run `make interop`"
     ),
 ]
 
