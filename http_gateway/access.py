@@ -11,7 +11,7 @@ from http_gateway.gateway import Gateway
 
 # W3C's Trace Context. The GPU service makes the spans; what is malformed is dropped, as the standard says.
 _TRACE = {"traceparent": r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", "tracestate": r"[\x20-\x7e]{1,512}"}
-_bearer = HTTPBearer(auto_error=False, description="An API key: one of --tokens-file, or a token of the GPU service.")
+key_of = HTTPBearer(auto_error=False, description="An API key: one of --tokens-file, or a token of the GPU service.")
 
 
 async def gateway_of(request: Request) -> Gateway:
@@ -21,7 +21,7 @@ async def gateway_of(request: Request) -> Gateway:
 
 
 async def caller_client(
-    request: Request, key: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    request: Request, key: Annotated[HTTPAuthorizationCredentials | None, Depends(key_of)]
 ) -> AsyncClient:
     """The client that presents the caller's key, and says which trace a request belongs to.
 

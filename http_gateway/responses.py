@@ -63,19 +63,26 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, events: AsyncGenerator[bytes, None], resources: AsyncExitStack, headers: dict[str, str] | None = None
+        self,
+        events: AsyncGenerator[bytes, None],
+        resources: AsyncExitStack,
+        *,
+        last: bytes,
+        headers: dict[str, str] | None = None,
     ) -> None:
         """Prepares.
 
         Args:
             events: Each with the empty line after it.
             resources: Closed at the end, even if no event was read.
+            last: The event after all others.
             headers: Further headers.
         """
         super().__init__(None, headers={**_HEADERS, **(headers or {})})
         del self.headers["content-length"]
         self._events = events
         self._resources = resources
+        self._last = last
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -89,7 +96,7 @@ class EventStream(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             async for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.body", "body": self._last, "more_body": False})
 
 
 async def _left(receive: Receive) -> None:

@@ -105,8 +105,8 @@ def bound(address: str) -> socket.socket:
     host = host.strip("[]")
     try:
         family, _, _, _, where = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
-        # TCP by name: asyncio sends at once (TCP_NODELAY) only on sockets that say so. Otherwise every event of a stream
-        # waits for the caller's system to acknowledge the one before, up to 40 ms on a connection that is used again.
+        # TCP by name: only then does asyncio set TCP_NODELAY. Without it every event of a stream waits until the
+        # caller's system has acknowledged the one before, up to 40 ms on a connection that is used again.
         listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

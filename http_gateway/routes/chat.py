@@ -9,15 +9,16 @@ from fastapi.responses import JSONResponse
 
 from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
-from http_gateway.openai.answers import Head
+from http_gateway.openai.answers import DONE, Head
 from http_gateway.openai.chat_answers import ChatChunks, WholeChat
 from http_gateway.openai.chat_request import ChatRequest
 from http_gateway.openai.translation import chat_request
 from http_gateway.responses import EventStream, unless_caller_leaves
+from http_gateway.routes.direct import DirectRoute
 from http_gateway.routes.first_token import FirstToken
 from http_gateway.routes.generating import Running, as_events, closing_stream, started
 
-router = APIRouter(tags=["Chat"])
+router = APIRouter(tags=["Chat"], route_class=DirectRoute)
 PATH = "/v1/chat/completions"
 metrics.TIME_TO_FIRST_TOKEN.labels(PATH)  # there from the start with 0, so that the first one is an increase
 
@@ -38,7 +39,7 @@ async def chat_completions(body: ChatRequest, request: Request, gateway: Gateway
                 await unless_caller_leaves(request, _whole(running, WholeChat(head, body))), 200, headers
             )
         events = _events(running, ChatChunks(head, body), first_token)
-        return EventStream(closing_stream(events), stack.pop_all(), headers)
+        return EventStream(closing_stream(events), stack.pop_all(), last=DONE, headers=headers)
 
 
 async def _whole(running: Running, answer: WholeChat) -> dict[str, Any]:

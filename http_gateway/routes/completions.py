@@ -14,15 +14,16 @@ from fiddler.v1 import generation_pb2
 from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
 from http_gateway.errors import ApiError, invalid
-from http_gateway.openai.answers import Head, UsageSum, progress_of
+from http_gateway.openai.answers import DONE, Head, UsageSum, progress_of
 from http_gateway.openai.completion_answers import CompletionParts, WholeCompletion
 from http_gateway.openai.completion_request import CompletionRequest
 from http_gateway.openai.translation import Translation, completion_requests
 from http_gateway.responses import EventStream, unless_caller_leaves
+from http_gateway.routes.direct import DirectRoute
 from http_gateway.routes.first_token import FirstToken
 from http_gateway.routes.generating import as_events, closing_stream, started
 
-router = APIRouter(tags=["Completions"])
+router = APIRouter(tags=["Completions"], route_class=DirectRoute)
 PATH = "/v1/completions"
 metrics.TIME_TO_FIRST_TOKEN.labels(PATH)  # there from the start with 0, so that the first one is an increase
 _PROMPTS_AT_ONCE = 8
@@ -55,7 +56,7 @@ async def completions(body: CompletionRequest, request: Request, gateway: Gatewa
             return JSONResponse(await unless_caller_leaves(request, _whole(first, responses, parts, answer)))
         has_usage = bool(body.stream_options and body.stream_options.include_usage)
         events = _events(first, responses, parts, head, usage if has_usage else None, first_token)
-        return EventStream(closing_stream(events), stack.pop_all())
+        return EventStream(closing_stream(events), stack.pop_all(), last=DONE)
 
 
 async def _whole(

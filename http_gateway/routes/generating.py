@@ -11,7 +11,7 @@ from client import AsyncClient, AsyncGeneration, ClientError
 from fiddler.v1 import generation_pb2
 from http_gateway import metrics
 from http_gateway.errors import ApiError, api_error
-from http_gateway.openai.answers import DONE, event
+from http_gateway.openai.answers import event
 from http_gateway.openai.translation import Translation
 
 _log = structlog.get_logger("http_gateway")
@@ -88,7 +88,7 @@ def as_events(contents: Iterable[dict[str, Any]]) -> bytes:
 
 
 async def closing_stream(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """A stream with its last event. An error within becomes an event, since the status has been sent."""
+    """A stream whose errors are events, since the status has been sent."""
     metrics.OPEN_STREAMS.inc()
     try:
         async for part in events:
@@ -103,4 +103,3 @@ async def closing_stream(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[
     finally:
         await events.aclose()
         metrics.OPEN_STREAMS.dec()
-    yield DONE
