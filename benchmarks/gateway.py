@@ -8,7 +8,8 @@ gateway.streamsN.http        the same through the gateway
 gateway.streamsN.lost        the share of the tokens per second that the gateway loses, round by round
 
 Requests alternate, so that other load on the machine affects both alike. The callers are in this process; that of HTTP
-reads sockets and counts events, and does not parse them. Both count pieces of text, nearly one for each token.
+reads sockets and counts events, and does not parse them. Both count pieces of text, nearly one for each token. Both
+keep their connections from one request to the next, as clients of either kind do.
 Services, gateway and callers share the machine's cores, as they do where all run on one host.
 """
 
@@ -17,7 +18,7 @@ import json
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Self
 
 import typer
 
@@ -33,6 +34,7 @@ _STREAMS = 16
 _PROMPT_TOKENS = 12
 _STREAM_TOKENS = 120
 _TEXT = b'"text":"'
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 TARGETS = {
     "gateway.first_token.added": Target(1.0, at_least=False),
     f"gateway.streams{_STREAMS}.lost": Target(0.05, at_least=False),
@@ -64,11 +66,8 @@ def main(
 
 
 async def _measure(judge: Judge, target: str, http: str, *, requests: int, rounds: int) -> None:
-    async with AsyncClient(target) as client:
-        ways: dict[str, Call] = {
-            "grpc": lambda prompt, tokens: _by_grpc(client, prompt, tokens),
-            "http": lambda prompt, tokens: _by_http(http, prompt, tokens),
-        }
+    async with AsyncClient(target) as client, _Http(http) as caller:
+        ways: dict[str, Call] = {"grpc": lambda prompt, tokens: _by_grpc(client, prompt, tokens), "http": caller.call}
         for call in ways.values():  # warm-up, not counted
             await _rate(call, 0)
         firsts: dict[str, list[float]] = {way: [] for way in ways}
@@ -114,16 +113,29 @@ async def _by_grpc(client: AsyncClient, prompt: list[int], tokens: int) -> list[
     return arrivals
 
 
-async def _by_http(address: str, prompt: list[int], tokens: int) -> list[float]:
-    """Over a connection of its own."""
-    host, _, port = address.rpartition(":")
-    body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
-    content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\n"
-    arrivals: list[float] = []
-    reader, writer = await asyncio.open_connection(host, int(port))
-    try:
+class _Http:
+    """Calls the gateway over connections that it keeps."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for _reader, writer in self._idle:
+            writer.close()
+
+    async def call(self, prompt: list[int], tokens: int) -> list[float]:
+        """Generates; see Call."""
+        host, _, port = self._address.rpartition(":")
+        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(host, int(port))
+        body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "stream": True}
+        content = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: {self._address}\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        arrivals: list[float] = []
         while line := await reader.readline():
             if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
                 raise RuntimeError(f"the gateway answered {line.decode().strip()}")
@@ -131,11 +143,11 @@ async def _by_http(address: str, prompt: list[int], tokens: int) -> list[float]:
                 break
             if _TEXT in line and b'"finish_reason":null' in line:
                 arrivals.append(time.perf_counter())
-    finally:
-        writer.close()
-    if not arrivals:
-        raise RuntimeError("the answer has no text")
-    return arrivals
+        if not arrivals:
+            raise RuntimeError("the answer has no text")
+        await reader.readuntil(_LAST_CHUNK)
+        self._idle.append((reader, writer))
+        return arrivals
 
 
 if __name__ == "__main__":

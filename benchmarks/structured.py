@@ -1,32 +1,52 @@
 """`python -m benchmarks.structured`: what structured output costs and saves, with a pair and a schema.
 
-structured.mask             ms to compute one mask and to apply it to a row of logits
-structured.mask_of_step     the same over a decode step without a constraint
-structured.forced_steps     steps with forced tokens computed together, over those with each token by itself
-structured.forced_seconds   seconds of the whole output likewise
+structured.MODEL.mask             ms to compute one mask and to apply it to a row of logits
+structured.MODEL.step             ms of a decode step without a constraint, as the client is told
+structured.MODEL.mask_of_step     the mask over the step
+structured.MODEL.forced_steps     steps with forced tokens computed together, over those with each token by itself
+structured.MODEL.forced_seconds   seconds of the whole output likewise
+
+MODEL is demo (models/demo, 3,072 tokens in its vocabulary) or mixtral_2_layers: two layers of Mixtral-8x7B's shape with
+random weights, of --checkpoint or written to a temporary directory, and a vocabulary of 32,000 tokens, made from the
+sources of Python's library. All compute in bfloat16 on the CPU. --quick measures demo only.
 """
 
-import json
-import os
-import time
-from pathlib import Path
-from typing import Annotated
-from urllib.request import urlopen
+from fiddler import process
 
-import torch
-import typer
-from prometheus_client.parser import text_string_to_metric_families
+process.prepare()  # as in the services; otherwise this process's OpenMP threads would occupy their cores
 
-from benchmarks.harness.results import Append, Out, Quick, report
-from client import Client, Complete, GenerationChunk
-from gpu_service.api.requests.constraints import compiled, grammar_of_schema
-from gpu_service.sampling.constraint import Constraint
-from gpu_service.sampling.outputs import Ending
-from gpu_service.text.tokenizer import Tokenizer
-from pair import Pair
-from tools.command_line import run
+import json  # noqa: E402
+import os  # noqa: E402
+import sysconfig  # noqa: E402
+import tempfile  # noqa: E402
+import time  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Annotated  # noqa: E402
+from urllib.request import urlopen  # noqa: E402
 
-_MODEL = Path("models/demo")
+import torch  # noqa: E402
+import typer  # noqa: E402
+from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
+
+from benchmarks.harness.results import Append, Checkpoint, Out, Quick, report  # noqa: E402
+from benchmarks.harness.targets import Judge, Target  # noqa: E402
+from benchmarks.serving.workload import models  # noqa: E402
+from client import Client, Complete, GenerationChunk, ModelInfo  # noqa: E402
+from gpu_service.api.requests.constraints import compiled, grammar_of_schema  # noqa: E402
+from gpu_service.sampling.constraint import Constraint  # noqa: E402
+from gpu_service.sampling.outputs import Ending  # noqa: E402
+from gpu_service.text.tokenizer import Tokenizer  # noqa: E402
+from pair import Pair  # noqa: E402
+from tests.support.checkpoints import write_tokenizer  # noqa: E402
+from tests.support.pairs import DEMO  # noqa: E402
+from tools.command_line import run  # noqa: E402
+
+TARGETS = {
+    "structured.mixtral_2_layers.mask_of_step": Target(0.02, at_least=False),
+    "structured.mixtral_2_layers.forced_steps": Target(1.0, at_least=False),
+    "structured.demo.forced_steps": Target(1.0, at_least=False),
+}
 _SCHEMA = {
     "type": "object",
     "properties": {
@@ -44,34 +64,62 @@ _SCHEMA = {
 }
 _PROMPT = "It was a fine morning, and the king said"
 _MASKS = 200
+_MIXTRAL = "mixtral_2_layers"
+_MIXTRAL_TOKENS = 32_000
+_SOURCES = 600
+"""Files of Python's library, some megabytes."""
 
 
 def main(
     out: Out = None,
     append: Append = False,
-    rounds: Annotated[int, typer.Option(help="Outputs of each kind.")] = 10,
-    model: Annotated[Path, typer.Option(help="Directory of the checkpoint.")] = _MODEL,
+    rounds: Annotated[int, typer.Option(help="Outputs of each kind and model.")] = 10,
+    checkpoint: Checkpoint = None,
     quick: Quick = False,
 ) -> None:
     """Runs the benchmark."""
-    rounds = min(rounds, 2) if quick else rounds
+    with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
+        judge = Judge(results, TARGETS)
+        _measure(judge, "demo", DEMO, 2 if quick else rounds)
+        if not quick:
+            _measure(judge, _MIXTRAL, _mixtral(checkpoint or Path(temporary), Path(temporary) / "linked"), rounds)
+        judge.summarise()
+
+
+def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
     with (
-        report(out, append) as results,
         open(os.devnull, "wb") as log,
-        Pair(model, log=log) as pair,
+        Pair(model, gpu_arguments=("--device", "cpu"), log=log) as pair,
         Client(pair.target) as client,
     ):
-        info = client.model_info()
-        plain = [_seconds_of_step(client) for _ in range(rounds)]
-        masks = _mask_seconds(model, info.vocab_size, frozenset(info.eos_token_ids))
-        results.samples("structured.mask", [1e3 * seconds for seconds in masks], "ms")
-        results.samples("structured.mask_of_step", [mask / step for mask in masks for step in plain], "ratio")
+        steps = [_seconds_of_step(client) for _ in range(rounds)]
+        masks = _mask_seconds(model, client.model_info())
+        judge.samples(f"structured.{name}.mask", [1e3 * seconds for seconds in masks], "ms")
+        judge.samples(f"structured.{name}.step", [1e3 * seconds for seconds in steps], "ms")
+        judge.samples(f"structured.{name}.mask_of_step", [mask / step for mask in masks for step in steps], "ratio")
         pairs = [
             [_output(client, pair.gpu_metrics_port, seed, each) for each in (False, True)] for seed in range(rounds)
         ]
-        for place, name in enumerate(("steps", "seconds")):
-            ratios = [ahead[place] / stepwise[place] for ahead, stepwise in pairs]
-            results.samples(f"structured.forced_{name}", ratios, "ratio")
+    for place, what in enumerate(("steps", "seconds")):
+        ratios = [ahead[place] / stepwise[place] for ahead, stepwise in pairs]
+        judge.samples(f"structured.{name}.forced_{what}", ratios, "ratio")
+
+
+def _mixtral(checkpoint: Path, folder: Path) -> Path:
+    """A folder with the checkpoint's weights, linked, and a vocabulary of Mixtral's size."""
+    (model,) = models(checkpoint, tiny=False, wanted=[_MIXTRAL])
+    folder.mkdir()
+    for file in model.directory.iterdir():
+        if not file.name.startswith("tokenizer"):
+            (folder / file.name).symlink_to(file.resolve())
+    write_tokenizer(folder, _MIXTRAL_TOKENS, _sources())
+    return folder
+
+
+def _sources() -> Iterator[str]:
+    """Text of which a vocabulary is made: words, code and comments."""
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*/*.py"))[:_SOURCES]:
+        yield path.read_text(errors="replace")
 
 
 def _seconds_of_step(client: Client) -> float:
@@ -99,8 +147,9 @@ def _num_steps(metrics_port: int) -> float:
     return sum(sample.value for sample in samples if sample.name == "fiddler_step_seconds_count")
 
 
-def _mask_seconds(model: Path, vocab_size: int, eos_ids: frozenset[int]) -> list[float]:
+def _mask_seconds(model: Path, info: ModelInfo) -> list[float]:
     """Of a string's characters, where most tokens are possible."""
+    vocab_size, eos_ids = info.vocab_size, frozenset(info.eos_token_ids)
     vocabulary = Tokenizer(model).guidance.vocabulary(vocab_size, eos_ids)
     grammar = grammar_of_schema("json_schema", json.dumps({"type": "string"}), vocabulary)
     matcher = compiled("json_schema", grammar, vocabulary)

@@ -20,6 +20,9 @@ from http_gateway.gateway import Gateway
 from http_gateway.settings import Settings
 
 _BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 120
+"""Longer than proxies and clients keep unused connections (60 and 90 s are usual). Whoever closes first must not be the
+gateway: a request that is on its way then is lost."""
 _LOOK_SECONDS = 2.0
 _log = structlog.get_logger("http_gateway")
 
@@ -83,6 +86,7 @@ def run(settings: Settings) -> None:
             server_header=False,
             date_header=False,
             backlog=_BACKLOG,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,

@@ -4,7 +4,7 @@ transformers' own `save_pretrained` writes the published layout: it undoes the f
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,18 +128,21 @@ def write(
     return directory
 
 
-def write_tokenizer(directory: Path) -> None:
-    """A byte-level BPE tokenizer of at most VOCAB_SIZE tokens: any text survives encoding and decoding."""
+_FEW_WORDS = ("the experts that are not on the GPU are computed where their weights are",)
+
+
+def write_tokenizer(directory: Path, vocab_size: int = VOCAB_SIZE, texts: Iterable[str] = _FEW_WORDS) -> None:
+    """A byte-level BPE tokenizer of at most so many tokens, made from texts: encoded, any text decodes to itself."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         special_tokens=["<unk>", "<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(["the experts that are not on the GPU are computed where their weights are"], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,

@@ -37,5 +37,10 @@ def test_the_description_of_the_api_comes_with_its_files(http: TestClient) -> No
     for path in re.findall(r'(?:src|href)="(/[^"]*)"', page):
         assert http.get(path).status_code == 200, path
     assert "https://" not in page
-    paths = http.get("/openapi.json").json()["paths"]
+    description = http.get("/openapi.json").json()
+    paths = description["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/tokenize", "/health"} <= paths.keys()
+    for path, form in (("/v1/chat/completions", "ChatRequest"), ("/v1/completions", "CompletionRequest")):
+        body = paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": f"#/components/schemas/{form}"}
+        assert paths[path]["post"]["security"] == [{"HTTPBearer": []}]
