@@ -2,14 +2,15 @@
 
 dense.read                           GB/s of the fastest of several loops that only read the weights
 dense.SHAPE.FORMAT.mN.native         GB/s of the weights' bytes, N rows; SHAPE is attention (the four projections of one
-                                     of Mixtral's layers) or head (a vocabulary of 32,000); FORMAT is bf16 or int8
+                                     of Mixtral's layers) or head (a vocabulary of 32,000); FORMAT is bf16, int8
+                                     or int4
 dense.SHAPE.FORMAT.mN.native_share   the same over dense.read
 dense.SHAPE.bf16.mN.torch, .torch_share  PyTorch's product of matrix and vector for one row, of matrices for more
 dense.SHAPE.bf16.mN.speedup          PyTorch's time over the native kernels', round by round
-dense.SHAPE.int8.mN.speedup_over_bf16  the time of the faster of the two for bf16 over int8's, round by round
+dense.SHAPE.FORMAT.mN.speedup_over_bf16  the time of the faster of the two for bf16 over that of int8 or int4
 
 Every round goes through all cases in turn, and calls use the matrices of all layers in turn, so that none is read from
-a cache. int8 has a scale for each output.
+a cache. int8 has a scale for each output, int4 one for 32 inputs of an output.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,8 @@ from torch.nn import functional
 
 from benchmarks.harness.results import Append, Out, Quick, Report, report
 from benchmarks.harness.rounds import Samples, interleave, ratios
-from fiddler.convert.quantize import quantize
+from fiddler.convert.quantize import coded_bytes, quantize
+from fiddler.convert.recipe import BITS, CodedFormat
 from fiddler.kernels.linear import LinearFunction, LinearKernel, shared_kernel
 from tools.command_line import run
 
@@ -44,12 +46,16 @@ class _Cases:
 
     layers: list[Layer]
     plain: list[list[LinearFunction]]
-    coded: list[list[LinearFunction]]
+    coded: dict[CodedFormat, list[list[LinearFunction]]]
 
     @classmethod
     def of(cls, kernel: LinearKernel, layers: list[Layer]) -> "_Cases":
         plain = [[kernel.prepare(matrix) for matrix in layer] for layer in layers]
-        coded = [[kernel.prepare(quantize(matrix, "int8")) for matrix in layer] for layer in layers]
+        threads = torch.get_num_threads()
+        coded = {
+            kind: [[kernel.prepare(quantize(matrix, kind, threads)) for matrix in layer] for layer in layers]
+            for kind in BITS
+        }
         return cls(layers, plain, coded)
 
 
@@ -100,26 +106,29 @@ def _measure(results: Report, name: str, cases: _Cases, *, num_rows: int, read: 
         {
             "bf16 native": _native(cases.plain, rows),
             "bf16 torch": _torch(cases.layers, rows),
-            "int8 native": _native(cases.coded, rows),
+            **{f"{kind} native": _native(coded, rows) for kind, coded in cases.coded.items()},
         },
         rounds,
     )
     layer = cases.layers[0]
-    plain_bytes = sum(matrix.nbytes for matrix in layer) * _CALLS
-    coded_bytes = sum(matrix.numel() + 2 * len(matrix) for matrix in layer) * _CALLS
-    for case, num_bytes in (("bf16 native", plain_bytes), ("bf16 torch", plain_bytes), ("int8 native", coded_bytes)):
+    num_bytes = {"bf16": sum(matrix.nbytes for matrix in layer)}
+    for coded in cases.coded:
+        num_bytes[coded] = sum(coded_bytes(coded, (len(matrix), _HIDDEN)) for matrix in layer)
+    for case, seconds in samples.items():
         kind, by = case.split()
-        rates = [num_bytes / seconds for seconds in samples[case]]
+        rates = [num_bytes[kind] * _CALLS / each for each in seconds]
         results.samples(f"{name}.{kind}.m{num_rows}.{by}", [rate / 1e9 for rate in rates], "GB/s")
         results.samples(f"{name}.{kind}.m{num_rows}.{by}_share", [rate / read for rate in rates], "ratio")
     _compare(results, name, samples, num_rows)
 
 
 def _compare(results: Report, name: str, samples: Samples, num_rows: int) -> None:
-    native, other, coded = samples["bf16 native"], samples["bf16 torch"], samples["int8 native"]
+    native, other = samples["bf16 native"], samples["bf16 torch"]
     results.samples(f"{name}.bf16.m{num_rows}.speedup", ratios(other, native), "ratio")
     faster = [min(pair) for pair in zip(native, other, strict=True)]
-    results.samples(f"{name}.int8.m{num_rows}.speedup_over_bf16", ratios(faster, coded), "ratio")
+    for kind in BITS:
+        coded = samples[f"{kind} native"]
+        results.samples(f"{name}.{kind}.m{num_rows}.speedup_over_bf16", ratios(faster, coded), "ratio")
 
 
 def _native(layers: list[list[LinearFunction]], rows: torch.Tensor) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from fiddler import rpc
+from fiddler.convert.recipe import DenseFormat
 from fiddler.settings import ServiceSettings
 from gpu_service.gpu_experts.memory_budget import parse_budget
 from gpu_service.placement.policies import POLICIES
@@ -57,11 +58,11 @@ class Settings(ServiceSettings):
     threads: int = Field(
         0, ge=0, le=1024, description="CPU threads that compute; 0: PyTorch's default, within the CPU quota"
     )
-    dense_format: Literal["auto", "bfloat16", "int8"] = Field(
+    dense_format: DenseFormat = Field(
         "auto",
-        description="what linear layers outside the experts are kept in; int8: codes of 8 bits, made when the model is"
-        " loaded, or the codes that the checkpoint has; bfloat16: plain numbers of --dtype; auto: the codes that the"
-        " checkpoint has if the CPU multiplies from them, else plain numbers",
+        description="what linear layers outside the experts are kept in; int8, int4: codes of 8 or 4 bits, made when"
+        " the model is loaded, or the codes that the checkpoint has if they have no more bits; bfloat16: plain numbers"
+        " of --dtype; auto: the codes that the checkpoint has if the CPU multiplies from them, else plain numbers",
     )
     max_slots: int = Field(
         16,

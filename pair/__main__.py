@@ -32,7 +32,7 @@ def launch(
         str, typer.Option(help="auto, int8 or int4: both services serve experts of that format.")
     ] = "auto",
     dense_format: Annotated[
-        str, typer.Option(help="What linear layers outside the experts are kept in: auto, bfloat16 or int8.")
+        str, typer.Option(help="What linear layers outside the experts are kept in: auto, bfloat16, int8 or int4.")
     ] = "auto",
     gpu_metrics_port: Annotated[int, typer.Option(help="Port of the GPU service's /metrics.")] = 9100,
     cpu_metrics_port: Annotated[int, typer.Option(help="Port of the CPU expert service's /metrics.")] = 9101,

@@ -8,10 +8,11 @@ peers.SYSTEM.same_tokens           share of greedy tokens that are those of the 
 peers.OURS.CASE.over.SYSTEM        ours over another, round by round
 
 The model is two layers of Mixtral-8x7B's shape with random weights, kept in --models. SYSTEM is transformers,
-llama_cpp_FORMAT, ktransformers_FORMAT or fiddler_FORMAT; our int8 and int4 have dense layers in int8. Systems of one
-session are loaded together and take turns, and only one computes at a time; sessions follow one another, since memory
-does not hold all. llama.cpp is compiled for this CPU, and KTransformers' kernels installed, in an environment of their
-own (--environment), which is kept. KTransformers' kernels compute experts only; transformers computes the rest.
+llama_cpp_FORMAT, ktransformers_FORMAT or fiddler_FORMAT; our int8 and int4 have dense layers in int8, int4_dense_int4
+has them in 4 bits, as llama.cpp's Q4_0 and Q4_K have. Systems of one session are loaded together and take turns, and
+only one computes at a time; sessions follow one another, since memory does not hold all. llama.cpp is compiled for this
+CPU, and KTransformers' kernels installed, in an environment of their own (--environment), which is kept. KTransformers'
+kernels compute experts only; transformers computes the rest.
 """
 
 import os
@@ -29,7 +30,7 @@ from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.peers import systems
 from benchmarks.peers.environment import VERSIONS, Environment, PeerError
-from benchmarks.peers.models import MIXTRAL_8X7B, SMALL, Models
+from benchmarks.peers.models import MIXTRAL_8X7B, RECIPES, SMALL, Models
 from benchmarks.peers.systems import System
 from benchmarks.peers.table import Measured, table
 from gpu_service.startup import read_bandwidth
@@ -47,10 +48,10 @@ _CACHE: Final = Path.home() / ".cache" / "fiddler"
 SESSIONS: Final = (
     # of each, what needs more memory while it is loaded comes first; together they take less than 22 GB
     ("ktransformers_bf16", "fiddler_bf16"),
-    ("fiddler_bf16", "llama_cpp_BF16"),
+    ("fiddler_bf16", "llama_cpp_BF16", "fiddler_int4_dense_int4"),
     ("fiddler_bf16", "transformers", "fiddler_int8", "fiddler_int4"),
     ("ktransformers_int8", "fiddler_int8", "llama_cpp_Q8_0"),
-    ("ktransformers_int4", "fiddler_int4", "llama_cpp_Q4_0", "llama_cpp_Q4_K"),
+    ("ktransformers_int4", "fiddler_int4", "fiddler_int4_dense_int4", "llama_cpp_Q4_0", "llama_cpp_Q4_K"),
 )
 TARGETS: Final = {
     "peers.fiddler_int8.decode.over.fiddler_bf16": Target(1.8),
@@ -58,10 +59,15 @@ TARGETS: Final = {
     "peers.fiddler_int4.decode.over.fiddler_bf16": Target(2.3),
     "peers.fiddler_int4.decode.over.llama_cpp_Q4_0": Target(1.3),
     "peers.fiddler_int4.decode.over.llama_cpp_Q4_K": Target(1.3),
+    "peers.fiddler_int4_dense_int4.decode.over.fiddler_bf16": Target(2.3),
+    "peers.fiddler_int4_dense_int4.decode.over.llama_cpp_Q4_0": Target(1.3),
+    "peers.fiddler_int4_dense_int4.decode.over.llama_cpp_Q4_K": Target(1.3),
     "peers.fiddler_bf16.prefill_512.over.llama_cpp_BF16": Target(2.0),
     "peers.fiddler_int8.prefill_512.over.llama_cpp_Q8_0": Target(2.0),
     "peers.fiddler_int4.prefill_512.over.llama_cpp_Q4_0": Target(2.0),
     "peers.fiddler_int4.prefill_512.over.llama_cpp_Q4_K": Target(2.0),
+    "peers.fiddler_int4_dense_int4.prefill_512.over.llama_cpp_Q4_0": Target(2.0),
+    "peers.fiddler_int4_dense_int4.prefill_512.over.llama_cpp_Q4_K": Target(2.0),
 }
 
 
@@ -179,7 +185,7 @@ class _Run:
         measured = {name: each for name, each in samples.items() if name not in self.failures}
         for ours in (name for name in measured if name.startswith(_OURS)):
             for other in measured:
-                if other != ours and (not other.startswith(_OURS) or other == "fiddler_bf16"):
+                if other != ours and _are_compared(ours, other):
                     for case in ("decode", "prefill_512"):
                         over = ratios(_speeds(measured[ours], case), _speeds(measured[other], case))
                         judge.samples(f"peers.{ours}.{case}.over.{other}", over, "ratio")
@@ -213,7 +219,8 @@ class _Run:
             return systems.llama_cpp(self._peers, self._files.gguf(label), self._threads)
         if kind == "ktransformers":
             return systems.ktransformers(python, self._files.plain, label, self._threads)
-        if kind == _OURS:
+        if name.startswith(_OURS):
+            label = _label(name)
             return systems.Ours(self._files.plain if label == "bf16" else self._files.coded(label))
         return systems.transformers(self._files.plain, self._threads)
 
@@ -221,12 +228,13 @@ class _Run:
         if name.startswith("llama_cpp"):
             return self._files.gguf_bytes(name.removeprefix("llama_cpp_"))
         if name.startswith(_OURS):
-            return self._files.coded_bytes(name.rpartition("_")[2])
+            return self._files.coded_bytes(_label(name))
         return self._files.kernel_bytes("bf16" if name == "transformers" else name.rpartition("_")[2])
 
     def _fail(self, name: str, reason: str) -> None:
         """Notes that a system, or all whose names begin so, cannot be measured."""
-        for each in {each for names in SESSIONS for each in names if each.startswith(name)}:
+        known = {each for names in SESSIONS for each in names}
+        for each in {name} & known or {each for each in known if each.startswith(name)}:
             self.failures[each] = reason
             print(f"{each}: {reason}", file=sys.stderr)
 
@@ -234,6 +242,11 @@ class _Run:
 def _prompt(length: int, number: int) -> list[int]:
     """A new prompt in every round, the same for all systems."""
     return [3 + (position * 37 + number * 11) % 250 for position in range(length)]
+
+
+def _are_compared(ours: str, other: str) -> bool:
+    """Whether ours is compared with another; of ours only with bf16, and with what differs in the dense part alone."""
+    return not other.startswith(_OURS) or other == "fiddler_bf16" or ours.startswith(f"{other}_dense_")
 
 
 def _speeds(measured: Measured, case: str) -> list[float]:
@@ -244,10 +257,16 @@ def _format_of(name: str) -> str:
     """The format of a system's weights, for people."""
     if name.startswith("llama_cpp"):
         return name.removeprefix("llama_cpp_")
+    if name.startswith(_OURS):
+        recipe = RECIPES.get(_label(name))
+        return f"{recipe.experts}, dense {recipe.dense}" if recipe else "bf16"
     label = "bf16" if name == "transformers" else name.rpartition("_")[2]
-    if label == "bf16":
-        return label
-    return f"{label}, dense int8" if name.startswith(_OURS) else f"{label}, dense bf16"
+    return label if label == "bf16" else f"{label}, dense bf16"
+
+
+def _label(name: str) -> str:
+    """What the files of one of our systems are called: bf16, or a name of RECIPES."""
+    return name.removeprefix(f"{_OURS}_")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,11 @@ from tests.support.checkpoints import write_tokenizer
 from tests.support.large_checkpoint import write_mixtral
 
 GGUF_FORMATS: Final = ("BF16", *TYPES)
-RECIPES: Final = {"int8": Recipe("int8", "int8"), "int4": Recipe("int4", "int8")}
+RECIPES: Final = {
+    "int8": Recipe("int8", "int8"),
+    "int4": Recipe("int4", "int8"),
+    "int4_dense_int4": Recipe("int4", "int4"),
+}
 _TOP_K: Final = 2
 _BYTES: Final = {"bf16": 2.0, "int8": 1.0, "int4": 0.5}
 _GGUF_BYTES: Final = {"BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32, "Q4_K": 144 / 256}

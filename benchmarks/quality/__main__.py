@@ -6,9 +6,9 @@ quality.MODEL.FORMAT.same_top_token     share of positions with the same most pr
 quality.MODEL.FORMAT.added_by_dense     what the coded dense part adds to the divergence of coded experts
 
 FORMAT is one of `python -m fiddler.convert`, which writes the checkpoint that is measured: int8, int4, and both with
-dense layers in int8 as well. MODEL is demo, or the name of the directory in --model. The text is that of --text, in
-windows of --window tokens; without one it is what the model itself writes, drawn with a fixed seed. All models compute
-in float32 with PyTorch, so that weights are all that differs; load on the machine changes nothing.
+dense layers in int8 and in int4 as well. MODEL is demo, or the name of the directory in --model. The text is that of
+--text, in windows of --window tokens; without one it is what the model itself writes, drawn with a fixed seed. All
+models compute in float32 with PyTorch, so that weights are all that differs; load on the machine changes nothing.
 """
 
 import tempfile
@@ -31,7 +31,14 @@ from gpu_service.text.tokenizer import Tokenizer
 from tests.support.pairs import DEMO
 from tools.command_line import run
 
-_RECIPES: Final = (Recipe("int8"), Recipe("int4"), Recipe("int8", "int8"), Recipe("int4", "int8"))
+_RECIPES: Final = (
+    Recipe("int8"),
+    Recipe("int4"),
+    Recipe("int8", "int8"),
+    Recipe("int4", "int8"),
+    Recipe("int8", "int4"),
+    Recipe("int4", "int4"),
+)
 _SEED: Final = 0
 _MAX_ADDED: Final = 0.0005
 _BOUNDS: Final = {"int8": 0.0005, "int4": 0.012}

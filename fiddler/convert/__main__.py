@@ -12,7 +12,7 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from fiddler.command_line import DONE, FAILED, INTERRUPTED, fail, run
-from fiddler.convert.recipe import SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
+from fiddler.convert.recipe import GROUP_INPUTS, SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
 from fiddler.hub.names import locate
 
 _MODULE = "fiddler.convert"
@@ -33,7 +33,10 @@ def command(
     ] = "int4",
     dense: Annotated[
         DenseFormat,
-        typer.Option(help="Format of the other linear layers. auto: as they are stored, coded ones decoded."),
+        typer.Option(
+            help="Format of the other linear layers. auto: as they are stored, coded ones decoded. int8, int4: coded "
+            "as experts are."
+        ),
     ] = "auto",
     shard_bytes: Annotated[
         int,
@@ -75,6 +78,10 @@ def command(
                     f"warning: {source.directory} is quantised already ({source.weight_format}); quantising it again "
                     "loses more than quantising the weights that it was made of"
                 )
+            if plan.ungrouped:
+                first, *others = plan.ungrouped
+                more = f" and {len(others)} more" if others else ""
+                _say(f"written in int8, since groups of {GROUP_INPUTS} do not divide their inputs: {first}{more}")
             if kept_bytes:
                 _say(f"continuing; {format_bytes(kept_bytes)} of {format_bytes(plan.source_bytes)} are converted")
             total = plan.source_bytes

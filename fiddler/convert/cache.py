@@ -23,7 +23,7 @@ from fiddler.convert.config_json import converted_config
 from fiddler.convert.conversion import Conversion, Reporter, copy_side_files, index_of
 from fiddler.convert.errors import SpaceError, StoppedError, UnwritableError
 from fiddler.convert.plan import Plan
-from fiddler.convert.recipe import SHARD_BYTES, ExpertFormat, Recipe
+from fiddler.convert.recipe import BITS, SHARD_BYTES, ExpertFormat, Recipe
 from fiddler.convert.source import CONFIG_FILE, identity, key_of
 from fiddler.convert.workspace import refusals_reported, write_json
 from fiddler.hub.cache import repository_folder
@@ -34,7 +34,6 @@ FormatOfExperts = Literal["auto"] | ExpertFormat
 _HINT: Final = (
     "The cache is where XDG_CACHE_HOME says; `python -m fiddler.convert` writes to any directory, which --model serves."
 )
-_BITS: Final[dict[str, int]] = {"int8": 8, "int4": 4}
 _REMIND_SECONDS: Final = 30.0
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +54,7 @@ def conversion_of(source: Checkpoint, expert_format: FormatOfExperts) -> Convers
     coded_bits = [
         view.coding.code.bits for layer in source.layers if not isinstance(view := layer.experts[0].up, WeightView)
     ]
-    if len(coded_bits) == len(source.layers) and max(coded_bits) <= _BITS[expert_format]:
+    if len(coded_bits) == len(source.layers) and max(coded_bits) <= BITS[expert_format]:
         return None
     recipe = Recipe(expert_format)
     name = repository_folder(source.name) if "/" in source.name else source.name

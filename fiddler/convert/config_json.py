@@ -1,14 +1,14 @@
 """config.json of the result: the source's, with a quantization_config as compressed-tensors reads it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from fiddler.convert.plan import Item, Plan
-from fiddler.convert.recipe import GROUP_INPUTS, ExpertFormat
+from fiddler.convert.recipe import GROUP_INPUTS, CodedFormat
 
-_FORMATS: Final[dict[ExpertFormat, str]] = {"int4": "pack-quantized", "int8": "int-quantized"}
-_WEIGHTS: Final[dict[ExpertFormat, dict[str, Any]]] = {
+_FORMATS: Final[dict[CodedFormat, str]] = {"int4": "pack-quantized", "int8": "int-quantized"}
+_WEIGHTS: Final[dict[CodedFormat, dict[str, Any]]] = {
     "int4": {"num_bits": 4, "strategy": "group", "group_size": GROUP_INPUTS},
     "int8": {"num_bits": 8, "strategy": "channel", "group_size": None},
 }
@@ -42,26 +42,38 @@ def _without_settings(value: Any) -> Any:
 
 def _settings(plan: Plan) -> dict[str, Any]:
     items = list(plan.items)
-    groups = []
-    dense_kinds = {item.coded_as for item in items if not item.is_expert and item.coded_as}
-    experts = plan.recipe.experts
-    if dense_kinds - {experts}:
-        groups.append(_group(experts, _patterns(item for item in items if item.is_expert and item.coded_as)))
-        groups += [_group(kind, [_ANY_LINEAR]) for kind in sorted(dense_kinds)]
-    else:
-        groups.append(_group(experts, [_ANY_LINEAR]))
+    groups = _groups(items)
     formats = {group["format"] for group in groups}
     return {
         "quant_method": "compressed-tensors",
         "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "quantization_status": "compressed",
         "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
-        "ignore": [item.name.removesuffix(_SUFFIX) for item in items if _is_plain_matrix(item)],
+        "ignore": [_module(item) for item in items if _is_plain_matrix(item)],
         "kv_cache_scheme": None,
     }
 
 
-def _group(kind: ExpertFormat, targets: list[str]) -> dict[str, Any]:
+def _groups(items: Sequence[Item]) -> list[dict[str, Any]]:
+    """A group for each format, the last one of all linear layers that no other names: what most of the dense ones are.
+
+    Names come before classes wherever a module is looked up in `targets`.
+    """
+    experts: dict[CodedFormat, list[Item]] = {}
+    dense: dict[CodedFormat, list[Item]] = {}
+    for item in items:
+        if item.coded_as:
+            (experts if item.is_expert else dense).setdefault(item.coded_as, []).append(item)
+    usual = max(dense or experts, key=lambda kind: len(dense.get(kind, ())))
+    groups = []
+    for kind in sorted({*experts, *dense} - {usual}):
+        # a pattern for dense layers might match those of another format, too
+        names = [_module(item) for item in dense.get(kind, ())]
+        groups.append(_group(kind, _patterns(experts.get(kind, ())) + names))
+    return [*groups, _group(usual, [_ANY_LINEAR])]
+
+
+def _group(kind: CodedFormat, targets: list[str]) -> dict[str, Any]:
     weights = {"type": "int", "symmetric": True, "dynamic": False, "actorder": None, **_WEIGHTS[kind]}
     return {
         "targets": targets,
@@ -74,9 +86,14 @@ def _group(kind: ExpertFormat, targets: list[str]) -> dict[str, Any]:
 
 def _patterns(items: Iterable[Item]) -> list[str]:
     """Regular expressions for the modules of items: their names, with any numbers."""
-    names = (item.name.removesuffix(_SUFFIX) for item in items)
+    names = map(_module, items)
     # whole numbers only: those in w1 tell projections apart
     return sorted({"re:" + re.sub(r"(?<=[._])\d+(?=\\.|$)", r"\\d+", re.escape(name)) + "$" for name in names})
+
+
+def _module(item: Item) -> str:
+    """The name of the module that an item is the weight of."""
+    return item.name.removesuffix(_SUFFIX)
 
 
 def _is_plain_matrix(item: Item) -> bool:

@@ -16,7 +16,7 @@ from fiddler.checkpoint.views import MatrixView, WeightView
 from fiddler.convert.dense import is_linear
 from fiddler.convert.errors import ConversionError
 from fiddler.convert.expert_names import named_views
-from fiddler.convert.recipe import GROUP_INPUTS, SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
+from fiddler.convert.recipe import GROUP_INPUTS, SHARD_BYTES, CodedFormat, ExpertFormat, Recipe, linear_format
 
 _ALIGNMENT: Final = 64
 _NAMES: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
@@ -46,7 +46,7 @@ class Item:
     """Of its plain form in the result."""
     source: Source
     shape: tuple[int, ...]
-    coded_as: ExpertFormat | None
+    coded_as: CodedFormat | None
     """None: it is copied, or decoded to `dtype`."""
     dtype: torch.dtype | None
     """What a copy is decoded or rounded to; None leaves its bytes as they are."""
@@ -122,6 +122,13 @@ class Plan:
         return (item for shard in self.shards for item in shard.items)
 
     @property
+    def ungrouped(self) -> list[str]:
+        """The dense matrices that are int8 although int4 is asked for: groups do not divide their inputs."""
+        if self.recipe.dense != "int4":
+            return []
+        return [item.name for item in self.items if item.coded_as == "int8" and not item.is_expert]
+
+    @property
     def num_bytes(self) -> int:
         """Bytes of all files of weights."""
         return sum(shard.num_bytes for shard in self.shards)
@@ -150,7 +157,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, shard_bytes: int = SHARD_B
         ConversionError: The family's experts cannot be written, or a matrix has inputs that groups do not divide.
     """
     dtype = torch.bfloat16 if recipe.dense == "bfloat16" else checkpoint.expert_dtype
-    items = [*_dense_items(checkpoint, recipe.dense, dtype), *_expert_items(checkpoint, recipe.experts)]
+    items = [*_dense_items(checkpoint, recipe, dtype), *_expert_items(checkpoint, recipe.experts)]
     for item in items:
         _check_groups(item)
     groups = _grouped(items, shard_bytes)
@@ -162,19 +169,20 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe, shard_bytes: int = SHARD_B
     return Plan(recipe, tuple(_shard(name, group) for name, group in zip(names, groups, strict=True)), dtype)
 
 
-def _dense_items(checkpoint: Checkpoint, dense: DenseFormat, dtype: torch.dtype) -> Iterator[Item]:
+def _dense_items(checkpoint: Checkpoint, recipe: Recipe, dtype: torch.dtype) -> Iterator[Item]:
     # what no model here has a place for, other engines may use; of coded ones, only with the source's own format
     others = () if checkpoint.is_coded else checkpoint.unused_tensors
+    coded_in = recipe.codes_dense_in
     for stored in (*checkpoint.dense_tensors, *others):
         is_plain = isinstance(stored, StoredTensor)
         linear = is_linear(stored, checkpoint.config)
         is_float = not is_plain or stored.dtype in _NAMES.values()
-        rounded = dense == "bfloat16" and linear and stored.dtype != "BF16"
+        rounded = recipe.dense == "bfloat16" and linear and stored.dtype != "BF16"
         yield Item(
             name=stored.name,
             source=stored,
             shape=stored.shape,
-            coded_as="int8" if dense == "int8" and linear and is_float else None,
+            coded_as=linear_format(coded_in, stored.shape[1]) if coded_in and linear and is_float else None,
             dtype=dtype if not is_plain or (rounded and is_float) else None,
             is_expert=False,
         )

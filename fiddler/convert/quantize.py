@@ -11,13 +11,14 @@ This module is the specification of fiddler/kernels/csrc/conversion/quantize.cpp
 scales, faster.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import torch
 
 from fiddler.coding import Code, CodedTensor, Coding, ScaleKind
 from fiddler.convert import native_quantize
-from fiddler.convert.recipe import GROUP_INPUTS, ExpertFormat
+from fiddler.convert.recipe import GROUP_INPUTS, CodedFormat
 
 CANDIDATES: Final = tuple(near + 0.25 * step for near in (-8, 7) for step in range(-3, 4))
 """What codes the largest weight of a group is mapped to, before rounding."""
@@ -25,16 +26,25 @@ CANDIDATES: Final = tuple(near + 0.25 * step for near in (-8, 7) for step in ran
 _TINY: Final = 2.0**-100
 """Groups whose largest magnitude is below are all zeros: their reciprocals would be infinite."""
 _WEIGHTS_AT_A_TIME: Final = 2**18
+_ROWS_OF_A_THREAD: Final = 64
+"""At least: starting a thread takes about as long as coding so many rows."""
 
 
-def coding_of(kind: ExpertFormat, inputs: int) -> Coding:
+def coding_of(kind: CodedFormat, inputs: int) -> Coding:
     """How a matrix with so many inputs is coded."""
     if kind == "int8":
         return Coding(Code.INT8, ScaleKind.BFLOAT16, inputs)
     return Coding(Code.UINT4, ScaleKind.BFLOAT16, GROUP_INPUTS)
 
 
-def empty(kind: ExpertFormat, shape: tuple[int, int]) -> CodedTensor:
+def coded_bytes(kind: CodedFormat, shape: tuple[int, int]) -> int:
+    """Bytes of codes and scales of a matrix [outputs, inputs]."""
+    outputs, inputs = shape
+    coding = coding_of(kind, inputs)
+    return outputs * (coding.row_bytes(inputs) + coding.num_groups(inputs) * coding.scale.dtype.itemsize)
+
+
+def empty(kind: CodedFormat, shape: tuple[int, int]) -> CodedTensor:
     """A coded matrix [outputs, inputs] whose codes and scales are yet to be written."""
     outputs, inputs = shape
     coding = coding_of(kind, inputs)
@@ -46,22 +56,33 @@ def empty(kind: ExpertFormat, shape: tuple[int, int]) -> CodedTensor:
     )
 
 
-def quantize(weights: torch.Tensor, kind: ExpertFormat) -> CodedTensor:
+def quantize(weights: torch.Tensor, kind: CodedFormat, num_threads: int = 1) -> CodedTensor:
     """The coded form of a matrix.
 
     Args:
         weights: [outputs, inputs], of float32, bfloat16 or float16; strides may be any.
         kind: int8, or int4, for which inputs must be a multiple of 32.
+        num_threads: That compute; the library of the kernels takes one for a call.
 
     Raises:
         ValueError: A weight is infinite or not a number.
     """
     coded = empty(kind, (weights.shape[0], weights.shape[1]))
-    quantize_rows(weights, kind, coded.codes, coded.scales)
+    rows = max(_ROWS_OF_A_THREAD, -(-len(weights) // num_threads))
+    parts = [slice(begin, begin + rows) for begin in range(0, len(weights), rows)]
+
+    def quantize_part(part: slice) -> None:
+        quantize_rows(weights[part], kind, coded.codes[part], coded.scales[part])
+
+    if len(parts) == 1:
+        quantize_part(parts[0])
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(quantize_part, parts))
     return coded
 
 
-def quantize_rows(weights: torch.Tensor, kind: ExpertFormat, codes: torch.Tensor, scales: torch.Tensor) -> None:
+def quantize_rows(weights: torch.Tensor, kind: CodedFormat, codes: torch.Tensor, scales: torch.Tensor) -> None:
     """The same into memory that is there; rows of a matrix may be given one part after another.
 
     Args:
@@ -80,7 +101,7 @@ def quantize_rows(weights: torch.Tensor, kind: ExpertFormat, codes: torch.Tensor
 
 
 def quantize_rows_by_pytorch(
-    weights: torch.Tensor, kind: ExpertFormat, codes: torch.Tensor, scales: torch.Tensor
+    weights: torch.Tensor, kind: CodedFormat, codes: torch.Tensor, scales: torch.Tensor
 ) -> None:
     """The same where there is no native library; slower."""
     quantize_part = _int8 if kind == "int8" else _int4

@@ -13,7 +13,7 @@ from fiddler.coding import CodedTensor, dequantize
 from fiddler.convert.errors import ConversionError
 from fiddler.convert.plan import Plan
 from fiddler.convert.quantize import quantize
-from fiddler.convert.recipe import ExpertFormat
+from fiddler.convert.recipe import CodedFormat
 
 _ROWS: Final = 8
 """Compared of a matrix."""
@@ -48,7 +48,7 @@ def _sizes(checkpoint: Checkpoint) -> list[tuple[int, ...]]:
 
 
 def _compare(
-    result: Checkpoint, ours: CheckpointLayer, source: Checkpoint, theirs: CheckpointLayer, kind: ExpertFormat
+    result: Checkpoint, ours: CheckpointLayer, source: Checkpoint, theirs: CheckpointLayer, kind: CodedFormat
 ) -> None:
     for number in {0, ours.num_experts - 1}:
         expected = theirs.experts[number].views

@@ -21,7 +21,7 @@ from fiddler.coding import CodedTensor, dequantize
 from fiddler.convert.errors import ConversionError, SpaceError
 from fiddler.convert.plan import Item, Shard
 from fiddler.convert.quantize import empty, quantize_rows
-from fiddler.convert.recipe import ExpertFormat
+from fiddler.convert.recipe import CodedFormat
 
 _COPY_BYTES: Final = 16 * 2**20
 _WEIGHTS_OF_A_TASK: Final = 2**20
@@ -151,7 +151,7 @@ def _start(item: Item, checkpoint: Checkpoint, pool: ThreadPoolExecutor) -> _Sta
     return _Started(item, planes, tasks)
 
 
-def _quantize_part(weights: torch.Tensor, kind: ExpertFormat, coded: CodedTensor, part: slice) -> None:
+def _quantize_part(weights: torch.Tensor, kind: CodedFormat, coded: CodedTensor, part: slice) -> None:
     quantize_rows(weights[part], kind, coded.codes[part], coded.scales[part])
 
 

@@ -31,7 +31,7 @@ def bound_of(measurement: Measurement, model: ModelInfo, *, on_cpu: bool) -> Bou
     if measurement.case.is_prefill or not limit:
         return None
     num_bytes = expert_bytes_per_step(model, measurement.case.rows) * measurement.counters.remote_share
-    num_bytes += model.dense_bytes if on_cpu else 0
+    num_bytes += model.dense_memory_bytes if on_cpu else 0
     if not num_bytes:
         return None
     return Bound(measurement.case.rows * limit / num_bytes, num_bytes)

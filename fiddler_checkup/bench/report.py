@@ -45,7 +45,7 @@ class Report:
         model, server = self.model, self.server
         return (
             f"{model.name} ({model.model_type}, {model.expert_bytes / 1e9:.3g} GB of experts, "
-            f"{model.dense_bytes / 1e9:.3g} GB else, {model.dtype}) on {server.device}, "
+            f"{model.dense_memory_bytes / 1e9:.3g} GB else in {model.dense_format}, {model.dtype}) on {server.device}, "
             f"experts by {server.expert_kernel}"
         )
 
@@ -74,6 +74,8 @@ class Report:
             "model_type": self.model.model_type,
             "dtype": self.model.dtype,
             "dense_bytes": self.model.dense_bytes,
+            "dense_format": self.model.dense_format,
+            "dense_memory_bytes": self.model.dense_memory_bytes,
             "expert_bytes": self.model.expert_bytes,
             "device": self.server.device,
             "expert_kernel": self.server.expert_kernel,

@@ -12,6 +12,8 @@ _SMALL_STEP_SECONDS = 0.02
 """A step that is bound to be shorter than this spends much of its time on what does not depend on the model's size."""
 _READING_WELL = 0.7
 _BYTES_OF_INT4 = 0.5625
+_FOUR_BITS = ("int4", "fp4")
+"""What the format of the dense part begins with if most of it is in 4 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +106,8 @@ def _what_changes(part: Part, measurement: Measurement, model: ModelInfo, *, on_
             "CPUs of its own (--cpus, --threads), and end other programs. Several streams share it."
         )
     if part.key == "dense":
-        where = "a GPU takes it over (--device cuda)" if on_cpu else "a faster GPU, or several streams at once, helps"
-        return f"The largest part is dense, {model.dense_bytes / 1e9:.3g} GB read for each token: {where}."
+        where = _dense_on_cpu(model) if on_cpu else "a faster GPU, or several streams at once, helps"
+        return f"The largest part is dense, {model.dense_memory_bytes / 1e9:.3g} GB read for each token: {where}."
     return (
         "The largest part is outside the model: sampling options such as logprobs and penalties cost time; try without."
     )
@@ -133,6 +135,13 @@ def _about_reading(measurement: Measurement, model: ModelInfo, *, on_cpu: bool, 
     return (
         f"The largest part is reading experts{speed}. Fewer bytes help: {less}{resident}; so do more memory channels."
     )
+
+
+def _dense_on_cpu(model: ModelInfo) -> str:
+    gpu = "a GPU takes it over (--device cuda)"
+    if model.dense_format.startswith(_FOUR_BITS):
+        return gpu
+    return f"{gpu}, and --dense-format int4 keeps it in 4 bits, so that less is read"
 
 
 def _fewer_bytes(model: ModelInfo) -> str:

@@ -58,7 +58,7 @@ def load(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, plan: DensePla
     Raises:
         ModelError: Its experts cannot be replaced, or tensors are missing, left over, or of a wrong shape.
     """
-    if plan.is_plain or not (plan.quantizes or checkpoint.has_coded_dense):
+    if plan.is_plain or not (plan.codes_in or checkpoint.has_coded_dense):
         return load_state(checkpoint, config, dtype, LazyState(checkpoint, dtype))
     return load_coded(checkpoint, dtype, plan, partial(load_state, checkpoint, config, dtype))
 

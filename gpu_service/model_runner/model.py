@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
+from fiddler.convert.recipe import DenseFormat
 from fiddler.kernels.linear import shared_kernel
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.connection import connect
 from gpu_service.model_runner.context import context_limit, positions
 from gpu_service.model_runner.decode_graphs import DecodeGraphs
 from gpu_service.model_runner.dense import host
-from gpu_service.model_runner.dense.formats import DenseFormat, DensePlan
+from gpu_service.model_runner.dense.formats import DensePlan
 from gpu_service.model_runner.dense.summary import DenseSummary
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
 from gpu_service.model_runner.forward_input import Logits

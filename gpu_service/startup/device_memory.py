@@ -9,7 +9,6 @@ import torch
 
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
-from fiddler.checkpoint.formats import AnyStored
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.checkpoint.views import MatrixView, WeightView
 from fiddler.coding import dequantize_bytes
@@ -18,6 +17,7 @@ from gpu_service.errors import FlagError
 from gpu_service.gpu_experts.grouped import MAX_BYTES, MAX_EXPERT_BYTES, MAX_ROWS
 from gpu_service.gpu_experts.memory_budget import DeviceMemory
 from gpu_service.model_runner.dense.formats import PLAIN, DensePlan
+from gpu_service.model_runner.dense.sizes import kept_bytes
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 
@@ -93,22 +93,14 @@ def check_dense_weights(
     converted = [
         tensor
         for tensor in checkpoint.dense_tensors
-        if plan.quantizes or dtype is not stored or not isinstance(tensor, StoredTensor)
+        if plan.codes_in or dtype is not stored or not isinstance(tensor, StoredTensor)
     ]
-    num_bytes = sum(_kept_bytes(tensor, dtype, plan) for tensor in converted)
+    num_bytes = sum(kept_bytes(tensor, dtype, plan) for tensor in converted)  # all may be weights of linear layers
     if device.type == "cpu" and (shortage := host_memory.shortage(num_bytes)):
         coded = sorted({tensor.dtype for tensor in converted if not isinstance(tensor, StoredTensor)})
         source = " and ".join(coded) or str(stored).removeprefix("torch.")
         name = str(dtype).removeprefix("torch.")
         raise FlagError(f"--dtype: dense weights in {name}, converted from {source}, {shortage}; raise the limit")
-
-
-def _kept_bytes(tensor: AnyStored, dtype: torch.dtype, plan: DensePlan) -> int:
-    """What a tensor takes that is converted; those that are coded may all be weights of linear layers."""
-    if plan.keeps and not isinstance(tensor, StoredTensor):
-        return tensor.num_bytes
-    is_coded = plan.quantizes and len(tensor.shape) == 2
-    return math.prod(tensor.shape) * (1 if is_coded else dtype.itemsize)
 
 
 def check_kv_cache(budget: KvBudget, device: torch.device) -> None:

@@ -177,7 +177,8 @@ def _memory_left(candidate: Candidate, settings: Settings) -> DeviceMemory:
     free, total = torch.cuda.mem_get_info(candidate.device)
     if candidate.dense_bytes > free:
         raise FlagError(
-            f"--device: the dense weights take {format_bytes(candidate.dense_bytes)}, and {format_bytes(free)} are free"
+            f"--device: the dense weights take {format_bytes(candidate.dense_bytes)}, and {format_bytes(free)} are "
+            f"free{'' if candidate.plan.codes_in == 'int4' else '; --dense-format int4 makes them smaller'}"
         )
     num_tokens = max(settings.prefill_chunk, settings.max_slots)
     layers, k, dtype = candidate.checkpoint.layers, candidate.experts_per_token, candidate.dtype

@@ -19,7 +19,12 @@ TOLERANCE = 5e-5
 
 @pytest.mark.parametrize(
     ("family", "experts", "dense"),
-    [("mixtral", "int4", "auto"), ("qwen3_moe", "int4", "int8"), ("deepseek_v2", "int8", "int8")],
+    [
+        ("mixtral", "int4", "auto"),
+        ("qwen3_moe", "int4", "int8"),
+        ("deepseek_v2", "int8", "int8"),
+        ("deepseek_v2", "int4", "int4"),
+    ],
 )
 def test_tokens_are_those_of_what_the_result_stands_for(
     family: str, experts: ExpertFormat, dense: DenseFormat, kernel: Kernel, tmp_path: Path

@@ -1,17 +1,18 @@
 """Reads converted checkpoints with the package compressed-tensors, which knows nothing of the code under test."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
 from compressed_tensors.quantization import QuantizationConfig, QuantizationScheme
+from compressed_tensors.utils.match import match_targets
 from safetensors.torch import load_file, save_file
 
 from tests.support.tampering import SINGLE_FILE
 
+_LINEAR = torch.nn.Linear(1, 1, device="meta")
 _SUFFIXES = ("weight_packed", "weight_scale", "weight_shape")
 
 
@@ -73,9 +74,7 @@ def _decompress(module: str, parts: dict[str, torch.Tensor], settings: Quantizat
 
 
 def _scheme_of(module: str, settings: QuantizationConfig) -> QuantizationScheme:
-    """The scheme of a module: one whose regular expression matches, or the one of all linear layers."""
-    groups = list(settings.config_groups.values())
-    for group in groups:
-        if any(re.match(target.removeprefix("re:"), module) for target in group.targets if target.startswith("re:")):
-            return group
-    return next(group for group in groups if "Linear" in group.targets)
+    """The scheme of a linear layer, by the package's own order: a name, a regular expression, the class."""
+    by_target = {target: group for group in settings.config_groups.values() for target in group.targets}
+    assert len(by_target) == sum(len(group.targets) for group in settings.config_groups.values())
+    return by_target[match_targets(module, _LINEAR, by_target)[0]]

@@ -37,6 +37,8 @@ _ROLES: Final = {
 }
 _BLOCK = (128, 128)
 _MX_GROUP, _NV_GROUP = 32, 16
+_PACKED: Final = (None, "pack-quantized")
+"""Formats of groups whose weights may be packed; 4-bit codes of 32 inputs could be taken for another group's 8 bits."""
 
 
 class CompressedTensors(WeightFormat):
@@ -54,7 +56,8 @@ class CompressedTensors(WeightFormat):
         Raises:
             UnsupportedDtypeError: Weights are sparse, transformed, or grouped in the order of activations.
         """
-        self._schemes = list(_schemes(settings)) or [{}]
+        self._schemes = [weights for _, weights in _schemes(settings)] or [{}]
+        self._packed_schemes = [weights for stored, weights in _schemes(settings) if stored in _PACKED] or self._schemes
         where = f"{path}: quantization_config"
         if any(scheme.get("actorder") == "group" for scheme in self._schemes):
             raise UnsupportedDtypeError(
@@ -125,7 +128,7 @@ class CompressedTensors(WeightFormat):
         self, name: str, codes: StoredTensor, scales: StoredTensor, has_zeros: bool
     ) -> tuple[Coding, tuple[int, ...]]:
         problem: Exception | None = None
-        for scheme in self._schemes:
+        for scheme in self._packed_schemes:
             bits = scheme.get("num_bits")
             if bits not in (4, 8):
                 problem = problem or UnsupportedDtypeError(
@@ -142,12 +145,13 @@ class CompressedTensors(WeightFormat):
         raise problem
 
 
-def _schemes(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _schemes(settings: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+    """The format of each group, None if it has none of its own, and what it says of weights."""
     groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, dict) else ():
         weights = group.get("weights") if isinstance(group, dict) else None
         if isinstance(weights, dict):
-            yield weights
+            yield group.get("format"), weights
 
 
 def _group(scheme: Mapping[str, Any]) -> int | None:

@@ -11,18 +11,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
+import structlog
 import torch
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.coding import CodedTensor
+from fiddler.coding import CodedTensor, dequantize
 from fiddler.convert.quantize import quantize
+from fiddler.convert.recipe import GROUP_INPUTS
 from fiddler.kernels.linear import can_compute
 from gpu_service.errors import ModelError
 from gpu_service.model_runner.dense.coded import CodedEmbedding, CodedLinear
 from gpu_service.model_runner.dense.formats import DensePlan
 from gpu_service.model_runner.dense.layers import CodableWeight, codable_weights
 from gpu_service.model_runner.reading.dense_state import LazyState, LazyTensor
+
+_log = structlog.get_logger(__name__)
 
 LoadState = Callable[[Mapping[str, Any]], nn.Module]
 """Builds a model from tensors by the names of the checkpoint."""
@@ -77,7 +81,9 @@ def load_coded(checkpoint: Checkpoint, dtype: torch.dtype, plan: DensePlan, load
 
 
 def _stands_in(tensor: LazyTensor, plan: DensePlan) -> bool:
-    return tensor.ndim == 2 and (plan.keeps if tensor.is_coded else plan.quantizes and tensor.dtype.is_floating_point)
+    if tensor.ndim != 2:
+        return False
+    return plan.keeps if tensor.is_coded else plan.codes_in is not None and tensor.dtype.is_floating_point
 
 
 def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -99,11 +105,14 @@ def _replace(
     num_experts: Collection[int],
 ) -> None:
     by_address = {each.address: each.matrix for each in stand_ins}
+    replaced: list[LazyTensor] = []
     for weight in codable_weights(module, num_experts):
         parameter = weight.linears[0][2].weight
         matrix = by_address.get(parameter.data_ptr())
         if matrix is not None and (coded := _coded(matrix, plan)) is not None:
             _install(weight, coded, dtype)
+            replaced.append(matrix)
+    _log_exceptions(replaced, plan)
     for tensor in _tensors(module):
         if (matrix := by_address.get(tensor.data_ptr())) is not None:
             tensor.data = matrix[...].to(tensor.dtype)
@@ -111,16 +120,40 @@ def _replace(
 
 def _coded(matrix: LazyTensor, plan: DensePlan) -> CodedTensor | None:
     """The matrix in codes; None if it is better decoded."""
-    if matrix.is_coded:
+    kind = plan.coded_in(matrix.shape[1], matrix.code_bits)
+    if kind is None:
         coded = matrix.coded()
-        return coded if plan.quantizes or can_compute(coded) else None
+        return coded if plan.codes_in or can_compute(coded) else None
     try:
-        return quantize(matrix[...], "int8")
+        weights = dequantize(matrix.coded()) if matrix.is_coded else matrix[...]
+        return quantize(weights, kind, torch.get_num_threads())
     except ValueError as error:
         raise ModelError(
-            f"--dense-format int8: {matrix.file} holds the tensor {matrix.name!r}, of which {error}; set "
+            f"--dense-format {plan.codes_in}: {matrix.file} holds the tensor {matrix.name!r}, of which {error}; set "
             "--dense-format bfloat16"
         ) from None
+
+
+def _log_exceptions(replaced: Collection[LazyTensor], plan: DensePlan) -> None:
+    """Logs which layers are in another format than the plan's, and which were in codes already; a line for each."""
+    kinds = {matrix.name: plan.coded_in(matrix.shape[1], matrix.code_bits) for matrix in replaced}
+    others = [name for name, kind in kinds.items() if kind not in (None, plan.codes_in)]
+    if others:
+        _log.info(
+            "linear layers kept in int8",
+            reason=f"groups of {GROUP_INPUTS} do not divide their inputs",
+            layers=len(others),
+            first=others[0],
+        )
+    again = [matrix.name for matrix in replaced if matrix.is_coded and kinds[matrix.name]]
+    if again:
+        _log.warning(
+            "linear layers that the checkpoint has in codes are quantised again, which loses more than quantising what "
+            "they were made of",
+            asked=plan.codes_in,
+            layers=len(again),
+            first=again[0],
+        )
 
 
 def _install(weight: CodableWeight, coded: CodedTensor, dtype: torch.dtype) -> None:

@@ -53,6 +53,11 @@ class LazyTensor:
         """Whether the checkpoint has it in 8 or 4 bits."""
         return not isinstance(self._stored, StoredTensor)
 
+    @property
+    def code_bits(self) -> int | None:
+        """Bits of a code; None if the checkpoint has it as plain numbers."""
+        return None if isinstance(self._stored, StoredTensor) else self._stored.coding.code.bits
+
     def coded(self) -> CodedTensor:
         """The matrix in the codes that the checkpoint has it in, in memory of its own."""
         assert not isinstance(self._stored, StoredTensor)

@@ -13,14 +13,22 @@ from safetensors import safe_open
 from benchmarks.harness.results import Report
 from benchmarks.harness.targets import Judge
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers import gguf_file
+from benchmarks.peers import gguf_file, systems
 from benchmarks.peers.environment import Environment, PeerError
-from benchmarks.peers.models import Models, Shape
+from benchmarks.peers.models import RECIPES, Models, Shape
 from benchmarks.peers.systems import ROOT, Generated, Worker
 from benchmarks.peers.table import Measured, table
 from gpu_service.startup import read_bandwidth
 
-FORMATS = {"fiddler_int8": "int8, dense int8", "ktransformers_int4": "int4, dense bf16", "llama_cpp_Q4_K": "Q4_K"}
+FORMATS = {
+    "fiddler_bf16": "bf16",
+    "fiddler_int8": "int8, dense int8",
+    "fiddler_int4": "int4, dense int8",
+    "fiddler_int4_dense_int4": "int4, dense int4",
+    "ktransformers_int4": "int4, dense bf16",
+    "llama_cpp_Q4_K": "Q4_K",
+    "transformers": "bf16",
+}
 
 
 def test_the_table_has_a_line_for_each_system_and_says_why_others_are_missing() -> None:
@@ -68,8 +76,33 @@ def test_every_tensor_of_a_checkpoint_has_its_place_in_gguf(tmp_path: Path) -> N
         with safe_open(file, "pt") as opened:
             stored |= set(opened.keys())
     assert sorted(sources) == sorted(stored)
-    assert models.coded_bytes("int4") < models.coded_bytes("int8") < models.coded_bytes("bf16")
+    assert (
+        models.coded_bytes("int4_dense_int4")
+        < models.coded_bytes("int4")
+        < models.coded_bytes("int8")
+        < models.coded_bytes("bf16")
+    )
     assert models.gguf_bytes("BF16") == models.kernel_bytes("bf16") == models.coded_bytes("bf16")
+
+
+def test_a_failure_is_of_one_system_or_of_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    run = peers._Run(Environment(Path("none")), Models(Path("none")), threads=1, jobs=1, rounds=1)
+    run._fail("fiddler_int4", "it ended")
+    assert set(run.failures) == {"fiddler_int4"}
+    run._fail("ktransformers", "no wheel")
+    assert set(run.failures) == {"fiddler_int4", *(f"ktransformers_{each}" for each in ("bf16", "int8", "int4"))}
+    assert "ktransformers_int8: no wheel" in capsys.readouterr().err
+
+
+def test_every_system_of_ours_serves_a_checkpoint_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(systems, "Ours", lambda model: model)
+    run = peers._Run(Environment(Path("none")), Models(tmp_path), threads=1, jobs=1, rounds=1)
+    names = {name for session in peers.SESSIONS for name in session if name.startswith("fiddler")}
+    served: dict[str, Any] = {name: run._make(name) for name in names}
+    assert served == {name: tmp_path / name.removeprefix("fiddler_") for name in names}
+    assert {path.name for path in served.values()} == {"bf16", *RECIPES}
 
 
 def test_rows_of_queries_are_in_pairs_for_llama_cpp() -> None:
@@ -128,6 +161,9 @@ def test_a_system_that_fails_is_left_out_and_the_others_are_compared(lines: dict
     over = lines["peers.fiddler_int4.decode.over.llama_cpp_Q4_K"]
     assert (over["value"], over["at_least"]) == (1.0, 1.3)
     assert "peers.fiddler_int4.decode.over.llama_cpp_Q4_0" not in lines
+    assert "peers.fiddler_int4.decode.over.fiddler_int4_dense_int4" not in lines
+    assert lines["peers.fiddler_int4_dense_int4.decode.over.fiddler_int4"]["value"] == 1.0
+    assert lines["peers.fiddler_int4_dense_int4.decode.over.llama_cpp_Q4_K"]["at_least"] == 1.3
     assert lines["peers.fiddler_int4.decode"]["value"] == 10.0
     assert lines["peers.fiddler_int4.prefill_512"]["value"] == 1024
     assert lines["peers.fiddler_int4.bandwidth_share"]["value"] == 0.5

@@ -39,6 +39,16 @@ def test_it_converts_and_says_what_became_of_it(
     assert capsys.readouterr().err.startswith(f"fiddler.convert: {out} is not empty, and not the result")
 
 
+def test_layers_that_are_not_in_groups_are_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = checkpoints.write("deepseek_v2", tmp_path / "model", num_hidden_layers=2, kv_lora_rank=32)
+    assert command.main([str(model), str(tmp_path / "out"), "--experts", "int8", "--dense", "int4"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "int8" in line]
+    assert told == [
+        "fiddler.convert: written in int8, since groups of 32 do not divide their inputs: "
+        "model.layers.0.self_attn.q_b_proj.weight and 1 more"
+    ]
+
+
 def test_a_mistake_is_one_line(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main([str(tmp_path / "none"), str(tmp_path / "out")]) == 1
     assert command.main([str(model), str(tmp_path / "out"), "--experts", "int5"]) == 2

@@ -21,13 +21,21 @@ from tests.support import checkpoints, coded_layouts, converted, published
 from tests.support.families import tiny
 from tests.support.tampering import edit_tensors
 
-SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "moe_intermediate_size": 96,
+    "intermediate_size": 96,
+    "q_lora_rank": 24,  # inputs that groups of 32 do not divide
+    "kv_lora_rank": 32,  # one group: as 8 bits, its packed codes would have a scale for each output
+}
 RECIPES: tuple[tuple[ExpertFormat, DenseFormat], ...] = (
     ("int8", "auto"),
     ("int8", "int8"),
     ("int4", "auto"),
     ("int4", "int8"),
     ("int4", "bfloat16"),
+    ("int4", "int4"),
+    ("int8", "int4"),
 )
 MOST_ERROR = {"int8": 0.01, "int4": 0.1}
 """Relative, of weights that are normally distributed."""
@@ -78,25 +86,28 @@ def test_the_loader_and_the_package_read_the_same_numbers(
             for weights, expert in zip(layer_weights(checkpoint, layer).experts, layer.experts, strict=True):
                 for role, view in expert.views.items():
                     assert torch.equal(_plain(getattr(weights, role)), theirs[view.name]), view.name
-        kinds = set()
+        kinds: dict[str, str] = {}
         stored = {tensor.name: tensor for tensor in before.dense_tensors}
         for tensor in checkpoint.dense_tensors:
             due = read_tensor(stored.pop(tensor.name)).float()  # type: ignore[arg-type]
             if isinstance(tensor, StoredTensor):
                 found = read_tensor(tensor)
-                kinds.add(found.dtype)
+                kinds[tensor.name] = tensor.dtype
                 assert torch.equal(found, due.to(found.dtype)), tensor.name
             else:
                 found = dequantize(read_coded(tensor))
-                kinds.add(torch.int8)
-                assert float((found - due).norm() / due.norm()) < MOST_ERROR["int8"], tensor.name
+                kinds[tensor.name] = kind = tensor.coding.kind
+                assert float((found - due).norm() / due.norm()) < MOST_ERROR[kind], tensor.name
             assert torch.equal(found.float(), theirs[tensor.name].float()), tensor.name
         assert not stored
-    second = {"auto": set[torch.dtype](), "int8": {torch.int8}, "bfloat16": {torch.bfloat16}}[dense]
-    assert kinds == {torch.float32} | second
+    due_kinds = {"auto": {"F32"}, "int8": {"F32", "int8"}, "bfloat16": {"F32", "BF16"}, "int4": {"F32", "int8", "int4"}}
+    assert set(kinds.values()) == due_kinds[dense]
+    if dense == "int4":
+        odd = {name.split(".")[-2] for name, kind in kinds.items() if kind == "int8"}
+        assert odd == {"q_b_proj"}, "groups do not divide its inputs"
 
 
-@pytest.mark.parametrize("dense", ["auto", "int8"])
+@pytest.mark.parametrize("dense", ["auto", "int8", "int4"])
 def test_what_is_not_coded_is_ignored_by_name(source: Path, dense: DenseFormat, tmp_path: Path) -> None:
     convert(source, tmp_path / "result", Recipe("int4", dense))
     ignored = set(converted.settings_of(tmp_path / "result").ignore)

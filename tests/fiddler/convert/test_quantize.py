@@ -5,7 +5,7 @@ import torch
 
 from fiddler.coding import Code, CodedTensor, dequantize
 from fiddler.convert import native_quantize
-from fiddler.convert.quantize import quantize, quantize_rows, quantize_rows_by_pytorch
+from fiddler.convert.quantize import coded_bytes, quantize, quantize_rows, quantize_rows_by_pytorch
 from fiddler.convert.recipe import ExpertFormat
 
 KINDS: tuple[ExpertFormat, ...] = ("int8", "int4")
@@ -50,6 +50,18 @@ def test_int4_codes_what_16_levels_hold_exactly() -> None:
     levels = torch.tensor([*range(-8, 8)] * 2).float()
     weights = torch.stack([levels, -levels, levels.flip(0)]) * 0.0625
     assert torch.equal(dequantize(quantize(weights, "int4")), weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_share_the_rows_and_change_nothing(kind: ExpertFormat) -> None:
+    weights = _weights(rows=200)
+    one, three = quantize(weights, kind), quantize(weights, kind, num_threads=3)
+    assert torch.equal(one.codes, three.codes)
+    assert torch.equal(one.scales, three.scales)
+    assert coded_bytes(kind, (200, 256)) == one.nbytes
+    weights[199, 0] = torch.nan
+    with pytest.raises(ValueError, match="infinite or not a number"):
+        quantize(weights, kind, num_threads=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,9 @@ MODEL = ModelInfo(
         "dtype": "bfloat16",
         "num_experts": 128,
         "num_experts_per_token": 8,
-        "dense_bytes": int(3 * GB),
+        "dense_bytes": int(6 * GB),
+        "dense_format": "int8",
+        "dense_memory_bytes": int(3 * GB),
         "expert_bytes": int(58 * GB),
         "max_context_tokens": 4096,
     }
@@ -103,7 +105,7 @@ CASES = {
     "dense": (
         _measurement(step_seconds=9.9, layer_seconds=1.0),
         "",
-        "The largest part is dense, 3 GB read for each token: a GPU",
+        "The largest part is dense, 3 GB read for each token: a GPU takes it over (--device cuda), and --dense-format ",
     ),
     "the rest": (_measurement(tokens_per_second=2.0), "", "The largest part is outside the model"),
     "unmeasured": (_measurement(limit=0.0), "The memory's bound is not known", ""),
@@ -119,13 +121,18 @@ def test_the_answer_says_what_takes_the_time_and_what_changes_it(name: str) -> N
     assert last.startswith(advice)
 
 
+def test_a_dense_part_in_4_bits_is_not_to_be_coded_again() -> None:
+    model = replace(MODEL, dense_format="int4, int8")
+    assert explain(CASES["dense"][0], None, model, on_cpu=True, kernel="avx2")[-1].endswith("over (--device cuda).")
+
+
 def test_pytorchs_kernel_is_blamed() -> None:
     slow = _measurement(read_seconds=100 * READ / (10 * GB))
     assert "PyTorch computes them" in explain(slow, None, MODEL, on_cpu=True, kernel="pytorch")[-1]
 
 
 def test_a_small_model_is_not_called_slow() -> None:
-    small = replace(MODEL, dense_bytes=10**6, expert_bytes=16 * 10**6)
+    small = replace(MODEL, dense_memory_bytes=10**6, expert_bytes=16 * 10**6)
     measurement = _measurement(tokens_per_second=100.0)
     bound = bound_of(measurement, small, on_cpu=True)
     assert "That is normal for so small a model" in explain(measurement, bound, small, on_cpu=True, kernel="avx2")[0]

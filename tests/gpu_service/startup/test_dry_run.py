@@ -12,6 +12,7 @@ import torch
 from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.coding import dequantize_bytes
+from fiddler.convert.recipe import CodedFormat
 from fiddler.sizes import format_bytes
 from gpu_service.calibration import costs_file
 from gpu_service.cpu_experts.in_process import InProcessExperts
@@ -97,8 +98,9 @@ def test_a_costs_file_of_another_model_is_refused(tmp_path: Path) -> None:
     dry_run.examine(Settings.load([*arguments, "--recalibrate"]))
 
 
-def test_the_dense_weights_in_int8_are_told_as_they_will_be() -> None:
-    told = _report(DEMO, "--device", "cpu", "--dense-format", "int8")
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_dense_weights_in_codes_are_told_as_they_will_be(kind: CodedFormat) -> None:
+    told = _report(DEMO, "--device", "cpu", "--dense-format", kind)
     checkpoint = Checkpoint.open(DEMO)
     model = Model(
         checkpoint,
@@ -107,9 +109,9 @@ def test_the_dense_weights_in_int8_are_told_as_they_will_be() -> None:
         dtype=torch.bfloat16,
         num_rows=1,
         max_context=8,
-        dense_format="int8",
+        dense_format=kind,
     )
-    due = f"{format_bytes(checkpoint.dense_bytes)}, kept as {format_bytes(model.dense.num_bytes)} of int8"
+    due = f"{format_bytes(checkpoint.dense_bytes)}, kept as {format_bytes(model.dense.num_bytes)} of {kind}"
     assert told["dense"] == due
     read = 2 * 4 * 288 * 2**10 + model.dense.num_bytes
     assert _rate(told["decode"]) == pytest.approx(GB_PER_SECOND / read, rel=0.01)
@@ -179,7 +181,8 @@ def test_what_would_lie_on_a_gpu(gpu: Callable[[int], None], tiny: Path) -> None
 
 def test_dense_weights_that_do_not_fit_are_told(gpu: Callable[[int], None], tiny: Path) -> None:
     gpu(1000)
-    with pytest.raises(FlagError, match=r"^--device: the dense weights take [\d.]+ KiB, and 1000 bytes are free$"):
+    told = r"^--device: the dense weights take [\d.]+ KiB, and 1000 bytes are free"
+    with pytest.raises(FlagError, match=rf"{told}; --dense-format int4 makes them smaller$"):
         _report(tiny)
 
 

@@ -11,13 +11,13 @@ from cpu_expert_service.kernel import Kernel, PyTorchKernel
 from cpu_expert_service.native_kernel import NativeKernel
 from cpu_expert_service.runner import Result, Runner
 from fiddler.checkpoint import Checkpoint
+from fiddler.convert.recipe import DenseFormat
 from fiddler.kernels.native import NativeUnavailableError, Pool, available_tiers
 from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.model_runner.dense.formats import DenseFormat
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.parameters import BeamParameters

@@ -17,6 +17,7 @@ CODINGS = {
     "int8": Coding(Code.INT8, ScaleKind.FLOAT32, 320),
     "fp8": Coding(Code.E4M3, ScaleKind.FLOAT32, 128, 128),
     "int4": Coding(Code.UINT4, ScaleKind.BFLOAT16, 32, has_zeros=True),
+    "int4 without zero points": Coding(Code.UINT4, ScaleKind.BFLOAT16, 32),
 }
 ERRORS = {torch.float32: 2e-6, torch.bfloat16: 2.0**-7}
 """Of the sum of |weight x input|; in bfloat16 the weights that are decoded are rounded, too."""
