@@ -1,6 +1,7 @@
 """The dashboard *Where the time goes*: each part of a layer, predicted and actual. The rest is in panels."""
 
-from observability.generate.expressions import HERE, LAYERS, matrix, mean, padded_layer, total_rate
+from observability.generate.expressions import HERE, LAYERS, matrix, mean, total_rate
+from observability.generate.kinds import chart, layers_over_time
 from observability.generate.model import EXPERT_INSTANCE, INSTANCE, LAYER, Dashboard, Panel, Query, Row
 from observability.generate.panels.costs_services import CPU, HOP, NORMAL
 
@@ -9,55 +10,49 @@ _LAYER, _EXPERTS = (total_rate("fiddler_layer_seconds_total", which) for which i
 _ACTUAL, _PREDICTED = "fiddler_layer_actual_seconds_total", "fiddler_layer_predicted_seconds_total"
 
 
-def _predicted_and_actual(part: str) -> list[Query]:
-    which = f'{LAYERS}, part="{part}"'
-    return [Query(total_rate(_PREDICTED, which), "predicted"), Query(total_rate(_ACTUAL, which), "actual")]
+def _side(side: str, description: str) -> Panel:
+    """One side of the layers, predicted and actual."""
+    which = f'{LAYERS}, part="{side.lower()}"'
+    queries = [Query(total_rate(_PREDICTED, which), "predicted"), Query(total_rate(_ACTUAL, which), "actual")]
+    return chart(f"{side} side: predicted and actual", description, queries, "percentunit")
 
 
 _WHOLE = (
-    Panel(
+    chart(
         "The engine's time",
         "Shares of the engine's time: experts, and the rest of the model (attention, routers, head). The remainder is "
         "sampling and idle time.",
-        "timeseries",
         [
             Query(_EXPERTS, "experts"),
             Query(f"{total_rate('fiddler_step_seconds_sum', HERE)} - {_EXPERTS}", "rest of the model"),
         ],
         "percentunit",
         stacked=True,
-        minimum=0,
     ),
-    Panel(
+    chart(
         "One step",
         "Mean seconds of a batch: a part of one prompt (prefill), or the next token of all requests that decode.",
-        "timeseries",
         [Query(mean("fiddler_step_seconds", HERE, "phase"), "{{phase}}")],
         "s",
-        minimum=0,
     ),
-    Panel(
+    chart(
         "Both sides at once",
         "Share of the layers' time in which the device and the CPU expert service worked at the same time. It is 0 if "
         "all experts are on one side.",
-        "timeseries",
         [Query(f"{total_rate('fiddler_layer_overlap_seconds_total', LAYERS)} / {_LAYER}", "overlap")],
         "percentunit",
-        minimum=0,
         maximum=1,
     ),
 )
 
 _PARTS = (
-    Panel(
+    chart(
         "Parts of the layers",
         "Mean seconds per batch, of the chosen layers together. cpu: experts in the CPU expert service. hop: transport "
         "of messages, both ways. gpu: experts on the device, including waits for copies. transfer: copies that a batch "
         "waited for. Parts overlap.",
-        "timeseries",
         [Query(f"{total_rate(_ACTUAL, LAYERS, 'part')} / ignoring (part) group_left {_STEPS}", "{{part}}")],
         "s",
-        minimum=0,
     ),
     Panel(
         "Parts by layer",
@@ -74,48 +69,29 @@ _PARTS = (
         minimum=0,
         transformations=matrix("layer", "part"),
     ),
-    Panel(
+    layers_over_time(
         "Each layer",
         "Each layer is a row: mean seconds per batch from the router's choice in a layer until the sum of its experts "
         "was computed.",
-        "heatmap",
-        [
-            Query(
-                padded_layer(
-                    f"{total_rate('fiddler_layer_seconds_total', LAYERS, 'layer')} / ignoring (layer) group_left "
-                    + _STEPS
-                ),
-                "{{layer}}",
-            )
-        ],
+        f"{total_rate('fiddler_layer_seconds_total', LAYERS, 'layer')} / ignoring (layer) group_left {_STEPS}",
         "s",
         when_empty="No batch was computed in this time range.",
     ),
-    Panel(
+    chart(
         "Actual over predicted",
         "By part: the actual time over the time that the costs predicted. Near 1, plans are based on correct costs.",
-        "timeseries",
         [Query(f"{total_rate(_ACTUAL, LAYERS, 'part')} / {total_rate(_PREDICTED, LAYERS, 'part')}", "{{part}}")],
         "short",
-        minimum=0,
         thresholds={0: "orange", 0.5: "green", 2: "orange"},
     ),
-    Panel(
-        "CPU side: predicted and actual",
+    _side(
+        "CPU",
         "Share of the time in which the CPU expert service computed, as predicted and as it reported.",
-        "timeseries",
-        _predicted_and_actual("cpu"),
-        "percentunit",
-        minimum=0,
     ),
-    Panel(
-        "GPU side: predicted and actual",
+    _side(
+        "GPU",
         "Share of the time in which the device computed experts, including waits for copies, predicted and actual. It "
         "is 0 if the device computes none.",
-        "timeseries",
-        _predicted_and_actual("gpu"),
-        "percentunit",
-        minimum=0,
     ),
 )
 

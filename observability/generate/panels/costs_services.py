@@ -1,6 +1,7 @@
 """Panels of *Where the time goes*: bandwidth and its limit, the hop, the CPU expert service."""
 
 from observability.generate.expressions import HERE, THERE, dashed, matrix, mean, percentiles, total_rate
+from observability.generate.kinds import chart, number
 from observability.generate.model import Panel, Query
 
 _DEMANDED_BYTES = total_rate("fiddler_expert_copied_bytes_total", f'{HERE}, reason="demand"')
@@ -22,12 +23,11 @@ NORMAL = (
         maximum=1.2,
         thresholds={0: "red", 0.5: "orange", 0.8: "green"},
     ),
-    Panel(
+    chart(
         "Read bandwidth",
         "Achieved: by messages with few rows. Alone: by the kernel at the start. Limit: by the same threads if they "
         "read the same weights and compute nothing. The rate is above the limit if experts are small enough to stay in "
         "caches.",
-        "timeseries",
         [
             Query(f"avg(instance:fiddler_expert_weight_read:bytes_per_second5m{{{THERE}}})", "achieved"),
             Query(f"avg(fiddler_expert_kernel_read_bytes_per_second{{{THERE}}})", "alone"),
@@ -36,24 +36,20 @@ NORMAL = (
         "Bps",
         width=9,
         height=7,
-        minimum=0,
         overrides=[dashed("alone"), dashed("limit")],
     ),
-    Panel(
+    chart(
         "Tokens generated",
         "Tokens per second, of all requests together.",
-        "timeseries",
         [Query(f"sum by (instance) (instance:fiddler_generation_tokens:rate1m{{{HERE}}})", "{{instance}}")],
         "cps",
         width=5,
         height=7,
-        minimum=0,
     ),
-    Panel(
+    number(
         "Costs against start-up",
         "The factor that corrects the measured costs by the time that messages and copies actually take. Far from 1, "
         "the machine is not as it was when the costs were measured.",
-        "stat",
         [Query(f"avg by (of) (fiddler_cost_correction_ratio{{{HERE}}})", "{{of}}")],
         "short",
         width=5,
@@ -63,29 +59,24 @@ NORMAL = (
 )
 
 HOP = (
-    Panel(
+    chart(
         "Round trip",
         "Seconds from sending a layer's rows until the answer is received, including computing.",
-        "timeseries",
         percentiles("fiddler_expert_call_seconds", HERE),
         "s",
         width=6,
-        minimum=0,
     ),
-    Panel(
+    chart(
         "Bytes between the services",
         "Bytes per second: hidden rows, ids and routing weights sent, and partial sums received.",
-        "timeseries",
         [Query(total_rate("fiddler_expert_call_bytes_total", HERE, "direction"), "{{direction}}")],
         "Bps",
         width=6,
-        minimum=0,
     ),
-    Panel(
+    chart(
         "Copies to the device",
         "Bytes per second of the copies that a batch waited for, while they ran: the bandwidth of the link to the "
         "device. It is 0 if nothing is copied.",
-        "timeseries",
         [
             Query(
                 f"{_DEMANDED_BYTES} / ({_TRANSFER_SECONDS} > 0) or 0 * sum(fiddler_expert_slots{{{HERE}}})",
@@ -94,7 +85,6 @@ HOP = (
         ],
         "Bps",
         width=6,
-        minimum=0,
     ),
     Panel(
         "Costs",
@@ -108,10 +98,9 @@ HOP = (
 )
 
 CPU = (
-    Panel(
+    chart(
         "The CPU expert service's time",
         "Share of the time in which it computes a message, or is idle. If it is never idle, it limits the speed.",
-        "timeseries",
         [
             Query(f"avg(instance:fiddler_expert_busy:ratio_rate1m{{{THERE}}})", "computing"),
             Query(f"avg(rate(fiddler_expert_idle_seconds_total{{{THERE}}}[1m]))", "idle"),
@@ -119,26 +108,21 @@ CPU = (
         "percentunit",
         width=6,
         stacked=True,
-        minimum=0,
         maximum=1,
     ),
-    Panel(
+    chart(
         "One message there",
         "Mean seconds that a message waits for others, and that it takes to compute.",
-        "timeseries",
         [Query(mean(f"fiddler_expert_{stage}_seconds", THERE), stage) for stage in ("queue", "compute")],
         "s",
         width=6,
-        minimum=0,
     ),
-    Panel(
+    chart(
         "Rows in a message",
         "Each token of a batch that needs the CPU is one row.",
-        "timeseries",
         percentiles("fiddler_expert_call_rows", THERE),
         "short",
         width=6,
-        minimum=0,
     ),
     Panel(
         "One expert at start-up",

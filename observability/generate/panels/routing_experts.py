@@ -4,7 +4,8 @@ A model has up to 20,000 experts, which no screen shows one by one: maps over ti
 often in the time range, and maps of layers x experts have a column for each band of neighbouring experts.
 """
 
-from observability.generate.expressions import HERE, LAYERS, WINDOW, matrix, padded, padded_layer, rate, total_rate
+from observability.generate.expressions import HERE, LAYERS, WINDOW, padded, rate, total_rate
+from observability.generate.kinds import chart, layers_by_band
 from observability.generate.model import Json, Panel, Query
 
 _BY_EXPERT = "fiddler_expert_selections_by_expert_total"
@@ -71,56 +72,36 @@ EXPERTS = (
         minimum=0,
         when_empty="--metrics-by-expert is off, or nothing was computed",
     ),
-    Panel(
+    chart(
         "Where experts are computed",
         "Share of the chosen experts by route. Resident: computed with weights that are resident on the device. "
         "Streamed: with weights that are copied there for the batch, or in the GPU service while the CPU expert "
         "service is lost. Remote: by the CPU expert service. More resident experts are faster.",
-        "timeseries",
         [Query(f"{_ROUTES} / ignoring (route) group_left sum ({_ROUTES})", "{{route}}")],
         "percentunit",
         height=9,
         stacked=True,
-        minimum=0,
         maximum=1,
         when_empty="No token was computed in this time range, so that no expert was chosen.",
     ),
-    Panel(
+    layers_by_band(
         "Selections by layer and expert",
         "Selections per second over the time range, with a row for each layer and a column for each expert; with more "
         "than 32 experts, for each band of neighbouring experts, whose selections are added up.",
-        "table",
-        [
-            Query(
-                padded_layer(total_rate(_BY_BAND, LAYERS, "layer, band", window="$__range")),
-                instant=True,
-            )
-        ],
+        total_rate(_BY_BAND, LAYERS, "layer, band", window="$__range"),
         "cps",
-        width=24,
-        height=14,
         custom={"minWidth": 36, "cellOptions": {"type": "gauge", "mode": "basic", "valueDisplayMode": "text"}},
-        transformations=matrix("layer", "band"),
         when_empty=_OFF,
     ),
-    Panel(
+    layers_by_band(
         "What is resident",
         "Which experts' weights stay on the device, with a row for each layer and a column for each expert, or band of "
         "neighbouring experts if there are more than 32: ■ all of them, ◧ some, · none.",
-        "table",
-        [
-            Query(
-                padded_layer(f"max by (layer, band) (fiddler_expert_band_resident_ratio{{{LAYERS}}})"),
-                instant=True,
-            )
-        ],
+        f"max by (layer, band) (fiddler_expert_band_resident_ratio{{{LAYERS}}})",
         "percentunit",
-        width=24,
-        height=14,
         thresholds={0: "text", 1: "green"},
         mappings=_states(),
         custom={"minWidth": 36, "cellOptions": {"type": "color-text"}},
-        transformations=matrix("layer", "band"),
         when_empty=_OFF,
     ),
 )
