@@ -4,14 +4,17 @@ metrics.MODEL.step                 seconds between two tokens of one sequence, a
 metrics.MODEL.step_uncounted       the same while neither service counts
 metrics.MODEL.counting_over_step   the time that counting adds over the step without it, round by round; target: 0.01
 metrics.MODEL.SERVICE.scrape       seconds until /metrics has answered, which formats all values
+metrics.MODEL.counting             the same in seconds
 metrics.FORM.format                CPU seconds that formatting takes for a model of that form; target: 0.05
 metrics.FORM.series                how many series its experts have; further, the bytes of a compressed answer, those
                                    that the service keeps, and what Prometheus takes, if it is on PATH
 
-MODEL is demo (models/demo, whose steps are far shorter than those of a model that is larger than a GPU) or
-mixtral_2_layers (two layers of Mixtral-8x7B's shape; benchmarks.end_to_end shares its --checkpoint). Both services are
-real, but their counting functions can be switched off (switched_service.py). Single additions within other code stay
-on. Every round generates the same tokens with and without counting.
+MODEL is demo (models/demo, whose steps are far shorter than those of a model that is larger than a GPU),
+mixtral_2_layers (two layers of Mixtral-8x7B's shape; benchmarks.end_to_end shares its --checkpoint) or qwen3_form (48
+layers of 128 experts as in Qwen3-30B-A3B, with tiny matrices: its steps are too short for a share to say anything, but
+it counts and exports as much as the real one). Both services are real, but their counting functions can be switched off
+(switched_service.py). Single additions within other code stay on. Every round generates the same tokens with and
+without counting. FORM is the form of a published model, whose series are formatted without a model.
 """
 
 import signal
@@ -38,13 +41,18 @@ from tests.support.large_checkpoint import write_mixtral
 from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
-_DECODED = {"demo": 128, "mixtral_2_layers": 24}
+_DECODED = {"demo": 128, "mixtral_2_layers": 24, "qwen3_form": 32}
+_SERIES = "series"
 _PAUSE_SECONDS = 0.2  # until the signal has arrived and threads sleep
 _TIMEOUT_SECONDS = 10.0
 _MOST = 0.01
 
 TARGETS = {
-    **{f"metrics.{model}.counting_over_step": Target(_MOST, at_least=False) for model in _DECODED},
+    **{
+        f"metrics.{model}.counting_over_step": Target(_MOST, at_least=False)
+        for model in _DECODED
+        if model != "qwen3_form"
+    },
     **many_experts.TARGETS,
 }
 
@@ -63,11 +71,19 @@ class _SwitchedPair(Pair):
         time.sleep(_PAUSE_SECONDS)
 
 
+def _known(models: str) -> str:
+    if unknown := set(models.split(",")) - {*_DECODED, _SERIES}:
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: known are {', '.join([*_DECODED, _SERIES])}")
+    return models
+
+
 def main(
     out: Out = None,
     append: Append = False,
     rounds: Annotated[int, typer.Option(help="Rounds with and without counting.")] = 25,
-    models: Annotated[str, typer.Option(help="Names between commas.")] = ",".join(_DECODED),
+    models: Annotated[
+        str, typer.Option(callback=_known, help=f"Names between commas; {_SERIES} is what needs no model.")
+    ] = ",".join([*_DECODED, _SERIES]),
     checkpoint: Checkpoint = None,
 ) -> None:
     """Runs the benchmark."""
@@ -75,16 +91,24 @@ def main(
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
         for name in models.split(","):
-            model = _DEMO if name == "demo" else _mixtral((checkpoint or Path(temporary)) / name)
-            _measure(judge, name, model, rounds=rounds)
-        many_experts.measure(judge, rounds)
+            if name == _SERIES:
+                many_experts.measure(judge, rounds)
+            else:
+                _measure(judge, name, _checkpoint(name, checkpoint or Path(temporary)), rounds=rounds)
         judge.summarise()
 
 
-def _mixtral(directory: Path) -> Path:
+def _checkpoint(name: str, folder: Path) -> Path:
+    """A model's checkpoint, which is written into the folder if it is not there."""
+    if name == "demo":
+        return _DEMO
+    directory = folder / name
     if not (directory / "tokenizer.json").exists():
         directory.mkdir(parents=True, exist_ok=True)
-        write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
+        if name == "qwen3_form":
+            many_experts.write_qwen3_form(directory)
+        else:
+            write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
         checkpoints.write_tokenizer(directory)
     return directory
 
@@ -106,10 +130,12 @@ def _measure(judge: Judge, name: str, model: Path, *, rounds: int) -> None:
                 found["step_uncounted", "s"].append(uncounted)
         steps, uncounted_steps = found["step", "s"], found["step_uncounted", "s"]
         # compared with the mean of the steps before and after, so that a slowing machine does not look like a cost
-        found["counting_over_step", "ratio"] = [
-            (before + after) / 2 / uncounted - 1
+        pairs = [
+            ((before + after) / 2, uncounted)
             for before, after, uncounted in zip(steps, steps[1:], uncounted_steps, strict=False)
         ]
+        found["counting_over_step", "ratio"] = [counted / uncounted - 1 for counted, uncounted in pairs]
+        found["counting", "s"] = [counted - uncounted for counted, uncounted in pairs]
         for service, port in (("gpu_service", pair.gpu_metrics_port), ("cpu_expert_service", pair.cpu_metrics_port)):
             endpoint = Endpoint(service, service, f"127.0.0.1:{port}")
             found[f"{service}.scrape", "s"] = [_scrape_seconds(endpoint) for _ in range(rounds)]

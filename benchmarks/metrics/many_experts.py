@@ -25,12 +25,29 @@ from fiddler.transport.http import Server
 from gpu_service.expert_collector import RoutingCollector
 from gpu_service.moe.counters import SelectionCounts
 from pair import free_port
+from tests.support import checkpoints
 
 FORMS = {"qwen3_30b_a3b": (48, 128), "deepseek_v3": (58, 256)}
 """Layers and experts of each."""
 TARGETS = {f"metrics.{form}.format": Target(0.05, at_least=False) for form in FORMS}
 _SCRAPES = 60
 _RESIDENT_EVERY = 8  # one expert in so many is on the device
+
+
+def write_qwen3_form(directory: Path) -> None:
+    """A checkpoint with Qwen3-30B-A3B's layers and experts, 8 of them for each token, and tiny matrices."""
+    num_layers, num_experts = FORMS["qwen3_30b_a3b"]
+    checkpoints.write(
+        "qwen3_moe",
+        directory,
+        eos_token_id=None,
+        num_hidden_layers=num_layers,
+        num_experts=num_experts,
+        num_experts_per_tok=8,
+        hidden_size=32,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+    )
 
 
 def measure(judge: Judge, rounds: int) -> None:

@@ -5,7 +5,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-from tests.compose import bad_setups, by_name, images
+from tests.compose import any_job, bad_setups, by_name, images
 from tests.compose.load import MAX_SLOTS
 from tests.compose.losses import Losses
 from tests.compose.phases import COSTS_FILE, Phases
@@ -38,7 +38,7 @@ def main() -> int:
     steps: list[Callable[[], str | None]] = [
         *(phases.build, images.check_all, phases.rules, phases.start, phases.costs, phases.processes),
         *(phases.idle_panels, phases.generate, phases.http, phases.load, phases.exported),
-        *(losses.all_remote, losses.kill, losses.stopped, losses.down, by_name.served_by_name),
+        *(losses.all_remote, losses.kill, losses.stopped, losses.down, any_job.answered, by_name.served_by_name),
         bad_setups.check_all,
     ]
     try:

@@ -7,11 +7,11 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 from rich.console import Console
 
+from benchmarks.metrics.many_experts import write_qwen3_form
 from client import Client
 from client.metrics.monitor import Monitor
 from client.metrics.scrape import Endpoint
@@ -21,29 +21,17 @@ from pair import Pair, free_port
 from tests.compose.dashboards import panel_queries
 from tests.support import checkpoints
 from tests.support.pairs import WarmPair
-from tests.support.prometheus import PROGRAM, PrometheusServer
+from tests.support.prometheus import PrometheusServer, is_available
 
 NUM_LAYERS, NUM_EXPERTS, NUM_BANDS = 48, 128, 32
 _FLOAT32 = ("--dtype", "float32")
-_SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 16,
-    "moe_intermediate_size": 8,
-    "num_experts_per_tok": 8,
-}
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    model = checkpoints.write(
-        "qwen3_moe",
-        tmp_path_factory.mktemp("checkpoints") / "qwen3-form",
-        eos_token_id=None,
-        num_hidden_layers=NUM_LAYERS,
-        num_experts=NUM_EXPERTS,
-        **_SIZES,
-    )
+    model = tmp_path_factory.mktemp("checkpoints") / "qwen3-form"
+    write_qwen3_form(model)
     checkpoints.write_tokenizer(model)
     http = f"127.0.0.1:{free_port()}"
     with WarmPair(model, gpu_arguments=("--device", "cpu", *_FLOAT32), cpu_arguments=_FLOAT32, http=http) as running:
@@ -132,7 +120,7 @@ def test_the_metrics_have_each_expert_and_bands_for_tables(pair: Pair, snapshot:
     assert 'model_name="qwen3-form"' in text
 
 
-@pytest.mark.skipif(PROGRAM is None, reason="Prometheus is not installed; make compose-test runs all queries")
+@pytest.mark.skipif(not is_available(), reason="Prometheus is not on PATH; make compose-test runs this test, too")
 def test_dashboards_answer_every_query_under_a_job_of_any_name(pair: Pair, snapshot: Snapshot) -> None:
     """The maps with every layer, and with as many rows and columns as a screen shows."""
     targets = [f"127.0.0.1:{pair.gpu_metrics_port}", f"127.0.0.1:{pair.cpu_metrics_port}", str(pair.http)]

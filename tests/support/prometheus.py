@@ -1,5 +1,9 @@
-"""A Prometheus server on this machine, with the rules of observability/, that scrapes given addresses."""
+"""A Prometheus server on this machine, with the rules of observability/, that scrapes given addresses.
 
+It is the program on PATH, or, if the environment variable IMAGE_VARIABLE names an image, Docker's container of it.
+"""
+
+import os
 import shutil
 import subprocess
 import tempfile
@@ -16,8 +20,24 @@ from observability.generate.files import ROOT
 from pair import free_port
 from tests.compose.prometheus import Prometheus
 
-PROGRAM = shutil.which("prometheus")
+IMAGE_VARIABLE = "FIDDLER_TEST_PROMETHEUS_IMAGE"
 WAIT_SECONDS = 60.0
+_RULES = ROOT / "observability" / "rules"
+
+
+def is_available() -> bool:
+    """Whether there is a Prometheus to run."""
+    return bool(os.environ.get(IMAGE_VARIABLE) or shutil.which("prometheus"))
+
+
+def _program(folder: Path) -> list[str]:
+    """The beginning of the command; a container sees this host's network, the rules and the folder."""
+    image = os.environ.get(IMAGE_VARIABLE)
+    if not image:
+        return ["prometheus"]
+    mounts = ["--volume", f"{folder}:{folder}", "--volume", f"{_RULES}:{_RULES}:ro"]
+    owner = ["--user", f"{os.getuid()}:{os.getgid()}"]
+    return ["docker", "run", "--rm", "--network", "host", *owner, *mounts, "--entrypoint", "/bin/prometheus", image]
 
 
 class PrometheusServer:
@@ -42,7 +62,7 @@ class PrometheusServer:
         config = folder / "prometheus.yml"
         content = {
             "global": {"scrape_interval": self._interval, "evaluation_interval": self._interval},
-            "rule_files": [str(ROOT / "observability" / "rules" / "*.yml")],
+            "rule_files": [str(_RULES / "*.yml")],
             "scrape_configs": [
                 {"job_name": name, "static_configs": [{"targets": list(targets)}]}
                 for name, targets in self._jobs.items()
@@ -50,7 +70,7 @@ class PrometheusServer:
         }
         config.write_text(yaml.safe_dump(content))
         address, data = f"127.0.0.1:{self._port}", folder / "data"
-        command = [str(PROGRAM), f"--config.file={config}", f"--storage.tsdb.path={data}"]
+        command = [*_program(folder), f"--config.file={config}", f"--storage.tsdb.path={data}"]
         self._process = subprocess.Popen([*command, f"--web.listen-address={address}"], stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + WAIT_SECONDS
         while not self._is_ready():
@@ -63,8 +83,8 @@ class PrometheusServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process is not None
-        self._process.kill()
-        self._process.wait()
+        self._process.terminate()  # which Docker's client passes on to the container
+        self._process.wait(WAIT_SECONDS)
         self._directory.cleanup()
 
     def _is_ready(self) -> bool:
