@@ -52,6 +52,13 @@ def test_the_page_of_settings_is_what_make_settings_writes() -> None:
     assert PAGE.read_text() == page()
 
 
+def test_what_is_built_here_is_looked_for_in_no_registry(compose: Any) -> None:
+    """Else a first `docker compose up` warns of each image before it builds it."""
+    built = {name: service for name, service in compose["services"].items() if "build" in service}
+    assert {*KINDS, "prometheus"} <= built.keys()
+    assert {name: service.get("pull_policy") for name, service in built.items()} == dict.fromkeys(built, "never")
+
+
 @pytest.mark.parametrize("service", KINDS)
 def test_every_setting_of_a_service_reaches_its_container(service: str, compose: Any) -> None:
     kind = KINDS[service]
