@@ -1,6 +1,7 @@
 """The wheel, built without a compiler and installed in an environment of its own: what a newcomer types first."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -124,10 +125,17 @@ def test_the_wheel_holds_the_packages_and_the_demo_model(wheel: Path) -> None:
 
 def test_mistakes_that_a_newcomer_makes_are_one_line(newcomer: Newcomer) -> None:
     target = f"127.0.0.1:{newcomer.ports['listen']}"
+    weights = newcomer.directory / "weights"
+    weights.mkdir()
+    for name in ("config.json", "pytorch_model.bin"):
+        (weights / name).write_text("{}")
     for arguments, status, words in (
         (["serv", "demo"], 2, "No such command 'serv'"),
         (["serve"], 2, "Missing argument 'MODEL'"),
         (["serve", "demo2"], 1, "demo2 does not exist"),
+        (["bench"], 2, "give MODEL, or --target of a server that runs, and not both"),
+        (["bench", "weights"], 1, "weights holds no safetensors file, only pytorch_model.bin. Convert it: python -c "),
+        (["doctor", "demo"], 2, "unexpected extra argument"),
         (["chat", "--target", target], 3, target),
     ):
         done = newcomer.run(*arguments)
@@ -135,6 +143,17 @@ def test_mistakes_that_a_newcomer_makes_are_one_line(newcomer: Newcomer) -> None
         assert done.stderr.startswith("fiddler: ")
         assert words in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_the_doctor_looks_at_the_machine_and_says_what_is_missing(newcomer: Newcomer) -> None:
+    done = newcomer.run("doctor", "--quick", "--json")
+    assert done.stderr == ""
+    told = json.loads(done.stdout)
+    assert done.returncode == (1 if told["problems"] else 0)
+    (kernel,) = [each for each in told["findings"] if each["subject"] == "kernel"]
+    assert kernel["level"] == "warning"
+    assert "there was no C++ compiler at installation" in kernel["text"]
+    assert "g++" in kernel["advice"]
 
 
 def test_the_demo_is_served_and_answers_without_a_clone_and_without_a_compiler(newcomer: Newcomer) -> None:
@@ -157,3 +176,12 @@ def test_the_demo_is_served_and_answers_without_a_clone_and_without_a_compiler(n
         process.send_signal(signal.SIGINT)
         assert process.wait(WAIT_SECONDS) == 0
     assert "Traceback" not in log.read_text()
+
+
+def test_the_demo_is_measured(newcomer: Newcomer) -> None:
+    sizes = ("--prompt", "16", "--generated", "4", "--streams", "1", "--beams", "0", "--rounds", "1")
+    done = newcomer.run("bench", "demo", "--device", "cpu", *sizes)
+    assert done.returncode == 0, done.stderr
+    tests = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert [tests[0], *tests[2:]] == ["test", "prefill 16", "decode 4"]
+    assert done.stdout.splitlines()[-1].startswith("The largest part is ")
