@@ -12,8 +12,6 @@ from observability.generate.model import Json, Panel, Query
 class Look(TypedDict, total=False):
     """What differs from one panel of a kind to another; the fields are those of Panel."""
 
-    width: int
-    height: int
     thresholds: Mapping[float, str]
     stacked: bool
     maximum: float
@@ -24,17 +22,24 @@ class Look(TypedDict, total=False):
     when_empty: str
 
 
-def chart(title: str, description: str, queries: Sequence[Query], unit: str, **look: Unpack[Look]) -> Panel:
+class SizedLook(Look, total=False):
+    """The same, of panels whose size differs, too."""
+
+    width: int
+    height: int
+
+
+def chart(title: str, description: str, queries: Sequence[Query], unit: str, **look: Unpack[SizedLook]) -> Panel:
     """Values over time, from 0 on."""
     return Panel(title, description, "timeseries", queries, unit, minimum=0, **look)
 
 
-def number(title: str, description: str, queries: Sequence[Query], unit: str, **look: Unpack[Look]) -> Panel:
+def number(title: str, description: str, queries: Sequence[Query], unit: str, **look: Unpack[SizedLook]) -> Panel:
     """The latest values as large figures."""
     return Panel(title, description, "stat", queries, unit, **look)
 
 
-def layers_over_time(title: str, description: str, expression: str, unit: str, **look: Unpack[Look]) -> Panel:
+def layers_over_time(title: str, description: str, expression: str, unit: str, **look: Unpack[SizedLook]) -> Panel:
     """A heat map over time with a row for each layer, from a query with one series for each."""
     return Panel(title, description, "heatmap", [Query(padded_layer(expression), "{{layer}}")], unit, **look)
 
