@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.convert.recipe import DenseFormat
 from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
@@ -111,6 +112,7 @@ def model_of(
     dtype: torch.dtype = torch.float32,
     remote: RemoteExperts | None = None,
     uses_graphs: bool = False,
+    dense_format: DenseFormat = "auto",
 ) -> Model:
     """A checkpoint's model, whose experts are computed remotely until a way is set: in this process by default."""
     checkpoint = Checkpoint.open(directory)
@@ -122,6 +124,7 @@ def model_of(
         num_rows=2,
         max_context=max_context,
         uses_graphs=uses_graphs,
+        dense_format=dense_format,
     )
 
 

@@ -73,7 +73,7 @@ def _assert_experts_are_close(source: Path, result: Path, kind: ExpertFormat) ->
                     assert float((weights - expected).norm() / expected.norm()) < MOST_ERROR[kind], view.name
 
 
-@pytest.mark.parametrize(("experts", "dense"), RECIPES, ids="-".join)
+@pytest.mark.parametrize(("experts", "dense"), RECIPES, ids=["-".join(each) for each in RECIPES])
 def test_the_loader_and_the_package_read_the_same_numbers(
     source: Path, experts: ExpertFormat, dense: DenseFormat, tmp_path: Path
 ) -> None:

@@ -9,9 +9,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.coding import dequantize
 from fiddler.convert.conversion import convert
-from fiddler.convert.quantize import quantize
 from fiddler.convert.recipe import CodedFormat, DenseFormat, Recipe
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.errors import ModelError
@@ -27,6 +25,7 @@ from tests.support.checkpoints import write as write_usual
 from tests.support.families import tiny
 from tests.support.families.engine import Engine, best_kernel
 from tests.support.reference import PROMPTS
+from tests.support.rounded_dense import ROUNDED, ROUTERS, round_linear_layers
 from tests.support.tampering import edit_tensors
 
 CPU = torch.device("cpu")
@@ -36,29 +35,6 @@ KEEPS = DensePlan(keeps=True, codes_in=None)
 FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "qwen2_moe", "jetmoe")
 """With tied and untied heads, biases, latent attention, shared experts, and routers that are linear layers."""
 FAMILIES_IN_4_BITS = ("deepseek_v3", "gpt_oss")
-ROUTERS = ("gate", "router", "shared_expert_gate", "router.layer")
-
-
-def _rounded(weight: torch.Tensor) -> torch.Tensor:
-    """What 8 bits with a scale for each output stand for."""
-    scale = (weight.abs().amax(dim=1, keepdim=True) / 127).to(torch.bfloat16).float()
-    return (weight / scale).round().clamp(-127, 127) * scale
-
-
-def _rounded_to_4_bits(weight: torch.Tensor) -> torch.Tensor:
-    """What int4 stands for: the published codes of `fiddler.convert`, or 8 bits where groups do not fit."""
-    return _rounded(weight) if weight.shape[1] % 32 else dequantize(quantize(weight, "int4"))
-
-
-ROUNDED = {"int8": _rounded, "int4": _rounded_to_4_bits}
-
-
-def _round_linear_layers(model: nn.Module, kind: str) -> None:
-    seen: set[int] = set()
-    for name, child in model.named_modules():
-        if type(child) is nn.Linear and not name.endswith(ROUTERS) and id(child.weight) not in seen:
-            seen.add(id(child.weight))  # tied embeddings are rounded with the head
-            child.weight.data.copy_(ROUNDED[kind](child.weight.data))
 
 
 def _model(directory: Path, dense_format: DenseFormat, dtype: torch.dtype = torch.float32) -> Model:
@@ -76,7 +52,7 @@ def test_codes_generate_what_transformers_does_on_the_rounded_weights(
 ) -> None:
     directory = tiny.write(family, tmp_path)
     model = reference.load(directory)
-    _round_linear_layers(model, kind)
+    round_linear_layers(model, kind)
     engine = Engine(directory, best_kernel(), dense_format=kind)
     for prompt, (tokens, logits) in zip(PROMPTS, engine.generate(PROMPTS, NUM_TOKENS), strict=True):
         due_tokens, due_logits = reference.generate(model, prompt, NUM_TOKENS)
@@ -112,7 +88,7 @@ def test_published_codes_of_more_bits_than_asked_for_are_coded_again(tmp_path: P
     (told,) = [line for line in lines if "quantised again" in line["event"]]
     assert (told["layers"], told["asked"]) == (12, "int4")
     model = reference.load(plain)
-    _round_linear_layers(model, "int4")
+    round_linear_layers(model, "int4")
     ((tokens, logits),) = engine.generate(PROMPTS[:1], NUM_TOKENS)
     due_tokens, due_logits = reference.generate(model, PROMPTS[0], NUM_TOKENS)
     assert tokens == due_tokens
@@ -172,8 +148,10 @@ def test_routers_and_gates_stay_as_they_are(family: str, tmp_path: Path) -> None
         assert torch.equal(tensor, plain[name]), name
 
 
-@pytest.mark.parametrize("asked", ["bfloat16", "int8", "int4"])
-@pytest.mark.parametrize("name", [None, "fp8 block", "int4 group 32"])
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [(None, "int8"), (None, "int4"), ("fp8 block", "bfloat16"), ("fp8 block", "int4"), ("int4 group 32", "int8")],
+)
 def test_sizes_are_known_before_a_weight_is_read(name: str | None, asked: DenseFormat, tmp_path: Path) -> None:
     directory = write_usual("qwen3_moe", tmp_path / "plain", moe_intermediate_size=96)
     if name:
