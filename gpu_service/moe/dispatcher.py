@@ -4,11 +4,13 @@ planning decides, gpu_experts and cpu_experts compute. This module holds the ord
 CPU expert service is lost in the middle of a layer.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fiddler.checkpoint import Checkpoint
@@ -204,18 +206,15 @@ class Dispatcher:
             ids = torch.from_numpy(np.where(wanted, ids.numpy(), np.int32(-1))[rows])
             hidden, weights = hidden[rows], weights[rows]
         num_messages = self.orchestration.num_messages(layer, ids.numpy())
-        if num_messages > 1 and rows is None:
-            rows = np.arange(hidden.shape[0])
         timeout = self.orchestration.timeout_seconds(plan.remote_seconds)
         remote, messages = self._remote_now(), []
         route = "remote" if remote is self._remote else "streamed"
-        for span in np.array_split(np.arange(hidden.shape[0]), num_messages):
-            part = slice(span[0], span[-1] + 1)
+        for part_rows, part_hidden, part_ids, part_weights in _parts(num_messages, rows, hidden, ids, weights):
             message = ExpertMessage(
-                rows=None if rows is None else rows[part],
-                hidden=hidden[part],
-                ids=ids[part],
-                weights=weights[part],
+                rows=part_rows,
+                hidden=part_hidden,
+                ids=part_ids,
+                weights=part_weights,
                 route=route,
                 sent_at=time.perf_counter(),
             )
@@ -286,10 +285,29 @@ class Dispatcher:
 
     def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage) -> torch.Tensor:
         """Replaces rows that are not finite by zeros, so that they do not spread in the KV cache, and notes them."""
-        if torch.isfinite(output.sum(dtype=torch.float32)):  # one value to test; rows are examined only if it fails
+        # one value to test; rows are examined only if it fails
+        if math.isfinite(output.sum(dtype=torch.float32).item()):
             return output
         non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
         rows = np.flatnonzero(non_finite.numpy())
         metrics.NON_FINITE_ROWS.inc(len(rows))
         self._non_finite.update((rows if message.rows is None else message.rows[rows]).tolist())
         return output.masked_fill(non_finite[:, None], 0)
+
+
+def _parts(
+    count: int,
+    rows: npt.NDArray[np.int64] | None,
+    hidden: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+) -> Iterator[tuple[npt.NDArray[np.int64] | None, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """What each of `count` messages takes, with the rows of the batch that it has; None: it has all of them."""
+    if count == 1:  # as in every step of decoding, where slicing takes longer than sending
+        yield rows, hidden, ids, weights
+        return
+    if rows is None:
+        rows = np.arange(hidden.shape[0])
+    for span in np.array_split(np.arange(hidden.shape[0]), count):
+        part = slice(span[0], span[-1] + 1)
+        yield rows[part], hidden[part], ids[part], weights[part]
