@@ -109,7 +109,6 @@ struct Scratch {
   alignas(64) float up[block_floats];
   alignas(64) float factor[block_floats];
   alignas(64) float panel[panel_floats];
-  alignas(64) float carried[panel_floats];  // sums between two segments of a weight row
   alignas(64) unsigned char kept[kept_bytes];  // tiles of weights
   alignas(64) float tile_sums[3 * max_chunk_outputs * max_block_rows];
 };

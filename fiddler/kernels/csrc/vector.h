@@ -17,8 +17,7 @@ void project_plain(const Matrix* matrices, const Block* blocks, int num_matrices
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
   if (T::pair > 1 || !matrices[0].is_transposed()) {
     if (T::has_tiles || count < T::min_panel_rows) {  // more rows are packed: into tiles if there are, else panels
-      return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, Inputs<T>{x, count, length},
-                                     scratch.carried);
+      return project_rows<T, Stored>(matrices, blocks, num_matrices, begin, end, Inputs<T>{x, count, length});
     }
     for (int i = 0; i < num_matrices; ++i) {
       for (int64_t n = begin; n < end; n += panel_width<T>) {
@@ -72,9 +71,11 @@ void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices
     return project_codes<T, Code, 2>(matrices, blocks, num_matrices, begin, end, x, count, length);
   }
   unsigned char* memory = decoded_memory(decoded_bytes<T>(length));
+  // whole panels, or as few as leave room for the hidden rows in the second-level cache
+  const int64_t outputs = count < T::min_panel_rows ? decoded_outputs / 4 : decoded_outputs;
   for (int i = 0; i < num_matrices; ++i) {
-    for (int64_t n = begin; n < end; n += decoded_outputs) {
-      const int64_t last = smaller(n + decoded_outputs, end);
+    for (int64_t n = begin; n < end; n += outputs) {
+      const int64_t last = smaller(n + outputs, end);
       const Matrix plain = decoded<T, Code>(matrices[i], n, last, length, memory);
       const Block block = {blocks[i].results + (n - begin), blocks[i].pitch};
       project_plain<T, typename T::Plain>(&plain, &block, 1, n, last, x, count, length, scratch);

@@ -10,7 +10,7 @@ from gpu_service.model_runner.dense.coded import CodedLinear
 
 FEW_PRODUCTS: Final = 2**20
 """Products in one linear layer up to which one thread is fastest: waking another takes longer than half of them."""
-NATIVE_ROWS: Final = 8
+NATIVE_ROWS: Final = 64
 """Rows up to which the native kernels multiply plain bfloat16 weights; PyTorch multiplies more of them."""
 
 

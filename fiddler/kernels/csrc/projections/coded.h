@@ -222,6 +222,28 @@ void project_codes(const Matrix* matrices, const Block* blocks, int num_matrices
   }
 }
 
+// Inputs [first, last) of a row, which have one scale and one zero point.
+template <class T, class Code>
+void decode_group(const unsigned char* codes, int64_t first, int64_t last, int zero, float scale, typename T::Plain* row) {
+  int64_t i = first;
+  if constexpr (requires { typename T::template Table<Code>; }) {
+    // what each code stands for, so that decoding is looking up
+    const typename T::template Table<Code> table(zero, scale);
+    for (; last - i >= step<T>; i += step<T>) table.decode(codes + code_bytes<Code>(i), row + i);
+  }
+  const auto wide_zero = T::template wide_zero_point<Code>(zero);
+  const auto splat = T::splat(scale);
+  for (; last - i >= T::width; i += T::width) {
+    T::store_plain(row + i, T::multiply(T::template decode_wide<Code>(codes + code_bytes<Code>(i), wide_zero), splat));
+  }
+  if (i < last) {
+    const PartialCodes<T, Code> part(codes + code_bytes<Code>(i), last - i);
+    typename T::Plain values[T::width];
+    T::store_plain(values, T::multiply(T::template decode_wide<Code>(part.bytes, wide_zero), splat));
+    std::memcpy(row + i, values, static_cast<size_t>(last - i) * sizeof(typename T::Plain));
+  }
+}
+
 // Outputs [begin, end) as plain weights from `to` on, row by row, in what the tier multiplies: a matrix with the same
 // numbers of outputs, of which only these may be read.
 template <class T, class Code>
@@ -234,25 +256,17 @@ Matrix decoded(const Matrix& matrix, int64_t begin, int64_t end, int64_t length,
   const Coding& coding = matrix.coding;
   for (int64_t n = begin; n < end; ++n) {
     const unsigned char* codes = matrix.weights + n * matrix.out_stride;
-    __builtin_prefetch(codes + matrix.out_stride);
     auto* row = reinterpret_cast<Plain*>(to + (n - begin) * row_bytes);
     for (int64_t first = 0; first < length; first += scale_segment) {
       const int64_t last = smaller(first + scale_segment, length), group = first / coding.group_inputs;
       load_scales(coding, n, group, (last - 1) / coding.group_inputs - group + 1, T::template factor<Code>, scales);
+      for (int64_t byte = code_bytes<Code>(first); byte < code_bytes<Code>(last); byte += line_bytes) {
+        prefetch(codes + byte + prefetch_bytes);
+      }
       for (int64_t begin_of_group = first, g = group; begin_of_group < last; ++g) {
         const int64_t end_of_group = smaller((g + 1) * coding.group_inputs, last);
-        const auto zero = T::template wide_zero_point<Code>(zero_of<Code>(coding, n, g));
-        const auto scale = T::splat(scales[g - group]);
-        int64_t i = begin_of_group;
-        for (; end_of_group - i >= T::width; i += T::width) {
-          T::store_plain(row + i, T::multiply(T::template decode_wide<Code>(codes + code_bytes<Code>(i), zero), scale));
-        }
-        if (i < end_of_group) {
-          const PartialCodes<T, Code> part(codes + code_bytes<Code>(i), end_of_group - i);
-          Plain values[T::width];
-          T::store_plain(values, T::multiply(T::template decode_wide<Code>(part.bytes, zero), scale));
-          std::memcpy(row + i, values, static_cast<size_t>(end_of_group - i) * sizeof(Plain));
-        }
+        const int zero = zero_of<Code>(coding, n, g);
+        decode_group<T, Code>(codes, begin_of_group, end_of_group, zero, scales[g - group], row);
         begin_of_group = end_of_group;
       }
     }

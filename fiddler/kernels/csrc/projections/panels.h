@@ -1,4 +1,4 @@
-// Projections of many hidden rows: a block of weights is transposed into a panel that stays in the cache. Every hidden
+// Projections of more hidden rows than the second-level cache keeps beside weights: a block of weights is transposed into a panel that stays in the cache. Every hidden
 // row is multiplied with the panel, one input at a time, and the sums stay in registers.
 #pragma once
 
@@ -21,7 +21,7 @@ void pack_panel(const Matrix& matrix, int64_t begin, int64_t end, int64_t first,
       for (int i = 0; i < T::width; ++i) {
         const int64_t n = begin + v * T::width + i;
         const Stored* from = weights + n * matrix.out_stride + k;
-        __builtin_prefetch(reinterpret_cast<const char*>(from) + T::panel_inputs * sizeof(Stored));
+        prefetch(reinterpret_cast<const char*>(from) + T::panel_inputs * sizeof(Stored));
         if (n >= end) {
           rows[i] = T::zero();
         } else if (last - k >= step<T>) {

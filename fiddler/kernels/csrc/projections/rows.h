@@ -1,6 +1,6 @@
-// Projections of few hidden rows: weights are read from memory once, and sums of R weight rows x M hidden rows stay in
+// Projections of some hidden rows: weights are read from memory once, and sums of R weight rows x M hidden rows stay in
 // registers. Several weight rows that are far apart are read at a time, because one stream does not fill the memory
-// bus.
+// bus. More hidden rows are multiplied M at a time, while the R weight rows stay in the cache.
 #pragma once
 
 #include "job.h"
@@ -8,7 +8,7 @@
 namespace fiddler {
 namespace {
 
-constexpr int64_t prefetch_bytes = 2048;
+constexpr int64_t prefetch_bytes = 4096;
 
 // Into the second-level cache: it has many more requests under way at a time than the first one.
 inline void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
@@ -33,8 +33,8 @@ typename T::Vector load_partial_operand(const typename T::Operand* from, int64_t
   return T::load_operand(buffer);
 }
 
-// The inputs that are multiplied at a time: few enough that their part of the hidden rows stays in the first-level
-// cache, because every weight row reads it again.
+// The inputs that are multiplied at a time: few enough that their part of the hidden rows stays in the second-level cache,
+// because every weight row reads it again.
 struct Segment {
   int64_t first;
   int64_t last;
@@ -45,17 +45,15 @@ struct Segment {
   int64_t prefetch_distance(int64_t row_bytes) const { return is_first && is_last ? prefetch_bytes : row_bytes; }
 };
 
-// results[r][m * pitch] = weights[r] . x[m]; between segments the sums are kept in `carried`, [R][count] vectors.
+// results[r][m * pitch] = weights[r] . x[m]; from the second segment on, that is added.
 template <class T, int R, int M, class Stored>
 void dot_block(const Stored* const* weights, const typename T::Operand* const* x, const Segment& segment,
-               int64_t ahead, float* carried, int64_t count, float* const* results, int64_t pitch) {
+               int64_t ahead, float* const* results, int64_t pitch) {
   typename T::Vector total[R][M];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      total[r][m] = segment.is_first ? T::zero() : T::load(carried + (r * count + m) * T::width);
-    }
+    for (int m = 0; m < M; ++m) total[r][m] = T::zero();
   }
   const auto add = [&](auto&& weights_at, auto&& operand_at) {
     typename T::Vector operand[M];
@@ -84,11 +82,8 @@ void dot_block(const Stored* const* weights, const typename T::Operand* const* x
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int m = 0; m < M; ++m) {
-      if (segment.is_last) {
-        results[r][m * pitch] = T::sum(total[r][m]);
-      } else {
-        T::store(carried + (r * count + m) * T::width, total[r][m]);
-      }
+      const float before = segment.is_first ? 0.0f : results[r][m * pitch];
+      results[r][m * pitch] = before + T::sum(total[r][m]);
     }
   }
 }
@@ -101,11 +96,11 @@ struct Block {
 
 template <class T, int R, int M, class Stored>
 void dot_some(const Stored* const* weights, const typename T::Operand* const* x, int64_t some, const Segment& segment,
-              int64_t ahead, float* carried, int64_t count, float* const* results, int64_t pitch) {
+              int64_t ahead, float* const* results, int64_t pitch) {
   if (some >= M) {
-    dot_block<T, R, M>(weights, x, segment, ahead, carried, count, results, pitch);
+    dot_block<T, R, M>(weights, x, segment, ahead, results, pitch);
   } else if constexpr (M > 1) {
-    dot_some<T, R, M - 1>(weights, x, some, segment, ahead, carried, count, results, pitch);
+    dot_some<T, R, M - 1>(weights, x, some, segment, ahead, results, pitch);
   }
 }
 
@@ -120,13 +115,13 @@ struct Inputs {
 // One segment of outputs [begin, end) of one or two matrices, read as R streams; hidden rows in groups of up to M.
 template <class T, int R, int M, class Stored>
 void stream_segment(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
-                    const Inputs<T>& x, const Segment& segment, float* carried) {
+                    const Inputs<T>& x, const Segment& segment) {
   const int64_t parts = R / num_matrices;
   const int64_t part = (end - begin) / parts;
   const int64_t pitch = blocks[0].pitch;
   const int64_t groups = (x.count + M - 1) / M;
   const int64_t ahead = segment.prefetch_distance(matrices[0].out_stride * int64_t{sizeof(Stored)});
-  for (int64_t n = 0; n < part; ++n, carried += R * x.count * T::width) {
+  for (int64_t n = 0; n < part; ++n) {
     const Stored* weights[R];
     for (int r = 0; r < R; ++r) {
       const Matrix& matrix = matrices[r % num_matrices];
@@ -139,8 +134,7 @@ void stream_segment(const Matrix* matrices, const Block* blocks, int num_matrice
       for (int r = 0; r < R; ++r) {
         results[r] = blocks[r % num_matrices].results + first * pitch + r / num_matrices * part + n;
       }
-      dot_some<T, R, M>(weights, x.rows + first, last - first, segment, ahead, carried + first * T::width, x.count,
-                        results, pitch);
+      dot_some<T, R, M>(weights, x.rows + first, last - first, segment, ahead, results, pitch);
     }
   }
   if constexpr (R > 1) {
@@ -149,16 +143,16 @@ void stream_segment(const Matrix* matrices, const Block* blocks, int num_matrice
     Block rest[2];
     for (int i = 0; i < num_matrices; ++i) rest[i] = {blocks[i].results + done, pitch};
     if (num_matrices == 2) {
-      stream_segment<T, 2, M, Stored>(matrices, rest, 2, begin + done, end, x, segment, carried);
+      stream_segment<T, 2, M, Stored>(matrices, rest, 2, begin + done, end, x, segment);
     } else {
-      stream_segment<T, 1, M, Stored>(matrices, rest, 1, begin + done, end, x, segment, carried);
+      stream_segment<T, 1, M, Stored>(matrices, rest, 1, begin + done, end, x, segment);
     }
   }
 }
 
 template <class T>
 int64_t segment_length(const Inputs<T>& x) {
-  constexpr int64_t cached = 24 * 1024 / sizeof(typename T::Operand);  // half of the smallest first-level cache
+  constexpr int64_t cached = T::cached_bytes / int64_t{sizeof(typename T::Operand)};
   if (x.count * x.length <= cached) return x.length;
   const int64_t segments = (x.count * x.length + cached - 1) / cached;
   const int64_t even = (x.length + segments - 1) / segments;
@@ -167,18 +161,13 @@ int64_t segment_length(const Inputs<T>& x) {
 
 template <class T, class Stored>
 void project_rows(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
-                  const Inputs<T>& x, float* carried) {
-  constexpr int wide = T::accumulators / 4;  // hidden rows whose sums with four weight rows fit in registers
+                  const Inputs<T>& x) {
+  constexpr int rows_at_a_time = T::accumulators / 4;  // hidden rows whose sums with four weight rows fit in registers
   const int64_t length = segment_length(x);
   for (int64_t first = 0; first < x.length; first += length) {
     const bool is_last = first + length >= x.length;
     const Segment segment = {first, is_last ? x.length : first + length, first == 0, is_last};
-    if (x.count <= wide) {
-      stream_segment<T, 4, wide, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
-    } else {
-      constexpr int narrow = T::accumulators / 3;
-      stream_segment<T, 2, narrow, Stored>(matrices, blocks, num_matrices, begin, end, x, segment, carried);
-    }
+    stream_segment<T, 4, rows_at_a_time, Stored>(matrices, blocks, num_matrices, begin, end, x, segment);
   }
 }
 

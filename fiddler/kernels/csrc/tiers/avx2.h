@@ -19,7 +19,8 @@ struct Avx2 {
   static constexpr int panel_vectors = 2;
   static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;
-  static constexpr int64_t min_panel_rows = 13;  // fewer are computed without packing
+  static constexpr int64_t min_panel_rows = 33;  // fewer are computed without packing
+  static constexpr int64_t cached_bytes = 256 * 1024;  // of hidden rows: half of the smallest second-level cache of such CPUs
   static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weights
 
   static Vector zero() { return _mm256_setzero_ps(); }

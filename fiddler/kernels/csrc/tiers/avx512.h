@@ -19,7 +19,8 @@ struct Avx512 {
   static constexpr int panel_vectors = 4;   // of outputs in a packed panel
   static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;  // of a panel that is packed at a time
-  static constexpr int64_t min_panel_rows = 13;  // fewer are computed without packing
+  static constexpr int64_t min_panel_rows = 97;  // fewer are computed without packing
+  static constexpr int64_t cached_bytes = 512 * 1024;  // of hidden rows: half of the smallest second-level cache of such CPUs
   static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weights
 
   static Vector zero() { return _mm512_setzero_ps(); }

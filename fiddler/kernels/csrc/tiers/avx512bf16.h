@@ -85,6 +85,51 @@ struct Avx512Bf16 : Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)_mm512_cvtneps_pbh(value));
   }
 
+  // What the codes of 4 bits stand for in one group, as 16 bfloat16.
+  struct NibbleTable {
+    __m512i values;
+
+    NibbleTable(Vector codes, float scale)
+        : values(_mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(codes, _mm512_set1_ps(scale))))) {}
+
+    // 32 codes.
+    void decode(const unsigned char* from, Bf16* to) const {
+      _mm512_storeu_si512(to, _mm512_permutexvar_epi16(nibbles(from), values));
+    }
+  };
+  struct Uint4Table : NibbleTable {
+    Uint4Table(int zero, float scale)
+        : NibbleTable(_mm512_cvtepi32_ps(_mm512_sub_epi32(lane_numbers(), _mm512_set1_epi32(zero))), scale) {}
+  };
+  struct E2m1Table : NibbleTable {
+    E2m1Table(int, float scale)
+        : NibbleTable(_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_load_si256(
+              reinterpret_cast<const __m256i*>(e2m1_values.values))), 16)), scale) {}
+  };
+  // 8-bit integers are not looked up, but two vectors of them are rounded at a time.
+  template <class Code>
+  struct BytesTable {
+    Vector zero, scale;
+
+    BytesTable(int zero, float scale) : zero(_mm512_set1_ps(static_cast<float>(zero))), scale(_mm512_set1_ps(scale)) {}
+
+    void decode(const unsigned char* from, Bf16* to) const {
+      const Vector low = scaled(from), high = scaled(from + 16);
+      _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+
+   private:
+    Vector scaled(const unsigned char* from) const {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+      if constexpr (std::is_same_v<Code, Int8>) return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)), scale);
+      return _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes)), zero), scale);
+    }
+  };
+  template <class Code>
+    requires(!std::is_same_v<Code, E4m3>)
+  using Table = std::conditional_t<std::is_same_v<Code, Uint4>, Uint4Table,
+                                   std::conditional_t<std::is_same_v<Code, E2m1>, E2m1Table, BytesTable<Code>>>;
+
   template <class Code>
   static Zero zero_point(int zero) {
     return code_bits<Code> == 4 ? _mm512_set1_epi16(static_cast<short>(16 - zero)) : _mm512_set1_epi32(zero);
@@ -92,9 +137,7 @@ struct Avx512Bf16 : Avx512 {
   template <class Code>
   static Vector decode(const unsigned char* from, Zero zero) {
     if constexpr (code_bits<Code> == 4) {
-      const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-      const __m512i both = _mm512_or_si512(bytes, _mm512_slli_epi32(bytes, 12));
-      const __m512i index = _mm512_and_si512(both, _mm512_set1_epi32(0x000f000f));
+      const __m512i index = nibbles(from);
       if constexpr (std::is_same_v<Code, E2m1>) {
         return _mm512_castsi512_ps(_mm512_permutexvar_epi16(index, _mm512_load_si512(e2m1_values.values)));
       } else {
@@ -123,6 +166,12 @@ struct Avx512Bf16 : Avx512 {
   }
 
  private:
+  // 32 codes of 4 bits as integers of 16.
+  static __m512i nibbles(const unsigned char* from) {
+    const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    // (bytes | bytes << 12) & mask
+    return _mm512_ternarylogic_epi32(bytes, _mm512_slli_epi32(bytes, 12), _mm512_set1_epi32(0x000f000f), 0xa8);
+  }
   static __m512i lane_numbers() { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
   static __m512i each_byte_twice() {
     const __m512i words = _mm512_cvtepu8_epi16(_mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18,

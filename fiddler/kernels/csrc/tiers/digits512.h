@@ -161,7 +161,7 @@ struct Digits512 : Digits512Base {
 // 8-bit integers, as they lie. All 128 inputs have one scale, and belong to one group of weights.
 struct Digits512Bytes : Digits512Base {
   static constexpr bool takes_small_groups = false;
-  static constexpr int64_t fewest_rows = 1, most_rows = 4;
+  static constexpr int64_t fewest_rows = 1, most_rows = 10;
   template <class Code>
   static constexpr int stored_scale = -1;
 
