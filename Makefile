@@ -7,6 +7,7 @@ TEST_PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE_TESTS = $(BIN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DFIDDLER_NATIVE_TESTS=ON
 # Exact pins, also for packages that an isolated build installs.
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -45,12 +46,14 @@ imitated-cuda: $(STAMP) ## Run every family and every route on an imitated GPU, 
 compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2
 	$(BIN)/python -m tests.compose
 
-sanitize: $(STAMP) ## Run the native tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
-		-DFIDDLER_SANITIZE=ON -DFIDDLER_NATIVE_TESTS=ON >/dev/null
+sanitize: $(STAMP) ## Run the native tests under the sanitizers of addresses, undefined behaviour and threads
+	$(NATIVE_TESTS) -B build/sanitize -DFIDDLER_SANITIZE=address,undefined >/dev/null
 	$(BIN)/cmake --build build/sanitize --target test_kernels test_segment
 	build/sanitize/test_kernels
 	build/sanitize/test_segment
+	$(NATIVE_TESTS) -B build/sanitize-threads -DFIDDLER_SANITIZE=thread >/dev/null
+	$(BIN)/cmake --build build/sanitize-threads --target test_races
+	build/sanitize-threads/test_races
 
 # not `npm ci`: the lock file lists only the platforms of opencode that the registry has had, and npm ci wants all
 interop: $(STAMP) ## Test the pair with clients of others, and the dashboards with Grafana's types; needs node, Chromium, and npm's and PyPI's registries once
