@@ -26,7 +26,8 @@ from benchmarks.harness.results import Append, Out, Quick, report
 from benchmarks.harness.rounds import milliseconds
 from benchmarks.harness.targets import Judge, Target
 from client import AsyncClient, GenerationChunk
-from pair import Pair, free_port
+from fiddler.transport.ports import reserve
+from pair import Pair
 from tests.support.pairs import DEMO
 from tools.command_line import run
 
@@ -53,12 +54,12 @@ def main(
     """Runs the benchmark."""
     if quick:
         requests, rounds = 10, 2
-    http = f"127.0.0.1:{free_port()}"
     device = ("--device", "cpu", "--max-slots", str(_STREAMS))
     with (
         report(out, append) as results,
         tempfile.TemporaryFile() as log,
-        Pair(DEMO, gpu_arguments=device, http=http, log=log) as pair,
+        reserve() as held,
+        Pair(DEMO, gpu_arguments=device, http=(http := f"127.0.0.1:{held.getsockname()[1]}"), log=log) as pair,
     ):
         judge = Judge(results, TARGETS)
         asyncio.run(_measure(judge, pair.target, http, requests=requests, rounds=rounds))

@@ -2,6 +2,6 @@
 
 from pair._errors import PairError
 from pair._models import obtain_model, print_dry_run
-from pair._processes import Pair, free_port
+from pair._processes import Pair
 
-__all__ = ["Pair", "PairError", "free_port", "obtain_model", "print_dry_run"]
+__all__ = ["Pair", "PairError", "obtain_model", "print_dry_run"]

@@ -18,7 +18,7 @@ import grpc
 
 from fiddler import rpc
 from fiddler.running.parent import VARIABLE as ENDS_WITH
-from fiddler.transport.ports import PortTakenError, check_free, listens
+from fiddler.transport.ports import PortTakenError, check_free, listens, reserve
 from pair._errors import PairError
 from pair._tls import TlsTarget
 
@@ -26,13 +26,6 @@ _POLL_SECONDS = 0.05
 _PREFIX = "fiddler-"
 _OTHER_DIRECTORIES = ("/tmp", "/run/user/" + str(os.getuid()), "/dev/shm", "/var/tmp")
 """Where the socket goes if $TMPDIR cannot hold it."""
-
-
-def free_port() -> int:
-    """A TCP port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _socket_in(directory: Path) -> str:
@@ -95,8 +88,9 @@ class Pair:
         self._tls = None if certificate is None else TlsTarget.read(certificate)  # before a directory is made
         self._directory = _socket_directory()
         self.experts = _socket_in(self._directory)
-        self.target = listen or f"127.0.0.1:{free_port()}"
-        self.gpu_metrics_port, self.cpu_metrics_port = metrics_ports or (free_port(), free_port())
+        self._reserved: list[socket.socket] = []
+        self.target = listen or f"127.0.0.1:{self._free_port()}"
+        self.gpu_metrics_port, self.cpu_metrics_port = metrics_ports or (self._free_port(), self._free_port())
         self._commands = {
             "gpu_service": [
                 *("--model", str(model), "--experts", self.experts, "--listen", self.target),
@@ -126,6 +120,12 @@ class Pair:
         self._environment = {**os.environ, ENDS_WITH: str(os.getpid()), **(environment or {})}
         self._log = log
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def _free_port(self) -> int:
+        """A port that no other program is given until this pair is closed."""
+        held = reserve()
+        self._reserved.append(held)
+        return int(held.getsockname()[1])
 
     def check_addresses(self) -> None:
         """Checks that this pair can have the addresses that it was given.
@@ -265,4 +265,6 @@ class Pair:
             if service in self.processes:
                 with contextlib.suppress(PairError):
                     self.stop(service)
+        for held in self._reserved:
+            held.close()
         shutil.rmtree(self._directory, ignore_errors=True)

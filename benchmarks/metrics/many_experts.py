@@ -22,9 +22,9 @@ from prometheus_client import CollectorRegistry
 from benchmarks.harness.targets import Judge, Target
 from fiddler import exposition
 from fiddler.transport.http import Server
+from fiddler.transport.ports import reserve
 from gpu_service.expert_collector import RoutingCollector
 from gpu_service.moe.counters import SelectionCounts
-from pair import free_port
 from tests.support import checkpoints
 
 FORMS = {"qwen3_30b_a3b": (48, 128), "deepseek_v3": (58, 256)}
@@ -110,14 +110,15 @@ def _prometheus(program: str, registry: CollectorRegistry, choose: Callable[[], 
         return answer(environ, start_response)
 
     application: WSGIApplication = counted
-    server, port = Server("127.0.0.1", 0, application), free_port()
+    server = Server("127.0.0.1", 0, application)
     server.start()
-    with tempfile.TemporaryDirectory(prefix="fiddler-") as folder:
+    with tempfile.TemporaryDirectory(prefix="fiddler-") as folder, reserve() as held:
         config = Path(folder) / "prometheus.yml"
         jobs = [{"job_name": "a", "static_configs": [{"targets": [f"127.0.0.1:{server.server_port}"]}]}]
         config.write_text(yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": jobs}))
         command = [program, f"--config.file={config}", f"--storage.tsdb.path={folder}/data"]
-        with Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=DEVNULL) as process:
+        command += [f"--web.listen-address=127.0.0.1:{held.getsockname()[1]}"]
+        with Popen(command, stderr=DEVNULL) as process:
             scraped.acquire()  # the first one creates all series
             used = psutil.Process(process.pid)
             before = sum(used.cpu_times()[:2])

@@ -1,4 +1,4 @@
-"""TCP ports of this host: whether one is free, and which process listens on it, from Linux's /proc."""
+"""TCP ports of this host: one that is free, whether one is, and which process listens on it, from Linux's /proc."""
 
 import os
 import socket
@@ -40,6 +40,23 @@ def check_free(flag: str, address: str) -> None:
             probe.listen()
     except OSError as error:
         raise PortTakenError(f"{flag}: {refusal(address, error.strerror or str(error))}") from None
+
+
+def reserve() -> socket.socket:
+    """Reserves a free port of the loopback interface for a server that is given its number.
+
+    As long as the returned socket is open, the system gives the port to no other socket that asks for any port, neither
+    to a server nor to the near end of a connection. A server that names the port can bind it, if it sets SO_REUSEADDR
+    as gRPC, uvicorn and http.server do. Until one does, connections to it are refused.
+    """
+    held = socket.socket()
+    try:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))  # and never listens
+    except OSError:
+        held.close()
+        raise
+    return held
 
 
 def refusal(address: str, reason: str) -> str:

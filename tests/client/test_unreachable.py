@@ -1,6 +1,5 @@
 """Why no connection comes about, from servers that are really there, as the command tells it."""
 
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -18,6 +17,7 @@ from client._unreachable import Peer
 from client.health import main as health
 from tests.support import command_lines
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 
 
 @dataclass(frozen=True)
@@ -60,16 +60,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
         addresses.append(f"127.0.0.1:{port}")
     web = HTTPServer(("127.0.0.1", 0), _Quiet)
     threading.Thread(target=web.serve_forever, args=(0.05,), daemon=True).start()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
     plain, tls, mutual_tls = addresses
     yield Servers(
         http=f"127.0.0.1:{web.server_port}",
         plain=plain,
         tls=tls,
         mutual=mutual_tls,
-        free=f"127.0.0.1:{free}",
+        free=f"127.0.0.1:{free_port()}",
         authority=authority.certificate,
         other_authority=other.certificate,
     )

@@ -5,8 +5,8 @@ import socket
 import tempfile
 from pathlib import Path
 
-from pair import free_port
 from tests.compose.stack import ComposeError, Stack, wait
+from tests.support.ports import free_port
 
 PROJECT = "fiddler-compose-test-bad"
 _OVERRIDES = Path(__file__).parent / "overrides"

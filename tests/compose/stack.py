@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pair import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("cpu-expert-service", "gpu-service", "http-gateway", "prometheus")

@@ -1,6 +1,5 @@
 """What `python -m cpu_expert_service` reports if it cannot start."""
 
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from cpu_expert_service import __main__ as service
 from cpu_expert_service import server
 from cpu_expert_service.kernel_choice import KernelError
 from cpu_expert_service.ram import NotEnoughMemoryError
-from fiddler import host_memory, logs
+from fiddler import host_memory
 from fiddler.checkpoint import Checkpoint
 from fiddler.errors import UserError
 from fiddler.kernels.cpus import CpuListError
@@ -42,8 +41,6 @@ def start(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[Exception], 
         def fail(*_: object) -> NoReturn:
             raise error
 
-        monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
-        monkeypatch.setattr(logs, "_writers", [])  # the log goes where standard error is now
         monkeypatch.setattr(sys, "argv", ["cpu_expert_service", "--model", str(tiny)])
         monkeypatch.setattr(server, "run", fail)
         return service.main()

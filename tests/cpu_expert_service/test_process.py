@@ -13,9 +13,9 @@ import pytest
 
 from fiddler import __version__
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
-from pair import free_port
 from tests.support import processes
 from tests.support.pairs import best_kernel
+from tests.support.ports import free_port
 from tests.support.processes import NOT_SERVING, SERVING, Process
 from tests.support.streams import ask, stream
 

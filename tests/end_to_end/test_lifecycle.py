@@ -13,7 +13,7 @@ import pytest
 
 from client import Client, UnavailableError
 from fiddler.checkpoint import Checkpoint
-from pair import Pair, free_port
+from pair import Pair
 from tests.support import checkpoints
 from tests.support.losses import in_use, metric, tokens_of
 from tests.support.pairs import WarmPair, start
@@ -269,11 +269,6 @@ def test_a_port_that_is_taken_is_refused(tiny: Path, pair: Pair) -> None:
     status, log = _gpu_service_alone(tiny, pair.experts, "--metrics-port", port, "--dtype", "float32")
     assert status == 1
     assert f"--metrics-port: cannot serve on 127.0.0.1:{port}" in log
-
-
-def test_a_free_port_is_free() -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{free_port()}") as channel, pytest.raises(grpc.FutureTimeoutError):
-        grpc.channel_ready_future(channel).result(timeout=0.3)
 
 
 def _handles_sigterm(pid: int) -> bool:

@@ -17,10 +17,11 @@ from client.metrics.monitor import Monitor
 from client.metrics.scrape import Endpoint
 from client.metrics.snapshot import Snapshot
 from client.top.view import View
-from pair import Pair, free_port
+from pair import Pair
 from tests.compose.dashboards import panel_queries
 from tests.support import checkpoints
 from tests.support.pairs import WarmPair
+from tests.support.ports import free_port
 from tests.support.prometheus import PrometheusServer, is_available
 
 NUM_LAYERS, NUM_EXPERTS, NUM_BANDS = 48, 128, 32

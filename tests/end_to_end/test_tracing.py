@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("opentelemetry.sdk", reason="the extra `tracing` is not installed")
 
 from client import Client, InvalidRequestError
-from pair import Pair, free_port
+from pair import Pair
 from tests.support.otlp import Receiver
 from tests.support.pairs import WarmPair, write_tiny
+from tests.support.ports import free_port
 
 NUM_TOKENS = 6
 PROMPT = [5, 6, 7]

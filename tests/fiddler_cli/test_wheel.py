@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from pair import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240

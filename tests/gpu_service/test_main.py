@@ -1,6 +1,5 @@
 """What `python -m gpu_service` and `python -m gpu_service.profile` report when they cannot start."""
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from typing import Any, NoReturn
 import pytest
 import torch
 
-from fiddler import logs
 from gpu_service import __main__ as service
 from gpu_service.errors import FlagError, HandshakeError
 from gpu_service.profile import __main__ as profile
@@ -46,8 +44,6 @@ def start(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Callable[[Exception], 
     """Runs the service's main, whose dry run fails; returns the exit status."""
 
     def run(error: Exception) -> int:
-        monkeypatch.setattr(signal, "signal", lambda *_: None)  # this process keeps its own
-        monkeypatch.setattr(logs, "_writers", [])  # the log goes where standard error is now
         monkeypatch.setattr(sys, "argv", ["gpu_service", "--model", str(tiny), "--dry-run"])
         monkeypatch.setattr(dry_run, "report", _raising(error))
         return service.main()

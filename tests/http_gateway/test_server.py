@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from http_gateway.server import bound
-from pair import free_port
 from tests.support.certificates import Authority
 from tests.support.fake_server import FakeServer, chunk, complete
 from tests.support.http_gateways import CHAT, HELLO, events
+from tests.support.ports import free_port
 
 WAIT_SECONDS = 60.0
 Launch = Callable[..., "subprocess.Popen[bytes]"]
@@ -164,12 +164,9 @@ def test_a_renewed_certificate_is_presented_without_a_restart(launch: Launch, tm
 def test_a_start_that_fails_is_told_in_one_line(
     arguments: list[str], status: int, problem: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fiddler import logs
     from http_gateway import __main__
 
     monkeypatch.setattr(sys, "argv", ["http_gateway", *arguments])
-    monkeypatch.setattr(logs, "configure", lambda *_: None)  # which would change this process's logging
-    monkeypatch.setattr(logs, "_writers", [])  # another test's, which writes elsewhere
     try:
         found = __main__.main()
     except SystemExit as error:

@@ -2,8 +2,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from pair import Pair, free_port
+from pair import Pair
 from tests.support.pairs import DEMO, WarmPair
+from tests.support.ports import free_port
 
 
 @pytest.fixture(scope="session")

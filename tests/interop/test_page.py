@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from client import Client
-from pair import free_port
 from tests.support.interop_python import ENVIRONMENT, FOLDER, PYTHON, needs_environment
 from tests.support.pairs import DEMO, WarmPair
+from tests.support.ports import free_port
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WAIT_SECONDS = 60.0

@@ -14,9 +14,10 @@ import httpx2
 import pytest
 
 from client import Client
-from pair import Pair, free_port
+from pair import Pair
 from tests.support.interop_python import ENVIRONMENT, FOLDER, PYTHON, needs_environment, result
 from tests.support.pairs import DEMO, start
+from tests.support.ports import free_port
 
 pytestmark = needs_environment
 START_SECONDS = 90.0

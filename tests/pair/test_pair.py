@@ -20,10 +20,11 @@ import pytest
 
 from client import Client, Complete
 from fiddler import rpc
-from pair import Pair, PairError, _processes, free_port
+from pair import Pair, PairError, _processes
 from pair.__main__ import hint, main
 from tests.support.fake_server import serving as fake_serving
 from tests.support.pairs import WarmPair, start
+from tests.support.ports import free_port
 
 WAIT_SECONDS = 120
 
@@ -283,5 +284,19 @@ def test_the_hint_calls_this_pair(target: str, shown: str) -> None:
     assert hint(target).endswith(f" -m client {shown}")
 
 
-def test_free_ports_are_free() -> None:
-    assert all(1024 <= free_port() <= 65535 for _ in range(10))
+def test_ports_of_its_choice_are_the_pairs_until_it_is_closed(tmp_path: Path) -> None:
+    pair = Pair(tmp_path)
+    ports = (int(pair.target.rpartition(":")[2]), pair.gpu_metrics_port, pair.cpu_metrics_port)
+    assert [_is_free(port) for port in ports] == [False] * 3
+    pair.close()
+    assert [_is_free(port) for port in ports] == [True] * 3
+
+
+def _is_free(port: int) -> bool:
+    """Whether a program that does not know of the reservation could have the port."""
+    with pysocket.socket() as other:
+        try:
+            other.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

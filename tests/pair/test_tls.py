@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from client import Client
-from pair import Pair, PairError, free_port
+from pair import Pair, PairError
 from pair._tls import TlsTarget
 from tests.support.certificates import Authority
 from tests.support.pairs import WarmPair
+from tests.support.ports import free_port
 
 
 def test_a_pair_with_tls_is_ready_when_its_certificate_answers(tiny: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from typing import Self
 import yaml
 
 from observability.generate.files import ROOT
-from pair import free_port
 from tests.compose.prometheus import Prometheus
+from tests.support.ports import free_port
 
 IMAGE_VARIABLE = "FIDDLER_TEST_PROMETHEUS_IMAGE"
 WAIT_SECONDS = 60.0

@@ -8,9 +8,9 @@ import pytest
 
 from client import ClientError, DeadlineError, InvalidRequestError, ServerError, UnavailableError
 from client.metrics.scrape import Endpoint, parse
-from pair import free_port
 from tests.support.expositions import CPU_BUILD, GPU_BUILD
 from tests.support.metrics_pages import Page
+from tests.support.ports import free_port
 
 
 def _endpoint(address: str) -> Endpoint:

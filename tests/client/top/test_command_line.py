@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from client.top.__main__ import main
-from pair import free_port
 from tests.support.command_lines import TIMEOUT_SECONDS, assert_one_line, started, started_at
 from tests.support.expositions import cpu_expert_service, gpu_service
 from tests.support.metrics_pages import Page
+from tests.support.ports import free_port
 from tests.support.terminals import terminal
 
 MODULE = "client.top"

@@ -16,9 +16,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from cpu_expert_service.calls.guard import NUM_HEALTH_SLOTS, NUM_OTHER_SLOTS
 from fiddler.calls.watches import MOST_WATCHES
 from fiddler.v1 import experts_pb2, experts_pb2_grpc
-from pair import free_port
 from tests.support import processes, statuses
 from tests.support.in_process_service import wait_until
+from tests.support.ports import free_port
 from tests.support.processes import SERVING, Process
 from tests.support.streams import stream
 

@@ -16,14 +16,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoints.write("mixtral", tmp_path_factory.mktemp("model") / "tiny", num_hidden_layers=2)
 
 
-@pytest.fixture(autouse=True)
-def _signals_are_put_back() -> object:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def test_it_converts_and_says_what_became_of_it(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from client import health as client_health
 from fiddler import listen, rpc
 from fiddler.transport import addresses
-from pair import Pair, free_port
+from pair import Pair
+from tests.support.ports import free_port
 
 NOBODY = "http://127.0.0.1:9"
 

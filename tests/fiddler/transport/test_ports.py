@@ -1,5 +1,7 @@
 """Who has a port."""
 
+import errno
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from fiddler.transport import ports
-from fiddler.transport.ports import PortTakenError, check_free, listens, owner_of
+from fiddler.transport.ports import PortTakenError, check_free, listens, owner_of, reserve
+from tests.support.ports import free_port
 
 
 @pytest.fixture
@@ -31,12 +34,30 @@ def test_the_process_that_has_a_port_is_named(taken: int) -> None:
 
 
 def test_a_free_port_has_no_owner(taken: int) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        free = probe.getsockname()[1]
+    free = free_port()
     assert owner_of(free) is None
     check_free("--listen", f"127.0.0.1:{free}")
     check_free("--listen", "unix:/tmp/anything.sock")
+
+
+def test_a_reserved_port_is_for_the_server_that_is_given_its_number() -> None:
+    with reserve() as held, socket.socket() as other, socket.socket() as server:
+        address = held.getsockname()
+        with pytest.raises(OSError, match="Address already in use"):
+            other.bind(address)
+        assert other.connect_ex(address) == errno.ECONNREFUSED
+        check_free("--listen", "127.0.0.1:{1}".format(*address))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        server.listen()
+        assert owner_of(address[1]) is not None
+
+
+def test_a_port_that_a_test_was_given_is_given_to_no_other() -> None:
+    port = free_port()
+    gc.collect()
+    with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
+        other.bind(("127.0.0.1", port))
 
 
 def test_an_address_of_another_host_is_told() -> None:

@@ -22,8 +22,8 @@ from gpu_service.api.service import GenerationServicer
 from gpu_service.errors import FlagError
 from gpu_service.server import Server
 from gpu_service.settings import Settings
-from pair import free_port
 from tests.support.certificates import Authority
+from tests.support.ports import free_port
 
 GOOD, OTHER = "kmX8-first_token.7~=", "a-second-token"
 

@@ -123,7 +123,8 @@ async def test_a_socket_that_is_lost_is_bound_again(served: Served) -> None:
     with structlog.testing.capture_logs() as logs:
         served.socket.unlink()
         served.socket.write_text("a file in the way")
-        await asyncio.sleep(0.3)
+        while not logs:  # until it was tried
+            await asyncio.sleep(0.02)
         served.socket.unlink()
         while not served.socket.is_socket():
             await asyncio.sleep(0.02)

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -60,14 +59,10 @@ class _WatchingInterceptor(grpc.aio.ServerInterceptor):
 def without_collector() -> Iterator[None]:
     # as in the services: by default structlog prints tracebacks with a library that keeps the frames
     structlog.configure([structlog.processors.format_exc_info, structlog.processors.JSONRenderer()])
-    # a logger that another test has bound to the standard library's logging would leave its records to pytest
-    logging.disable()
     gc.collect()
     gc.disable()
     yield
     gc.enable()
-    logging.disable(logging.NOTSET)
-    structlog.reset_defaults()
 
 
 @pytest.fixture
