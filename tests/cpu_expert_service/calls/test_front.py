@@ -82,6 +82,7 @@ def test_silent_calls_keep_no_other_call_from_its_answer(running: Process, path:
 @pytest.mark.parametrize(("path", "most"), [(DESCRIBE, NUM_OTHER_SLOTS), (CHECK, NUM_HEALTH_SLOTS)])
 def test_calls_that_are_too_many_at_once_are_refused(running: Process, path: str, most: int) -> None:
     with connected(running) as channel, silent(channel, path, most + 5) as calls:
+        wait_until(lambda: sum(code_of(call) is not None for call in calls) >= 5)
         ended = [code for call in calls if (code := code_of(call)) is not None]
         assert set(ended) <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
         assert len(ended) == 5

@@ -67,7 +67,7 @@ def test_an_endless_template_is_ended(pool: TemplatePool) -> None:
     began = time.monotonic()
     with pytest.raises(RenderTimeoutError, match=r"more than 0\.3 s of CPU time"):
         pool.render(_ENDLESS, _MESSAGES, {})
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert pool.render(_SIMPLE, _MESSAGES[:1], {}) == _MESSAGES[0]["content"]
 
 
