@@ -19,12 +19,12 @@ import gpu_service.__main__
 from fiddler import host_memory, logs
 from fiddler_cli.__main__ import main
 from gpu_service.startup import device, read_bandwidth
-from pair import free_port
 from tests.fiddler.hub.conftest import hub, older, published  # noqa: F401 - fixtures
 from tests.fiddler.machine.test_gpus import CASES
 from tests.support.hub import Hub
 from tests.support.mistaken_paths import MISTAKES
 from tests.support.pairs import DEMO
+from tests.support.ports import free_port
 
 _ADDRESSES = ("--listen", "--http-listen", "--gpu-metrics-port", "--cpu-metrics-port")
 Said = Callable[..., str]
