@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 import torch
 from torch import nn
+from transformers import modeling_utils
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.errors import ModelError
@@ -144,9 +145,21 @@ def _check_size(checkpoint: Checkpoint, skeleton: Any, replacements: Replacement
 def _replaced(replacements: Replacements) -> Iterator[None]:
     """Lets transformers build the replacements instead of these classes.
 
-    Its own `register_patch_mapping` does the same, but looks at every name of every module of transformers, by `dir`,
-    which takes 0.4 s of each start for each model that is built.
+    Its own `apply_patches` asks `dir` of every module of transformers for each model that is built, which takes 0.4 s,
+    and keeps the replacements if building raises.
     """
+    modeling: Any = modeling_utils
+    own = modeling.apply_patches
+    modeling.apply_patches = lambda: _while_built(replacements)
+    try:
+        yield
+    finally:
+        modeling.apply_patches = own
+
+
+@contextmanager
+def _while_built(replacements: Replacements) -> Iterator[None]:
+    """Replaces the classes in the modules that use them. What follows building, such as loading, sees the originals."""
     names = {cls.__name__: cls for cls in replacements}
     places = [
         (module, name, cls)
