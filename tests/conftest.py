@@ -12,20 +12,33 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.terminal import TerminalReporter
 from hypothesis import settings
 
 from pair import Pair
 from tests.support import leftovers
 from tests.support.pairs import start, write_tiny
 
-settings.register_profile("untimed", deadline=None)  # a test is not wrong for being slow on a machine that is busy
-settings.load_profile("untimed")
+# A test is not wrong for being slow on a machine that is busy. The examples are the same in each run, so that a change is
+# judged by what it changes; `make fuzz` draws others, and those that it finds become an @example of their test.
+settings.register_profile("fixed", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
+settings.load_profile("fixed")
 
 
 def pytest_collection_finish() -> None:
     """Gives pytest its signals back, which services' modules take when they are imported: Ctrl-C shall be reported."""
     for number, handler in _handlers.items():
         signal.signal(number, handler)
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
+    """After `make test` has run by itself what had failed beside other tests: names what passes now."""
+    passed = terminalreporter.stats.get("passed", [])
+    if config.getoption("lf") and passed:
+        terminalreporter.section("failed beside other tests, passed alone", red=True, bold=True)
+        for report in passed:
+            terminalreporter.line(f"UNSTABLE {report.nodeid}")
 
 
 @pytest.fixture(scope="session", autouse=True)
