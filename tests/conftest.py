@@ -19,8 +19,8 @@ from pair import Pair
 from tests.support import leftovers
 from tests.support.pairs import start, write_tiny
 
-# A test is not wrong for being slow on a machine that is busy. The examples are the same in each run, so that a change is
-# judged by what it changes; `make fuzz` draws others, and those that it finds become an @example of their test.
+# A test is not wrong for being slow on a machine that is busy. The examples are the same in each run, so that a change
+# is judged by what it changes; `make fuzz` draws others, and those that it finds become an @example of their test.
 settings.register_profile("fixed", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile("fixed")
@@ -35,7 +35,7 @@ def pytest_collection_finish() -> None:
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     """After `make test` has run by itself what had failed beside other tests: names what passes now."""
     passed = terminalreporter.stats.get("passed", [])
-    if config.getoption("lf") and passed:
+    if config.getoption("lf", False) and passed:
         terminalreporter.section("failed beside other tests, passed alone", red=True, bold=True)
         for report in passed:
             terminalreporter.line(f"UNSTABLE {report.nodeid}")

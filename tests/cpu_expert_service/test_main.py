@@ -59,7 +59,7 @@ def test_a_fault_of_the_program_is_not_caught(error: Exception, start: Callable[
 
 
 def test_a_fault_of_the_program_at_the_start_shows_its_traceback(tiny: Path, tmp_path: Path) -> None:
-    with processes.start(tiny, f"unix:{tmp_path}/experts.sock", program=("-c", PLANTED)) as process:
+    with processes.start(tiny, f"unix:{tmp_path}/experts.sock", code=PLANTED) as process:
         outcome = process.outcome()
     assert outcome.status == 1
     assert "Traceback (most recent call last):\n" in outcome.errors

@@ -139,7 +139,7 @@ def reading(tiny: Path, tmp_path: Path) -> Iterator[tuple[Process, Path]]:
     """A service that reads experts, and the file whose creation ends that."""
     for file in tiny.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    with processes.start(tmp_path, f"unix:{tmp_path}/experts.sock", program=("-c", SLOW_PREFAULT)) as process:
+    with processes.start(tmp_path, f"unix:{tmp_path}/experts.sock", code=SLOW_PREFAULT) as process:
         process.wait_for_health(NOT_SERVING)
         yield process, tmp_path / "go"
 

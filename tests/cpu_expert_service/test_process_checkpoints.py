@@ -66,7 +66,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 def outcomes(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, tuple[Path, Future[processes.Outcome]]]]:
-    """All processes, two at a time, because each takes seconds to import its modules."""
+    """All processes, two at a time."""
     root = tmp_path_factory.mktemp("damaged")
 
     def run(directory: Path) -> processes.Outcome:

@@ -11,7 +11,7 @@ from tests.support import coded, reference
 from tests.support.checkpoints import write, write_tokenizer
 from tests.support.pairs import WarmPair, start
 
-NUM_TOKENS = 48
+NUM_TOKENS = 16
 SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
 
 

@@ -12,7 +12,7 @@ from tests.support.coded_layouts import GPT_OSS, Layout, write
 from tests.support.losses import EXPERTS, metric, tokens_of
 from tests.support.pairs import start
 
-NUM_TOKENS = 96
+NUM_TOKENS = 48
 SLOTS = ("--gpu-expert-memory", "0.0002", "--placement", "layers", "--prefetch", "on")
 """Room for a few experts."""
 

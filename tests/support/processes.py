@@ -1,8 +1,9 @@
-"""`python -m cpu_expert_service` as a user starts it."""
+"""`python -m cpu_expert_service` as a process, forked from one that has imported torch: see warm_processes."""
 
 import contextlib
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ import grpc
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tests.support.warm_processes import WarmProcess
+
 START_SECONDS = 120
 """How long a service may take to start; it takes two seconds on an idle machine."""
-
-MODULE = ("-m", "cpu_expert_service")
 
 SERVING: int = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING: int = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -43,17 +44,22 @@ class Outcome:
 class Process:
     """One service on a socket; its /metrics are off unless arguments say otherwise."""
 
-    def __init__(self, model: Path, listen: str, *arguments: str, program: tuple[str, ...] = MODULE) -> None:
+    def __init__(self, model: Path, listen: str, *arguments: str, code: str | None = None) -> None:
+        """Starts it.
+
+        Args:
+            model: Its checkpoint.
+            listen: Its address.
+            arguments: More flags.
+            code: What is run in place of the module, by a process that imports everything itself.
+        """
         self.address = listen
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, *program, "--model", str(model), "--listen", listen),
-                *("--metrics-port", "0", "--dtype", "float32", *arguments),
-            ],
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
+        flags = ["--model", str(model), "--listen", listen, "--metrics-port", "0", "--dtype", "float32", *arguments]
+        kind, command = (
+            (WarmProcess, ["cpu_expert_service"]) if code is None else (subprocess.Popen, [sys.executable, "-c", code])
         )
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by kill
+        self._process: subprocess.Popen[bytes] = kind([*command, *flags], stderr=self._errors, stdin=subprocess.DEVNULL)
 
     @property
     def is_running(self) -> bool:
@@ -68,8 +74,9 @@ class Process:
 
     def outcome(self) -> Outcome:
         """Waits for the end."""
-        _, errors = self._process.communicate(timeout=START_SECONDS)
-        return Outcome(self._process.returncode, errors)
+        status = self._process.wait(START_SECONDS)
+        self._errors.seek(0)
+        return Outcome(status, self._errors.read().decode())
 
     def wait_until_serving(self) -> None:
         self.wait_for_health(SERVING)
@@ -86,13 +93,14 @@ class Process:
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
-        self._process.communicate()
+        self._process.wait()
+        self._errors.close()
 
 
 @contextmanager
-def start(model: Path, listen: str, *arguments: str, program: tuple[str, ...] = MODULE) -> Iterator[Process]:
-    """A process that does not outlive the test."""
-    process = Process(model, listen, *arguments, program=program)
+def start(model: Path, listen: str, *arguments: str, code: str | None = None) -> Iterator[Process]:
+    """A process that does not outlive the test; see Process."""
+    process = Process(model, listen, *arguments, code=code)
     try:
         yield process
     finally:

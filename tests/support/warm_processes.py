@@ -13,9 +13,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any
 
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+_adopting = threading.Lock()
 
 
 class WarmProcess(subprocess.Popen[bytes]):
@@ -45,14 +47,14 @@ class _Server:
     def fork(self, arguments: list[str], environment: dict[str, str], files: list[int]) -> int:
         """Starts the service with arguments and standard files; returns its pid. It is a child of this process."""
         message = json.dumps([os.getcwd(), environment, arguments]).encode()
-        # Only during the fork, so that this process adopts no other orphans.
-        _set_subreaper(True)
-        try:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
-            self._socket.sendmsg([message], [rights])
-            return int(self._socket.recv(64))
-        finally:
-            _set_subreaper(False)
+        with _adopting:  # only during the fork, so that this process adopts no other orphans
+            _set_subreaper(True)
+            try:
+                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))
+                self._socket.sendmsg([message], [rights])
+                return int(self._socket.recv(64))
+            finally:
+                _set_subreaper(False)
 
     def close(self) -> None:
         """Ends the fork server. Services that it started go on."""

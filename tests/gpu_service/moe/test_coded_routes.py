@@ -15,7 +15,7 @@ from tests.support.routes import WAYS, Continuation, check_way, model_of
 from tests.support.tampering import edit_tensors
 
 PROMPT = [7] * 17 + [30, 31]
-NUM_TOKENS = 48
+NUM_TOKENS = 24
 CASES: tuple[tuple[Layout, str], ...] = (
     ("separate", "fp8 small blocks"),
     ("separate", "int4 group 32 asymmetric"),
