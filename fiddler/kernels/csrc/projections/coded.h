@@ -17,7 +17,7 @@ constexpr int64_t line_bytes = 64;
 
 // Hidden rows whose sums, of a group and in all, leave registers for four weight rows; for more there are two.
 template <class T>
-constexpr int64_t coded_wide = T::coded_rows < 3 ? T::coded_rows : 3;
+constexpr int64_t coded_wide = T::accumulators / 8;
 
 // A thread's memory for decoded weights, which only grows.
 inline unsigned char* decoded_memory(int64_t bytes) {

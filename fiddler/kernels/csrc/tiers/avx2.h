@@ -19,7 +19,7 @@ struct Avx2 {
   static constexpr int panel_vectors = 2;
   static constexpr bool has_tiles = false;
   static constexpr int panel_inputs = 256;
-  static constexpr int64_t min_panel_rows = 33;  // fewer are computed without packing
+  static constexpr int64_t min_panel_rows = 25;  // fewer are computed without packing
   static constexpr int64_t cached_bytes = 256 * 1024;  // of hidden rows: half of the smallest second-level cache of such CPUs
   static constexpr double rows_per_read = 10;    // whose multiplications take as long as reading the weights
 
@@ -58,7 +58,7 @@ struct Avx2 {
   template <class Code>
   using Digits = void;
   using Exact = Avx2;
-  static constexpr int64_t coded_rows = 1;  // hidden rows up to which codes are multiplied as they are decoded
+  static constexpr int64_t coded_rows = 4;  // hidden rows up to which codes are multiplied as they are decoded
 
   static Vector splat(float value) { return _mm256_set1_ps(value); }
   static Vector two_splats(float value, float) { return splat(value); }  // no group is shorter than a vector
