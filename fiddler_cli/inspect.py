@@ -23,7 +23,10 @@ _FLAGS: Final = [
     flag
     for flag in flags_of(_PROGRAMS, without=[("gpu", "model"), ("gpu", "dry_run"), ("gpu", "dry_run_format")])
     if flag.name
-    in {"device", "dtype", "dense_format", "gpu_expert_memory", "kv_memory", "max_slots", "max_context", "placement"}
+    in {
+        *("device", "dtype", "expert_format", "dense_format"),
+        *("gpu_expert_memory", "kv_memory", "max_slots", "max_context", "placement"),
+    }
 ]
 
 
