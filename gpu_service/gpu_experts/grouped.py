@@ -4,6 +4,9 @@ A launch costs a GPU's host some microseconds, which is longer than a small expe
 other leaves the GPU idle most of the time. So the experts' slots are copied next to each other, in one kernel, and each
 projection is one batched product of every row with every expert that any of the rows uses. A product reads its weights
 once, however many rows there are, so the rows that an expert was not chosen for cost nothing; they are not added up.
+
+A large expert stays where it is, since copying it would take longer than the launches that this saves. Each has
+products of its own, which write next to each other, so that what lies between them is computed for all at once.
 """
 
 import math
@@ -67,8 +70,10 @@ class GroupedExperts:
             [rows, hidden] float32 on the device.
         """
         total: torch.Tensor | None = None
-        for group in _groups(experts, hidden.dtype):
-            outputs = _outputs(hidden, _side_by_side([experts[each] for each in group]), self._combine)
+        for group, is_apart in _groups(experts, hidden.dtype):
+            held = [experts[each] for each in group]
+            stacks = [_side_by_side([each]) for each in held] if is_apart else [_side_by_side(held)]
+            outputs = _outputs(hidden, stacks, self._combine)
             entries = _entries(np.array(group), expert_ids, routing_weights)
             indices, starts, weights = self._uploads.to_device(*(torch.from_numpy(each) for each in entries))
             # reads only what was routed: in float16 an output that nobody asked for may be infinite
@@ -80,20 +85,24 @@ class GroupedExperts:
         return total
 
 
-def _groups(experts: dict[int, Holding], dtype: torch.dtype) -> Iterator[list[int]]:
-    """Experts that are computed at once, in ascending order; a large one is alone, where it is."""
+def _groups(experts: dict[int, Holding], dtype: torch.dtype) -> Iterator[tuple[list[int], bool]]:
+    """Experts that are computed at once, in ascending order, and whether each of them stays where it is."""
+    sizes = {expert: group_bytes(held.weights, dtype) for expert, held in sorted(experts.items())}
+    if large := [expert for expert, own in sizes.items() if own > MAX_EXPERT_BYTES]:
+        yield large, True
     group: list[int] = []
     num_bytes = 0
-    for expert in sorted(experts):
-        own = group_bytes(experts[expert].weights, dtype)
-        is_large = own > MAX_EXPERT_BYTES
+    for expert, own in sizes.items():
+        if expert in large:
+            continue
         alike = not group or _can_join(experts[group[0]].weights, experts[expert].weights)
-        if group and (is_large or not alike or num_bytes + own > MAX_BYTES):
-            yield group
+        if group and (not alike or num_bytes + own > MAX_BYTES):
+            yield group, False
             group, num_bytes = [], 0
         group.append(expert)
-        num_bytes += MAX_BYTES if is_large else own
-    yield group
+        num_bytes += own
+    if group:
+        yield group, False
 
 
 def _can_join(first: ExpertWeights, other: ExpertWeights) -> bool:
@@ -130,21 +139,59 @@ def _side_by_side(held: Sequence[Holding]) -> ExpertWeights:
     return first.weights.with_tensors(tensors)
 
 
-def _outputs(hidden: torch.Tensor, weights: ExpertWeights, combine: Combination) -> torch.Tensor:
-    """[rows, hidden] and several experts' weights -> [experts, rows, hidden] float32."""
-    _, first = next(weights.tensors())
-    rows = hidden.expand(len(first), *hidden.shape)
-    joined = _joined(weights)
+def _outputs(hidden: torch.Tensor, stacks: Sequence[ExpertWeights], combine: Combination) -> torch.Tensor:
+    """[rows, hidden] and the weights of experts -> [experts, rows, hidden] float32.
+
+    Args:
+        hidden: [rows, hidden].
+        stacks: What `_side_by_side` returns: all experts in one, or each in one of its own.
+        combine: What is computed between the projections.
+    """
+    rows, one = hidden[None], stacks[0]
+    joined = [_joined(weights) for weights in stacks]
     gate: torch.Tensor | None
-    if joined is not None:
-        gate, up = _product(rows, joined, None).chunk(2, dim=-1)
+    if joined[0] is not None:
+        gate, up = _products(rows, joined).chunk(2, dim=-1)
     else:
-        gate = None if weights.gate is None else _product(rows, _stacked(weights.gate, rows.dtype), weights.gate_bias)
-        up = _product(rows, _stacked(weights.up, rows.dtype), weights.up_bias)
-    if weights.factor is not None:
-        up = up * _product(rows, _stacked(weights.factor, rows.dtype), None)
-    down = _stacked(weights.down, rows.dtype)
-    return _product(combine(gate, up), down, weights.down_bias, is_last=True)
+        gate = None
+        if one.gate is not None:
+            gate = _products(rows, [each.gate for each in stacks], [each.gate_bias for each in stacks])
+        up = _products(rows, [each.up for each in stacks], [each.up_bias for each in stacks])
+    if one.factor is not None:
+        up = up * _products(rows, [each.factor for each in stacks])
+    downs = [each.down for each in stacks]
+    return _products(combine(gate, up), downs, [each.down_bias for each in stacks], is_last=True)
+
+
+def _products(
+    rows: torch.Tensor,
+    matrices: Sequence[Matrix | None],
+    biases: Sequence[torch.Tensor | None] = (),
+    *,
+    is_last: bool = False,
+) -> torch.Tensor:
+    """One product for each matrix, next to each other: [experts, rows, outputs], in float32 if they are the last.
+
+    Args:
+        rows: [experts, rows, inputs], or [1, rows, inputs] for all experts.
+        matrices: Of `ExpertWeights` in a stack: [its experts, outputs, inputs]; none of them is None.
+        biases: One for each matrix; empty: there are none.
+        is_last: Whether they are the experts' last products.
+    """
+    results: torch.Tensor | None = None
+    for number, matrix in enumerate(matrices):
+        assert matrix is not None, "the experts of a layer have the same matrices"
+        stacked = _stacked(matrix, rows.dtype)  # one at a time: memory holds one decoded matrix of a large expert
+        bias = biases[number] if biases else None
+        if len(matrices) == 1:
+            return _product(rows.expand(len(stacked), -1, -1), stacked, bias, is_last=is_last)
+        own = rows if len(rows) == 1 else rows[number : number + 1]
+        if results is None:
+            shape = len(matrices), rows.shape[1], stacked.shape[1]
+            results = torch.empty(shape, dtype=torch.float32 if is_last else rows.dtype, device=rows.device)
+        _product(own, stacked, bias, is_last=is_last, out=results[number : number + 1])
+    assert results is not None, "there is no matrix"
+    return results
 
 
 def _joined(weights: ExpertWeights) -> torch.Tensor | None:
@@ -179,21 +226,31 @@ def _stacked(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _product(
-    rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, *, is_last: bool = False
+    rows: torch.Tensor,
+    matrix: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    is_last: bool = False,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[experts, rows, inputs] x [experts, outputs, inputs] -> [experts, rows, outputs], in float32 if it is the last.
 
-    If rows and weights differ in dtype, both are converted to float32.
+    If rows and weights differ in dtype, both are converted to float32. The result is written to `out` if there is one.
     """
     wanted = torch.float32 if is_last else rows.dtype
     if rows.dtype != matrix.dtype:
         rows, matrix = rows.to(torch.float32), matrix.to(torch.float32)
     turned = matrix.transpose(1, 2)
-    if is_last and rows.dtype != torch.float32:
-        output = torch.bmm(rows, turned, out_dtype=torch.float32)
+    own_dtype = torch.float32 if is_last else rows.dtype
+    target = out if bias is None and own_dtype is wanted else None
+    if own_dtype is not rows.dtype:
+        output = torch.bmm(rows, turned, out_dtype=own_dtype, out=target)
     else:
-        output = torch.bmm(rows, turned)
-    return (output if bias is None else output + bias[:, None]).to(wanted)
+        output = torch.bmm(rows, turned, out=target)
+    if target is not None:
+        return target
+    output = (output if bias is None else output + bias[:, None]).to(wanted)
+    return output if out is None else out.copy_(output)
 
 
 def _entries(

@@ -23,7 +23,11 @@ _MAY_INDEX_FROM_HOST: Final = (
     aten.index_put_.default,
     aten._index_put_impl_.default,
 )
-_WITH_RESULT_DTYPE: Final = {aten.mm.dtype: aten.mm.default, aten.bmm.dtype: aten.bmm.default}
+_WITH_RESULT_DTYPE: Final = {
+    aten.mm.dtype: aten.mm.default,
+    aten.bmm.dtype: aten.bmm.default,
+    aten.bmm.dtype_out: aten.bmm.out,
+}
 """Products whose result has another dtype than their factors. CUDA has them, the CPU has not."""
 _MEANINGFUL_RESULTS: Final = {aten._embedding_bag_forward_only.default: 1}
 """Of operations whose other results are for a backward pass, and of no certain size."""
@@ -115,7 +119,7 @@ def _launch(func: Any, args: Any, kwargs: dict[str, Any], into: Any) -> None:
 
 def _results(func: Any, numbers: Any, named: dict[str, Any]) -> Any:
     if func in _WITH_RESULT_DTYPE:
-        return _WITH_RESULT_DTYPE[func](numbers[0].to(numbers[2]), numbers[1].to(numbers[2]))
+        return _WITH_RESULT_DTYPE[func](numbers[0].to(numbers[2]), numbers[1].to(numbers[2]), **named)
     return func(*numbers, **named)
 
 
