@@ -46,7 +46,7 @@ sweep: $(STAMP) ## Run every family through both services, and every format of c
 	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q
 
 imitated-cuda: $(STAMP) ## Run every family and every route on an imitated GPU, with every schedule; takes 30 minutes
-	$(BIN)/python -m pytest tests/imitated_cuda/sweep.py -q
+	$(BIN)/python -m pytest tests/imitated_cuda/sweep.py -q --timeout=3600
 
 compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker engine with Compose v2
 	$(BIN)/python -m tests.compose

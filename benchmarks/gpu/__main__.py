@@ -3,17 +3,21 @@
 gpu.environment             versions, the card, its memory
 gpu.copy.SIZE               GB/s from pinned memory to the device
 gpu.tests                   the tests that use a GPU if there is one
-gpu.exactness.FAMILY        largest difference of a logit from transformers' on the device, float32, over the largest
+gpu.exactness.FAMILY        largest difference of a logit from transformers' on the CPU, float32, over the largest
+gpu.graphs.FAMILY           whether decode was captured as CUDA graphs, and gave the logits that it gives without them
 gpu.model.STRATEGY.decode   tokens/s of one sequence
 gpu.model.STRATEGY.first_N  s until the first token of a prompt of N tokens
 gpu.model.STRATEGY.beams_N  steps/s of N beams
+gpu.graphs.STRATEGY         the same of the large model
 gpu.trace                   share of the decode time in which the device computes, copies, and both
 
 Parts run in that order. Each writes its lines as it ends, and a run with the same --out skips the parts that are in the
-file, so that a run that was cut short goes on where it stopped. Once --budget-seconds are over, no part begins.
+file, so that a run that was cut short goes on where it stopped. Once --budget-seconds are over, no part begins. A file
+of another card, or of a run that only imitated one, is refused.
 
-The model has Mixtral-8x7B's shape and as many layers as --layers, with random weights, written to --checkpoint. As
-large a share of its experts is resident as 24 GB hold of the whole model. STRATEGY is one of
+The model has Mixtral-8x7B's shape and as many layers as --layers, with random weights, written to --checkpoint. Name a
+directory that lasts: without one, each run writes the model again, 2.8 GB for each layer. As large a share of its
+experts is resident as 24 GB hold of the whole model. STRATEGY is one of
 
 ours            measured costs, experts that follow the load, prefetching, both sides at once
 all_streamed    every expert is copied to the GPU, as DeepSpeed does
@@ -36,7 +40,7 @@ import torch
 import typer
 
 from benchmarks.gpu.parts import copies, environment, exactness, tests
-from benchmarks.gpu.results import Results
+from benchmarks.gpu.results import OtherCardError, Results
 from benchmarks.gpu.setting import LARGE, SMALL, Setting
 from benchmarks.gpu.strategies import STRATEGIES, measure
 from benchmarks.gpu.trace import trace
@@ -68,7 +72,12 @@ def main(
         setting = Setting(
             torch.device(device, 0) if device == "cuda" else torch.device("cpu"), size, directory, is_real
         )
-        results = stack.enter_context(Results.open(out))
+        if is_real:
+            setting.check_disk()
+        try:
+            results = stack.enter_context(Results.open(out, setting.card))
+        except OtherCardError as error:
+            raise typer.BadParameter(f"--out {out}: {error}; name another file") from None
         _run(setting, results, time.monotonic() + budget_seconds)
 
 
@@ -92,6 +101,7 @@ def _run(setting: Setting, results: Results, deadline: float) -> None:
             )
             break
         began = time.monotonic()
+        print(f"gpu: {name}, {max(0, deadline - began):.0f} s left", file=sys.stderr, flush=True)
         try:
             part()
         except Exception as error:  # whatever a device that was never tried may raise; the next part may work

@@ -12,6 +12,10 @@ _PREFIX = "gpu."
 _DONE = ".done"
 
 
+class OtherCardError(ValueError):
+    """The file holds results of something else."""
+
+
 class Results:
     """Adds to a report, and knows which parts an earlier run has ended."""
 
@@ -22,12 +26,24 @@ class Results:
 
     @classmethod
     @contextmanager
-    def open(cls, file: Path | None) -> Iterator["Results"]:
-        """Opens a file to add to it; None: standard output only."""
+    def open(cls, file: Path | None, card: str) -> Iterator["Results"]:
+        """Opens a file to add to it; None: standard output only.
+
+        Args:
+            file: The file, which need not exist.
+            card: What is measured, as the environment's line names it.
+
+        Raises:
+            OtherCardError: The file holds results of another card.
+        """
         if file is None:
             yield cls(Report(None), set())
             return
-        done = _done_in(file.read_text()) if file.exists() else set()
+        lines = _lines_of(file.read_text()) if file.exists() else []
+        for line in lines:
+            if line["name"] == f"{_PREFIX}environment" and line.get("card") != card:
+                raise OtherCardError(f"it has results of {line.get('card', 'something else')}, and this is {card}")
+        done = _done_in(lines)
         with file.open("a") as opened:
             yield cls(Report(opened), done)
 
@@ -45,6 +61,11 @@ class Results:
         self.done.add(part)
 
 
-def _done_in(text: str) -> set[str]:
-    names = (json.loads(line)["name"] for line in text.splitlines() if line.endswith("}"))
+def _lines_of(text: str) -> list[dict[str, Any]]:
+    """The lines that were written whole."""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def _done_in(lines: list[dict[str, Any]]) -> set[str]:
+    names = (line["name"] for line in lines)
     return {str(name).removeprefix(_PREFIX).removesuffix(_DONE) for name in names if str(name).endswith(_DONE)}

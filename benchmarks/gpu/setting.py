@@ -1,6 +1,7 @@
 """What is measured: the device, the model's size, and the CPU expert service beside it."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Final
 
 import torch
+import typer
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.sizes import format_bytes
 from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
@@ -45,6 +48,12 @@ class Size:
         return replace(self, num_layers=num_layers)
 
     @property
+    def num_bytes(self) -> int:
+        """Of the model's files, nearly: experts, attention with few heads for keys and values, the vocabulary twice."""
+        layer = 8 * 3 * self.hidden * self.inner + 5 * self.hidden**2 // 2
+        return 2 * (self.num_layers * layer + 2 * self.vocab_size * self.hidden)
+
+    @property
     def max_context(self) -> int:
         """Positions that the longest prompt and its continuation need."""
         return max(self.prompts) + 2 * self.num_tokens
@@ -70,11 +79,39 @@ class Setting:
         """Of the dense part."""
         return torch.bfloat16 if self.is_real else torch.float32
 
+    @property
+    def card(self) -> str:
+        """What is measured, for the results."""
+        if self.device.type == "cpu":
+            return "no card"
+        return torch.cuda.get_device_name(self.device)
+
+    @property
+    def _directory(self) -> Path:
+        return self.checkpoint / f"mixtral_{self.size.hidden}_{self.size.num_layers}"
+
+    @property
+    def _is_written(self) -> bool:
+        return (self._directory / "model.safetensors.index.json").exists()  # which is written last
+
+    def check_disk(self) -> None:
+        """Checks that there is room for the model.
+
+        Raises:
+            typer.BadParameter: There is not.
+        """
+        self.checkpoint.mkdir(parents=True, exist_ok=True)
+        needed, free = self.size.num_bytes, shutil.disk_usage(self.checkpoint).free
+        if not self._is_written and needed > free:
+            raise typer.BadParameter(
+                f"--checkpoint {self.checkpoint}: the model takes {format_bytes(needed)}, and {format_bytes(free)} are"
+                " free; name another directory, or fewer --layers"
+            )
+
     def write(self) -> Path:
         """Writes the model if it is missing."""
-        size = self.size
-        directory = self.checkpoint / f"mixtral_{size.hidden}_{size.num_layers}"
-        if not (directory / "model.safetensors.index.json").exists():
+        size, directory = self.size, self._directory
+        if not self._is_written:
             directory.mkdir(parents=True, exist_ok=True)
             write_mixtral(
                 directory,
@@ -103,9 +140,11 @@ class Setting:
             name = str(dtype).removeprefix("torch.")
             command = [sys.executable, "-m", "cpu_expert_service", "--model", str(checkpoint.directory)]
             flags = ["--listen", address, "--metrics-port", "0", "--dtype", name]
-            process = subprocess.Popen(
-                [*command, *flags, "--max-message-bytes", str(_MAX_MESSAGE_BYTES)], stderr=subprocess.DEVNULL
-            )
+            log = Path(directory, "experts.log")
+            with log.open("w") as errors:
+                process = subprocess.Popen(
+                    [*command, *flags, "--max-message-bytes", str(_MAX_MESSAGE_BYTES)], stderr=errors
+                )
             client = ExpertClient(
                 address,
                 dtype,
@@ -114,7 +153,7 @@ class Setting:
                 weight_format=checkpoint.weight_format,
             )
             try:
-                _connect(client, checkpoint)
+                _connect(client, checkpoint, process, log)
                 yield client
             finally:
                 client.close()
@@ -122,7 +161,7 @@ class Setting:
                 process.wait()
 
 
-def _connect(client: ExpertClient, checkpoint: Checkpoint) -> None:
+def _connect(client: ExpertClient, checkpoint: Checkpoint, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while True:
         try:
@@ -131,6 +170,9 @@ def _connect(client: ExpertClient, checkpoint: Checkpoint) -> None:
         except HandshakeError:
             raise
         except ExpertServiceError:
+            if (status := process.poll()) is not None:
+                last = (log.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
+                raise RuntimeError(f"the CPU expert service ended with status {status}: {last}") from None
             if time.monotonic() > deadline:
                 raise
             with contextlib.suppress(InterruptedError):

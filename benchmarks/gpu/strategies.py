@@ -102,6 +102,7 @@ def measure(setting: Setting, results: Results, name: str) -> None:
         for beams in size.beams:
             steps = decode(setting, model, rows=beams)
             results.samples(f"model.{name}.beams_{beams}", [1 / seconds for seconds in steps], "steps/s")
+        results.record(f"graphs.{name}", used=model.uses_graphs)
 
 
 @contextmanager

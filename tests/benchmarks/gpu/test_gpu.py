@@ -1,16 +1,23 @@
 """benchmarks.gpu runs from end to end without a GPU, goes on where it stopped, and reads a trace rightly."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 
 from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.setting import LARGE, Setting
 from benchmarks.gpu.strategies import STRATEGIES
 from benchmarks.gpu.trace import length, merged, overlap
+from fiddler.checkpoint import Checkpoint
+from tests.support import checkpoints
 from tests.support.imitated_cuda.guard import why_impossible
 from tests.support.imitated_routes import few_threads
+from tests.support.routes import CPU
 
 
 def _lines(file: Path) -> list[dict[str, object]]:
@@ -31,8 +38,9 @@ def test_it_runs_from_end_to_end(imitate: bool, tmp_path: Path) -> None:
     assert float(str(values["gpu.exactness.mixtral"])) < 1e-3
     assert next(line for line in lines if line["name"] == "gpu.environment")["real"] is False
     assert [name for name in values if name.endswith(".failed")] == []
+    assert next(line for line in lines if line["name"] == "gpu.graphs.mixtral")["used"] is imitate
     with few_threads():
-        main(out=out, device="cpu", checkpoint=tmp_path)
+        main(out=out, device="cuda" if imitate else "cpu", imitate=imitate, checkpoint=tmp_path)
     assert len(_lines(out)) == len(lines) + 1, "a second run adds its machine and measures nothing again"
 
 
@@ -40,6 +48,36 @@ def test_a_run_without_time_begins_no_part(tmp_path: Path, capsys: pytest.Captur
     main(out=tmp_path / "gpu.jsonl", device="cpu", checkpoint=tmp_path, budget_seconds=-1)
     assert len(_lines(tmp_path / "gpu.jsonl")) == 1
     assert "run it again with the same --out" in capsys.readouterr().err
+
+
+def test_a_file_of_another_card_is_not_continued(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    out.write_text('{"name": "gpu.environment", "card": "imitated device"}\n{"name": "gpu.environment.done"}\n')
+    with pytest.raises(
+        typer.BadParameter, match="it has results of imitated device, and this is no card; name another"
+    ):
+        main(out=out, device="cpu", checkpoint=tmp_path)
+
+
+def test_a_disk_without_room_for_the_model_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10 * 2**30))
+    setting = Setting(CPU, LARGE, tmp_path / "new", is_real=True)
+    with pytest.raises(typer.BadParameter, match=r"takes 22\.\d+ GiB, and 10 GiB are free"):
+        setting.check_disk()
+    Setting(CPU, LARGE.with_layers(2), tmp_path, is_real=True).check_disk()
+
+
+def test_an_expert_service_that_ends_is_told_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.gpu.setting._MAX_MESSAGE_BYTES", -1)
+    setting = Setting(CPU, LARGE, tmp_path, is_real=True)
+    checkpoint = Checkpoint.open(checkpoints.write("mixtral", tmp_path))
+    with (
+        pytest.raises(RuntimeError, match=r"the CPU expert service ended with status \d+: .*--max-message-bytes"),
+        setting.experts(checkpoint, torch.float32),
+    ):
+        pass
 
 
 def test_without_a_gpu_it_says_what_runs_without_one(tmp_path: Path) -> None:
