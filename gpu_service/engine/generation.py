@@ -158,6 +158,13 @@ class Batch:
     is_prompt: bool = False
 
     @property
+    def is_sampled(self) -> bool:
+        """Whether the next token of each row of its logits is sampled now."""
+        if self.is_prompt and not (self.ends_prompt and self.logits is Logits.LAST):
+            return False
+        return all(each.answer.search is None and not each.is_behind for each in self.generations)
+
+    @property
     def answers(self) -> list[Answer]:
         """The answers that its generations belong to."""
         return list(dict.fromkeys(generation.answer for generation in self.generations))

@@ -147,19 +147,14 @@ class Stepper:
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
         """Advances every generation by its row of [rows, vocab] logits."""
         # asking the device is a wait; where every row is sampled, the answer comes with the tokens
-        is_told_later = all(each.answer.search is None and not each.is_behind for each in batch.generations) and (
-            not batch.is_prompt or (batch.ends_prompt and batch.logits is Logits.LAST)
-        )
-        self._fail_non_finite(batch, [] if is_told_later else non_finite_rows(logits))
+        self._fail_non_finite(batch, [] if batch.is_sampled else non_finite_rows(logits))
         generations: Sequence[Generation] = batch.generations
         if batch.is_prompt:
             if batch.logits is Logits.ALL and not generations[0].is_finished:
                 with self._isolated(generations[0].answer):
                     prompt_reports.collect_logprobs(batch, logits)
             prompt_reports.report_progress(batch)
-            if batch.logits is Logits.NONE:  # a part of a prompt, or what had been computed before
-                return
-            if not batch.ends_prompt:
+            if batch.logits is Logits.NONE or not batch.ends_prompt:  # a part, or what had been computed before
                 return
             generations = generations[0].answer.generations
             logits = logits[-1:].repeat(len(generations), 1)
@@ -172,12 +167,7 @@ class Stepper:
             self._search_all(generations, logits)
 
     def _fail_non_finite(self, batch: Batch, found: Sequence[int]) -> None:
-        """Fails the requests whose rows are not finite. The rows of the others are right.
-
-        Args:
-            batch: What was computed.
-            found: Rows whose logits are not finite. Those whose experts' sums are not are known to the model.
-        """
+        """Fails the requests of rows that are not finite: those found, and those that the model knows of."""
         non_finite = {*found, *self._model.take_non_finite()}
         rows = [0] * bool(non_finite) if batch.is_prompt else sorted(non_finite)
         for answer in dict.fromkeys(batch.generations[row].answer for row in rows):
@@ -192,9 +182,7 @@ class Stepper:
             num_top=[generation.request.logprobs for generation in generations],
         )
         for generation, outcome in zip(generations, outcomes, strict=True):
-            if isinstance(outcome, NonFiniteError):
-                self._fail(generation.answer, outcome, non_finite=True)
-            elif not generation.is_finished:  # else another generation of its request has just failed it
+            if not generation.is_finished:  # else another generation of its request has just failed it
                 self._deliver(generation, outcome)
 
     def _deliver(self, generation: Generation, outcome: TokenLogprobs | Exception) -> None:
@@ -290,7 +278,7 @@ class Stepper:
         except Exception as error:
             exc_info = None if isinstance(error, CallError) else error  # a caller's error says everything
             _log.error("request failed", request_id=answer.request.request_id, error=str(error), exc_info=exc_info)
-            self._fail(answer, error)
+            self._fail(answer, error, non_finite=isinstance(error, NonFiniteError))
 
     def _fail(self, answer: Answer, error: Exception, *, non_finite: bool = False) -> None:
         if answer.request not in self._answers:
