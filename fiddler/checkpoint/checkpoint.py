@@ -27,13 +27,13 @@ from fiddler.checkpoint.file_states import FileStates
 from fiddler.checkpoint.first_look import dense, first_look
 from fiddler.checkpoint.formats import (
     AnyStored,
-    RepackedStored,
     check_plain,
     check_scales,
     detect,
     group_planes,
     parts_of,
 )
+from fiddler.checkpoint.formats.added_biases import zero_biases
 from fiddler.checkpoint.hub_cache import name_of, snapshot_of
 from fiddler.checkpoint.json_file import absence, read_json
 from fiddler.checkpoint.layouts.build import build_layer
@@ -89,6 +89,9 @@ class Checkpoint:
         check_depth(config, moe.path, len(stored))
         unused = {tensor.name: tensor for tensor in stored if is_unused(tensor.name, moe)}
         tensors = group_planes((each for each in stored if each.name not in unused), weight_format, moe.path)
+        if weight_format is not None and weight_format.adds_biases:
+            unused |= zero_biases(tensors)
+            tensors = [tensor for tensor in tensors if tensor.name not in unused]
         claims = claim_tensors(tensors, NAMINGS, moe)
         if not claims:
             if weight_format is None:
@@ -105,10 +108,11 @@ class Checkpoint:
         self.layers = tuple(build_layer(claim, moe) for claim in claims)
         self.files = tuple(file.path for file in files)
         self.is_coded = weight_format is not None
-        self.is_repacked = any(isinstance(tensor, RepackedStored) for tensor in experts)
+        self.is_repacked = self.repacked_bytes > 0
         self.dense_tensors = tuple(dense)
         self.unused_tensors = tuple(unused.values())
         self._moe = moe
+        self._unused_names = frozenset(unused)
         self._expert_parts = tuple(part for tensor in experts for part in parts_of(tensor))
         self.expert_tensor_names = frozenset(names | {part.name for part in self._expert_parts})
         self.weight_format = ", ".join(dict.fromkeys(layer.weight_format for layer in self.layers))
@@ -174,7 +178,7 @@ class Checkpoint:
 
     def is_unused(self, name: str) -> bool:
         """Whether a tensor of that name is one that no model needs, wherever it is stored."""
-        return is_unused(name, self._moe)
+        return name in self._unused_names or is_unused(name, self._moe)
 
     def tensor(self, view: MatrixView) -> torch.Tensor:
         """A plain matrix [out_features, in_features], strided, in the file's own pages; writing to it crashes.
@@ -193,27 +197,32 @@ class Checkpoint:
         if isinstance(view, WeightView):
             return self.tensor(view)
         if isinstance(view, RepackedView):
-            return view.stored.repack({role: self._plane(part) for role, part in view.stored.sources.items()})
+            return view.stored.read(view, self._plane)
         stored = view.stored
+        zeros = None
+        if stored.zeros is not None:
+            zeros = stored.unpack_zeros(self._bytes(stored.zeros, view.matrix, stored.num_matrices), view.groups)
         return CodedTensor(
             view.coding,
             view.shape,
             codes=self.tensor(view.codes),
             scales=self.tensor(view.scales),
-            zeros=None if stored.zeros is None else stored.unpack_zeros(self._bytes(stored.zeros)),
+            zeros=zeros,
             multiplier=1.0 if stored.multiplier is None else stored.factor(self._bytes(stored.multiplier), view.matrix),
             first_output=view.first_output,
         )
 
     def _plane(self, stored: StoredTensor) -> torch.Tensor:
-        """A plane of a repacked matrix, in the file's own pages."""
-        dtype, shape = TORCH_DTYPES[stored.dtype], stored.shape if len(stored.shape) == 2 else (1, *stored.shape)
-        view = WeightView.into(stored, shape=(shape[0], shape[1]), strides=(shape[1], 1), dtype=dtype)
+        """A plane of a repacked tensor, in the file's own pages; bytes if PyTorch lacks its dtype."""
+        dtype, length = TORCH_DTYPES.get(stored.dtype, torch.uint8), prod(stored.shape)
+        view = WeightView.into(stored, shape=(1, length), strides=(length, 1), dtype=dtype)
         return self._mapped[stored.file].view(view).view(stored.shape)
 
-    def _bytes(self, stored: StoredTensor) -> torch.Tensor:
-        """A copy of a small tensor's bytes."""
-        return torch.frombuffer(bytearray(self._mapped[stored.file].read(stored.begin, stored.end)), dtype=torch.uint8)
+    def _bytes(self, stored: StoredTensor, matrix: int = 0, num_matrices: int = 1) -> torch.Tensor:
+        """A copy of a small tensor's bytes, or of those of one of the matrices in it."""
+        length = stored.num_bytes // num_matrices
+        begin = stored.begin + matrix * length
+        return torch.frombuffer(bytearray(self._mapped[stored.file].read(begin, begin + length)), dtype=torch.uint8)
 
     @property
     def has_coded_dense(self) -> bool:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats import CodedStored, RepackedStored, check_scales
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredTensor
 from fiddler.coding import CodedTensor
@@ -16,11 +17,16 @@ def read_coded(stored: CodedStored | RepackedStored) -> CodedTensor:
     """A coded matrix, its scales checked.
 
     Raises:
-        UnsupportedDtypeError: A scale is infinite or not a number.
+        UnsupportedDtypeError: It is no matrix, or a scale is infinite or not a number.
     """
+    if len(stored.shape) != 2:
+        raise UnsupportedDtypeError(
+            f"{stored.file} stores {stored.name!r} as {stored.dtype} of shape {list(stored.shape)}; outside the "
+            "experts only matrices are supported in 8 or 4 bits."
+        )
     if isinstance(stored, RepackedStored):  # which checks when it repacks
         return stored.repack({role: read_tensor(part) for role, part in stored.sources.items()})
-    outputs, inputs = stored.shape
+    outputs, inputs = stored.shape[-2:]
     coding = stored.coding
     codes = read_bytes(stored.codes).view(outputs, coding.row_bytes(inputs))
     scales = read_bytes(stored.scales).view(coding.scale.dtype).view(-1, coding.num_groups(inputs))

@@ -94,6 +94,8 @@ class CodedView:
     """The tensor: its zero points and its multiplier are read when the view is."""
     matrix: int
     """Which one of the tensor's matrices it is a view of, if that is a stack."""
+    groups: slice
+    """The rows of that matrix's scales and zero points that belong to it."""
     first_output: int
     """See `fiddler.coding.CodedTensor`."""
 
@@ -133,6 +135,12 @@ class RepackedView:
     coding: Coding
     shape: tuple[int, int]
     stored: "RepackedStored"
+    matrix: int = 0
+    """Which one of the tensor's matrices it is a view of, if that is a stack."""
+    first: int = 0
+    """The first output of that matrix that belongs to it."""
+    step: int = 1
+    """From one output to the next."""
 
     @property
     def file(self) -> Path:
@@ -142,14 +150,16 @@ class RepackedView:
     @property
     def planes(self) -> tuple[WeightView, ...]:
         """What is read of the files, as rows of bytes."""
-        return self.stored.source_views()
+        return self.stored.source_views(self.matrix)
 
     @property
     def plane_bytes(self) -> tuple[int, ...]:
         """Bytes of each tensor that it takes in memory: codes, scales and zero points."""
         outputs, inputs = self.shape
-        groups = outputs * self.coding.num_groups(inputs)
-        return outputs * self.coding.row_bytes(inputs), groups * self.coding.scale.dtype.itemsize, groups
+        group = self.coding.group_outputs
+        groups = -(-(self.first % group + outputs) // group) * self.coding.num_groups(inputs)
+        planes = outputs * self.coding.row_bytes(inputs), groups * self.coding.scale.dtype.itemsize
+        return (*planes, groups) if self.coding.has_zeros else planes
 
     @property
     def num_bytes(self) -> int:

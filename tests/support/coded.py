@@ -113,6 +113,18 @@ def int8(packed: bool) -> Coder:
     return code
 
 
+def int8_with_zeros(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """compressed-tensors' plain 8-bit integers with a scale and a zero point per output."""
+    low, high = weight.amin(-1, keepdim=True).clamp(max=0), weight.amax(-1, keepdim=True).clamp(min=0)
+    scales = ((high - low) / 255).to(torch.bfloat16)
+    zeros = (-128 - low / scales.float()).round().clamp(-128, 127)
+    codes = (weight / scales.float() + zeros).round().clamp(-128, 127)
+    stem = name.removesuffix("weight")
+    stored = {name: codes.to(torch.int8), f"{stem}weight_scale": scales}
+    stored[f"{stem}weight_zero_point"] = zeros.to(torch.int8)
+    return stored, (codes - zeros) * scales.float()
+
+
 def mxfp4_packed(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     """compressed-tensors' MXFP4."""
     codes, scales, stands_for = _mxfp4(weight)
@@ -252,6 +264,10 @@ FORMATS: dict[str, tuple[Coder, dict[str, Any]]] = {
     "int4 group 32 asymmetric": (int4(32, False, torch.float16), _compressed_tensors(_integers(4, 32, False))),
     "int8 packed": (int8(True), _compressed_tensors(_integers(8))),
     "int8": (int8(False), _compressed_tensors(_integers(8), format="int-quantized")),
+    "int8 asymmetric": (
+        int8_with_zeros,
+        _compressed_tensors(_integers(8, symmetric=False), format="int-quantized"),
+    ),
     "mxfp4": (
         mxfp4_packed,
         _compressed_tensors({"type": "float", "num_bits": 4, "strategy": "group", "group_size": 32}),

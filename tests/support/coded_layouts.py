@@ -14,16 +14,18 @@ from tests.support.coded import FORMATS, Coder, Tensors, mxfp4_blocks, rewrite, 
 from tests.support.families import tiny
 from tests.support.tampering import edit_tensors
 
-Layout = Literal["separate", "fused", "interleaved"]
+Layout = Literal["separate", "fused", "interleaved", "transposed"]
 
 GPT_OSS = "mxfp4 of gpt-oss"
 """The one format that has no form with a tensor per matrix."""
-_OF_ONE_MATRIX = ("int4 group 32 asymmetric", "gptq", "gptq asymmetric v2", "gptq 8 bits in one group", "awq")
 _BLOCKS = ("fp8 block", "fp8 small blocks")
+_TRANSPOSED = ("fp8 channel", "mxfp8", "int8", "nvfp4 of ModelOpt")
+"""In stacks [experts, inputs, outputs], with gate and up alternating."""
 SUPPORTED: tuple[tuple[Layout, str], ...] = (
     *(("separate", name) for name in FORMATS),
-    *(("fused", name) for name in (*FORMATS, GPT_OSS) if name not in _OF_ONE_MATRIX),
-    *(("interleaved", name) for name in (*FORMATS, GPT_OSS) if name not in (*_OF_ONE_MATRIX, *_BLOCKS)),
+    *(("fused", name) for name in (*FORMATS, GPT_OSS)),
+    *(("interleaved", name) for name in (*FORMATS, GPT_OSS) if name not in _BLOCKS),
+    *(("transposed", name) for name in _TRANSPOSED),
 )
 """Layouts and formats that go together; the others are refused."""
 _SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
@@ -41,7 +43,9 @@ def write(layout: Layout, name: str, directory: Path) -> Path:
     if layout == "separate":
         plain = checkpoints.write("qwen3_moe", directory / "plain", eos_token_id=None, **_SIZES)
         return rewrite(plain, directory / "coded", name, lambda tensor: "_proj." in tensor)
-    return (_write_fused if layout == "fused" else _write_interleaved)(name, directory)
+    if layout == "fused":
+        return _write_fused(name, directory)
+    return _write_interleaved(name, directory, transposed=layout == "transposed")
 
 
 def _coder(name: str) -> tuple[Coder, dict[str, Any], str]:
@@ -95,14 +99,20 @@ def _write_fused(name: str, directory: Path) -> Path:
     return rewrite_with(plain, directory / "coded", settings, take)
 
 
-def _write_interleaved(name: str, directory: Path) -> Path:
+def _write_interleaved(name: str, directory: Path, transposed: bool) -> Path:
     code, settings, suffix = _coder(name)
     plain = tiny.write("gpt_oss", directory / "plain", config={"hidden_size": 64, "intermediate_size": 96})
 
     def code_experts(tensor: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor] | None:
         if not tensor.endswith(("experts.gate_up_proj", "experts.down_proj")):
             return None
-        stored, stands_for = code(tensor + suffix, weight.mT.contiguous())
+        if transposed and name == "nvfp4 of ModelOpt":
+            stored, stands_for = code(f"{tensor}_weight", weight.mT.contiguous())
+            stored[tensor] = stored.pop(f"{tensor}_weight")
+        else:
+            stored, stands_for = code(tensor + suffix, weight.mT.contiguous())
+        if transposed:
+            stored = {key: plane.mT if plane.ndim == 3 else plane for key, plane in stored.items()}
         return stored, stands_for.mT.contiguous()
 
     return rewrite_with(plain, directory / "coded", settings, code_experts)

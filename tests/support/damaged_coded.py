@@ -126,8 +126,8 @@ CASES: dict[str, Case] = {
         ("model.safetensors", EXPERT, "g_idx", "without desc_act"),
         is_read=True,
     ),
-    "GPTQ with several matrices in a tensor": Case(
-        "gptq", stacked, UNSUPPORTED, (f"'{EXPERT}.qweight'", "several matrices in one tensor", "for each expert")
+    "GPTQ with several matrices in the tensor of an expert": Case(
+        "gptq", stacked, errors.ShapeError, (f"'{EXPERT}.weight'", "[2, 64, 96]", "it must be [64, 96]")
     ),
     "GPTQ with other groups": Case(
         "gptq", settings(group_size=64), errors.ShapeError, ("down_proj", "96 inputs in groups of 64", "group_size")

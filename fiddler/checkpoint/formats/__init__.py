@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from fiddler.checkpoint.errors import ConfigError, UnsupportedDtypeError
+from fiddler.checkpoint.formats.auto_round import auto_round
 from fiddler.checkpoint.formats.awq import Awq
 from fiddler.checkpoint.formats.compressed_tensors import CompressedTensors
 from fiddler.checkpoint.formats.fp8 import Fp8
 from fiddler.checkpoint.formats.gptq import Gptq
 from fiddler.checkpoint.formats.modelopt import ModelOpt
 from fiddler.checkpoint.formats.mxfp4 import Mxfp4
-from fiddler.checkpoint.formats.refusals import check_plain, check_rest, check_scales, unknown_method
+from fiddler.checkpoint.formats.refusals import check_plain, check_rest, check_scales, mlx_error, unknown_method
 from fiddler.checkpoint.formats.repacked import RepackedStored
 from fiddler.checkpoint.formats.stored import AnyStored, CodedStored, parts_of
 from fiddler.checkpoint.formats.weight_format import WeightFormat
@@ -68,7 +69,7 @@ def detect(config: Mapping[str, Any], path: Path) -> WeightFormat | None:
 
 def _of_settings(settings: Mapping[str, Any], path: Path) -> WeightFormat:
     match settings.get("quant_method"):
-        case "fp8" | "fbgemm_fp8":
+        case "fp8" | "fbgemm_fp8" | "mxfp8":
             return Fp8(settings, path)
         case "mxfp4":
             return Mxfp4()
@@ -80,6 +81,10 @@ def _of_settings(settings: Mapping[str, Any], path: Path) -> WeightFormat:
             return Gptq(settings, path)
         case "awq":
             return Awq(settings, path)
+        case "auto-round" | "intel/auto-round":
+            return auto_round(settings, path)
+        case None if "bits" in settings and "group_size" in settings:
+            raise mlx_error(path)
         case method:
             raise unknown_method(method, path)
 

@@ -1,7 +1,8 @@
 """AWQ, version gemm: 4 bits in groups with zero points, packed along the outputs.
 
 X.qweight I32 [inputs, outputs / 8], whose fields hold outputs 0, 2, 4, 6, 1, 3, 5, 7 of eight; X.qzeros I32 [groups,
-outputs / 8] in the same order; X.scales [groups, outputs]. AutoAWQ: awq/utils/packing_utils.py.
+outputs / 8] in the same order; X.scales [groups, outputs]. In a stack each has a leading dimension for matrices.
+AutoAWQ: awq/utils/packing_utils.py.
 """
 
 import re
@@ -13,18 +14,19 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
-from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats.refusals import check_groups, check_scales
 from fiddler.checkpoint.formats.repacked import (
     Planes,
     RepackedStored,
-    check_one_matrix,
+    check_shapes,
     check_words,
     fields,
     pack_row_by_row,
     row_by_row,
+    sizes_of,
 )
-from fiddler.checkpoint.formats.stored import required, scale_kind
+from fiddler.checkpoint.formats.scales import required, scale_kind
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
@@ -50,7 +52,9 @@ class Awq(WeightFormat):
         Raises:
             UnsupportedDtypeError: Its version or its number of bits is not supported.
         """
-        version, bits = str(settings.get("version", "gemm")).lower(), settings.get("bits", _BITS)
+        # GPTQModel calls it format
+        version = str(settings.get("version") or settings.get("format") or "gemm").lower()
+        bits = settings.get("bits", _BITS)
         if version != "gemm":
             raise UnsupportedDtypeError(f"{path}: quantization_config.version: AWQ {version} is not served; gemm is.")
         if bits != _BITS:
@@ -68,22 +72,18 @@ class Awq(WeightFormat):
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> RepackedStored:
         words = required(planes, "qweight", name, " (qweight)")
         scales, zeros = required(planes, "scales", name, " (scales)"), required(planes, "qzeros", name, " (qzeros)")
-        check_one_matrix(words)
         check_words(planes, "qweight", "qzeros")
-        inputs, outputs = words.shape[0], words.shape[1] * 8
+        stack, inputs, num_words = sizes_of(words)
+        outputs = num_words * 8
         group = inputs if self._group in (-1, None) else int(self._group)
         check_groups(f"{words.file}: {name!r}", inputs, group)
         groups = inputs // group
-        if scales.shape != (groups, outputs) or zeros.shape != (groups, outputs // 8):
-            raise ShapeError(
-                f"{scales.file} holds the tensors {scales.name!r} of shape {list(scales.shape)} and "
-                f"{zeros.name!r} of shape {list(zeros.shape)}; for {outputs} outputs and {inputs} inputs in groups of "
-                f"{group} they must be {[groups, outputs]} and {[groups, outputs // 8]}."
-            )
+        due = {"scales": (*stack, groups, outputs), "qzeros": (*stack, groups, num_words)}
+        check_shapes(planes, due, f"{outputs} outputs and {inputs} inputs in groups of {group}")
         coding = Coding(Code.UINT4, scale_kind(scales), group, has_zeros=True)
         repack = partial(_repack, coding=coding, where=f"{scales.file}: {scales.name!r}")
         sources = {"qweight": words, "qzeros": zeros, "scales": scales}
-        return RepackedStored(name, coding, (outputs, inputs), sources, repack)
+        return RepackedStored(name, coding, (*stack, outputs, inputs), sources, repack)
 
 
 def _repack(planes: Planes, coding: Coding, where: str) -> CodedTensor:

@@ -5,7 +5,8 @@ groups.
 
     pack-quantized         X.weight_packed I32 [outputs, inputs * bits / 32], low bits first, codes + 2^(bits - 1)
                            X.weight_scale [outputs, inputs / group], X.weight_shape
-                           X.weight_zero_point I32, packed along the outputs, if asymmetric
+                           X.weight_zero_point I32, packed along the outputs, if asymmetric; of a stack, too,
+                           each matrix by itself
     int-quantized          X.weight I8, X.weight_scale [outputs, 1], X.weight_zero_point I8 if asymmetric
     float-quantized        X.weight F8_E4M3, X.weight_scale
     mxfp4-pack-quantized   X.weight_packed U8 [outputs, inputs / 2], X.weight_scale U8 [outputs, inputs / 32]
@@ -22,7 +23,10 @@ from typing import Any, Final
 from typing_extensions import override
 
 from fiddler.checkpoint.errors import UnsupportedDtypeError
-from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.repacked import RepackedStored
+from fiddler.checkpoint.formats.scales import Fit, check_zeros, fit_scales, group_scales, required
+from fiddler.checkpoint.formats.signed import signed_with_zeros
+from fiddler.checkpoint.formats.stored import CodedStored
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, Coding, ScaleKind
@@ -83,7 +87,7 @@ class CompressedTensors(WeightFormat):
         return (f"{match[1]}weight", _ROLES.get(match[2], f"unused {match[2]}")) if match else None
 
     @override
-    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored:
+    def build(self, name: str, planes: Mapping[str, StoredTensor]) -> CodedStored | RepackedStored:
         scales = required(planes, "scales", name, "_scale")
         if "order" in planes:
             raise UnsupportedDtypeError(
@@ -92,37 +96,47 @@ class CompressedTensors(WeightFormat):
             )
         unused = tuple(planes[role] for role in planes if role.startswith("unused"))
         codes = planes.get("packed") or required(planes, "codes", name, "_packed")
-        coding, shape = self._coding(name, codes, scales, planes)
-        zeros = planes.get("zeros") if coding.has_zeros else None
+        if codes.dtype == "I32":
+            coding, shape = self._packed(name, codes, scales, "zeros" in planes)
+            zeros = planes.get("zeros")
+            if zeros is not None:
+                check_zeros(planes, coding, shape)
+            return CodedStored(name, coding, shape, codes, scales, zeros, unused=unused)
+        if codes.dtype == "I8" and "zeros" in planes:
+            return signed_with_zeros(name, codes, scales, planes["zeros"], self._group())
+        fit = self._fit(name, codes, scales, "multiplier" in planes)
+        multiplier = planes.get("multiplier")
         return CodedStored(
-            name, coding, shape, codes, scales, zeros, planes.get("multiplier"), divides=True, unused=unused
+            name,
+            fit.coding,
+            fit.shape,
+            codes,
+            scales,
+            multiplier=multiplier,
+            divides=True,
+            unused=unused,
+            **fit.orientation,
         )
 
-    def _coding(
-        self, name: str, codes: StoredTensor, scales: StoredTensor, planes: Mapping[str, StoredTensor]
-    ) -> tuple[Coding, tuple[int, ...]]:
-        stack = codes.shape[:-1]
-        if codes.dtype == "I32":
-            return self._packed(name, codes, scales, "zeros" in planes)
-        if codes.dtype == "U8":
-            shape = (*stack, codes.shape[-1] * 2)
-            if "multiplier" in planes:
-                return group_scales(name, Code.E2M1, shape, scales, group=_NV_GROUP), shape
-            return group_scales(name, Code.E2M1, shape, scales, group=_MX_GROUP, kind=ScaleKind.E8M0), shape
-        if codes.dtype == "F8_E4M3":
-            kind = ScaleKind.E8M0 if scales.dtype == "U8" else None
-            block = next((_block(scheme) for scheme in self._schemes if _block(scheme)), _BLOCK)
-            return group_scales(
-                name, Code.E4M3, codes.shape, scales, block=block, group=_MX_GROUP, kind=kind
-            ), codes.shape
-        if codes.dtype == "I8" and "zeros" not in planes:
-            group = next((each for each in map(_group, self._schemes) if each), None)
-            return group_scales(name, Code.INT8, codes.shape, scales, group=group), codes.shape
-        stored = f"{codes.dtype} with zero points" if "zeros" in planes else codes.dtype
+    def _fit(self, name: str, codes: StoredTensor, scales: StoredTensor, has_multiplier: bool) -> Fit:
+        match codes.dtype:
+            case "U8" if has_multiplier:
+                return fit_scales(name, Code.E2M1, codes, scales, group=_NV_GROUP)
+            case "U8":
+                return fit_scales(name, Code.E2M1, codes, scales, group=_MX_GROUP, kind=ScaleKind.E8M0)
+            case "F8_E4M3":
+                kind = ScaleKind.E8M0 if scales.dtype == "U8" else None
+                block = next((_block(scheme) for scheme in self._schemes if _block(scheme)), _BLOCK)
+                return fit_scales(name, Code.E4M3, codes, scales, block=block, group=_MX_GROUP, kind=kind)
+            case "I8":
+                return fit_scales(name, Code.INT8, codes, scales, group=self._group())
         raise UnsupportedDtypeError(
-            f"{codes.file} stores {name!r} as {stored}, which is not supported; of compressed-tensors int4 and int8 "
-            "(packed, or int8 without zero points), FP8, MXFP4, MXFP8 and NVFP4 are."
+            f"{codes.file} stores {name!r} as {codes.dtype}, which is not supported; of compressed-tensors int4, int8, "
+            "FP8, MXFP4, MXFP8 and NVFP4 are."
         )
+
+    def _group(self) -> int | None:
+        return next((each for each in map(_group, self._schemes) if each), None)
 
     def _packed(
         self, name: str, codes: StoredTensor, scales: StoredTensor, has_zeros: bool

@@ -13,7 +13,8 @@ from typing import Any
 from typing_extensions import override
 
 from fiddler.checkpoint.errors import ConfigError, UnsupportedDtypeError
-from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.scales import fit_scales, required
+from fiddler.checkpoint.formats.stored import CodedStored
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, ScaleKind
@@ -22,6 +23,7 @@ _SCALES = re.compile(r"(.*)_scale(?:_inv)?")
 _SCALES_OF_MODULE = re.compile(r"(.*\.)scale")
 """DeepSeek-V4's spelling."""
 _OF_ACTIVATIONS = re.compile(r"(.*\.)(?:input|activation)_scale(?:_ub)?")
+_OF_ACTIVATIONS_OF_STACKS = re.compile(r"(.*)_(?:input|activation)_scale")
 _MX_GROUP = 32
 _BLOCK = (128, 128)
 
@@ -53,6 +55,8 @@ class Fp8(WeightFormat):
     def split(self, name: str) -> tuple[str, str] | None:
         if match := _OF_ACTIVATIONS.fullmatch(name):
             return f"{match[1]}weight", "unused"
+        if match := _OF_ACTIVATIONS_OF_STACKS.fullmatch(name):
+            return match[1], "unused"
         if match := _SCALES.fullmatch(name):
             return match[1], "scales"
         match = _SCALES_OF_MODULE.fullmatch(name)
@@ -64,18 +68,16 @@ class Fp8(WeightFormat):
         scales = required(planes, "scales", name, "_scale_inv")
         unused = tuple(planes[role] for role in planes if role.startswith("unused"))
         if codes.dtype == "I8":
-            shape = (*codes.shape[:-1], codes.shape[-1] * 2)
-            coding = group_scales(name, Code.E2M1, shape, scales, group=_MX_GROUP, kind=_power_of_two(scales))
+            fit = fit_scales(name, Code.E2M1, codes, scales, group=_MX_GROUP, kind=_power_of_two(scales))
         elif codes.dtype == "F8_E4M3":
-            shape = codes.shape
             kind = _power_of_two(scales)
-            coding = group_scales(name, Code.E4M3, shape, scales, block=self._block, group=_MX_GROUP, kind=kind)
+            fit = fit_scales(name, Code.E4M3, codes, scales, block=self._block, group=_MX_GROUP, kind=kind)
         else:
             raise UnsupportedDtypeError(
                 f"{codes.file} stores {name!r} as {codes.dtype} with the scales {scales.name!r}; FP8 weights are "
                 "F8_E4M3."
             )
-        return CodedStored(name, coding, shape, codes, scales, unused=unused)
+        return CodedStored(name, fit.coding, fit.shape, codes, scales, unused=unused, **fit.orientation)
 
 
 def _power_of_two(scales: StoredTensor) -> ScaleKind | None:

@@ -1,8 +1,9 @@
-"""GPTQ with 4 or 8 bits, both of its forms.
+"""GPTQ with 4 or 8 bits, both of its forms, and checkpoints in which modules differ in bits.
 
 X.qweight I32 [inputs * bits / 32, outputs], packed along the inputs, low bits first; X.qzeros I32 [groups, outputs *
 bits / 32], packed along the outputs; X.scales [groups, outputs]; X.g_idx I32 [inputs], the group of each input. Zero
-points are stored less one, unless checkpoint_format is gptq_v2. GPTQModel: gptqmodel/utils/model.py.
+points are stored less one, unless checkpoint_format is gptq_v2. In a stack each has a leading dimension for matrices.
+GPTQModel: gptqmodel/utils/model.py.
 """
 
 import re
@@ -14,30 +15,33 @@ from typing import Any, Final
 import torch
 from typing_extensions import override
 
-from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
+from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats.refusals import check_groups, check_scales
 from fiddler.checkpoint.formats.repacked import (
     Planes,
     RepackedStored,
-    check_one_matrix,
+    check_shapes,
     check_words,
     fields,
     pack_row_by_row,
     row_by_row,
+    sizes_of,
 )
-from fiddler.checkpoint.formats.stored import required, scale_kind
+from fiddler.checkpoint.formats.scales import required, scale_kind
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, CodedTensor, Coding
 
 _PLANES = re.compile(r"(.*\.)(qweight|qzeros|scales|g_idx)")
 _BITS: Final = (4, 8)
+_FORMS: Final = ("gptq", "gptq_v2")
 
 
 class Gptq(WeightFormat):
     """Checkpoints whose quant_method is gptq."""
 
     name = "gptq"
+    adds_biases = True
 
     def __init__(self, settings: Mapping[str, Any], path: Path) -> None:
         """Reads bits, groups and form.
@@ -50,7 +54,14 @@ class Gptq(WeightFormat):
             UnsupportedDtypeError: The number of bits, or groups in the order of activations, are not supported.
         """
         self._bits, self._group = settings.get("bits"), settings.get("group_size", -1)
-        self._zeros_less_one = settings.get("checkpoint_format", "gptq") != "gptq_v2"
+        self._is_mixed = bool(settings.get("dynamic"))
+        form = settings.get("checkpoint_format") or _FORMS[0]
+        if form not in _FORMS:
+            raise UnsupportedDtypeError(
+                f"{path}: quantization_config.checkpoint_format: GPTQ in the form {form} is not served; "
+                f"{' and '.join(_FORMS)} are."
+            )
+        self._zeros_less_one = form != "gptq_v2"
         if self._bits not in _BITS:
             raise UnsupportedDtypeError(
                 f"{path}: quantization_config.bits: GPTQ with {self._bits} bits is not served; 4 and 8 bits are."
@@ -70,25 +81,38 @@ class Gptq(WeightFormat):
     def build(self, name: str, planes: Mapping[str, StoredTensor]) -> RepackedStored:
         words = required(planes, "qweight", name, " (qweight)")
         scales = required(planes, "scales", name, " (scales)")
-        required(planes, "qzeros", name, " (qzeros)")
-        check_one_matrix(words)
-        bits = int(self._bits or 0)
-        inputs, outputs = words.shape[0] * 32 // bits, words.shape[1]
-        group = inputs if self._group in (-1, None) else int(self._group)
+        zeros = required(planes, "qzeros", name, " (qzeros)")
+        stack, num_words, outputs = sizes_of(words)
+        bits, groups = self._bits_and_groups(words, zeros)
+        inputs = num_words * 32 // bits
+        groups = groups or (1 if self._group in (-1, None) else inputs // int(self._group))
+        group = inputs // groups if self._is_mixed or self._group in (-1, None) else int(self._group)
         check_groups(f"{words.file}: {name!r}", inputs, group)
-        groups = inputs // group
-        due = {"scales": (groups, outputs), "qzeros": (groups, outputs * bits // 32)}
-        for role, shape in due.items():
-            if planes[role].shape != shape:
-                raise ShapeError(
-                    f"{planes[role].file} holds the tensor {planes[role].name!r} of shape {list(planes[role].shape)}; "
-                    f"for {outputs} outputs and {inputs} inputs in groups of {group} it must be {list(shape)}."
-                )
+        due = {"scales": (*stack, groups, outputs), "qzeros": (*stack, groups, outputs * bits // 32)}
+        check_shapes(planes, due, f"{outputs} outputs and {inputs} inputs in groups of {group}")
         coding = Coding(Code.UINT4 if bits == 4 else Code.UINT8, scale_kind(scales), group, has_zeros=True)
         check_words(planes, "qweight", "qzeros", "g_idx")
         sources = {role: planes[role] for role in ("qweight", "qzeros", "scales", "g_idx") if role in planes}
         repack = partial(_repack, coding=coding, zeros_less_one=self._zeros_less_one, where=f"{words.file}: {name!r}")
-        return RepackedStored(name, coding, (outputs, inputs), sources, repack)
+        return RepackedStored(name, coding, (*stack, outputs, inputs), sources, repack)
+
+    def _bits_and_groups(self, words: StoredTensor, zeros: StoredTensor) -> tuple[int, int]:
+        """Bits of a module's codes, and its groups of inputs; 0 for what config.json says of all.
+
+        Where `dynamic` gives modules bits and groups of their own, by expressions for their names, shapes say it.
+
+        Raises:
+            UnsupportedDtypeError: The number of bits is not supported.
+        """
+        if not self._is_mixed or len(zeros.shape) < 2:
+            return int(self._bits or 0), 0
+        bits = zeros.shape[-1] * 32 / max(1, words.shape[-1])
+        if bits not in _BITS:
+            raise UnsupportedDtypeError(
+                f"{words.file} stores {words.name!r} with {bits:g} bits by the shape of {zeros.name!r}; 4 and 8 are "
+                "supported: use a checkpoint in which no module has fewer."
+            )
+        return int(bits), max(1, zeros.shape[-2])
 
 
 def _repack(planes: Planes, coding: Coding, zeros_less_one: bool, where: str) -> CodedTensor:

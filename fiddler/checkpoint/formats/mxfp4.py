@@ -11,7 +11,8 @@ from typing import Final
 from typing_extensions import override
 
 from fiddler.checkpoint.errors import ShapeError
-from fiddler.checkpoint.formats.stored import CodedStored, group_scales, required
+from fiddler.checkpoint.formats.scales import group_scales, required
+from fiddler.checkpoint.formats.stored import CodedStored
 from fiddler.checkpoint.formats.weight_format import WeightFormat
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Code, ScaleKind

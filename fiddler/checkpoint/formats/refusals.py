@@ -11,20 +11,26 @@ from fiddler.checkpoint.errors import MissingTensorError, ShapeError, Unsupporte
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import CodedTensor, decode_scales
 
-SERVED: Final = "fp8, fbgemm_fp8, mxfp4, compressed-tensors, modelopt, gptq, awq, or plain BF16, F16 or F32"
+SERVED: Final = (
+    "fp8, fbgemm_fp8, mxfp8, mxfp4, compressed-tensors, modelopt, gptq, awq, auto-round, or plain BF16, F16 or F32"
+)
 """Values of quant_method, for the ends of sentences."""
 
 _METHODS: Final = {
     "aqlm": "AQLM",
-    "auto-round": "AutoRound",
+    "bitnet": "BitNet",
     "bitsandbytes": "bitsandbytes",
     "eetq": "EETQ",
+    "fp_quant": "FP-Quant",
     "exl2": "EXL2",
     "exl3": "EXL3",
     "higgs": "HIGGS",
     "hqq": "HQQ",
+    "metal": "transformers' Metal format",
     "quanto": "Quanto",
     "quark": "Quark",
+    "sinq": "SINQ",
+    "spqr": "SpQR",
     "torchao": "torchao",
     "vptq": "VPTQ",
 }
@@ -50,6 +56,14 @@ def unknown_method(method: object, path: Path) -> UnsupportedDtypeError:
     name = _METHODS.get(str(method), repr(method))
     return UnsupportedDtypeError(
         f"{path}: quantization_config.quant_method: {name} is not served; served are {SERVED}."
+    )
+
+
+def mlx_error(path: Path) -> UnsupportedDtypeError:
+    """The error for a checkpoint of MLX, whose quantization_config has bits and groups and no quant_method."""
+    return UnsupportedDtypeError(
+        f"{path}: quantization_config has bits and group_size and no quant_method, as MLX writes it: MLX's format is "
+        f"not served; served are {SERVED}."
     )
 
 

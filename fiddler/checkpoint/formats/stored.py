@@ -1,28 +1,18 @@
 """A coded matrix, or a stack of them, as a checkpoint stores it, and views of parts of it. It opens no file."""
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Final
 
 import torch
 
-from fiddler.checkpoint.errors import MissingTensorError, ShapeError, UnsupportedDtypeError
-from fiddler.checkpoint.formats.refusals import check_groups
-from fiddler.checkpoint.formats.repacked import RepackedStored
+from fiddler.checkpoint.errors import ShapeError
+from fiddler.checkpoint.formats.repacked import RepackedStored, check_step, transposed_error
+from fiddler.checkpoint.formats.transposed import factor_of, transposed
 from fiddler.checkpoint.safetensors_index import StoredTensor
-from fiddler.checkpoint.views import CodedView, MatrixView, WeightView
-from fiddler.coding import Code, Coding, ScaleKind
-
-SCALE_KINDS: Final = {
-    "F32": ScaleKind.FLOAT32,
-    "BF16": ScaleKind.BFLOAT16,
-    "F16": ScaleKind.FLOAT16,
-    "F8_E8M0": ScaleKind.E8M0,
-    "F8_E4M3": ScaleKind.E4M3,
-}
+from fiddler.checkpoint.views import CodedView, MatrixView, RepackedView, WeightView
+from fiddler.coding import Coding
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +27,11 @@ class CodedStored:
     zeros: StoredTensor | None = None
     multiplier: StoredTensor | None = None
     divides: bool = False
+    columns: Coding | None = None
+    """The coding if the last dimension is the outputs, as in stacks that are stored transposed; None if scales do not
+    fit that."""
+    rows_fit: bool = True
+    """Whether scales fit the last dimension being the inputs."""
     unused: tuple[StoredTensor, ...] = ()
     """What belongs to the format and is of no use here, for example scales of activations."""
 
@@ -63,25 +58,34 @@ class CodedStored:
         """Bytes that it takes in the files."""
         return sum(part.num_bytes for part in self.parts)
 
-    def unpack_zeros(self, packed: torch.Tensor) -> torch.Tensor:
-        """[groups of outputs, groups of inputs] uint8, from the bytes of 32-bit words that hold adjacent outputs."""
+    @property
+    def num_matrices(self) -> int:
+        """Of the stack; 1 if it is none."""
+        return prod(self.shape[:-2])
+
+    def unpack_zeros(self, packed: torch.Tensor, groups: slice | None = None) -> torch.Tensor:
+        """Zero points of one matrix: [groups of outputs, groups of inputs] uint8.
+
+        Args:
+            packed: The bytes of its 32-bit words, which hold adjacent outputs.
+            groups: Which groups of outputs; None for all.
+        """
         bits = self.coding.code.bits
-        num_groups = self.coding.num_groups(self.shape[-1])
-        fields = packed.view(torch.int32).view(-1, 1, num_groups)
+        words = packed.view(torch.int32).view(-1, 1, self.coding.num_groups(self.shape[-1]))
         shifts = torch.arange(0, 32, bits, dtype=torch.int32).view(1, 32 // bits, 1)
-        zeros = (fields >> shifts) & ((1 << bits) - 1)
-        return zeros.flatten(0, 1)[: -(-self.shape[-2] // self.coding.group_outputs)].to(torch.uint8).contiguous()
+        zeros = ((words >> shifts) & ((1 << bits) - 1)).to(torch.uint8).flatten(0, 1)
+        num_groups = -(-self.shape[-2] // self.coding.group_outputs)
+        return zeros[:num_groups][groups or slice(None)].clone()
 
     def factor(self, stored: torch.Tensor, matrix: int = 0) -> float:
         """The multiplier of a matrix of the stack, from the bytes of its tensor."""
         values = stored.view(torch.float32)
-        value = float(values[matrix if len(values) > 1 else 0])
-        if not self.divides:
-            return value
-        return 1.0 / value if value else math.nan  # refused with the scales
+        return factor_of(float(values[matrix if len(values) > 1 else 0]), self.divides)
 
-    def view(self, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> CodedView:
+    def view(self, begin: int, shape: tuple[int, int], strides: tuple[int, int]) -> CodedView | RepackedView:
         """A view of rows of it, described as those of a plain tensor are: by elements of the matrix it stands for.
+
+        If the outputs are adjacent, it is a view of a repacked copy.
 
         Args:
             begin: Elements before the view's first.
@@ -89,26 +93,19 @@ class CodedStored:
             strides: Elements from one output to the next and from one input to the next.
 
         Raises:
-            UnsupportedDtypeError: The view's inputs are not adjacent, or its rows alternate within a group.
+            UnsupportedDtypeError: Outputs are adjacent and scales do not fit that, or rows alternate within a group.
             ShapeError: There are neither one multiplier nor as many as matrices.
         """
         rows, inputs = self.shape[-2:]
+        if strides[1] == inputs > 1 and self.columns is not None:
+            self._check_multiplier()
+            matrix, first = divmod(begin, rows * inputs)
+            whole = transposed(self, self.columns)
+            return whole.view((matrix * inputs + first) * rows, shape, (strides[0] * rows, 1))
         step = strides[0] // inputs
-        if strides[1] != 1 or strides[0] % inputs or begin % inputs or shape[1] != inputs:
-            raise UnsupportedDtypeError(
-                f"{self.file} stores {self.name!r} as {self.dtype} with outputs adjacent, which is not supported: "
-                "inputs must be adjacent."
-            )
-        if step > 1 and self.coding.group_outputs > 1:
-            raise UnsupportedDtypeError(
-                f"{self.file} stores {self.name!r} as {self.dtype} with gate and up rows alternating, which is "
-                "supported only with a scale per row."
-            )
-        if self.zeros is not None and shape[0] * shape[1] != prod(self.shape):
-            raise UnsupportedDtypeError(
-                f"{self.file} stores {self.name!r} as {self.dtype} with zero points and several matrices in one "
-                "tensor, which is not supported: with zero points each matrix needs a tensor of its own."
-            )
+        if not self.rows_fit or strides[1] != 1 or strides[0] % inputs or begin % inputs or shape[1] != inputs:
+            raise transposed_error(self.file, self.name, self.dtype)
+        check_step(step, self.coding, self.file, self.name)
         self._check_multiplier()
         matrix, first = divmod(begin // inputs, rows)
         group, first_output = divmod(first, self.coding.group_outputs)
@@ -121,6 +118,7 @@ class CodedStored:
             scales=self._rows(self.scales, self.coding.scale.dtype, matrix, group, num_groups, step),
             stored=self,
             matrix=matrix,
+            groups=slice(group, group + (num_groups - 1) * step + 1, step),
             first_output=first_output,
         )
 
@@ -142,6 +140,8 @@ class CodedStored:
         inputs, coding = self.shape[-1], self.coding
         rows = self.shape[-2] if is_codes else -(-self.shape[-2] // coding.group_outputs)
         columns = coding.row_bytes(inputs) if is_codes else coding.num_groups(inputs)
+        if prod(tensor.shape) == 1:
+            matrix = 0  # all matrices share it
         offset = tensor.begin + (matrix * rows + first) * columns * dtype.itemsize
         shape, strides = (count, columns), (step * columns, 1)
         return WeightView(
@@ -171,83 +171,3 @@ def view_into(
     if not isinstance(tensor, StoredTensor):
         return tensor.view(begin, shape, strides)
     return WeightView.into(tensor, begin=begin, shape=shape, strides=strides, dtype=dtype)
-
-
-def scale_kind(scales: StoredTensor) -> ScaleKind:
-    """How scales are stored, by their dtype.
-
-    Raises:
-        UnsupportedDtypeError: The dtype is not supported.
-    """
-    kind = SCALE_KINDS.get(scales.dtype)
-    if kind is None:
-        raise UnsupportedDtypeError(
-            f"{scales.file} stores the scales {scales.name!r} as {scales.dtype}; supported are "
-            f"{', '.join(SCALE_KINDS)}."
-        )
-    return kind
-
-
-def group_scales(
-    name: str,
-    code: Code,
-    shape: tuple[int, ...],
-    scales: StoredTensor,
-    *,
-    block: tuple[int, int] | None = None,
-    group: int | None = None,
-    kind: ScaleKind | None = None,
-    has_zeros: bool = False,
-) -> Coding:
-    """What a tensor's scales say of its coding: the shape of the scales decides, and what is configured must agree.
-
-    Args:
-        name: The tensor's, for messages.
-        code: Of its codes.
-        shape: [..., outputs, inputs].
-        scales: Its scales.
-        block: Outputs and inputs of a block, if scales may be of blocks.
-        group: Inputs of a group, if scales may be of groups.
-        kind: How scales are stored, if their dtype does not say.
-        has_zeros: Whether groups have zero points.
-
-    Raises:
-        UnsupportedDtypeError: Scales are stored in a dtype that is not supported.
-        ShapeError: The shape of the scales fits none of these.
-    """
-    kind = kind or scale_kind(scales)
-    *stack, outputs, inputs = shape
-    found = scales.shape
-    candidates: dict[tuple[int, ...], Coding] = {}
-    if block is not None:
-        due = (*stack, -(-outputs // block[0]), -(-inputs // block[1]))
-        candidates[due] = Coding(code, kind, min(block[1], inputs), block[0], has_zeros)
-    if group is not None and inputs % group == 0:
-        candidates[*stack, outputs, inputs // group] = Coding(code, kind, group, 1, has_zeros)
-    per_output = Coding(code, kind, inputs, 1, has_zeros)
-    candidates[*stack, outputs, 1] = per_output
-    candidates[*stack, outputs] = per_output
-    per_matrix = Coding(code, kind, inputs, outputs, has_zeros)
-    for due in ((*stack,), (*stack, 1), (*stack, 1, 1)):
-        candidates.setdefault(due, per_matrix)
-    if found not in candidates:
-        if group is not None and len(found) == len(shape) and found[-1] > 1:
-            check_groups(f"{scales.file}: {name!r}", inputs, group)
-        dues = " or ".join(str(list(due)) for due in list(candidates)[:3])
-        raise ShapeError(
-            f"{scales.file} holds the scales {scales.name!r} of shape {list(found)}; for {name!r} of shape "
-            f"{list(shape)} they must be {dues}."
-        )
-    return candidates[found]
-
-
-def required(planes: Mapping[str, StoredTensor], role: str, name: str, suffix: str) -> StoredTensor:
-    """One of a matrix's tensors.
-
-    Raises:
-        MissingTensorError: It is missing.
-    """
-    if role not in planes:
-        other = next(iter(planes.values()))
-        raise MissingTensorError(f"{other.file} holds {other.name!r}, but the checkpoint lacks {name + suffix!r}.")
-    return planes[role]

@@ -13,6 +13,8 @@ class WeightFormat(ABC):
 
     name: str
     """As logs, metrics and the dry run show it."""
+    adds_biases: bool = False
+    """Whether its tools add a bias of zero to every layer that they code."""
 
     @abstractmethod
     def split(self, name: str) -> tuple[str, str] | None:

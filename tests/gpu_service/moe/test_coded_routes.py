@@ -18,21 +18,24 @@ PROMPT = [7] * 17 + [30, 31]
 NUM_TOKENS = 24
 CASES: tuple[tuple[Layout, str], ...] = (
     ("separate", "fp8 small blocks"),
-    ("separate", "int4 group 32 asymmetric"),
     ("separate", "int8 packed"),
     ("separate", "gptq"),
-    ("separate", "gptq asymmetric v2"),
     ("separate", "gptq 8 bits in one group"),
-    ("separate", "awq"),
+    ("separate", "int8 asymmetric"),
     ("fused", "fp8 block"),
+    ("fused", "awq"),
     ("fused", "int4 group 32"),
+    ("fused", "int4 group 32 asymmetric"),
     ("fused", "fp4 of DeepSeek"),
     ("fused", "mxfp4"),
     ("fused", "nvfp4"),
     ("interleaved", GPT_OSS),
     ("interleaved", "fp8 channel"),
     ("interleaved", "mxfp8"),
+    ("interleaved", "gptq asymmetric v2"),
     ("interleaved", "int8"),
+    ("transposed", "fp8 channel"),
+    ("transposed", "nvfp4 of ModelOpt"),
 )
 """Every format in one layout; `make sweep` has all."""
 CHOSEN = (

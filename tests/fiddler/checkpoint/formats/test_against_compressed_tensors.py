@@ -21,6 +21,7 @@ FORMATS = {
     "int4 group 32 asymmetric": "pack-quantized",
     "int8 packed": "pack-quantized",
     "int8": "int-quantized",
+    "int8 asymmetric": "int-quantized",
     "mxfp4": "mxfp4-pack-quantized",
 }
 """Rows of `coded.FORMATS`, and what the package calls them."""
