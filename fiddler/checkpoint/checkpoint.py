@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 
+from fiddler.checkpoint.added_biases import zero_biases
 from fiddler.checkpoint.claims import claim_tensors, is_unused
 from fiddler.checkpoint.errors import (
-    CheckpointError,
     ConfigError,
     DirectoryError,
-    UnknownNamingError,
 )
 from fiddler.checkpoint.expert_dtype import expert_dtype
 from fiddler.checkpoint.file_states import FileStates
-from fiddler.checkpoint.first_look import dense, first_look
+from fiddler.checkpoint.first_look import first_look, no_experts
 from fiddler.checkpoint.formats import (
     AnyStored,
     check_plain,
@@ -33,12 +32,11 @@ from fiddler.checkpoint.formats import (
     group_planes,
     parts_of,
 )
-from fiddler.checkpoint.formats.added_biases import zero_biases
 from fiddler.checkpoint.hub_cache import name_of, snapshot_of
 from fiddler.checkpoint.json_file import absence, read_json
 from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
-from fiddler.checkpoint.moe_config import MoeConfig, check_depth, mentions_experts, parse_config
+from fiddler.checkpoint.moe_config import MoeConfig, check_depth, parse_config
 from fiddler.checkpoint.namings import NAMINGS
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
 from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, RepackedView, WeightView
@@ -96,7 +94,7 @@ class Checkpoint:
         if not claims:
             if weight_format is None:
                 check_plain((tensor for tensor in tensors if isinstance(tensor, StoredTensor)), moe.path)
-            raise _no_experts(config, moe, [tensor.name for tensor in tensors])
+            raise no_experts(config, moe, [tensor.name for tensor in tensors])
         experts = [tensor for claim in claims for tensor in claim.tensors.values()]
         names = {tensor.name for tensor in experts}
         dense = [tensor for tensor in tensors if tensor.name not in names]
@@ -292,15 +290,3 @@ def _reported_as_unreadable(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DirectoryError(f"{error.filename or directory} cannot be read: {error.strerror}.") from error
-
-
-def _no_experts(config: dict[str, Any], moe: MoeConfig, tensor_names: list[str]) -> CheckpointError:
-    suspects = sorted(name for name in tensor_names if "expert" in name)
-    if not suspects and not mentions_experts(config):
-        return ConfigError(dense(moe.path, moe.model_type))
-    found = ", ".join(suspects[:3]) or "no tensor with 'expert' in its name"
-    known = "; ".join(naming.description for naming in NAMINGS)
-    return UnknownNamingError(
-        f"{moe.path} describes a {moe.model_type} model whose experts have unknown names: found {found}; known names "
-        f"are {known}."
-    )

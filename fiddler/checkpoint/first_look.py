@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from fiddler.checkpoint.errors import CheckpointError, ConfigError, DirectoryError
+from fiddler.checkpoint.errors import CheckpointError, ConfigError, DirectoryError, UnknownNamingError
 from fiddler.checkpoint.hub_cache import snapshot_of
 from fiddler.checkpoint.json_file import read_json
+from fiddler.checkpoint.moe_config import MoeConfig, mentions_experts
+from fiddler.checkpoint.namings import NAMINGS
 from fiddler.hub.names import DEMO, HubName, absence_of, locate
 
 _CONFIG: Final = "config.json"
@@ -158,3 +160,16 @@ def _starts_with(path: Path, beginning: bytes) -> bool:
 
 def _first(names: Iterable[str], *suffixes: str) -> str | None:
     return min((name for name in names if name.endswith(suffixes)), default=None)
+
+
+def no_experts(config: dict[str, Any], moe: MoeConfig, tensor_names: list[str]) -> CheckpointError:
+    """The error for a checkpoint in which no naming finds experts."""
+    suspects = sorted(name for name in tensor_names if "expert" in name)
+    if not suspects and not mentions_experts(config):
+        return ConfigError(dense(moe.path, moe.model_type))
+    found = ", ".join(suspects[:3]) or "no tensor with 'expert' in its name"
+    known = "; ".join(naming.description for naming in NAMINGS)
+    return UnknownNamingError(
+        f"{moe.path} describes a {moe.model_type} model whose experts have unknown names: found {found}; known names "
+        f"are {known}."
+    )

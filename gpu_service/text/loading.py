@@ -13,7 +13,7 @@ from fiddler.checkpoint.moe_config import model_type_of
 from fiddler.checkpoint.tokenizer_files import CONFIG, FAST, HELP, NONE, VOCABULARIES, models_in
 from gpu_service.errors import ModelError
 from gpu_service.models.registry import configuration_of
-from gpu_service.text import openmoe, sentencepiece_model
+from gpu_service.text import openmoe, sentencepiece_model, tiktoken_model
 
 _log = structlog.get_logger(__name__)
 _OPENMOE = "openmoe"
@@ -29,6 +29,11 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         ConfigError: config.json cannot be read.
     """
     model_type = _model_type(directory)
+    if not (directory / FAST).is_file() and tiktoken_model.is_kimi(directory):
+        return tiktoken_model.load(directory)
+    if (path := _only_tiktoken(directory)) is not None:
+        # transformers, where the package tiktoken is installed, would divide texts in a way of its own
+        raise ModelError(f"{directory}: cannot read the tokenizer: {_lack_of_tiktoken(path)}")
     try:
         tokenizer = _load(directory, model_type)
     except Exception as error:  # bad files raise many kinds of exceptions
@@ -66,7 +71,7 @@ def _lack_of(directory: Path) -> str | None:
         if text := _if_pointer(path):
             return text
         if _is_tiktoken(path):
-            return f"{path.name} is a tiktoken vocabulary, which does not say how texts are divided; {HELP}"
+            return _lack_of_tiktoken(path)
     if code := _code_of(directory):
         return f"{CONFIG} names code ({code}), which is never run; {HELP}, and remove auto_map from {CONFIG}"
     if models:
@@ -75,6 +80,17 @@ def _lack_of(directory: Path) -> str | None:
     if not found:
         return NONE
     return f"{' and '.join(found)} cannot be read as the vocabulary of this family; {HELP}"
+
+
+def _only_tiktoken(directory: Path) -> Path | None:
+    """The tiktoken vocabulary of a directory that has no other."""
+    models = models_in(directory)
+    has_others = any((directory / name).is_file() for name in (FAST, *VOCABULARIES))
+    return models[0] if models and not has_others and all(map(_is_tiktoken, models)) else None
+
+
+def _lack_of_tiktoken(path: Path) -> str:
+    return f"{path.name} is a tiktoken vocabulary, which does not say how texts are divided; {HELP}"
 
 
 def _if_pointer(path: Path) -> str | None:

@@ -84,7 +84,6 @@ def test_tokens_are_those_of_the_plain_form_by_every_route(
 
 
 REFUSED = {
-    ("fused", "int4 group 32 asymmetric"): "with zero points each matrix needs a tensor of its own",
     ("interleaved", "fp8 small blocks"): "with gate and up rows alternating, which is supported only with a scale per",
 }
 
