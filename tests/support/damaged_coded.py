@@ -283,10 +283,73 @@ CASES: dict[str, Case] = {
         ("model.safetensors", EXPERT, "lacks", "weight_scale_2"),
     ),
     "ModelOpt's INT4": Case(
-        "nvfp4 of ModelOpt", settings(quant_algo="W4A8_AWQ"), UNSUPPORTED, ("config.json", "W4A8_AWQ", "NVFP4 and FP8")
+        "nvfp4 of ModelOpt", settings(quant_algo="W4A8_AWQ"), UNSUPPORTED, ("config.json", "W4A8_AWQ is not served")
     ),
     "ModelOpt's INT4 by its own file": Case(
         "nvfp4 of ModelOpt", of_modelopt("W4A16_AWQ"), UNSUPPORTED, ("hf_quant_config.json", "W4A16_AWQ")
+    ),
+    "ModelOpt's AWQ by its tensors": Case(
+        "nvfp4 of ModelOpt",
+        add(f"{EXPERT}.pre_quant_scale", torch.ones(96)),
+        UNSUPPORTED,
+        (f"'{EXPERT}.pre_quant_scale'", "factors of activations", "NVFP4 without AWQ is"),
+    ),
+    "ModelOpt's codes with scales of another format": Case(
+        "nvfp4 of ModelOpt",
+        replace(f"{EXPERT}.weight_scale", lambda scales: scales.float()),
+        UNSUPPORTED,
+        (f"'{EXPERT}.weight' as U8", "as F32", "NVFP4, MXFP4, MXFP8 and FP8 are supported"),
+    ),
+    "INT4 with zero points of another shape": Case(
+        "int4 group 32 asymmetric",
+        replace(f"{EXPERT}.weight_zero_point", lambda zeros: zeros[:4].clone()),
+        errors.ShapeError,
+        (f"'{EXPERT}.weight_zero_point'", "[4, 3]", "it must be [8, 3]"),
+    ),
+    "INT4 with zero points that are bytes": Case(
+        "int4 group 32 asymmetric",
+        replace(f"{EXPERT}.weight_zero_point", lambda zeros: zeros.to(torch.int8)),
+        UNSUPPORTED,
+        (f"'{EXPERT}.weight_zero_point' as I8", "I32 is due"),
+    ),
+    "INT8 with zero points of another shape": Case(
+        "int8 asymmetric",
+        replace(f"{EXPERT}.weight_zero_point", lambda zeros: zeros[:4].clone()),
+        errors.ShapeError,
+        (f"'{EXPERT}.weight_zero_point'", "[4, 1]", "it must be [64, 1]"),
+    ),
+    "MLX": Case(
+        "gptq", settings(quant_method=None), UNSUPPORTED, ("config.json", "MLX's format is not served", "served are")
+    ),
+    "GPTQ in Marlin's form": Case(
+        "gptq", settings(checkpoint_format="marlin"), UNSUPPORTED, ("GPTQ in the form marlin is not served",)
+    ),
+    "GPTQ with 2 bits in a module": Case(
+        "gptq",
+        after(
+            settings(dynamic={"+:.*down_proj": {"bits": 2}}),
+            replace(f"{EXPERT}.qzeros", lambda zeros: zeros[:, :4].clone()),
+        ),
+        UNSUPPORTED,
+        (f"'{EXPERT}.qweight' with 2 bits", "4 and 8 are supported"),
+    ),
+    "GPTQ with biases that are not zero": Case(
+        "gptq",
+        add("model.layers.1.mlp.experts.3.w1.bias", torch.ones(3)),
+        UNSUPPORTED,
+        ("experts with biases or quantisation scales are not supported",),
+    ),
+    "AutoRound in an unknown packing": Case(
+        "gptq",
+        settings(quant_method="auto-round", packing_format="mlx"),
+        UNSUPPORTED,
+        ("AutoRound's mlx is not served", "auto_round:auto_gptq"),
+    ),
+    "AutoRound with rotations": Case(
+        "gptq",
+        settings(quant_method="auto-round", spinquant_config={"online_r1_rotation": True}),
+        UNSUPPORTED,
+        ("config.json", "rotations of weights or activations are not served"),
     ),
     "codes of unknown names": Case(
         "int4 group 32",
