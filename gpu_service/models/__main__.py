@@ -43,10 +43,10 @@ transformers leaves them out. Nemotron-H runs with `moe_latent_size`, too
 ([verified](../tests/families/test_latent_experts.py)): its experts are given projected rows.
 
 A tokenizer is read from tokenizer.json, or else from a sentencepiece model (tokenizer.model), vocab.json and
-merges.txt, or tekken.json. Kimi's is read from tiktoken.model and tokenizer_config.json
-([verified](../tests/gpu_service/text/test_tiktoken_model.py) against tiktoken): the expression that divides texts is
-read as a constant of its code, or is the known one if the code is not there. Any other tiktoken vocabulary alone is
-refused: it does not say how texts are divided.
+merges.txt, or tekken.json. Kimi's is read from tiktoken.model and tokenizer_config.json, and a
+[test](../tests/gpu_service/text/vocabularies/test_tiktoken_model.py) holds it to tiktoken: the expression that divides
+texts is read as a constant of its code, or is the known one if the code is not there. Any other tiktoken vocabulary
+alone is refused: it does not say how texts are divided.
 
 Code in a checkpoint is not run. If a tokenizer is code, and not Kimi's, the directory needs a tokenizer.json of the
 same vocabulary, and a tokenizer_config.json without auto_map. Kimi's code also orders the keys of tools before they go

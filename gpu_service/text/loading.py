@@ -13,7 +13,7 @@ from fiddler.checkpoint.moe_config import model_type_of
 from fiddler.checkpoint.tokenizer_files import CONFIG, FAST, HELP, NONE, VOCABULARIES, models_in
 from gpu_service.errors import ModelError
 from gpu_service.models.registry import configuration_of
-from gpu_service.text import openmoe, sentencepiece_model, tiktoken_model
+from gpu_service.text.vocabularies import openmoe, sentencepiece_model, tiktoken_model
 
 _log = structlog.get_logger(__name__)
 _OPENMOE = "openmoe"

@@ -19,6 +19,7 @@ KINDS = (
     "GPTQ in the order of activations by its tensors",
     *("AWQ gemv", "FP8 without scales", "FP8 with too few scales", "FP8 that config.json does not name"),
     *("FP8 with a scale that is not a number", "INT4 with other groups", "codes of unknown names"),
+    *("MLX", "INT4 with zero points of another shape", "AutoRound in an unknown packing"),
 )
 
 

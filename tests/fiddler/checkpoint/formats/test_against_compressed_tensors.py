@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from compressed_tensors.compressors.base import BaseCompressor
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from compressed_tensors.quantization import QuantizationScheme
 from safetensors.torch import load_file
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.expert_math import layer_weights
-from tests.support import coded
+from tests.support import coded, coded_layouts
 from tests.support.checkpoints import write
 
 FORMATS = {
@@ -55,3 +56,20 @@ def test_the_package_decodes_the_same(name: str, tmp_path: Path) -> None:
     ours, theirs = dequantize(down), _by_the_package(directory, name)
     assert ours.abs().max() > 0
     assert torch.equal(ours, theirs.float())
+
+
+def test_the_package_unpacks_the_same_zero_points_of_a_stack(tmp_path: Path) -> None:
+    directory = coded_layouts.write("fused", "int4 group 32 asymmetric", tmp_path)
+    checkpoint = Checkpoint.open(directory)
+    layer = checkpoint.layers[1]
+    stored = load_file(directory / "model.safetensors")
+    prefix = f"{layer.name}.gate_up_proj.weight"
+    scales = stored[f"{prefix}_scale"]
+    theirs = unpack_from_int32(stored[f"{prefix}_zero_point"], 4, scales.shape, packed_dim=0) + 8
+    assert theirs.unique().numel() > 3
+    for number, expert in enumerate(layer_weights(checkpoint, layer).experts):
+        assert isinstance(expert.gate, CodedTensor)
+        assert isinstance(expert.up, CodedTensor)
+        gate, up = theirs[number].chunk(2)
+        assert torch.equal(expert.gate.planes()["zeros"], gate.to(torch.uint8))
+        assert torch.equal(expert.up.planes()["zeros"], up.to(torch.uint8))

@@ -16,9 +16,9 @@ from tokenizers import Tokenizer as Trained
 
 from fiddler.checkpoint.errors import ConfigError
 from gpu_service.errors import ModelError
-from gpu_service.text import tiktoken_model
 from gpu_service.text.detokenizer import Detokenizer
 from gpu_service.text.tokenizer import Tokenizer
+from gpu_service.text.vocabularies import tiktoken_model
 from tests.support.damage import Damage
 
 # as in tokenization_kimi.py of Kimi-K2

@@ -1,0 +1,1 @@
+"""Tokenizers from vocabularies other than tokenizer.json: sentencepiece models, and Kimi's and OpenMoE's files."""
