@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from fiddler.checkpoint.added_biases import zero_biases
 from fiddler.checkpoint.claims import claim_tensors, is_unused
 from fiddler.checkpoint.errors import (
     ConfigError,
@@ -38,6 +37,7 @@ from fiddler.checkpoint.layouts.build import build_layer
 from fiddler.checkpoint.mapped_file import MappedFile
 from fiddler.checkpoint.moe_config import MoeConfig, check_depth, parse_config
 from fiddler.checkpoint.namings import NAMINGS
+from fiddler.checkpoint.reading import zero_biases
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredFile, StoredTensor, read_files
 from fiddler.checkpoint.views import CheckpointLayer, CodedView, MatrixView, RepackedView, WeightView
 from fiddler.coding import CodedTensor

@@ -1,12 +1,13 @@
 """Reads tensors of a checkpoint into memory of their own, coded ones with all of their planes."""
 
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
 from fiddler.checkpoint.errors import UnsupportedDtypeError
-from fiddler.checkpoint.formats import CodedStored, RepackedStored, check_scales
+from fiddler.checkpoint.formats import AnyStored, CodedStored, RepackedStored, check_scales
 from fiddler.checkpoint.safetensors_index import TORCH_DTYPES, StoredTensor
 from fiddler.coding import CodedTensor
 
@@ -35,6 +36,20 @@ def read_coded(stored: CodedStored | RepackedStored) -> CodedTensor:
     matrix = CodedTensor(coding, (outputs, inputs), codes, scales, zeros, multiplier)
     check_scales(matrix, f"{stored.scales.file}: {stored.scales.name!r}")
     return matrix
+
+
+def zero_biases(tensors: Iterable[AnyStored]) -> Mapping[str, StoredTensor]:
+    """The biases of coded matrices that are all zero, by name; it reads them, which are few bytes for each matrix.
+
+    AutoGPTQ adds a bias to every layer that it codes, also where the model has none: TheBloke's Mixtral has them.
+
+    Args:
+        tensors: Of a checkpoint, coded ones put together.
+    """
+    tensors = list(tensors)
+    coded = {each.name.removesuffix(".weight") + ".bias" for each in tensors if not isinstance(each, StoredTensor)}
+    biases = [each for each in tensors if isinstance(each, StoredTensor) and each.name in coded]
+    return {each.name: each for each in biases if each.dtype in TORCH_DTYPES and not torch.any(read_tensor(each))}
 
 
 def read_tensor(stored: StoredTensor) -> torch.Tensor:
