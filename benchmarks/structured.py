@@ -149,23 +149,27 @@ def _num_steps(metrics_port: int) -> float:
 
 def _mask_seconds(model: Path, info: ModelInfo) -> list[float]:
     """Of a string's characters, where most tokens are possible."""
-    vocab_size, eos_ids = info.vocab_size, frozenset(info.eos_token_ids)
-    vocabulary = Tokenizer(model).guidance.vocabulary(vocab_size, eos_ids)
+    eos_ids = frozenset(info.eos_token_ids)
+    vocabulary = Tokenizer(model).guidance.vocabulary(info.vocab_size, eos_ids)
     grammar = grammar_of_schema("json_schema", json.dumps({"type": "string"}), vocabulary)
     matcher = compiled("json_schema", grammar, vocabulary)
-    constraint = Constraint(matcher, ending=Ending(10**6, eos_ids=eos_ids), eos_ids=eos_ids, vocab_size=vocab_size)
-    logits = torch.randn(1, vocab_size)
-    seconds = []
-    for number in range(_MASKS):
-        started = time.perf_counter()
-        allowed, _ = constraint.allowed()
-        token_id = int(logits.roll(number).masked_fill(~allowed, -torch.inf).argmax())
-        seconds.append(time.perf_counter() - started)
-        if token_id in eos_ids or constraint.forced is not None:
-            break
-        constraint.add(token_id)
-        if constraint.is_complete:
-            break
+    logits = torch.randn(1, info.vocab_size)
+    seconds: list[float] = []
+    while len(seconds) < _MASKS:
+        constraint = Constraint(
+            matcher, ending=Ending(10**6, eos_ids=eos_ids), eos_ids=eos_ids, vocab_size=info.vocab_size
+        )
+        while len(seconds) < _MASKS and not constraint.is_complete:
+            if constraint.forced is not None:
+                constraint.add(constraint.forced)
+                continue
+            started = time.perf_counter()
+            allowed, _ = constraint.allowed()
+            token_id = int(logits.roll(len(seconds)).masked_fill(~allowed, -torch.inf).argmax())
+            seconds.append(time.perf_counter() - started)
+            if token_id in eos_ids:
+                break
+            constraint.add(token_id)
     return seconds
 
 
