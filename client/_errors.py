@@ -37,11 +37,14 @@ class InvalidRequestError(ClientError):
     Attributes:
         field: The path of the wrong field by its proto names, e.g. "sampling.top_p"; the argument's name if the request
             has no such field, e.g. "timeout"; None if the server named none.
+        reason: The server's name for the mistake: "CONTEXT_LENGTH_EXCEEDED" if prompt and output are longer than the
+            context; empty if it has none.
     """
 
-    def __init__(self, message: str, code: grpc.StatusCode, field: str | None = None) -> None:
+    def __init__(self, message: str, code: grpc.StatusCode, field: str | None = None, reason: str = "") -> None:
         super().__init__(message, code)
         self.field = field
+        self.reason = reason
 
 
 class UnauthenticatedError(ClientError):

@@ -35,7 +35,7 @@ def error_from(rpc_error: grpc.RpcError) -> ClientError:
     code = rpc_error.code()
     message = rpc_error.details() or code.name
     if code is grpc.StatusCode.INVALID_ARGUMENT:
-        return InvalidRequestError(message, code, _violated_field(rpc_error))
+        return InvalidRequestError(message, code, *_violation(rpc_error))
     # gRPC reports a message over the server's limit with the status of a busy server, but waiting does not help.
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE in message.lower():
         return InvalidRequestError(message, code)
@@ -61,11 +61,13 @@ def cut_short() -> ServerError:
     return ServerError("the stream ended before the generation was complete", grpc.StatusCode.DATA_LOSS)
 
 
-def _violated_field(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> str | None:
+def _violation(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> tuple[str | None, str]:
+    """The field that is wrong, if the server names one, and the name of what is wrong with it."""
     bad_request = _detail(rpc_error, error_details_pb2.BadRequest())
     if bad_request is None or not bad_request.field_violations:
-        return None
-    return str(bad_request.field_violations[0].field)
+        return None, ""
+    violation = bad_request.field_violations[0]
+    return str(violation.field), str(violation.reason)
 
 
 def _retry_after_seconds(rpc_error: grpc.Call | grpc.aio.AioRpcError) -> float | None:

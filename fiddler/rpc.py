@@ -67,14 +67,15 @@ class StatusError(Exception):
         await abort
 
 
-def invalid_argument(field: str, problem: str) -> StatusError:
+def invalid_argument(field: str, problem: str, reason: str = "") -> StatusError:
     """A field of the request is wrong.
 
     Args:
         field: The field's path in the request, by its proto names, e.g. "sampling.top_p".
         problem: What is wrong with it, e.g. "must be above 0 and at most 1, got 7".
+        reason: A name by which programs know the problem, e.g. "CONTEXT_LENGTH_EXCEEDED"; empty if it has none.
     """
-    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem, reason=reason)
     return StatusError(
         grpc.StatusCode.INVALID_ARGUMENT,
         f"{field}: {problem}",

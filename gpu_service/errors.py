@@ -14,6 +14,7 @@
       PromptsError               the profile command's prompts cannot be used
     CallError                    a call fails with it; api/statuses.py maps it onto gRPC's statuses
       RequestError               a field of the request is wrong; repeating the request is useless
+        ContextLengthError       the request is longer than the context
         NeverFitsError           the request needs more than there is
         DuplicateIdError         another request under way has the same id
       QueueFullError             too many requests wait; repeat the request later
@@ -78,9 +79,11 @@ class RequestError(CallError):
 
     Attributes:
         field: The field's path in the request, such as "sampling.top_p".
+        reason: A name for the mistake by which programs tell it from others; empty if it has none.
     """
 
     code = "INVALID_ARGUMENT"
+    reason = ""
 
     def __init__(self, field: str, text: str) -> None:
         """A wrong field.
@@ -91,6 +94,12 @@ class RequestError(CallError):
         """
         super().__init__(text)
         self.field = field
+
+
+class ContextLengthError(RequestError):
+    """Prompt and output are longer than the context. A caller may shorten its conversation and ask again."""
+
+    reason = "CONTEXT_LENGTH_EXCEEDED"
 
 
 class NeverFitsError(RequestError):

@@ -15,11 +15,12 @@ from fiddler import __version__
 from http_gateway.errors import ApiError, api_error, invalid_body
 from http_gateway.gateway import Gateway
 from http_gateway.hosts import KnownHosts
-from http_gateway.middleware import BodyLimit, BrowserHeaders, Counting
+from http_gateway.middleware import BodyLimit, BrowserHeaders, Counting, HeadAsGet
 from http_gateway.responses import CallerLeftError
 from http_gateway.routes import chat, completions, models, page, probes
 
 _DESCRIPTION = "OpenAI's API for the model that this GPU service serves. docs/http.md describes fields and errors."
+_PATHS = (chat.PATH, completions.PATH, "/v1/models")
 _CALLER_LEFT = 499  # as nginx logs it; nobody reads it
 
 
@@ -40,6 +41,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     page.mount(app)
     _handle_errors(app)
     # The last one is the outermost.
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, max_bytes=gateway.settings.max_request_bytes)
     if (names := gateway.settings.hosts) is not None:
         app.add_middleware(KnownHosts, names=names)
@@ -54,6 +56,13 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_middleware(BrowserHeaders)
     app.add_middleware(Counting)
     return app
+
+
+def _not_served(request: Request) -> str:
+    """What is wrong with a path. Clients that are given the address without /v1 ask for OpenAI's paths without it."""
+    path = request.url.path
+    hint = f"; the API's base URL ends with /v1: /v1{path}" if f"/v1{path}" in _PATHS else ""
+    return f"{request.method} {path} is not served{hint}"
 
 
 def _handle_errors(app: FastAPI) -> None:
@@ -71,9 +80,7 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> JSONResponse:
-        message = (
-            f"{request.method} {request.url.path} is not served" if error.status_code == 404 else str(error.detail)
-        )
+        message = _not_served(request) if error.status_code == 404 else str(error.detail)
         return ApiError(error.status_code, message, headers=error.headers).response()
 
     @app.exception_handler(CallerLeftError)

@@ -33,6 +33,9 @@ _CODES = {
     504: "timeout",
 }
 
+_CODES_OF_REASONS = {"CONTEXT_LENGTH_EXCEEDED": "context_length_exceeded"}
+"""By these codes agents know that they must shorten their conversation."""
+
 
 @dataclass(eq=False)  # not frozen: a context manager sets the traceback of an exception
 class ApiError(Exception):
@@ -87,8 +90,8 @@ def api_error(error: ClientError, param_of: Callable[[str], str] = str) -> ApiEr
         case InvalidRequestError(field=None):
             return ApiError(400, error.message)
         case InvalidRequestError(field=str(field)):
-            param = param_of(field)
-            return ApiError(400, f"{param}: {error.message.removeprefix(f'{field}: ')}", param)
+            param, code = param_of(field), _CODES_OF_REASONS.get(error.reason)
+            return ApiError(400, f"{param}: {error.message.removeprefix(f'{field}: ')}", param, code)
         case UnauthenticatedError():
             return unauthorized("the GPU service requires an API key, and this request has none or an invalid one")
         case BusyError():

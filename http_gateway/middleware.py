@@ -66,6 +66,20 @@ class BodyLimit:
         return f"the body is larger than the limit of {self._max_bytes} bytes"
 
 
+class HeadAsGet:
+    """Answers HEAD as GET without the body, which the server leaves out. Health checks and proxies ask so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wraps an application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server looks at its own
+        await self._app(scope, receive, send)
+
+
 class BrowserHeaders:
     """Tells browsers to load nothing from elsewhere, and to guess no types."""
 

@@ -1,7 +1,8 @@
 """Answers that end the work behind them when the caller leaves: streams of events, and plain ones."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -11,6 +12,9 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 _Result = TypeVar("_Result")
+SILENCE_SECONDS = 15.0
+"""Less than what proxies and clients wait for the next byte, which is 30 seconds or more."""
+_COMMENT = b": working\n\n"
 _HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must pass events on at once
 
 
@@ -58,7 +62,11 @@ async def unless_caller_leaves(request: Request, work: Coroutine[Any, Any, _Resu
 
 
 class EventStream(Response):
-    """A stream of server-sent events. Its resources are closed with it, at the latest when the caller leaves."""
+    """A stream of server-sent events. Its resources are closed with it, at the latest when the caller leaves.
+
+    While there is nothing to send, such as during a long prompt, a comment is sent from time to time: proxies and
+    clients would take the silence for the end.
+    """
 
     media_type = "text/event-stream"
 
@@ -94,9 +102,33 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+            async with _comments(send) as send_piece:
+                async for event in events:
+                    await send_piece(event)
             await send({"type": "http.response.body", "body": self._last, "more_body": False})
+
+
+@asynccontextmanager
+async def _comments(send: Send) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
+    """Sends a comment after each time in which nothing else was sent. Returns what sends a piece of the body."""
+    sent_at = time.monotonic()
+
+    async def piece(body: bytes) -> None:
+        nonlocal sent_at
+        sent_at = time.monotonic()
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def comment() -> None:
+        while True:
+            await asyncio.sleep(max(0.0, sent_at + SILENCE_SECONDS - time.monotonic()))
+            if time.monotonic() - sent_at >= SILENCE_SECONDS:
+                await piece(_COMMENT)
+
+    commenting = asyncio.create_task(comment())
+    try:
+        yield piece
+    finally:
+        commenting.cancel()
 
 
 async def _left(receive: Receive) -> None:

@@ -12,7 +12,7 @@ def status_of(error: CallError) -> rpc.StatusError:
         case DuplicateIdError():
             return rpc.StatusError(grpc.StatusCode[error.code], f"{error.field}: {error}")
         case RequestError():
-            return rpc.invalid_argument(error.field, str(error))
+            return rpc.invalid_argument(error.field, str(error), error.reason)
         case QueueFullError():
             return rpc.busy(str(error), error.retry_seconds)
     return rpc.StatusError(grpc.StatusCode[error.code], str(error))

@@ -27,7 +27,10 @@ _PROBE_TOOL = {
 }
 _PROBE_ARGUMENTS = {"probe": "argument"}
 _PROBE_TEXT = re.compile(r'\{\s*"probe"\s*:\s*"argument"\s*\}')
-_OTHER_ROLES = ("system", "developer", "assistant", "tool")
+_DEVELOPER = "developer"
+"""OpenAI's newer name of the role system, which clients send. Few templates know it; others refuse it, or write a name
+that their models have never seen."""
+_OTHER_ROLES = ("system", _DEVELOPER, "assistant", "tool")
 
 
 class ChatTemplateError(Exception):
@@ -81,6 +84,7 @@ class ChatTemplate:
         self._source = source
         self._variables = dict(variables)
         self._render = render
+        self._instructs_as = _DEVELOPER if _DEVELOPER in source else "system"
         self._forms = {"user": self._form_of_users()}
         for role in _OTHER_ROLES:
             self._forms[role] = self._form_of(role)
@@ -114,8 +118,10 @@ class ChatTemplate:
         formed: list[Message] = []
         for message in messages:
             present = {name: value for name, value in message.items() if value is not None}
+            if present.get("role") == _DEVELOPER:
+                present["role"] = self._instructs_as
             if "content" in present:
-                form = self._forms.get(str(message.get("role")), self._forms["user"])
+                form = self._forms.get(str(present.get("role")), self._forms["user"])
                 present["content"] = in_form(present["content"], form)
             if self._arguments_are_text and isinstance(present.get("tool_calls"), list):
                 present["tool_calls"] = list(map(with_text_arguments, present["tool_calls"]))

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from http_gateway.openai.common import GenerationBody
 from http_gateway.openai.fields import Body, Int32, one_or_list, text_or_object, unsupported
@@ -45,8 +45,8 @@ class FunctionCall(Body):
 class ToolCall(Body):
     """A call in an assistant's message."""
 
-    id: str = ""
-    type: Literal["function"] = "function"
+    id: str | None = None
+    type: Literal["function"] | None = None
     function: FunctionCall
 
 
@@ -135,6 +135,24 @@ class ChatRequest(GenerationBody):
     documents: Unsupported = None
     echo: Unsupported = None
     prompt_logprobs: Unsupported = None
+
+    add_generation_prompt: bool | None = None
+    """Whether an answer begins, which it does unless continue_final_message is true."""
+    add_special_tokens: bool | None = None
+    """false: the chat template writes all special tokens itself, as it always does here."""
+
+    @model_validator(mode="after")
+    def _an_answer_begins_or_goes_on(self) -> "ChatRequest":
+        if self.add_generation_prompt is not None and self.add_generation_prompt is bool(self.continue_final_message):
+            raise ValueError("add_generation_prompt: must be the opposite of continue_final_message")
+        return self
+
+    @field_validator("add_special_tokens")
+    @classmethod
+    def _the_template_has_its_own(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("must be false: the chat template writes the special tokens")
+        return value
 
     @field_validator("top_logprobs")
     @classmethod

@@ -11,11 +11,15 @@ if TYPE_CHECKING:
     JsonSchema = str | dict[str, Any]
     NoBeams: TypeAlias = Any
     NoTemplate: TypeAlias = Any
+    OnlyOne: TypeAlias = Any
+    Unsupported: TypeAlias = Any
 else:
     Stop = one_or_list(str, list[str])
     JsonSchema = text_or_object(str, dict[str, Any])
     NoBeams = unsupported(why="beam search is not offered over HTTP; the gRPC API has it")
     NoTemplate = unsupported(why="only the model's own chat template is run")
+    OnlyOne = unsupported(1, 1.0, why="beam search is not offered over HTTP; the gRPC API has it")
+    Unsupported = unsupported()
 
 
 def _token_id_keys(biases: dict[str, float]) -> dict[str, float]:
@@ -55,6 +59,8 @@ class ResponseFormat(Body):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """With the type json_object: the schema of the object, as some servers take it."""
 
     @model_validator(mode="after")
     def _schema_is_given(self) -> "ResponseFormat":
@@ -116,8 +122,11 @@ class GenerationBody(Body):
     structured_outputs: StructuredOutputs | None = None
 
     use_beam_search: NoBeams = None
-    length_penalty: NoBeams = None
+    length_penalty: OnlyOne = None
     chat_template: NoTemplate = None
+    allowed_token_ids: Unsupported = None
+    bad_words: Unsupported = None
+    logits_processors: Unsupported = None
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> "GenerationBody":

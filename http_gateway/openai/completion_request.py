@@ -1,6 +1,6 @@
 """The form of requests to /v1/completions, /tokenize and /detokenize."""
 
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -45,6 +45,8 @@ class CompletionRequest(GenerationBody):
     suffix: Unsupported = None
     prompt_logprobs: Unsupported = None
     prompt_embeds: Unsupported = None
+    add_special_tokens: Literal[True] | None = None
+    """true: a text begins with the special tokens that the model expects, as it always does here."""
 
     @property
     def prompts(self) -> list[str | list[int]]:

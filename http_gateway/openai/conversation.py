@@ -57,7 +57,7 @@ def fill_messages(chat: generation_pb2.Chat, messages: Sequence[Message], names:
         for number, call in enumerate(message.tool_calls or ()):
             call_path = f"{path}tool_calls[{number}]."
             added_call = added.tool_calls.add()
-            names.put(added_call, "id", call.id, call_path)
+            names.put(added_call, "id", call.id or "", call_path)
             names.put(added_call, "name", call.function.name, call_path)
             names.put(added_call, "arguments", call.function.arguments, call_path)
 

@@ -138,7 +138,10 @@ def _constraints(body: GenerationBody) -> list[tuple[str, str, Any]]:
     found: list[tuple[str, str, Any]] = []
     form = body.response_format
     if form is not None and form.type == "json_object":
-        found.append(("response_format", "json_object", True))
+        if form.schema_ is None:
+            found.append(("response_format", "json_object", True))
+        else:
+            found.append(("response_format.schema", "json_schema", form.schema_))
     if form is not None and form.type == "json_schema" and form.json_schema is not None:
         found.append(("response_format.json_schema.schema", "json_schema", form.json_schema.schema_))
     found += [

@@ -152,6 +152,14 @@ def test_the_field_that_the_server_refuses_is_named(server: FakeServer) -> None:
     assert raised.value.field == "sampling.top_p"
     assert raised.value.message == "sampling.top_p: must be at most 1, got 7"
     assert raised.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert raised.value.reason == ""
+
+
+def test_a_mistake_that_programs_should_know_has_a_name(server: FakeServer) -> None:
+    server.service.script = fail_with(rpc.invalid_argument("text", "is too long", "CONTEXT_LENGTH_EXCEEDED"))
+    with Client(server.target) as client, pytest.raises(InvalidRequestError) as raised:
+        client.generate("a prompt").text()
+    assert (raised.value.field, raised.value.reason) == ("text", "CONTEXT_LENGTH_EXCEEDED")
 
 
 @pytest.mark.parametrize(

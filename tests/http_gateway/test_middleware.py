@@ -37,6 +37,21 @@ def test_a_body_of_another_type_is_refused(http: TestClient, server: FakeServer,
     assert server.service.requests == []
 
 
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/metrics", "/page/main.js"])
+def test_head_is_answered_as_get_without_the_body(http: TestClient, path: str) -> None:
+    plain, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == plain.headers["content-type"]
+    assert http.head(CHAT).status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/models"])
+def test_a_base_url_without_v1_is_told(http: TestClient, path: str) -> None:
+    status, _, message = error_of(http.post(path, json={}))
+    assert (status, message) == (404, f"POST {path} is not served; the API's base URL ends with /v1: /v1{path}")
+    assert error_of(http.post("/embeddings", json={}))[2] == "POST /embeddings is not served"
+
+
 def test_other_origins_may_not_call_unless_they_are_named(http: TestClient, server: FakeServer) -> None:
     asking = {"origin": "https://other.example", "access-control-request-method": "POST"}
     assert "access-control-allow-origin" not in http.options(CHAT, headers=asking).headers

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 import httpx2
 import pytest
 
+from http_gateway import responses
 from pair import Pair
-from tests.support.fake_server import FakeServer, chunk, hang_after, taken
+from tests.support.fake_server import FakeServer, chunk, complete, hang_after, taken
 from tests.support.http_gateways import CHAT, COMPLETIONS, HELLO, listening
 
 WAIT_SECONDS = 20.0
@@ -41,6 +42,30 @@ def test_a_caller_that_leaves_cancels_its_generation(
     assert server.service.cancelled.wait(WAIT_SECONDS)
 
 
+def test_a_stream_is_not_silent_for_long(server: FakeServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies and clients would take a long prompt for the end."""
+    monkeypatch.setattr(responses, "SILENCE_SECONDS", 0.05)
+    may_begin = threading.Event()
+
+    def script(request: object, context: object) -> Iterator[object]:
+        may_begin.wait(WAIT_SECONDS)
+        yield chunk("Once", 1)
+        yield complete(1)
+
+    server.service.script = taken(script)  # type: ignore[arg-type]
+    lines: list[str] = []
+    with httpx2.stream("POST", f"{url}{CHAT}", json={"messages": HELLO, "stream": True}) as answer:
+        for line in answer.iter_lines():
+            lines.append(line)
+            if lines.count(": working") == 2:
+                may_begin.set()
+    sent = [line for line in lines if line]
+    assert sent.count(": working") >= 2
+    assert {line.partition(":")[0] for line in sent if line != ": working"} == {"data"}
+    assert '"content":"Once"' in "".join(sent[-3:])
+    assert sent[-1] == "data: [DONE]"
+
+
 def test_a_caller_that_leaves_cancels_all_its_prompts(server: FakeServer, url: str) -> None:
     cancelled = threading.Semaphore(0)
 
@@ -59,15 +84,18 @@ def test_callers_that_vanish_leave_every_slot_free(pair: Pair) -> None:
     from client import Client
 
     body = b'{"prompt": [5, 6, 7], "max_tokens": 400, "stream": true}'
-    head = b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    answered = set()
+    headers = b"host: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d" % len(body)
     with listening(pair.target) as url, Client(pair.target) as client, ExitStack() as stack:
         address = "127.0.0.1", int(url.rpartition(":")[2])
         for number in range(200):
             caller = stack.enter_context(socket.create_connection(address))
-            caller.sendall(head % len(body) + body)
+            caller.sendall(b"POST /v1/completions HTTP/1.1\r\n" + headers + b"\r\n\r\n" + body)
             if number % 3 == 0:
-                caller.recv(100)
+                answered.add(caller.recv(100)[:12])
             caller.close()
+        assert answered <= {b"HTTP/1.1 200", b"HTTP/1.1 429"}
+        assert b"HTTP/1.1 200" in answered
         deadline = time.monotonic() + WAIT_SECONDS
         while (info := client.server_info()).used_slots or info.waiting_requests:
             assert time.monotonic() < deadline, info

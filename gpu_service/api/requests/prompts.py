@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from fiddler.v1 import generation_pb2
 from gpu_service.api.requests import chats
-from gpu_service.errors import RequestError
+from gpu_service.errors import ContextLengthError, RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.text.tokenizer import Tokenizer, TokenizerError
 
@@ -29,10 +29,10 @@ def of_request(message: generation_pb2.GenerateRequest, model: Model, tokenizer:
         raise RequestError(field, "must not be empty")
     prompt = _truncated(prompt, message, model)
     if len(prompt) >= model.max_context:
-        raise RequestError(
+        raise ContextLengthError(
             field,
-            f"at most {model.max_context - 1} tokens leave room for one more in the context, got {len(prompt)}; "
-            "truncate_prompt uses its end only, and the server's --max-context sets the context",
+            f"the maximum context length is {model.max_context} tokens, of which one is for the output, got "
+            f"{len(prompt)}; truncate_prompt uses the end only, and the server's --max-context sets the length",
         )
     # of a text, too: a tokenizer may have tokens without an embedding in the model
     check_token_ids(prompt, field, model)
@@ -73,7 +73,7 @@ def of_chat(chat: generation_pb2.Chat, model: Model, tokenizer: Tokenizer) -> li
         raise RequestError("chat.messages", "must not be empty")
     # each message makes at least one token; checked before the template runs, as is the number of characters
     if len(chat.messages) > model.max_context:
-        raise RequestError(
+        raise ContextLengthError(
             "chat.messages", f"{len(chat.messages)} are more than the context of {model.max_context} tokens holds"
         )
     num_characters = sum(map(len, chats.texts_of(chat)))
@@ -149,6 +149,6 @@ def _encode(text: str, field: str, tokenizer: Tokenizer, *, add_special_tokens: 
 def _check_length(field: str, num_characters: int, *, model: Model, tokenizer: Tokenizer) -> None:
     """Refuses a far too long text without encoding it, which would take long."""
     if num_characters > model.max_context * tokenizer.longest_token:
-        raise RequestError(
+        raise ContextLengthError(
             field, f"{num_characters} characters are more than the context of {model.max_context} tokens holds"
         )

@@ -14,7 +14,7 @@ from gpu_service.api.requests.constraints import constraint_of
 from gpu_service.api.requests.sampling_validation import check_seed, sampling_of
 from gpu_service.engine.events import Event
 from gpu_service.engine.request import Request
-from gpu_service.errors import RequestError
+from gpu_service.errors import ContextLengthError, RequestError
 from gpu_service.model_runner.model import Model
 from gpu_service.sampling.outputs import Ending
 from gpu_service.sampling.parameters import BeamParameters, SamplingParameters
@@ -202,7 +202,7 @@ def _max_tokens(
     if message.max_tokens < 1:
         raise RequestError("max_tokens", f"must be at least 1, got {message.max_tokens}")
     if message.max_tokens > room:
-        raise RequestError(
+        raise ContextLengthError(
             "max_tokens",
             f"the context of {model.max_context} tokens leaves room for {room} after the prompt, "
             f"got {message.max_tokens}",

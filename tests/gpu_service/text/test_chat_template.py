@@ -56,6 +56,15 @@ def test_the_form_may_differ_by_role() -> None:
     assert _template(SYSTEM_TEXT).render(CHAT) == "[system]be kind[user] one[assistant]two[user]three[assistant]"
 
 
+def test_developers_speak_as_the_system_where_the_template_does_not_know_them() -> None:
+    chat = _messages(("developer", "be kind"), ("user", "one"))
+    assert _template(TEXT).render(chat) == "[system]be kind[user]one[assistant]"
+    parts_for_system = f"{_FOR_EACH}{{% if message.role == 'system' %}}{_PARTS}{{% else %}}{{{{ message.content }}}}"
+    assert _template(f"{parts_for_system}{{% endif %}}{_END}").render(chat) == "[system]be kind[user]one[assistant]"
+    known = f"{{# system or developer #}}{TEXT}"
+    assert _template(known).render(chat) == "[developer]be kind[user]one[assistant]"
+
+
 def test_a_first_part_is_reached_by_index() -> None:
     assert _template(QUOTED).render(_messages(("user", 'say "é"'))) == '[user]"say \\"é\\""[assistant]'
 

@@ -29,6 +29,17 @@ def test_what_is_not_given_stays_unset() -> None:
     assert completion() == generation_pb2.GenerateRequest(text="a", max_tokens=16)
 
 
+def test_what_clients_send_although_it_changes_nothing_is_taken() -> None:
+    harmless = {"length_penalty": 1.0, "use_beam_search": False, "tools": [], "stop": [], "logit_bias": {}}
+    assert chat(**harmless, add_generation_prompt=True, add_special_tokens=False, bad_words=[]) == chat()
+    assert completion(add_special_tokens=True, best_of=1, suffix="") == completion()
+    call = {"id": None, "type": None, "function": {"name": "f", "arguments": "{}"}}
+    messages = [*HELLO, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert chat(messages=messages).chat.messages[1].tool_calls[0].name == "f"
+    goes_on = chat(messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert goes_on.chat.continue_final_message
+
+
 def test_every_sampling_field_has_its_place() -> None:
     values = {
         **{"temperature": 0.5, "top_p": 0.25, "min_p": 0.125, "typical_p": 0.75},
@@ -70,6 +81,7 @@ def test_log_probabilities_of_a_chat_are_a_flag_and_a_number() -> None:
 SCHEMA: dict[str, Any] = {"type": "object", "properties": {"b": {}, "a": {}}}
 CONSTRAINTS: list[tuple[dict[str, Any], str, Any]] = [
     ({"response_format": {"type": "json_object"}}, "json_object", True),
+    ({"response_format": {"type": "json_object", "schema": SCHEMA}}, "json_schema", SCHEMA),
     (
         {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
         "json_schema",

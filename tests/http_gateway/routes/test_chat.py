@@ -84,6 +84,14 @@ def test_a_refusal_has_openais_form_and_names_the_field(
         assert answer.headers["retry-after"] == "3"
 
 
+def test_a_prompt_that_is_too_long_has_a_code_that_agents_know(http: TestClient, server: FakeServer) -> None:
+    status = rpc.invalid_argument("chat", "the maximum context length is 9", "CONTEXT_LENGTH_EXCEEDED")
+    server.service.script = fail_with(status)
+    error = http.post(CHAT, json={"messages": HELLO}).json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert error["message"] == "messages: the maximum context length is 9"
+
+
 def test_a_failure_within_a_stream_is_an_event(http: TestClient, server: FakeServer) -> None:
     server.service.script = fail_with(rpc.StatusError(grpc.StatusCode.INTERNAL, "broken"), chunk("Once", 1))
     answer = http.post(CHAT, json={"messages": HELLO, "stream": True})

@@ -2,6 +2,7 @@ import re
 from typing import Any, cast
 
 import pytest
+from google.rpc import error_details_pb2
 from transformers import GenerationConfig
 
 from fiddler.v1.generation_pb2 import (
@@ -15,8 +16,9 @@ from fiddler.v1.generation_pb2 import (
     TokenIds,
 )
 from gpu_service.api.requests.validation import parse_request
+from gpu_service.api.statuses import status_of
 from gpu_service.engine.request import Request
-from gpu_service.errors import RequestError
+from gpu_service.errors import ContextLengthError, RequestError
 from gpu_service.sampling import parameters
 from gpu_service.sampling.parameters import BeamParameters
 from gpu_service.settings import RequestLimits
@@ -120,9 +122,17 @@ _SAMPLING = [
         ({"text": ""}, "text", "must not be empty"),
         ({"text": "   "}, "text", "must not be empty"),
         ({"token_ids": _ids()}, "token_ids.ids", "must not be empty"),
-        ({"text": "x" * 16}, "text", "at most 15 tokens"),
-        ({"token_ids": _ids(*[1] * 16)}, "token_ids.ids", "at most 15 tokens"),
-        ({"token_ids": _ids(*[1] * 1_000_000)}, "token_ids.ids", "at most 15 tokens"),
+        ({"text": "x" * 16}, "text", "the maximum context length is 16 tokens"),
+        (
+            {"token_ids": _ids(*[1] * 16)},
+            "token_ids.ids",
+            "the maximum context length is 16 tokens, of which one is for the output",
+        ),
+        (
+            {"token_ids": _ids(*[1] * 1_000_000)},
+            "token_ids.ids",
+            "the maximum context length is 16 tokens, of which one is for the output",
+        ),
         ({"token_ids": _ids(1, 50)}, "token_ids.ids[1]", "must be 0 to 49, the vocabulary, got 50"),
         ({"text": "x~"}, "text[1]", "must be 0 to 49, the vocabulary, got 99"),
         ({"text": "x" * 33}, "text", "33 characters are more than the context of 16 tokens holds"),
@@ -134,7 +144,11 @@ _SAMPLING = [
         ({"chat": _chat(("user", "a"), template="missing")}, "chat.template", "no chat template is named 'missing'"),
         ({"chat": _chat(("nobody", "b"))}, "chat.messages", "chat template refuses them: nobody may not speak"),
         ({"chat": _chat(("a", "~"))}, "chat[1]", "the vocabulary, got 99"),
-        ({"chat": _chat(("a", "x" * 20))}, "chat", "at most 15 tokens"),
+        (
+            {"chat": _chat(("a", "x" * 20))},
+            "chat",
+            "the maximum context length is 16 tokens, of which one is for the output",
+        ),
         ({"text": "x", "stop_token_ids": [99]}, "stop_token_ids[0]", "got 99"),
         ({"text": "x", "stop_token_ids": [1] * 51}, "stop_token_ids", "at most 50, the vocabulary's size, got 51"),
         ({"text": "x", "max_tokens": -1}, "max_tokens", "must be at least 1, got -1"),
@@ -211,6 +225,19 @@ def _assert_refused(field: str, text: str, fields: dict[str, Any], **parts: Any)
     assert text in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"text": "x" * 16}, {"text": "x" * 99}, {"chat": _chat(*[("a", "")] * 17)}, {"text": "x", "max_tokens": 16}],
+    ids=["tokens", "characters", "messages", "output"],
+)
+def test_what_is_longer_than_the_context_is_an_error_that_programs_know(fields: dict[str, Any]) -> None:
+    with pytest.raises(ContextLengthError) as raised:
+        _parse(**fields)
+    (details,) = status_of(raised.value).details
+    assert isinstance(details, error_details_pb2.BadRequest)
+    assert [violation.reason for violation in details.field_violations] == ["CONTEXT_LENGTH_EXCEEDED"]
+
+
 def test_a_chat_needs_a_template() -> None:
     fields = {"chat": _chat(("user", "a"))}
     _assert_refused("chat", "the model has no chat template", fields, tokenizer=_PlainTokenizer)
@@ -269,7 +296,7 @@ def test_greedy_generations_may_be_several() -> None:
 def test_of_a_long_prompt_the_last_tokens_are_kept(fields: dict[str, Any], prompt: str | None) -> None:
     text = "abcdefghijklmnopqrst"
     if prompt is None:
-        _assert_refused("text", "at most 15 tokens leave room", {"text": text, **fields})
+        _assert_refused("text", "the maximum context length is 16 tokens", {"text": text, **fields})
     else:
         assert _parse(text=text, **fields).prompt == _Tokenizer().encode(prompt)
 
