@@ -26,8 +26,9 @@ $(STAMP): pyproject.toml constraints.txt CMakeLists.txt $(wildcard fiddler/kerne
 	@echo "Installing into $(VENV): some minutes, and 1.5 GB with PyTorch's CPU build, 5 GB with its CUDA build ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet torch
-	$(BIN)/pip install --quiet --group dev --editable .
+	# Python compiles each of 13,000 files when it is first imported, most of them never
+	$(BIN)/pip install --quiet --no-compile torch
+	$(BIN)/pip install --quiet --no-compile --group dev --editable .
 	@touch $@
 
 demo: $(STAMP) ## Start both services on models/demo and stream a text
@@ -43,7 +44,8 @@ fuzz: $(STAMP) ## Run the property tests on examples that are drawn anew; for ev
 	$(TESTS) --numprocesses=$(TEST_PROCESSES) -m hypothesis --hypothesis-profile=fuzz
 
 sweep: $(STAMP) ## Run every family through both services, and every format of coded weights
-	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q
+	$(BIN)/python -m pytest tests/families/sweep.py tests/families/coded_sweep.py -q \
+		--numprocesses=$(TEST_PROCESSES) --dist=loadfile
 
 imitated-cuda: $(STAMP) ## Run every family and every route on an imitated GPU, with every schedule; takes 30 minutes
 	$(BIN)/python -m pytest tests/imitated_cuda/sweep.py -q --timeout=3600

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.support.ports import free_port
+from fiddler.transport.ports import reserve
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ("cpu-expert-service", "gpu-service", "http-gateway", "prometheus")
@@ -63,6 +63,15 @@ def wait(what: str, condition: Callable[[], bool], *, timeout_seconds: float = 1
     return time.monotonic() - began
 
 
+def _free_ports(count: int) -> list[int]:
+    """Different ports, which are not held: what publishes them may be a proxy that wants them to itself."""
+    held = [reserve() for _ in range(count)]
+    ports = [int(each.getsockname()[1]) for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
 class Stack:
     """One project. The user's environment does not reach compose.yaml."""
 
@@ -75,7 +84,7 @@ class Stack:
             settings: Environment variables that compose.yaml reads.
         """
         self.project = project
-        self.ports = {name: free_port() for name in _PORTS}
+        self.ports = dict(zip(_PORTS, _free_ports(len(_PORTS)), strict=True))
         files = [ROOT / "compose.yaml", *overrides]
         self._command = ["docker", "compose", "--ansi", "never", "--project-name", project]
         self._command += [part for file in files for part in ("--file", str(file))]
