@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fiddler.checkpoint import Checkpoint
@@ -23,7 +22,7 @@ from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import DeviceTimer
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
-from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork
+from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork, message_parts
 from gpu_service.planning.planner import Plan, rows_by_expert
 
 
@@ -209,7 +208,7 @@ class Dispatcher:
         timeout = self.orchestration.timeout_seconds(plan.remote_seconds)
         remote, messages = self._remote_now(), []
         route = "remote" if remote is self._remote else "streamed"
-        for part_rows, part_hidden, part_ids, part_weights in _parts(num_messages, rows, hidden, ids, weights):
+        for part_rows, part_hidden, part_ids, part_weights in message_parts(num_messages, rows, hidden, ids, weights):
             message = ExpertMessage(
                 rows=part_rows,
                 hidden=part_hidden,
@@ -293,21 +292,3 @@ class Dispatcher:
         metrics.NON_FINITE_ROWS.inc(len(rows))
         self._non_finite.update((rows if message.rows is None else message.rows[rows]).tolist())
         return output.masked_fill(non_finite[:, None], 0)
-
-
-def _parts(
-    count: int,
-    rows: npt.NDArray[np.int64] | None,
-    hidden: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-) -> Iterator[tuple[npt.NDArray[np.int64] | None, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """What each of `count` messages takes, with the rows of the batch that it has; None: it has all of them."""
-    if count == 1:  # as in every step of decoding, where slicing takes longer than sending
-        yield rows, hidden, ids, weights
-        return
-    if rows is None:
-        rows = np.arange(hidden.shape[0])
-    for span in np.array_split(np.arange(hidden.shape[0]), count):
-        part = slice(span[0], span[-1] + 1)
-        yield rows[part], hidden[part], ids[part], weights[part]
