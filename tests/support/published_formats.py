@@ -135,7 +135,8 @@ def _with_scales_of_cache(stored: Tensors) -> Tensors:
     return stored | scales
 
 
-def _with_biases_of_zero(stored: Tensors) -> Tensors:
+def with_biases_of_zero(stored: Tensors) -> Tensors:
+    """Adds the biases that AutoGPTQ adds."""
     words = [name for name in stored if name.endswith(".qweight")]
     biases = {name.replace("qweight", "bias"): torch.zeros(stored[name].shape[1]) for name in words}
     return stored | biases
@@ -307,7 +308,7 @@ PUBLISHED: dict[str, Published] = {
         "mixtral",
         coded.gptq(4, None),
         in_place=False,
-        more=_with_biases_of_zero,
+        more=with_biases_of_zero,
     ),
     "GPTQ with bits per module": Published(
         "checkpoints named Int4-Int8Mix, `dynamic` of GPTQModel",

@@ -14,6 +14,7 @@ from gpu_service.model_runner.loading import load, read_config
 from tests.support import coded
 from tests.support.checkpoints import write
 from tests.support.families import published, tiny
+from tests.support.published_formats import with_biases_of_zero
 from tests.support.tampering import edit_tensors
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
@@ -74,4 +75,20 @@ def test_other_scales_without_codes_are_refused(tmp_path: Path) -> None:
     directory, _ = published.write("minimax_m2", tmp_path)
     edit_tensors(directory, lambda tensors: {**tensors, "model.layers.0.self_attn.x_scale": torch.tensor([0.5])})
     with pytest.raises(ModelError, match=r"has no place for model\.layers\.0\.self_attn\.x_scale"):
+        load(Checkpoint.open(directory), read_config(directory), torch.float32)
+
+
+def test_biases_of_zero_that_a_tool_added_are_left_out_and_others_refused(tmp_path: Path) -> None:
+    plain = tiny.write("mixtral", tmp_path / "plain", config={"hidden_size": 64, "intermediate_size": 96})
+    is_coded = re.compile(r".*(?:_proj|\.w[123])\.weight")
+    directory = coded.rewrite(plain, tmp_path / "coded", "gptq", lambda tensor: is_coded.fullmatch(tensor) is not None)
+    edit_tensors(directory, with_biases_of_zero)
+    checkpoint = Checkpoint.open(directory)
+    assert len(checkpoint.unused_tensors) > 100
+    reference = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).state_dict()
+    for key, tensor in load(checkpoint, read_config(directory), torch.float32).state_dict().items():
+        assert torch.equal(tensor, reference[key]), key
+    name = "model.layers.0.self_attn.q_proj.bias"
+    edit_tensors(directory, lambda tensors: tensors | {name: torch.ones(tensors[name].shape)})
+    with pytest.raises(ModelError, match=f"has no place for {re.escape(name)}"):
         load(Checkpoint.open(directory), read_config(directory), torch.float32)

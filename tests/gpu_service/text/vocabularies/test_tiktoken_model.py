@@ -1,53 +1,27 @@
 """Kimi's tokenizer from tiktoken.model: the same tokens and texts as tiktoken's own, without running the code."""
 
-import base64
 import json
 import random
 import unicodedata
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, models, pre_tokenizers, trainers
-from tokenizers import Tokenizer as Trained
 
 from fiddler.checkpoint.errors import ConfigError
 from gpu_service.errors import ModelError
 from gpu_service.text.detokenizer import Detokenizer
 from gpu_service.text.tokenizer import Tokenizer
-from gpu_service.text.vocabularies import tiktoken_model
 from tests.support.damage import Damage
+from tests.support.tiktoken_files import SIZE, SPECIAL, TEXTS, encoding, train, write
 
-# as in tokenization_kimi.py of Kimi-K2
-_PATTERN = "|".join(
-    [
-        r"""[\p{Han}]+""",
-        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
-        r"""\p{N}{1,3}""",
-        r""" ?[^\s\p{L}\p{N}]+[\r\n]*""",
-        r"""\s*[\r\n]+""",
-        r"""\s+(?!\S)""",
-        r"""\s+""",
-    ]
-)
-_SIZE = 400
 _CODE = f"""raise SystemExit("the code was run")
 
 class TikTokenTokenizer:
     pat_str = "|".join({[r"[0-9]", r"[^0-9]+"]!r})
 """
-_TEXTS = (
-    "我们今天去北京大学。你好\uff0c世界\uff01人工智能 model",
-    "The mill stands by the river; isn't it fine? I'LL go, they'VE gone, \u017f's ",
-    "  spaces   \t tabs\r\n\r\n\n lines \u3000\u00a0 ",
-    "😀😃🎉👨‍👩‍👧 e\u0301 é ñandú Привет мир 12345 ٣٤٥",
-)
-_SPECIAL = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 3: "<|im_user|>", 5: "<|tool_call_begin|>"}
-"""By their places after the vocabulary; the tool's is part of the text."""
 _PIECES = ["a", "aa", "B", " ", "  ", "\n", "\r", "\t", "'s", "'", "S", "1", "234", ".", "!", "你", "好", "北京", "😀"]
 _PIECES += [
     "e\u0301",
@@ -56,7 +30,7 @@ _PIECES += [
     "\u200d",
     "\u3000",
     "\u00a0",
-    *_SPECIAL.values(),
+    *SPECIAL.values(),
     "<|reserved_token_9|>",
     "=" * 9,
 ]
@@ -64,43 +38,12 @@ _PIECES += [
 
 @pytest.fixture(scope="module")
 def vocabulary() -> list[bytes]:
-    """Bytes of tokens by rank, trained on texts that are divided as Kimi's code divides them."""
-    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trained = Trained(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_PATTERN), "isolated"), level])
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=_SIZE, initial_alphabet=alphabet, show_progress=False)
-    trained.train_from_iterator([*_TEXTS * 3, "a" * 12, " " * 20, "=" * 12, "\n" * 8], trainer)
-    bytes_of = {character: byte for byte, character in tiktoken_model._BYTE_NAMES.items()}
-    by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    return [bytes(bytes_of[character] for character in token) for token, _ in by_id]
-
-
-def _write(directory: Path, vocabulary: list[bytes], **config: Any) -> Path:
-    first = len(vocabulary)
-    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(vocabulary))
-    (directory / "tiktoken.model").write_bytes(b"".join(lines))
-    added = {
-        str(first + place): {"content": name, "special": "tool" not in name, "lstrip": False, "normalized": False}
-        for place, name in _SPECIAL.items()
-    }
-    settings = {
-        "added_tokens_decoder": added,
-        "additional_special_tokens": ["<|im_end|>", "<|im_user|>"],
-        "auto_map": {"AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]},
-        "bos_token": "[BOS]",
-        "eos_token": {"content": "[EOS]"},
-        "clean_up_tokenization_spaces": False,
-        "tokenizer_class": "TikTokenTokenizer",
-    }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings | config))
-    (directory / "config.json").write_text(json.dumps({"model_type": "kimi_k2", "vocab_size": first + 256}))
-    return directory
+    return train()
 
 
 @pytest.fixture(scope="module")
 def directory(vocabulary: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _write(tmp_path_factory.mktemp("kimi"), vocabulary)
+    return write(tmp_path_factory.mktemp("kimi"), vocabulary)
 
 
 @pytest.fixture(scope="module")
@@ -110,10 +53,7 @@ def tokenizer(directory: Path) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def theirs(vocabulary: list[bytes]) -> tiktoken.Encoding:
-    first = len(vocabulary)
-    special = {_SPECIAL.get(place, f"<|reserved_token_{first + place}|>"): first + place for place in range(256)}
-    ranks = {token: rank for rank, token in enumerate(vocabulary)}
-    return tiktoken.Encoding("kimi", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    return encoding(vocabulary)
 
 
 def _assert_same(text: str, tokenizer: Tokenizer, theirs: tiktoken.Encoding) -> None:
@@ -123,11 +63,11 @@ def _assert_same(text: str, tokenizer: Tokenizer, theirs: tiktoken.Encoding) -> 
 
 
 def test_the_vocabulary_has_tokens_of_several_bytes(tokenizer: Tokenizer, vocabulary: list[bytes]) -> None:
-    assert len(vocabulary) == _SIZE
+    assert len(vocabulary) == SIZE
     assert len(tokenizer.encode("我们今天去北京大学。")) < 10
 
 
-@pytest.mark.parametrize("text", _TEXTS)
+@pytest.mark.parametrize("text", TEXTS)
 def test_hard_texts_become_the_tokens_of_tiktoken(text: str, tokenizer: Tokenizer, theirs: tiktoken.Encoding) -> None:
     _assert_same(text, tokenizer, theirs)
 
@@ -191,7 +131,7 @@ def test_a_character_of_several_tokens_is_sent_once_it_is_whole(
 
 
 def test_the_expression_is_a_constant_of_the_code_which_is_not_run(vocabulary: list[bytes], tmp_path: Path) -> None:
-    directory = _write(tmp_path, vocabulary)
+    directory = write(tmp_path, vocabulary)
     (directory / "tokenization_kimi.py").write_text(_CODE)
     tokenizer = Tokenizer(directory)
     assert tokenizer.encode("12") == [*tokenizer.encode("1"), *tokenizer.encode("2")]
@@ -240,12 +180,12 @@ _DAMAGES: dict[str, tuple[Damage, str]] = {
 @pytest.mark.parametrize("name", _DAMAGES)
 def test_damaged_files_are_refused_in_a_sentence(name: str, vocabulary: list[bytes], tmp_path: Path) -> None:
     damage, message = _DAMAGES[name]
-    damage(_write(tmp_path, vocabulary))
+    damage(write(tmp_path, vocabulary))
     with pytest.raises((ModelError, ConfigError), match=message):
         Tokenizer(tmp_path)
 
 
 def test_the_code_of_another_tokenizer_is_not_guessed(vocabulary: list[bytes], tmp_path: Path) -> None:
-    directory = _write(tmp_path, vocabulary, auto_map={"AutoTokenizer": ["tokenization_other.Other", None]})
+    directory = write(tmp_path, vocabulary, auto_map={"AutoTokenizer": ["tokenization_other.Other", None]})
     with pytest.raises(ModelError, match="is a tiktoken vocabulary, which does not say how texts are divided"):
         Tokenizer(directory)
