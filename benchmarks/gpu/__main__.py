@@ -39,7 +39,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from benchmarks.gpu.parts import copies, environment, exactness, tests
+from benchmarks.gpu.parts import FAMILIES, copies, environment, exactness, tests
 from benchmarks.gpu.results import OtherCardError, Results
 from benchmarks.gpu.setting import LARGE, SMALL, Setting
 from benchmarks.gpu.strategies import STRATEGIES, measure
@@ -86,8 +86,9 @@ def _run(setting: Setting, results: Results, deadline: float) -> None:
         "environment": lambda: environment(setting, results),
         "copy": lambda: copies(setting, results),
         "tests": lambda: tests(setting, results),
-        "exactness": lambda: exactness(setting, results),
     }
+    for family in FAMILIES if setting.is_real else FAMILIES[:1]:
+        parts[f"exactness.{family}"] = lambda family=family: exactness(setting, results, family)  # type: ignore[misc]
     for strategy in STRATEGIES:
         parts[f"model.{strategy}"] = lambda strategy=strategy: measure(setting, results, strategy)  # type: ignore[misc]
     parts["trace"] = lambda: trace(setting, results)

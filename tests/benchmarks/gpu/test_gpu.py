@@ -1,6 +1,7 @@
 """benchmarks.gpu runs from end to end without a GPU, goes on where it stopped, and reads a trace rightly."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 import typer
 
+from benchmarks.gpu import parts
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.setting import LARGE, Setting
 from benchmarks.gpu.strategies import STRATEGIES
@@ -57,6 +59,21 @@ def test_a_file_of_another_card_is_not_continued(tmp_path: Path) -> None:
         typer.BadParameter, match="it has results of imitated device, and this is no card; name another"
     ):
         main(out=out, device="cpu", checkpoint=tmp_path)
+
+
+@pytest.mark.parametrize("difference", [math.inf, math.nan, 0.01])
+def test_a_family_that_differs_fails_its_part_and_is_tried_again(
+    difference: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "_difference", lambda *_: (difference, False))
+    out = tmp_path / "gpu.jsonl"
+    done = ["environment", "copy", "tests", "trace", *(f"model.{name}" for name in STRATEGIES)]
+    out.write_text("".join(f'{{"name": "gpu.{part}.done"}}\n' for part in done))
+    for _ in range(2):
+        with pytest.raises(typer.Exit):
+            main(out=out, device="cpu", checkpoint=tmp_path)
+    failed = [line for line in _lines(out) if line["name"] == "gpu.exactness.mixtral.failed"]
+    assert ["mixtral" in str(line["error"]) for line in failed] == [True, True]
 
 
 def test_a_disk_without_room_for_the_model_is_told_before_anything_runs(
