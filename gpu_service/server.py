@@ -164,7 +164,12 @@ class Server:
         await in_thread(partial(check_graphs, model))
         model.dispatcher.clear_counts()  # those of the measurements
         scheduler = Scheduler(
-            model.cache, budget, max_waiting=settings.max_waiting, chunks=chunks, rope_angles=model.rope_angles
+            model.cache,
+            budget,
+            max_waiting=settings.max_waiting,
+            chunks=chunks,
+            rope_angles=model.rope_angles,
+            packs_spans=model.packs_spans,
         )
         tracing = self._trace_to(model) if settings.traces_endpoint else None
         engine = Engine(model, scheduler, self._step_failed, tracing.step if tracing else None)

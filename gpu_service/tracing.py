@@ -15,7 +15,8 @@ from typing import Any
 
 import structlog
 
-from gpu_service.engine.generation import Answer, Batch
+from gpu_service.engine.batches.batch import Batch
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
 from gpu_service.errors import FlagError
 
@@ -97,8 +98,9 @@ class Tracing:
     def step(self, batch: Batch, began_at: float, seconds: float) -> None:
         """Keeps one step of the engine for the requests that it computed."""
         parts = self._take_parts()
-        step = _Step(began_at, seconds, batch.is_prompt, len(batch.generations), parts)
+        of_prompts = {part.generation.answer for part in batch.parts if part.is_prompt}
         for answer in batch.answers:
+            step = _Step(began_at, seconds, answer in of_prompts, len(batch.parts), parts)
             if (trace := self._traces.get(answer.request)) is None:
                 continue
             if len(trace.steps) < _MOST_STEPS:

@@ -17,13 +17,14 @@ from fiddler.kernels.cpus import choose_cpus, read_topology
 from fiddler.kernels.native import Pool
 from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.cpu_experts.client import ExpertClient
-from gpu_service.engine.generation import Answer, Batch
+from gpu_service.engine.batches.batch import Batch
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.engine.stepper import Stepper
-from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.forward_input import Span
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.sampling.outputs import FinishReason
@@ -80,8 +81,8 @@ class Probe:
         length = self._model.max_context
         self._budget = KvBudget(num_tokens=MAX_SLOTS * length, token_bytes=1, max_rows=MAX_SLOTS, max_length=length)
         self._model.cache.set_capacity(self._budget.num_tokens)
-        self._forward = self._model.forward
-        self._model.forward = self._timed_forward  # type: ignore[method-assign, assignment]
+        self._compute = self._model.compute
+        self._model.compute = self._timed_compute  # type: ignore[method-assign]
         self._forward_seconds = 0.0
         self.expert_bytes = checkpoint.expert_bytes // sum(layer.num_experts for layer in checkpoint.layers)
 
@@ -94,6 +95,7 @@ class Probe:
             max_waiting=MAX_SLOTS,
             chunks=dataclasses.replace(PrefillChunks.uniform(prefill_chunk), alone=alone_chunk or prefill_chunk),
             rope_angles=self._model.rope_angles,
+            packs_spans=self._model.packs_spans,
         )
         self._stepper = Stepper(self._model, self._scheduler, ids=RequestIds(), on_failure=self._raise)
 
@@ -136,11 +138,9 @@ class Probe:
         self._client.close()
         self._memory.close()
 
-    def _timed_forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits, lengths: Sequence[int]
-    ) -> torch.Tensor:
+    def _timed_compute(self, spans: Sequence[Span]) -> torch.Tensor:
         began = time.perf_counter()
-        logits = self._forward(ids, positions, first_row=first_row, wants=wants, lengths=lengths)
+        logits = self._compute(spans)
         self._forward_seconds = time.perf_counter() - began
         return logits
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import structlog
 import torch
 
-from gpu_service.engine.generation import Answer, OnStep
+from gpu_service.engine.batches.batch import OnStep
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.scheduler import Scheduler

@@ -1,16 +1,15 @@
-"""How far requests are computed: answers, their generations, and the batches that generations are computed in.
+"""How far requests are computed: answers and their generations.
 
 Only the engine's thread changes these objects. Imports no torch.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from gpu_service.engine.events import Finished
 from gpu_service.engine.request import Request
-from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.rope_angles import Angles
 from gpu_service.sampling.outputs import FinishReason, TokenLogprobs
 
@@ -138,87 +137,3 @@ class Answer:
             score=score,
             token_ids=token_ids,
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one forward computes: generations in adjacent KV rows, the same number of tokens of each."""
-
-    generations: tuple[Generation, ...]
-    first_row: int
-    token_ids: Sequence[Sequence[int]]
-    """[generations, tokens]"""
-    start: list[int]
-    """[generations]: the position of the first token of each."""
-    lengths: list[int]
-    """[generations]: the length that decides about each one's angles; see `RopeAngles.of`."""
-    logits: Logits
-    ends_prompt: bool = False
-    """Whether it contains the last tokens of a prompt, so that the answer's generations decode from then on."""
-    is_prompt: bool = False
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether the next token of each row of its logits is sampled now."""
-        if self.is_prompt and not (self.ends_prompt and self.logits is Logits.LAST):
-            return False
-        return all(each.answer.search is None and not each.is_behind for each in self.generations)
-
-    @property
-    def answers(self) -> list[Answer]:
-        """The answers that its generations belong to."""
-        return list(dict.fromkeys(generation.answer for generation in self.generations))
-
-
-OnStep = Callable[[Batch, float, float], None]
-"""Called after each forward: its batch, when it began on the clock of time.monotonic(), and its seconds."""
-
-
-def decode_batch(decoding: Sequence[Generation]) -> Batch:
-    """The next token of each generation: its latest, or one that a constraint has put before that."""
-    return Batch(
-        generations=tuple(decoding),
-        first_row=decoding[0].row,
-        token_ids=[
-            [_known(generation, generation.num_computed, generation.num_computed + 1)[0]] for generation in decoding
-        ],
-        start=[generation.num_computed for generation in decoding],
-        lengths=[generation.num_computed + 1 for generation in decoding],
-        logits=Logits.LAST,
-    )
-
-
-def run_batch(generation: Generation, num_tokens: int) -> Batch:
-    """Several of a generation's tokens that are known, up to its latest; the logits of the last one."""
-    start = generation.num_computed
-    end = min(start + num_tokens, generation.num_to_compute + 1)
-    return Batch(
-        generations=(generation,),
-        first_row=generation.row,
-        token_ids=[_known(generation, start, end)],
-        start=[start],
-        lengths=[end],
-        logits=Logits.LAST,
-    )
-
-
-def recomputing_batch(generation: Generation, num_tokens: int) -> Batch:
-    """The next chunk of all that precedes a generation's latest token."""
-    start = generation.num_computed
-    return Batch(
-        generations=(generation,),
-        first_row=generation.row,
-        token_ids=[_known(generation, start, min(start + num_tokens, generation.num_to_compute))],
-        start=[start],
-        lengths=[generation.num_to_compute + 1],
-        logits=Logits.NONE,
-        is_prompt=True,
-    )
-
-
-def _known(generation: Generation, start: int, end: int) -> Sequence[int]:
-    """The tokens of a generation at some positions, which begin with the prompt."""
-    num_prompt = generation.num_to_compute + 1 - len(generation.output)
-    if start >= num_prompt:
-        return generation.output[start - num_prompt : end - num_prompt]
-    return [*generation.request.prompt, *generation.output][start:end]

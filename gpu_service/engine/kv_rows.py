@@ -95,7 +95,7 @@ class KvRows:
         """Gives a prompt a row. The beginning of it that the cache holds already counts as computed."""
         self._close_holes()
         prompt = generation.preceding_decode
-        generation.angles = self._rope_angles.of(len(prompt))
+        generation.angles = self.angles_of(generation)
         may_share = may_share and self._storage.is_divisible
         shared, source = self._longest_shared(prompt, generation.angles) if may_share else (0, -1)
         row = self._free_row(other_than=source)
@@ -110,6 +110,14 @@ class KvRows:
             self._storage.copy(source, row, start=0, stop=shared)
         self._put(generation, row)
         generation.num_computed = shared
+
+    def angles_of(self, generation: Generation) -> Angles:
+        """The angles that a prompt will have."""
+        return self._rope_angles.of(len(generation.preceding_decode))
+
+    def num_held(self, generation: Generation) -> int:
+        """Tokens of a prompt's beginning that a row holds, and that `begin` would share."""
+        return self._longest_shared(generation.preceding_decode, self.angles_of(generation))[0]
 
     def join(self, generations: Sequence[Generation]) -> None:
         """Lets a request's generations decode. The first one's prompt is computed; the others get copies of it."""
@@ -200,7 +208,7 @@ class KvRows:
             if (self._left_angles[row] if holder is None else holder.angles) != angles:
                 continue
             held = self._left[row] if holder is None else _computed(holder)
-            best = max(best, (_num_shared(wanted, held), row))
+            best = max(best, (num_shared(wanted, held), row))
         return best if best[0] >= MIN_SHARED_TOKENS else (0, -1)
 
 
@@ -210,6 +218,7 @@ def _computed(generation: Generation) -> Iterator[int]:
     return itertools.islice(tokens, generation.num_computed)
 
 
-def _num_shared(wanted: Sequence[int], held: Iterable[int]) -> int:
+def num_shared(wanted: Sequence[int], held: Iterable[int]) -> int:
+    """How many tokens two texts begin with alike."""
     pairs = zip(wanted, held, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))

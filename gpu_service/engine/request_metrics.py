@@ -3,7 +3,8 @@
 import time
 
 from gpu_service import metrics
-from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.batches.batch import Batch
+from gpu_service.engine.generation import Answer, Generation
 from gpu_service.engine.request import Request
 
 _PREFILL_SECONDS, _DECODE_SECONDS = (metrics.STEP_SECONDS.labels(phase) for phase in ("prefill", "decode"))
@@ -21,7 +22,7 @@ def observe_token(generation: Generation, now: float) -> None:
 
 
 def observe_step(batch: Batch, seconds: float) -> None:
-    """Counts the time of one forward."""
+    """Counts the time of one forward, as prefill if it computes a piece of a prompt."""
     (_PREFILL_SECONDS if batch.is_prompt else _DECODE_SECONDS).observe(seconds)
 
 

@@ -1,15 +1,18 @@
 """Decides what the engine computes next. Imports no torch.
 
 A request is admitted when everything that it may come to need fits, and waits until then; waiting_queue.py has the
-order. Prompts are computed in chunks, and between two chunks every other generation decodes one token. A request that
-is alone gets larger chunks: each chunk reads or copies nearly all experts again, and no other request waits for its
-end.
+order. A step computes the next token of every generation that decodes and, in what is left of a chunk, pieces of
+prompts. Where a model cannot compute these in one forward, a chunk of one prompt and a token of every other generation
+take turns. A request that is alone gets larger chunks: each chunk reads or copies nearly all experts again, and no
+other request waits for its end.
 """
 
 import time
 from collections.abc import Sequence
 
-from gpu_service.engine.generation import Answer, Batch, Generation, decode_batch, recomputing_batch, run_batch
+from gpu_service.engine.batches.batch import Batch, Part, known_part, recomputing_part
+from gpu_service.engine.batches.prompts import Prompts
+from gpu_service.engine.generation import Answer, Generation
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.kv_rows import KvRows, RowStorage
 from gpu_service.engine.prefill_chunks import PrefillChunks
@@ -17,7 +20,6 @@ from gpu_service.engine.request import Request
 from gpu_service.engine.service_times import ServiceTimes
 from gpu_service.engine.waiting_queue import WaitingQueue, order
 from gpu_service.errors import NeverFitsError
-from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.rope_angles import ALL_ALIKE, RopeAngles
 
 
@@ -32,6 +34,7 @@ class Scheduler:
         max_waiting: int,
         chunks: PrefillChunks,
         rope_angles: RopeAngles = ALL_ALIKE,
+        packs_spans: bool = False,
     ) -> None:
         """Starts without requests.
 
@@ -41,6 +44,8 @@ class Scheduler:
             max_waiting: The most requests that wait.
             chunks: The most prompt tokens of a step.
             rope_angles: Which lengths of sequences have the same angles.
+            packs_spans: Whether one forward computes pieces of several sequences; otherwise it computes a piece of one,
+                or a token of each.
         """
         self.budget = budget
         self._rows = KvRows(storage, budget, rope_angles)
@@ -53,9 +58,9 @@ class Scheduler:
         self._admitted: dict[Answer, float] = {}  # since when
         # several tokens of a sequence in one batch have the angles of one length
         self._runs_ahead = storage.is_divisible and not rope_angles.depend_on_length
-        self._prompts: list[Answer] = []  # the admitted whose prompts are not computed yet
+        self._prompts = Prompts(self._rows, self._chunks)
+        self._packs_spans = packs_spans
         self._prefilled_last = False
-        self._served_oldest = False
 
     @property
     def num_waiting(self) -> int:
@@ -113,29 +118,57 @@ class Scheduler:
         self._grow()
         decoding = self._rows.decoding()
         outdated = self._outdated(decoding)
+        parts = self._packed(decoding, outdated) if self._packs_spans else self._in_turn(decoding, outdated)
+        return Batch(parts) if parts else None
+
+    def _packed(self, decoding: Sequence[Generation], outdated: Sequence[Generation]) -> list[Part]:
+        """A token of all generations that decode, and pieces of prompts in the rest of a chunk.
+
+        Generations that would take more than half of a chunk take turns with prompts, so that a step never has more
+        tokens than a chunk or than there are generations.
+        """
+        ready, num_tokens = _without_answers(decoding, outdated), self._current_chunk()
+        has_prompts = bool(self._prompts or outdated)
+        if has_prompts and len(ready) > num_tokens // 2:
+            self._prefilled_last = not self._prefilled_last
+            ready, has_prompts = ([], True) if self._prefilled_last else (ready, False)
+        left = num_tokens - len(ready)
+        parts: list[Part] = []
+        for generation in sorted(ready, key=lambda each: each.row):
+            num_more = generation.num_to_compute - generation.num_computed if self._runs_ahead else 0
+            parts.append(known_part(generation, 1 + max(0, min(num_more, left))))
+            left -= len(parts[-1].span.token_ids) - 1
+        for generation in outdated if has_prompts else ():
+            if left > 0:
+                parts.append(recomputing_part(generation, left))
+                left -= len(parts[-1].span.token_ids)
+        return [*parts, *self._prompts.next_parts(left, is_one=False)] if has_prompts and left > 0 else parts
+
+    def _in_turn(self, decoding: Sequence[Generation], outdated: Sequence[Generation]) -> list[Part]:
+        """A piece of one sequence, or else a token of all generations that decode, in adjacent rows."""
         behind = [] if outdated else self._behind(decoding)
-        late = {each.answer for each in outdated} | {each.answer for each in behind}
-        ready = [each for each in decoding if each.answer not in late]
-        if (self._prompts or late) and not (self._prefilled_last and ready):
+        ready = _without_answers(decoding, [*outdated, *behind])
+        if (self._prompts or len(ready) < len(decoding)) and not (self._prefilled_last and ready):
             self._prefilled_last = True
             if outdated:
-                return recomputing_batch(outdated[0], self._current_chunk())
+                return [recomputing_part(outdated[0], self._current_chunk())]
             if behind:
-                return run_batch(behind[0], self._current_chunk())
-            return self._prompt_batch()
+                return [known_part(behind[0], self._current_chunk())]
+            return self._prompts.next_parts(self._current_chunk(), is_one=True)
         self._prefilled_last = False
         if len(ready) < len(decoding):
             self._rows.decode_first(ready)
-        return decode_batch(sorted(ready, key=lambda each: each.row)) if ready else None
+        return [known_part(each) for each in sorted(ready, key=lambda each: each.row)]
 
     def commit(self, batch: Batch) -> None:
         """Records that a batch was computed: the keys and values of its tokens are in the cache."""
-        for generation, token_ids in zip(batch.generations, batch.token_ids, strict=True):
-            generation.num_computed += len(token_ids)
-        if batch.ends_prompt:
-            answer = batch.generations[0].answer
-            self._prompts.remove(answer)
-            self._rows.join(answer.generations)
+        for part in batch.parts:
+            part.generation.num_computed = part.span.stop
+        for part in batch.parts:
+            if part.ends_prompt:
+                answer = part.generation.answer
+                self._prompts.remove(answer)
+                self._rows.join(answer.generations)
 
     def fork(self, source: Generation, target: Generation, start: int) -> None:
         """Makes one beam's KV row a copy of another's, from a position on."""
@@ -213,33 +246,10 @@ class Scheduler:
             self.waiting.begin(answer)
             self._rows.reserve(rows, length)
             self._admitted[answer] = time.monotonic()
-            self._prompts.append(answer)
+            self._prompts.add(answer)
 
     def _longest(self) -> int:
         return max((answer.reserved_length for answer in tuple(self._admitted)), default=0)
-
-    def _prompt_batch(self) -> Batch:
-        answer = self._next_prompt()
-        generation = answer.generations[0]
-        is_resumed = bool(generation.output)
-        prompt, wants_all = generation.preceding_decode, answer.request.prompt_logprobs is not None and not is_resumed
-        if generation.row < 0:
-            self._rows.begin(generation, may_share=not wants_all)
-            if not is_resumed:
-                answer.cached_prompt_tokens = generation.num_computed
-        start = generation.num_computed
-        end = min(start + (self._chunks.logprobs if wants_all else self._current_chunk()), len(prompt))
-        is_last = end == len(prompt)
-        return Batch(
-            generations=(generation,),
-            first_row=generation.row,
-            token_ids=[prompt[start:end]],
-            start=[start],
-            lengths=[len(prompt)],
-            logits=Logits.ALL if wants_all else Logits.LAST if is_last and not is_resumed else Logits.NONE,
-            ends_prompt=is_last,
-            is_prompt=True,
-        )
 
     def _outdated(self, decoding: Sequence[Generation]) -> list[Generation]:
         """Those whose earlier tokens must be computed again, because their length has changed their angles."""
@@ -261,18 +271,8 @@ class Scheduler:
         is_alone = len(self._admitted) == 1 and not self.waiting
         return self._chunks.alone if is_alone else self._chunks.with_others
 
-    def _next_prompt(self) -> Answer:
-        """Alternates between the oldest prompt and the one with the least left.
 
-        So a short prompt need not wait for the end of a long one, and a long one advances all the same.
-        """
-        oldest = self._prompts[0]
-        shortest = min(self._prompts, key=_num_left)
-        answer = shortest if self._served_oldest else oldest
-        self._served_oldest = answer is oldest
-        return answer
-
-
-def _num_left(answer: Answer) -> int:
-    """Tokens to compute before a request decodes."""
-    return answer.generations[0].num_to_compute - answer.generations[0].num_computed
+def _without_answers(generations: Sequence[Generation], others: Sequence[Generation]) -> list[Generation]:
+    """The generations whose answers have none among the others."""
+    answers = {each.answer for each in others}
+    return [each for each in generations if each.answer not in answers]

@@ -5,7 +5,7 @@ stop texts, fails that request and no other.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -14,8 +14,9 @@ import torch
 
 from fiddler import logs
 from gpu_service.engine import prompt_reports, request_metrics
+from gpu_service.engine.batches.batch import Batch, OnStep
 from gpu_service.engine.events import Best, Failed, Token
-from gpu_service.engine.generation import Answer, Batch, Generation, OnStep
+from gpu_service.engine.generation import Answer, Generation
 from gpu_service.engine.preparation import prepare
 from gpu_service.engine.request import Request
 from gpu_service.engine.request_ids import RequestIds
@@ -134,43 +135,46 @@ class Stepper:
         now = time.monotonic()
         for generation in batch.generations:
             generation.answer.started_at = generation.answer.started_at or now
-        token_ids = torch.tensor(batch.token_ids)
-        positions = torch.tensor(batch.start)[:, None] + torch.arange(token_ids.shape[1])
-        logits = self._model.forward(
-            token_ids, positions, first_row=batch.first_row, wants=batch.logits, lengths=batch.lengths
-        )
+        logits = self._model.compute(batch.spans)
         seconds = time.monotonic() - now
         request_metrics.observe_step(batch, seconds)
         self.on_step(batch, now, seconds)
         return logits
 
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Advances every generation by its row of [rows, vocab] logits."""
+        """Advances every generation by its rows of the [rows, vocab] logits."""
         # asking the device is a wait; where every row is sampled, the answer comes with the tokens
-        self._fail_non_finite(batch, [] if batch.is_sampled else non_finite_rows(logits))
-        generations: Sequence[Generation] = batch.generations
-        if batch.is_prompt:
-            if batch.logits is Logits.ALL and not generations[0].is_finished:
-                with self._isolated(generations[0].answer):
-                    prompt_reports.collect_logprobs(batch, logits)
-            prompt_reports.report_progress(batch)
-            if batch.logits is Logits.NONE or not batch.ends_prompt:  # a part, or what had been computed before
-                return
-            generations = generations[0].answer.generations
-            logits = logits[-1:].repeat(len(generations), 1)
+        is_told_later = all(part.is_sampled for part in batch.parts if part.span.num_logits)
+        self._fail_non_finite(batch, [] if is_told_later else non_finite_rows(logits))
+        rows: dict[Generation, int] = {}
+        for part, own in zip(batch.parts, batch.logit_rows, strict=True):
+            if not part.is_prompt:
+                rows[part.generation] = own.start
+                continue
+            if part.span.logits is Logits.ALL and not part.generation.is_finished:
+                with self._isolated(part.generation.answer):
+                    prompt_reports.collect_logprobs(part, logits[own])
+            prompt_reports.report_progress(part)
+            if part.ends_prompt and part.span.num_logits:  # none if it had been computed before
+                rows |= dict.fromkeys(part.generation.answer.generations, own.stop - 1)
         # of a generation that is behind, the next token is known
-        rows = [row for row, each in enumerate(generations) if not (each.is_finished or each.is_behind)]
-        sampled = [row for row in rows if generations[row].answer.search is None]
+        rows = {each: row for each, row in rows.items() if not (each.is_finished or each.is_behind)}
+        sampled = [each for each in rows if each.answer.search is None]
         if sampled:
-            self._sample([generations[row] for row in sampled], rows_of(logits, sampled))
+            self._sample(sampled, rows_of(logits, [rows[each] for each in sampled]))
         if len(sampled) < len(rows):
-            self._search_all(generations, logits)
+            self._search_all(rows, logits)
 
     def _fail_non_finite(self, batch: Batch, found: Sequence[int]) -> None:
-        """Fails the requests of rows that are not finite: those found, and those that the model knows of."""
-        non_finite = {*found, *self._model.take_non_finite()}
-        rows = [0] * bool(non_finite) if batch.is_prompt else sorted(non_finite)
-        for answer in dict.fromkeys(batch.generations[row].answer for row in rows):
+        """Fails the requests whose rows are not finite. The rows of the others are right.
+
+        Args:
+            batch: What was computed.
+            found: Rows whose logits are not finite. Those whose experts' sums are not are known to the model.
+        """
+        own = {row: number for number, rows in enumerate(batch.logit_rows) for row in range(rows.start, rows.stop)}
+        parts = {*(own[row] for row in found), *self._model.take_non_finite()}
+        for answer in dict.fromkeys(batch.parts[number].generation.answer for number in sorted(parts)):
             self._fail(answer, NonFiniteError(NON_FINITE), non_finite=True)
 
     def _sample(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
@@ -215,11 +219,10 @@ class Stepper:
         if reason:
             self._finish(generation, reason, stop)
 
-    def _search_all(self, generations: Sequence[Generation], logits: torch.Tensor) -> None:
-        """Continues the beams among the generations, request by request."""
-        rows = {generation: row for row, generation in enumerate(generations) if not generation.is_finished}
+    def _search_all(self, rows: Mapping[Generation, int], logits: torch.Tensor) -> None:
+        """Continues the beams among generations with their rows of the logits, request by request."""
         for answer in dict.fromkeys(generation.answer for generation in rows):
-            if answer.search is not None:
+            if answer.search is not None and not answer.is_finished:
                 self._search(answer, answer.search, logits, [rows[each] for each in answer.generations])
 
     def _search(self, answer: Answer, search: BeamSearch, logits: torch.Tensor, rows: list[int]) -> None:

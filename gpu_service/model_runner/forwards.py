@@ -60,7 +60,7 @@ class Together(Forward):
         *,
         masks: AttentionMasks,
         device: torch.device,
-        angles: RopeAngles,
+        row_angles: RowAngles,
         temperature_step: int | None = None,
     ) -> None:
         """Computes nothing yet.
@@ -70,7 +70,7 @@ class Together(Forward):
             cache: Holds keys and values.
             masks: Makes the model's masks.
             device: Where the model is.
-            angles: Which lengths have the same angles.
+            row_angles: Gives each row the angles of its sequence.
             temperature_step: Positions after which the attention's temperature changes, as Llama-4's does. transformers
                 takes the temperature of all rows from the first row's position, so only rows of the same temperature
                 are computed together. None: it does not change.
@@ -80,7 +80,7 @@ class Together(Forward):
         self._masks = masks
         self._uploads = Uploads(device)
         self._temperature_step = temperature_step
-        self._row_angles = RowAngles(module, angles)
+        self._row_angles = row_angles
 
     @override
     def compute(

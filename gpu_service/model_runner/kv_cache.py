@@ -118,12 +118,25 @@ class KvCache:
             Views [sequences, heads, length, dim] of all keys and all values. The attention masks what is beyond a row's
             own positions.
         """
-        if layer_idx not in self._blocks:
-            self._blocks[layer_idx] = self._allocate(key_states), self._allocate(value_states)
-        keys, values = (block.rows for block in self._blocks[layer_idx])
+        keys, values = self.memory_of(layer_idx, key_states, value_states)
         self._store(keys, key_states)
         self._store(values, value_states)
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
+
+    def memory_of(
+        self, layer_idx: int, key_states: torch.Tensor, value_states: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All of a layer's keys and values, [rows, heads, length, dim], as memory that may be written.
+
+        Args:
+            layer_idx: The decoder layer.
+            key_states: Some keys of it, [..., heads, tokens, key_dim]: memory is taken for such at its first ones.
+            value_states: Some values of it.
+        """
+        if layer_idx not in self._blocks:
+            self._blocks[layer_idx] = self._allocate(key_states), self._allocate(value_states)
+        keys, values = self._blocks[layer_idx]
+        return keys.rows, values.rows
 
     def copy(self, source: int, target: int, *, start: int, stop: int) -> None:
         """Copies positions start to stop - 1 of one row over another's."""

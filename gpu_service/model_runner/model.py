@@ -1,8 +1,10 @@
 """transformers' model without its experts: computes batches over rows of a cache."""
 
+import itertools
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -20,17 +22,19 @@ from gpu_service.model_runner.dense import host
 from gpu_service.model_runner.dense.formats import DensePlan
 from gpu_service.model_runner.dense.summary import DenseSummary
 from gpu_service.model_runner.encoder_decoder import EncoderDecoder, num_layers
-from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.forward_input import Logits, Span, is_rectangle
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values, masks_agree
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.loading import load, read_config
-from gpu_service.model_runner.rope import keep_frequencies
+from gpu_service.model_runner.packed.forward import Packed
+from gpu_service.model_runner.rope import RowAngles, keep_frequencies
 from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
 from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.no_experts import NoExperts
 from gpu_service.moe.router import answers
 
 _SCORE_COPIES = 5
@@ -96,11 +100,15 @@ class Model:
         self._architecture = architecture_of(config.model_type)
         self.rope_angles = RopeAngles.of_config(self.text_config, recomputes=self._architecture.recomputes_for_angles)
         self.dispatcher = dispatcher
+        self._packed: Packed | None = None
+        self.why_not_packed: str | None = None
+        """Why spans of several sequences cannot be computed in one forward; None: they can."""
         self._forward = self._build_forward(num_rows, uses_graphs=uses_graphs and device.type == "cuda")
         self.cache = self._forward.cache
         routers = connect(self._module, checkpoint, self._architecture, dispatcher)
         self.routers = {layer: each for layer, each in routers.items() if self._answers(each, checkpoint.layers[layer])}
         """The routers that can be asked for rows alone, by the index of their layer among the checkpoint's."""
+        self._try_packed()
         self._non_finite: set[int] = set()
         # an index rather than a number: a slice of the rows is not contiguous, and its product copies the whole head
         self._kept = {
@@ -163,9 +171,39 @@ class Model:
         Raises:
             ExpertServiceError: No backend can compute the experts.
         """
-        began = time.monotonic()
         lengths = (positions[:, -1] + 1).tolist() if lengths is None else lengths
-        batch = partial(self._attempt, token_ids, positions, lengths, first_row=first_row, wants=wants)
+        compute = partial(self._compute, token_ids, positions, lengths, first_row=first_row, wants=wants)
+        return self._step(compute, token_ids.numel())
+
+    def compute(self, spans: Sequence[Span]) -> torch.Tensor:
+        """Computes spans of different sequences and stores their keys and values.
+
+        Args:
+            spans: One, or one token each of sequences in adjacent rows; if `packs_spans`, any.
+
+        Returns:
+            [rows, vocab] float32: each span's `num_logits`, in the order of the spans.
+
+        Raises:
+            ExpertServiceError: No backend can compute the experts.
+        """
+        if self._packed is not None and not is_rectangle(spans):
+            compute = partial(self._compute_packed, self._packed, spans)
+            return self._step(compute, sum(len(span.token_ids) for span in spans))
+        token_ids = torch.tensor([list(span.token_ids) for span in spans])
+        positions = torch.tensor([span.start for span in spans])[:, None] + torch.arange(token_ids.shape[1])
+        lengths = [span.length for span in spans]
+        return self.forward(token_ids, positions, first_row=spans[0].row, wants=spans[0].logits, lengths=lengths)
+
+    @property
+    def packs_spans(self) -> bool:
+        """Whether spans of several sequences, of any lengths, are computed in one forward."""
+        return self._packed is not None
+
+    def _step(self, compute: Callable[[], torch.Tensor], num_tokens: int) -> torch.Tensor:
+        """Computes a batch, again with fewer experts on the device if that has no memory left."""
+        began = time.monotonic()
+        batch = partial(self._attempt, compute)
         failure: torch.OutOfMemoryError | None = None
         try:
             logits = batch()
@@ -177,13 +215,13 @@ class Model:
             if not self.dispatcher.make_room() or not self._forward.is_repeatable:
                 raise failure
             logits = batch()
-        self.dispatcher.end_of_step(token_ids.numel(), time.monotonic() - began)
+        self.dispatcher.end_of_step(num_tokens, time.monotonic() - began)
         return logits
 
     def take_non_finite(self) -> set[int]:
-        """Returns the sequences of the latest batch, from 0 on, whose experts gave non-finite sums, and clears them.
+        """Returns the sequences or spans of the latest batch, from 0 on, whose experts gave non-finite sums.
 
-        Their logits mean nothing.
+        They are cleared. Their logits mean nothing.
         """
         sequences, self._non_finite = self._non_finite, set()
         return sequences
@@ -197,6 +235,7 @@ class Model:
         config: Any = module.config
         if self.start_token_id is not None:
             states = StateCache(config, num_rows, max_length, is_made_by_model=True)
+            self.why_not_packed = "it has an encoder"
             return EncoderDecoder(module, states, self.start_token_id, device=device)
         # not self.text_config: loading sets the attention's implementation in the module's own configuration
         text_config = config.get_text_config(decoder=True)
@@ -205,28 +244,47 @@ class Model:
         if not keeps_only_keys_and_values(config) or not masks_agree(module, masks, max_length):
             own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
             states = StateCache(config, num_rows, max_length, is_made_by_model=own_class)
+            self.why_not_packed = "its layers keep more than keys and values, or have masks of their own"
             return RowByRow(module, states, device, self.rope_angles)
         step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
+        row_angles = RowAngles(module, self.rope_angles)
         together = Together(
             module,
             KvCache(num_rows, max_length, is_divisible=not getattr(module, "needs_whole_prompts", False)),
             masks=masks,
             device=device,
-            angles=self.rope_angles,
+            row_angles=row_angles,
             temperature_step=step,
         )
+        if step is not None:
+            self.why_not_packed = "its attention has a temperature for each position"
+        elif not together.cache.is_divisible:
+            self.why_not_packed = "what it computes of a token depends on those after it"
+        else:
+            self._packed = Packed(module, together.cache, masks=masks, row_angles=row_angles, device=device)
         if not uses_graphs or self.rope_angles.depend_on_length:
             return together
         return DecodeGraphs(
             together, module, masks=masks, dispatcher=self.dispatcher, device=device, temperature_step=step
         )
 
-    def _attempt(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits
-    ) -> torch.Tensor:
+    def _try_packed(self) -> None:
+        """Decides whether the model's code can compute packed spans."""
+        if self._packed is None:
+            return
+        with self.dispatcher.with_backend(NoExperts()), torch.inference_mode():
+            self.why_not_packed = self._packed.why_not()
+        self.dispatcher.cancel_batch()
+        self.dispatcher.clear_counts()
+        if self.why_not_packed is not None:
+            self._packed = None
+
+    def _attempt(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Computes a batch; if that fails, nothing of it stays demanded."""
+        self._non_finite.clear()
+        self.dispatcher.take_non_finite()  # a batch that failed may have left some
         try:
-            return self._compute(token_ids, positions, lengths, first_row=first_row, wants=wants)
+            return compute()
         except Exception:
             self.dispatcher.cancel_batch()
             raise
@@ -235,12 +293,9 @@ class Model:
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits
     ) -> torch.Tensor:
         num_tokens = token_ids.shape[1]
-        self._non_finite.clear()
-        self.dispatcher.take_non_finite()  # a batch that failed may have left some
-        num_products = token_ids.numel() * self._host_products_per_row
         parts: list[torch.Tensor] = []
         first_sequence = 0
-        with as_few_as_pay(num_products, host.FEW_PRODUCTS) if num_products else nullcontext():
+        with self._threads_for(token_ids.numel()):
             for logits in self._forward.compute(
                 token_ids, positions, lengths, first_row=first_row, kept=self._kept[wants]
             ):
@@ -251,3 +306,15 @@ class Model:
                 parts.append(logits)
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return logits.flatten(0, 1).to(torch.float32)
+
+    def _compute_packed(self, packed: Packed, spans: Sequence[Span]) -> torch.Tensor:
+        with self._threads_for(sum(len(span.token_ids) for span in spans)):
+            logits = packed.compute(spans)
+        ends = list(itertools.accumulate(len(span.token_ids) for span in spans))
+        self._non_finite.update(bisect_right(ends, token) for token in self.dispatcher.take_non_finite())
+        return logits.to(torch.float32)
+
+    def _threads_for(self, num_tokens: int) -> AbstractContextManager[None]:
+        """The threads that pay for a forward of so many tokens."""
+        num_products = num_tokens * self._host_products_per_row
+        return as_few_as_pay(num_products, host.FEW_PRODUCTS) if num_products else nullcontext()

@@ -26,17 +26,23 @@ class RowAngles:
         """
         self._angles = angles
         self._lengths: Sequence[int] = ()
+        self._is_packed = False
         if angles.depend_on_length:
             for each in list(module.modules()):
                 if _kinds(each) - {"default", "axial"}:
                     self._replace(each)
 
-    def begin(self, lengths: Sequence[int] = ()) -> None:
+    def begin(self, lengths: Sequence[int] = (), *, is_packed: bool = False) -> None:
         """Sets the length of each row's sequence for the next forward; see `RopeAngles.of`.
 
         Without lengths, the longest position of a forward counts, as it does to transformers.
+
+        Args:
+            lengths: Of each row's sequence.
+            is_packed: Whether the forward has one row of several sequences; then `lengths` has one for each token.
         """
         self._lengths = lengths
+        self._is_packed = is_packed
 
     def _replace(self, rotary: Any) -> None:
         original = rotary.forward
@@ -51,17 +57,17 @@ class RowAngles:
             if not self._lengths:
                 return angles_at(position_ids)
             outputs, order = [], []
-            for rows, length in self._groups(position_ids.shape[-2]):
-                own = position_ids[..., rows, :]
+            for places, length in self._groups(position_ids.shape[-1 if self._is_packed else -2]):
+                own = position_ids[..., places] if self._is_packed else position_ids[..., places, :]
                 last = own.new_full((*own.shape[:-1], 1), length - 1)
                 outputs.append(_without_last(angles_at(torch.cat([own, last], -1))))
-                order += rows
-            return outputs[0] if len(outputs) == 1 else _in_order(outputs, order)
+                order += places
+            return outputs[0] if len(outputs) == 1 else _in_order(outputs, order, -2 if self._is_packed else -3)
 
         rotary.forward = forward
 
     def _groups(self, num_rows: int) -> list[tuple[list[int], int]]:
-        """(rows, the length of one of them), by equal angles."""
+        """(rows or packed tokens, the length of one of them), by equal angles."""
         lengths = self._lengths
         if num_rows != len(lengths):  # rows that model code repeats, all of one sequence
             return [(list(range(num_rows)), max(lengths))]
@@ -107,10 +113,10 @@ def _without_last(output: Any) -> Any:
     return output[..., :-1, :] if isinstance(output, torch.Tensor) else tuple(each[..., :-1, :] for each in output)
 
 
-def _in_order(outputs: Sequence[Any], order: Sequence[int]) -> Any:
-    """Joins [..., rows, tokens, dim] whose rows are those in `order`."""
+def _in_order(outputs: Sequence[Any], order: Sequence[int], dim: int) -> Any:
+    """Joins [..., rows, tokens, dim] whose rows, or tokens if `dim` says so, are those in `order`."""
     if not isinstance(outputs[0], torch.Tensor):
-        return tuple(_in_order(parts, order) for parts in zip(*outputs, strict=True))
-    joined = torch.cat(list(outputs), dim=-3)
+        return tuple(_in_order(parts, order, dim) for parts in zip(*outputs, strict=True))
+    joined = torch.cat(list(outputs), dim=dim)
     index = torch.tensor(order, device=joined.device).argsort()
-    return joined.index_select(joined.ndim - 3, index)
+    return joined.index_select(joined.ndim + dim, index)

@@ -82,7 +82,13 @@ class Dispatcher:
             self._remote = usual
 
     def begin(
-        self, layer: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        *,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        first_row: int = 0,
     ) -> LayerWork:
         """Plans a layer, sends what is remote and starts the copies of what is streamed. Waits for neither.
 
@@ -91,6 +97,7 @@ class Dispatcher:
             hidden: [rows, hidden] on the device.
             expert_ids: [rows, k] on the device; -1 is left out.
             routing_weights: [rows, k] on the device.
+            first_row: What the first row is in the forward, if the layer's rows come in several parts.
         """
         if self.capture is not None:
             raise CaptureError("a block begins its experts by itself")
@@ -122,6 +129,7 @@ class Dispatcher:
             messages=messages,
             copies=copies,
             began_at=began_at,
+            first_row=first_row,
         )
 
     def finish(self, work: LayerWork) -> torch.Tensor:
@@ -243,7 +251,7 @@ class Dispatcher:
             else:
                 self._observe(work, message, message.pending, joining_at=joining_at)
                 self.selections.add_route(work.layer, message.route, selections)
-                return self._without_non_finite(output, message)
+                return self._without_non_finite(output, message, work.first_row)
         self.selections.add_route(work.layer, "streamed", selections)
         metrics.REPLANNED_LAYERS.inc()
         return self._compute_lost(work, message)
@@ -282,7 +290,7 @@ class Dispatcher:
             streamed=self.orchestration.stream(work.layer, plan.streamed),
         )
 
-    def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage) -> torch.Tensor:
+    def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage, first_row: int) -> torch.Tensor:
         """Replaces rows that are not finite by zeros, so that they do not spread in the KV cache, and notes them."""
         # one value to test; rows are examined only if it fails
         if math.isfinite(output.sum(dtype=torch.float32).item()):
@@ -290,5 +298,5 @@ class Dispatcher:
         non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
         rows = np.flatnonzero(non_finite.numpy())
         metrics.NON_FINITE_ROWS.inc(len(rows))
-        self._non_finite.update((rows if message.rows is None else message.rows[rows]).tolist())
+        self._non_finite.update((first_row + (rows if message.rows is None else message.rows[rows])).tolist())
         return output.masked_fill(non_finite[:, None], 0)

@@ -77,6 +77,8 @@ class LayerWork:
     """Streamed experts and their copies, in the order in which to wait for them."""
     began_at: float
     """time.perf_counter()"""
+    first_row: int = 0
+    """What the first row is in the forward, if a layer's rows are computed in several parts."""
     cpu_seconds: float = 0.0
     """What the CPU expert service computed for the messages that are joined."""
 

@@ -126,6 +126,7 @@ def run(model: Model, requests: Sequence[Request], *, max_slots: int, on_end: Ca
         max_waiting=len(requests),
         chunks=PrefillChunks.uniform(_PREFILL_CHUNK),
         rope_angles=model.rope_angles,
+        packs_spans=model.packs_spans,
     )
     engine = Engine(model, scheduler, lambda error: None)
     num_tokens = 0

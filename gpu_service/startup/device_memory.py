@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -20,37 +19,10 @@ from gpu_service.model_runner.dense.formats import PLAIN, DensePlan
 from gpu_service.model_runner.dense.sizes import kept_bytes
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
+from gpu_service.moe.no_experts import NoExperts
 
 _SCORES_SHARE = 8
 """Scores of a step may take one part in so many of the device's memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Zeros:
-    """Zeros of the right shape."""
-
-    output: torch.Tensor
-    compute_seconds: float | None = None
-
-    def join(self) -> torch.Tensor:
-        return self.output
-
-
-class _NoExperts:
-    """RemoteExperts that compute nothing, so that measuring a long prompt takes only as long as its dense part."""
-
-    available = True
-
-    def submit(
-        self,
-        layer: int,
-        hidden: torch.Tensor,
-        *,
-        expert_ids: torch.Tensor,
-        routing_weights: torch.Tensor,
-        timeout_seconds: float | None = None,
-    ) -> _Zeros:
-        return _Zeros(torch.zeros_like(hidden))
 
 
 def measure(model: Model, checkpoint: Checkpoint, max_tokens: int) -> DeviceMemory:
@@ -179,7 +151,7 @@ def _workspace_bytes(model: Model, max_tokens: int) -> int:
     positions = torch.arange(length - tokens, length)[None]
     torch.cuda.reset_peak_memory_stats(model.device)
     before = torch.cuda.memory_allocated(model.device)
-    with model.dispatcher.with_backend(_NoExperts()), torch.inference_mode():
+    with model.dispatcher.with_backend(NoExperts()), torch.inference_mode():
         model.forward(torch.zeros(1, tokens, dtype=torch.int64), positions, first_row=0, wants=Logits.LAST)
     torch.cuda.synchronize(model.device)
     return torch.cuda.max_memory_allocated(model.device) - before

@@ -80,6 +80,8 @@ def load_model(
         dense_format=model.dense.format,
         dense=format_bytes(model.dense.num_bytes),
     )
+    if model.why_not_packed is not None:
+        _log.info("prompts are computed one after another, in turn with decoding", reason=model.why_not_packed)
     return model, tokenizer
 
 

@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from fiddler.v1.generation_pb2 import GenerateRequest, TokenIds
 from gpu_service.api.requests.constraints import constraint_of
 from gpu_service.engine.events import Event, Finished, Token
 from gpu_service.engine.request_ids import RequestIds
 from gpu_service.engine.stepper import Stepper
-from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.forward_input import Span
 from gpu_service.settings import RequestLimits
 from gpu_service.text.tokenizer import Tokenizer
 from tests.support.counting_model import CountingModel, Reader
@@ -28,18 +29,16 @@ class RandomModel(CountingModel):
     eos_ids = frozenset({EOS})
     start_token_id: int | None = None
 
-    def forward(
-        self,
-        token_ids: torch.Tensor,
-        positions: torch.Tensor,
-        *,
-        first_row: int,
-        wants: Logits,
-        lengths: Sequence[int] = (),
-    ) -> torch.Tensor:
+    @override
+    def compute(self, spans: Sequence[Span]) -> torch.Tensor:
         self.steps += 1
-        kept = slice(0, 0) if wants is Logits.NONE else slice(-1, None) if wants is Logits.LAST else slice(None)
-        pairs = zip(token_ids[:, kept].flatten().tolist(), positions[:, kept].flatten().tolist(), strict=True)
+        pairs = [
+            pair
+            for span in spans
+            for pair in list(zip(span.token_ids, range(span.start, span.stop), strict=True))[
+                len(span.token_ids) - span.num_logits :
+            ]
+        ]
         rows = [torch.randn(VOCAB, generator=torch.Generator().manual_seed(one * 4099 + other)) for one, other in pairs]
         return torch.stack(rows) if rows else torch.empty(0, VOCAB)
 

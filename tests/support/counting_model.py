@@ -11,7 +11,7 @@ from gpu_service.engine.generation import Answer
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.scheduler import Scheduler
-from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.forward_input import Span
 from tests.support.requests import request_of
 
 VOCAB = 100
@@ -55,18 +55,25 @@ class CountingModel:
         self.non_finite_after = -1
         self.steps = 0
 
-    def scheduler(self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8) -> Scheduler:
+    def scheduler(
+        self, max_slots: int = 4, max_waiting: int = 1, chunk: int = 8, *, packs_spans: bool = True
+    ) -> Scheduler:
         budget = KvBudget(num_tokens=10**9, token_bytes=1, max_rows=max_slots, max_length=10**9 // max_slots)
-        return Scheduler(self.cache, budget, max_waiting=max_waiting, chunks=PrefillChunks.uniform(chunk))
+        return Scheduler(
+            self.cache,
+            budget,
+            max_waiting=max_waiting,
+            chunks=PrefillChunks.uniform(chunk),
+            packs_spans=packs_spans,
+        )
 
-    def forward(
-        self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, wants: Logits, lengths: Sequence[int]
-    ) -> torch.Tensor:
+    def compute(self, spans: Sequence[Span]) -> torch.Tensor:
         self.steps += 1
         if self.error:
             raise self.error
-        self._non_finite = set((token_ids == self.non_finite_after).any(1).nonzero()[:, 0].tolist())
-        kept = {Logits.NONE: token_ids[:, :0], Logits.LAST: token_ids[:, -1:], Logits.ALL: token_ids}[wants].flatten()
+        self._non_finite = {number for number, span in enumerate(spans) if self.non_finite_after in span.token_ids}
+        tokens = [token for span in spans for token in span.token_ids[len(span.token_ids) - span.num_logits :]]
+        kept = torch.tensor(tokens, dtype=torch.int64)
         logits = torch.nn.functional.one_hot((kept + 1) % VOCAB, VOCAB).float() * 9
         # a little for the token after that, so that beams have a choice
         logits += torch.nn.functional.one_hot((kept + 2) % VOCAB, VOCAB).float() * 7

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.batches.batch import Batch
+from gpu_service.engine.generation import Answer, Generation
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.model_runner.rope_angles import ALL_ALIKE, Angles, RopeAngles
 from gpu_service.sampling.parameters import BeamParameters
@@ -57,20 +58,17 @@ class ModelOfCache:
             batch: The batch.
             non_finite: The answer whose generations get non-finite keys and values.
         """
-        assert [generation.row for generation in batch.generations] == [
-            batch.first_row + row for row in range(len(batch.generations))
-        ]
-        for generation, token_ids, start, length in zip(
-            batch.generations, batch.token_ids, batch.start, batch.lengths, strict=True
-        ):
+        assert len({span.row for span in batch.spans}) == len(batch.parts)
+        for generation, span in zip(batch.generations, batch.spans, strict=True):
+            assert generation.row == span.row
             self.check(generation)
-            angles = self.rope_angles.of(length)
+            angles = self.rope_angles.of(span.length)
             if self.rope_angles.recomputes:
                 assert generation.angles == angles
-            assert start == generation.num_computed
+            assert span.start == generation.num_computed
             text = text_of(generation)
-            for position in range(start, start + len(token_ids)):
-                assert token_ids[position - start] == text[position]
+            for position in range(span.start, span.stop):
+                assert span.token_ids[position - span.start] == text[position]
                 cell: Cell = NAN if generation.answer is non_finite else (angles, text[: position + 1])
                 self.cells[generation.row][position] = cell
 

@@ -11,8 +11,9 @@ from typing_extensions import override
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.cpu_experts.client import ExpertClient
+from gpu_service.engine.batches.batch import Batch
 from gpu_service.engine.events import Event, Failed, Finished
-from gpu_service.engine.generation import Answer, Batch, Generation
+from gpu_service.engine.generation import Answer, Generation
 from gpu_service.engine.kv_budget import KvBudget
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.request import Request
@@ -93,6 +94,7 @@ class RecordingEngine:
             max_waiting=64,
             chunks=PrefillChunks.uniform(prefill_chunk),
             rope_angles=self.model.rope_angles,
+            packs_spans=self.model.packs_spans,
         )
         self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
         self.events: dict[Request, list[Event]] = {}
@@ -146,10 +148,12 @@ class RecordingStepper(Stepper):
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
         self.logits: dict[Generation, list[torch.Tensor]] = defaultdict(list)
+        self.batches: list[Batch] = []
 
     @override
     def _advance(self, batch: Batch, logits: torch.Tensor) -> None:
-        if batch.logits is not Logits.NONE:
-            for generation, row in zip(batch.generations, logits[-len(batch.generations) :], strict=True):
-                self.logits[generation].append(row.clone())
+        self.batches.append(batch)
+        for part, own in zip(batch.parts, batch.logit_rows, strict=True):
+            if part.span.logits is not Logits.NONE:
+                self.logits[part.generation].append(logits[own.stop - 1].clone())
         super()._advance(batch, logits)

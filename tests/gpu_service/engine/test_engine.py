@@ -1,8 +1,7 @@
 """The engine's thread and the calls by which others reach it. What a step does is tested in test_stepper.py."""
 
 import queue
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ import torch
 from gpu_service.engine.engine import Engine
 from gpu_service.engine.events import Failed, Finished, Token
 from gpu_service.errors import DuplicateIdError, EngineStoppedError, NeverFitsError, QueueFullError
+from gpu_service.model_runner.forward_input import Span
 from gpu_service.sampling.outputs import FinishReason
 from tests.support.counting_model import CountingModel, Reader
 
@@ -86,14 +86,14 @@ def test_a_cancelled_request_ends_and_frees_its_slot(engine: Engine) -> None:
 
 def test_a_cancelled_request_frees_its_slot_before_the_next_step(model: CountingModel) -> None:
     gate, entered = queue.SimpleQueue[None](), queue.SimpleQueue[int]()
-    forward = model.forward
+    compute = model.compute
 
-    def slow_forward(token_ids: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
-        entered.put(int(token_ids[0, 0]))
+    def slow_compute(spans: Sequence[Span]) -> torch.Tensor:
+        entered.put(spans[0].token_ids[0])
         gate.get(timeout=20)
-        return forward(token_ids, *arguments, **named)
+        return compute(spans)
 
-    model.forward = slow_forward  # type: ignore[method-assign]
+    model.compute = slow_compute  # type: ignore[method-assign]
     engine = Engine(model, model.scheduler(max_slots=1), lambda error: None)  # type: ignore[arg-type]
     engine.start()
     cancelled, waiting = Reader([1], max_tokens=ENDLESS), Reader([50], max_tokens=1)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from gpu_service.engine import generation as generation_module
 from gpu_service.engine import kv_rows
-from gpu_service.engine.generation import Answer, Batch
+from gpu_service.engine.batches import prompts as prompts_module
+from gpu_service.engine.batches.batch import Batch
+from gpu_service.engine.generation import Answer
 from gpu_service.engine.prefill_chunks import PrefillChunks
 from gpu_service.engine.scheduler import Scheduler
 from gpu_service.errors import NeverFitsError, QueueFullError
@@ -33,15 +35,18 @@ class _Run:
         chunk: int = 4,
         alone_chunk: int | None = None,
         rope_angles: RopeAngles = ALL_ALIKE,
+        packs_spans: bool = False,
     ) -> None:
         budget = budget_of(max_rows, max_length, num_tokens)
         self.cache = ModelOfCache(budget, rope_angles)
+        self.max_chunk = max(chunk, alone_chunk or chunk)
         self.scheduler = Scheduler(
             self.cache,
             budget,
             max_waiting=max_waiting,
             chunks=PrefillChunks(with_others=chunk, alone=alone_chunk or chunk, logprobs=3),
             rope_angles=rope_angles,
+            packs_spans=packs_spans,
         )
 
     def add(self, *answers: Answer) -> None:
@@ -52,13 +57,16 @@ class _Run:
         """Computes the next batch. Generations that reach their length end."""
         batch = self.scheduler.next_batch()
         assert batch is not None
+        num_tokens = sum(len(span.token_ids) for span in batch.spans)
+        assert num_tokens <= max(self.max_chunk, self.scheduler.used_rows), "the budget of a step"
         self.cache.compute(batch, non_finite)
         self.scheduler.commit(batch)
-        if batch.logits is not Logits.NONE and (batch.ends_prompt or not batch.is_prompt):
-            for generation in batch.generations[0].answer.generations if batch.is_prompt else batch.generations:
-                generation.output.append(next(_tokens))
-                if len(generation.output) >= generation.request.ending.max_tokens:
-                    self.scheduler.finish(generation)
+        for part in batch.parts:
+            if part.span.logits is not Logits.NONE and (part.ends_prompt or not part.is_prompt):
+                for generation in part.generation.answer.generations if part.is_prompt else [part.generation]:
+                    generation.output.append(next(_tokens))
+                    if len(generation.output) >= generation.request.ending.max_tokens:
+                        self.scheduler.finish(generation)
         return batch
 
     def order(self, num_steps: int) -> list[list[Answer]]:
@@ -68,6 +76,11 @@ class _Run:
 
 def _prompt(num_tokens: int, first: int = 0) -> list[int]:
     return list(range(first, first + num_tokens))
+
+
+def _num_tokens(batch: Batch) -> int:
+    """Of its first part."""
+    return len(batch.spans[0].token_ids)
 
 
 @pytest.fixture
@@ -100,11 +113,12 @@ def test_one_that_gave_way_goes_on_where_it_was(grows_by_four: None) -> None:
     while run.scheduler.num_waiting:
         assert run.step().answers == [first]
     resumed = run.step()
-    assert (resumed.answers, resumed.is_prompt, resumed.logits) == ([last], True, Logits.NONE)
+    (span,) = resumed.spans
+    assert (resumed.answers, resumed.is_prompt, span.logits) == ([last], True, Logits.NONE)
     expected = [*last.request.prompt, *output[:-1]]
-    assert [*expected[: resumed.start[0]], *resumed.token_ids[0]] == expected
+    assert [*expected[: span.start], *span.token_ids] == expected
     assert last.generations[0].output == output, "no token is chosen twice"
-    assert run.step().token_ids == [[output[-1]]]
+    assert [span.token_ids for span in run.step().spans] == [[output[-1]]]
 
 
 def test_outputs_of_several_rows_have_their_memory_at_once(grows_by_four: None) -> None:
@@ -131,17 +145,18 @@ def test_a_prompt_is_computed_in_chunks_and_the_last_one_says_the_next_token() -
     run, answer = _Run(chunk=4), answer_of(_prompt(10))
     run.add(answer)
     batches = [run.step() for _ in range(3)]
-    assert [(batch.start, len(batch.token_ids[0])) for batch in batches] == [([0], 4), ([4], 4), ([8], 2)]
-    assert [batch.logits for batch in batches] == [Logits.NONE, Logits.NONE, Logits.LAST]
-    assert [batch.ends_prompt for batch in batches] == [False, False, True]
-    decode = run.step()
-    assert (decode.token_ids, decode.start, decode.logits) == ([[answer.generations[0].output[0]]], [10], Logits.LAST)
+    parts = [part for batch in batches for part in batch.parts]
+    assert [(part.span.start, len(part.span.token_ids)) for part in parts] == [(0, 4), (4, 4), (8, 2)]
+    assert [part.span.logits for part in parts] == [Logits.NONE, Logits.NONE, Logits.LAST]
+    assert [part.ends_prompt for part in parts] == [False, False, True]
+    (decoded,) = run.step().spans
+    assert (decoded.token_ids, decoded.start, decoded.logits) == (answer.generations[0].output[:1], 10, Logits.LAST)
 
 
 def test_a_prompt_that_is_alone_is_computed_in_larger_chunks() -> None:
     run, answer = _Run(chunk=4, alone_chunk=16), answer_of(_prompt(20))
     run.add(answer)
-    assert [len(run.step().token_ids[0]) for _ in range(2)] == [16, 4]
+    assert [_num_tokens(run.step()) for _ in range(2)] == [16, 4]
 
 
 def test_a_larger_chunk_is_for_one_that_is_alone() -> None:
@@ -150,12 +165,12 @@ def test_a_larger_chunk_is_for_one_that_is_alone() -> None:
         run.add(other)
         run.step()  # it decodes, or its prompt is under way
         run.add(answer)
-        lengths = [len(batch.token_ids[0]) for batch in (run.step() for _ in range(12)) if batch.is_prompt]
+        lengths = [_num_tokens(batch) for batch in (run.step() for _ in range(12)) if batch.is_prompt]
         assert max(lengths) == 4
     run, answer = _Run(max_rows=1, chunk=4, alone_chunk=16), answer_of(_prompt(20))
     run.add(answer, answer_of([1]))
     assert run.scheduler.num_waiting == 1
-    assert len(run.step().token_ids[0]) == 4
+    assert _num_tokens(run.step()) == 4
 
 
 def test_chunks_grow_once_the_others_have_ended_and_shrink_when_one_comes() -> None:
@@ -163,10 +178,10 @@ def test_chunks_grow_once_the_others_have_ended_and_shrink_when_one_comes() -> N
     other = answer_of([99], max_tokens=1)
     run.add(other, answer)
     assert run.step().answers == [other]
-    assert len(run.step().token_ids[0]) == 8
+    assert _num_tokens(run.step()) == 8
     run.add(answer_of([98], max_tokens=3))
     batches = [run.step() for _ in range(12)]
-    lengths = [len(batch.token_ids[0]) for batch in batches if batch.is_prompt and batch.answers == [answer]]
+    lengths = [_num_tokens(batch) for batch in batches if batch.is_prompt and batch.answers == [answer]]
     assert lengths[0] == 2
     assert 8 in lengths[1:]
 
@@ -183,13 +198,13 @@ def test_a_short_prompt_that_comes_during_a_grown_chunk_has_its_token_within_two
 def test_a_chunk_that_is_smaller_alone_is_not() -> None:
     run, answer = _Run(chunk=4, alone_chunk=2), answer_of(_prompt(6))
     run.add(answer)
-    assert len(run.step().token_ids[0]) == 4
+    assert _num_tokens(run.step()) == 4
 
 
 def test_a_prompt_whose_log_probabilities_are_wanted_comes_in_chunks_of_its_own_with_all_logits() -> None:
     run = _Run(chunk=4)
     run.add(answer_of(_prompt(5), prompt_logprobs=0))
-    assert [(len(batch.token_ids[0]), batch.logits) for batch in (run.step(), run.step())] == [
+    assert [(len(span.token_ids), span.logits) for span in (*run.step().spans, *run.step().spans)] == [
         (3, Logits.ALL),
         (2, Logits.ALL),
     ]
@@ -216,10 +231,11 @@ def test_a_generation_that_is_computed_again_does_not_hold_up_the_others(row: in
     again = [number for number, batch in enumerate(batches) if batch.is_prompt]
     assert [batches[number].answers for number in again] == [[first], [first]]
     between = batches[again[0] + 1 : again[1]]
-    assert [(batch.answers, batch.first_row) for batch in between] == [([second], 0)]
+    assert [(batch.answers, batch.spans[0].row) for batch in between] == [([second], 0)]
     own = [batch for batch in batches[again[0] :] if first in batch.answers][:3]
     rows = [batch.answers.index(first) for batch in own]
-    assert [(batch.start[row], batch.lengths[row], batch.is_prompt) for batch, row in zip(own, rows, strict=True)] == [
+    spans = [batch.spans[row] for batch, row in zip(own, rows, strict=True)]
+    assert [(span.start, span.length, batch.is_prompt) for span, batch in zip(spans, own, strict=True)] == [
         (0, 9, True),
         (4, 9, True),
         (8, 9, False),
@@ -245,6 +261,74 @@ def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
     assert long.generations[0].is_finished
 
 
+def _lengths(batch: Batch) -> dict[Answer, int]:
+    """Tokens of each answer's first part."""
+    return {part.generation.answer: len(part.span.token_ids) for part in batch.parts[::-1]}
+
+
+def test_prompts_that_come_together_are_computed_together_and_decode_beside_one_that_comes_later() -> None:
+    run = _Run(chunk=32, packs_spans=True)
+    first, second, later = answer_of(_prompt(9)), answer_of(_prompt(5, first=50)), answer_of(_prompt(12, first=80))
+    run.add(first, second)
+    assert _lengths(run.step()) == {first: 9, second: 5}
+    assert _lengths(run.step()) == {first: 1, second: 1}
+    run.add(later)
+    assert _lengths(run.step()) == {first: 1, second: 1, later: 12}
+    assert [len(each.generations[0].output) for each in (first, second, later)] == [3, 3, 1]
+
+
+def test_a_chunk_is_divided_among_tokens_that_decode_and_prompts() -> None:
+    run = _Run(chunk=8, packs_spans=True)
+    decoding, long, short = answer_of([1], 20), answer_of(_prompt(20, first=50)), answer_of(_prompt(3, first=100))
+    run.add(decoding)
+    run.step()
+    run.add(long, short)
+    assert _lengths(run.step()) == {decoding: 1, short: 3, long: 4}
+    assert _lengths(run.step()) == {decoding: 1, short: 1, long: 6}
+
+
+def test_generations_that_would_take_most_of_a_chunk_take_turns_with_prompts() -> None:
+    run = _Run(max_rows=6, chunk=4, packs_spans=True)
+    wide, prompt = answer_of([1], 20, rows=3), answer_of(_prompt(8, first=50))
+    run.add(wide)
+    run.step()
+    run.add(prompt)
+    assert run.order(4) == [[prompt], [wide], [prompt], [wide, prompt]]
+
+
+def test_a_prompt_waits_for_a_beginning_that_another_one_computes() -> None:
+    run = _Run(chunk=64, packs_spans=True)
+    shared = _prompt(kv_rows.MIN_SHARED_TOKENS)
+    first, second, other = answer_of([*shared, 100]), answer_of([*shared, 101, 102]), answer_of(_prompt(9, first=200))
+    run.add(first, second, other)
+    assert _lengths(run.step()) == {first: len(shared) + 1, other: 9}
+    assert _lengths(run.step()) == {first: 1, other: 1, second: 2}
+    assert second.cached_prompt_tokens == len(shared)
+
+
+def test_all_logits_of_a_prompt_are_of_few_tokens_beside_other_prompts() -> None:
+    run = _Run(chunk=64, packs_spans=True)
+    scored = [answer_of(_prompt(5, first=first), prompt_logprobs=0) for first in (0, 50)]
+    plain = answer_of(_prompt(6, first=100))
+    run.add(*scored, plain)
+    assert _lengths(run.step()) == {scored[0]: 3, plain: 6}
+    assert _lengths(run.step()) == {plain: 1, scored[0]: 2, scored[1]: 1}
+
+
+def test_beams_decode_beside_a_prompt_and_a_generation_that_is_computed_again() -> None:
+    run = _Run(max_rows=5, chunk=16, rope_angles=RopeAngles(steps=(8,), recomputes=True), packs_spans=True)
+    beams, crossing, prompt = answer_of([1, 2], beams=2), answer_of(_prompt(7), 20), answer_of(_prompt(4, first=50))
+    run.add(beams, crossing)
+    run.step()
+    run.add(prompt)
+    assert _lengths(run.step()) == {beams: 1, crossing: 1, prompt: 4}
+    batch = run.step()
+    (again,) = (part for part in batch.parts if part.generation.answer is crossing)
+    assert (again.is_prompt, again.span.start, again.span.stop, again.span.length) == (True, 0, 8, 9)
+    assert {part.generation.answer for part in batch.parts} == {beams, crossing, prompt}
+    assert _lengths(run.step()) == {beams: 1, crossing: 1, prompt: 1}
+
+
 def test_requests_start_by_priority_and_then_in_the_order_they_came_and_never_more_than_fit() -> None:
     run = _Run(max_rows=2, max_waiting=8)
     answers = [answer_of([9, number], max_tokens=2, priority=number // 3) for number in range(5)]
@@ -262,8 +346,8 @@ def test_a_request_takes_a_row_for_each_of_its_generations_or_beams() -> None:
     wide, beams, narrow = answer_of([1, 2], rows=3), answer_of([3, 4], beams=2), answer_of([5])
     run.add(wide, beams, narrow)
     assert (run.scheduler.used_rows, run.scheduler.num_running, run.scheduler.num_waiting) == (3, 1, 2)
-    assert run.step().generations == (wide.generations[0],)
-    assert run.step().generations == tuple(wide.generations)
+    assert run.step().generations == wide.generations[:1]
+    assert run.step().generations == wide.generations
     for generation in wide.generations[:2]:
         run.scheduler.finish(generation)
     assert (run.scheduler.used_rows, run.scheduler.num_running) == (4, 3)
@@ -350,6 +434,7 @@ def test_a_prompt_that_is_given_up_leaves_zeros(alone_chunk: int | None) -> None
     max_rows=st.integers(1, 6),
     seed=st.integers(0, 2**32),
     share=st.floats(0.3, 1),
+    chunk=st.sampled_from([None, 4, 9, 30]),
     rope_angles=st.sampled_from(
         [ALL_ALIKE, RopeAngles(steps=(8,)), RopeAngles(steps=(8,), recomputes=True), RopeAngles(grows_beyond=8)]
     ),
@@ -359,13 +444,20 @@ def test_whatever_comes_and_goes_rows_are_right_budgets_hold_and_everyone_ends(
     max_rows: int,
     seed: int,
     share: float,
+    chunk: int | None,
     rope_angles: RopeAngles,
     monkeypatch_min_shared: None,
 ) -> None:
     chance = random.Random(seed)
     max_length = 24
     run = _Run(
-        max_rows, max_length, max(2, int(max_rows * max_length * share)), max_waiting=50, rope_angles=rope_angles
+        max_rows,
+        max_length,
+        max(2, int(max_rows * max_length * share)),
+        max_waiting=50,
+        chunk=chunk or 4,
+        rope_angles=rope_angles,
+        packs_spans=chunk is not None,
     )
     answers: list[Answer] = []
     for action in data.draw(
@@ -387,6 +479,7 @@ def monkeypatch_min_shared() -> Iterator[None]:
     """Shares short beginnings, too, and lets outputs grow by little."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv_rows, "MIN_SHARED_TOKENS", 2)
+        patch.setattr(prompts_module, "MIN_SHARED_TOKENS", 2)
         patch.setattr(generation_module, "GROWTH_TOKENS", 3)
         yield
 

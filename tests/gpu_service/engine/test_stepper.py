@@ -110,14 +110,14 @@ def test_how_far_a_prompt_is_computed_is_told_before_its_first_token() -> None:
 
 def test_everything_logged_in_a_step_names_its_requests(steps: _Steps) -> None:
     seen: list[list[str]] = []
-    forward = steps.model.forward
+    compute = steps.model.compute
 
-    def noting(*args: Any, **fields: Any) -> Any:
+    def noting(spans: Any) -> Any:
         seen.append(logs.requests_under_way())
-        return forward(*args, **fields)
+        return compute(spans)
 
-    steps.model.forward = noting  # type: ignore[method-assign]
-    steps.run(Reader([4], max_tokens=4, request_id="a"), Reader([50], max_tokens=4, request_id="b"))
+    steps.model.compute = noting  # type: ignore[method-assign]
+    steps.run(Reader([4], max_tokens=4, request_id="a"), Reader([50], max_tokens=2, request_id="b"))
     assert ["a"] in seen
     assert ["a", "b"] in seen
     assert logs.requests_under_way() == []

@@ -9,7 +9,7 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.errors import ExpertServiceError
-from gpu_service.model_runner.forward_input import Logits
+from gpu_service.model_runner.forward_input import Logits, Span
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
 from tests.support.families import tiny
@@ -87,6 +87,22 @@ def test_a_non_finite_token_of_a_prompt_is_its_sequence_s(family: str, tmp_path:
     experts.faults = {0: 4}
     _forward(model, [[5, 6, 7, 8, 9, 10]], [0])
     assert model.take_non_finite() == {0}
+
+
+@pytest.mark.parametrize("max_rows", [None, 2])
+def test_a_non_finite_token_of_packed_spans_is_its_span_s(max_rows: int | None, tmp_path: Path) -> None:
+    model, experts = _model("mixtral", tmp_path, {})
+    model.dispatcher.max_rows = max_rows  # the rows of a layer are computed in parts
+    spans = [
+        Span(row=row, start=0, token_ids=token_ids, length=9, logits=logits)
+        for row, (token_ids, logits) in enumerate([([5], Logits.LAST), ([6, 7, 8], Logits.ALL), ([9, 10], Logits.NONE)])
+    ]
+    for token, due in enumerate([0, 1, 1, 1, 2, 2]):
+        experts.num_calls = 0
+        experts.faults = {token // max_rows: token % max_rows} if max_rows else {0: token}
+        with torch.inference_mode():
+            assert len(model.compute(spans)) == 4
+        assert model.take_non_finite() == {due}
 
 
 def test_the_rows_of_a_batch_that_failed_are_forgotten(tmp_path: Path) -> None:

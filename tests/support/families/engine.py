@@ -96,6 +96,7 @@ class Engine:
             max_waiting=64,
             chunks=PrefillChunks.uniform(32),
             rope_angles=self.model.rope_angles,
+            packs_spans=self.model.packs_spans,
         )
         self.stepper = RecordingStepper(self.model, self.scheduler, ids=RequestIds(), on_failure=self._raise)
 

@@ -1,0 +1,1 @@
+"""Batches: which spans of which generations one forward computes. Imports no torch."""
