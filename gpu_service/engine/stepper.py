@@ -166,14 +166,8 @@ class Stepper:
             self._search_all(rows, logits)
 
     def _fail_non_finite(self, batch: Batch, found: Sequence[int]) -> None:
-        """Fails the requests whose rows are not finite. The rows of the others are right.
-
-        Args:
-            batch: What was computed.
-            found: Rows whose logits are not finite. Those whose experts' sums are not are known to the model.
-        """
-        own = {row: number for number, rows in enumerate(batch.logit_rows) for row in range(rows.start, rows.stop)}
-        parts = {*(own[row] for row in found), *self._model.take_non_finite()}
+        """Fails the requests whose logits were found not to be finite, or whose experts' sums are not."""
+        parts = {*batch.parts_of(found), *self._model.take_non_finite()}
         for answer in dict.fromkeys(batch.parts[number].generation.answer for number in sorted(parts)):
             self._fail(answer, NonFiniteError(NON_FINITE), non_finite=True)
 

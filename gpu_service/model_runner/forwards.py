@@ -6,7 +6,7 @@ one mask serve them all. transformers' own cache of a model shows what its layer
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,24 @@ class Forward(ABC):
             first_row: The cache's row of the first sequence.
             kept: What transformers calls logits_to_keep.
         """
+
+    def retried(self, compute: Callable[[], torch.Tensor], make_room: Callable[[], bool]) -> torch.Tensor:
+        """Computes a batch, a second time if the device had no memory left and gets some.
+
+        Args:
+            compute: Computes it.
+            make_room: Gives memory back to the device, and returns whether there was any to give.
+        """
+        failure: torch.OutOfMemoryError | None = None
+        try:
+            return compute()
+        except torch.OutOfMemoryError as error:
+            # the frames of its traceback hold all that the batch had computed; the retry needs that memory
+            failure = error.with_traceback(None)
+            failure.__context__ = failure.__cause__ = None
+        if not make_room() or not self.is_repeatable:
+            raise failure
+        return compute()
 
 
 class Together(Forward):

@@ -34,7 +34,6 @@ from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.moe.no_experts import NoExperts
 from gpu_service.moe.router import answers
 
 _SCORE_COPIES = 5
@@ -108,7 +107,8 @@ class Model:
         routers = connect(self._module, checkpoint, self._architecture, dispatcher)
         self.routers = {layer: each for layer, each in routers.items() if self._answers(each, checkpoint.layers[layer])}
         """The routers that can be asked for rows alone, by the index of their layer among the checkpoint's."""
-        self._try_packed()
+        if self._packed is not None:
+            self.why_not_packed = self._packed.why_not(dispatcher)
         self._non_finite: set[int] = set()
         # an index rather than a number: a slice of the rows is not contiguous, and its product copies the whole head
         self._kept = {
@@ -187,7 +187,7 @@ class Model:
         Raises:
             ExpertServiceError: No backend can compute the experts.
         """
-        if self._packed is not None and not is_rectangle(spans):
+        if self._packed is not None and self.packs_spans and not is_rectangle(spans):
             compute = partial(self._compute_packed, self._packed, spans)
             return self._step(compute, sum(len(span.token_ids) for span in spans))
         token_ids = torch.tensor([list(span.token_ids) for span in spans])
@@ -198,23 +198,12 @@ class Model:
     @property
     def packs_spans(self) -> bool:
         """Whether spans of several sequences, of any lengths, are computed in one forward."""
-        return self._packed is not None
+        return self.why_not_packed is None
 
     def _step(self, compute: Callable[[], torch.Tensor], num_tokens: int) -> torch.Tensor:
         """Computes a batch, again with fewer experts on the device if that has no memory left."""
         began = time.monotonic()
-        batch = partial(self._attempt, compute)
-        failure: torch.OutOfMemoryError | None = None
-        try:
-            logits = batch()
-        except torch.OutOfMemoryError as error:
-            # the frames of its traceback hold all that the batch had computed; the retry needs that memory
-            failure = error.with_traceback(None)
-            failure.__context__ = failure.__cause__ = None
-        if failure is not None:
-            if not self.dispatcher.make_room() or not self._forward.is_repeatable:
-                raise failure
-            logits = batch()
+        logits = self._forward.retried(partial(self._attempt, compute), self.dispatcher.make_room)
         self.dispatcher.end_of_step(num_tokens, time.monotonic() - began)
         return logits
 
@@ -268,17 +257,6 @@ class Model:
             together, module, masks=masks, dispatcher=self.dispatcher, device=device, temperature_step=step
         )
 
-    def _try_packed(self) -> None:
-        """Decides whether the model's code can compute packed spans."""
-        if self._packed is None:
-            return
-        with self.dispatcher.with_backend(NoExperts()), torch.inference_mode():
-            self.why_not_packed = self._packed.why_not()
-        self.dispatcher.cancel_batch()
-        self.dispatcher.clear_counts()
-        if self.why_not_packed is not None:
-            self._packed = None
-
     def _attempt(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Computes a batch; if that fails, nothing of it stays demanded."""
         self._non_finite.clear()
@@ -293,6 +271,7 @@ class Model:
         self, token_ids: torch.Tensor, positions: torch.Tensor, lengths: Sequence[int], *, first_row: int, wants: Logits
     ) -> torch.Tensor:
         num_tokens = token_ids.shape[1]
+        num_kept = {Logits.NONE: 0, Logits.LAST: 1, Logits.ALL: num_tokens}[wants]
         parts: list[torch.Tensor] = []
         first_sequence = 0
         with self._threads_for(token_ids.numel()):
@@ -303,7 +282,8 @@ class Model:
                 non_finite = self.dispatcher.take_non_finite()
                 self._non_finite.update(first_sequence + row // num_tokens for row in non_finite)
                 first_sequence += len(logits)
-                parts.append(logits)
+                # some families compute those of all tokens
+                parts.append(logits[:, max(0, logits.shape[1] - num_kept) :])
         logits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return logits.flatten(0, 1).to(torch.float32)
 

@@ -82,13 +82,7 @@ class Dispatcher:
             self._remote = usual
 
     def begin(
-        self,
-        layer: int,
-        hidden: torch.Tensor,
-        *,
-        expert_ids: torch.Tensor,
-        routing_weights: torch.Tensor,
-        first_row: int = 0,
+        self, layer: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor
     ) -> LayerWork:
         """Plans a layer, sends what is remote and starts the copies of what is streamed. Waits for neither.
 
@@ -97,7 +91,6 @@ class Dispatcher:
             hidden: [rows, hidden] on the device.
             expert_ids: [rows, k] on the device; -1 is left out.
             routing_weights: [rows, k] on the device.
-            first_row: What the first row is in the forward, if the layer's rows come in several parts.
         """
         if self.capture is not None:
             raise CaptureError("a block begins its experts by itself")
@@ -129,7 +122,6 @@ class Dispatcher:
             messages=messages,
             copies=copies,
             began_at=began_at,
-            first_row=first_row,
         )
 
     def finish(self, work: LayerWork) -> torch.Tensor:

@@ -71,13 +71,9 @@ class MoeLayer(nn.Module):
             self._shared.routed_experts_called(rows)
         return self._dispatcher.finish(work).view(hidden.shape)
 
-    def _begin(
-        self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor, *, first_row: int = 0
-    ) -> LayerWork:
+    def _begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> LayerWork:
         assert self._dispatcher is not None
-        return self._dispatcher.begin(
-            self._layer, rows, expert_ids=expert_ids, routing_weights=routing_weights, first_row=first_row
-        )
+        return self._dispatcher.begin(self._layer, rows, expert_ids=expert_ids, routing_weights=routing_weights)
 
     def _in_parts(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> torch.Tensor:
         """Does what `forward` does, for more rows than are computed at once."""
@@ -87,7 +83,8 @@ class MoeLayer(nn.Module):
         output = torch.empty_like(rows)
         for begin in range(0, len(rows), limit):
             part = slice(begin, begin + limit)
-            work = self._begin(rows[part], expert_ids[part], routing_weights[part], first_row=begin)
+            work = self._begin(rows[part], expert_ids[part], routing_weights[part])
+            work.first_row = begin
             output[part] = self._dispatcher.finish(work)
         return output
 

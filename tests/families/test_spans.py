@@ -23,7 +23,6 @@ PACKED = ["deepseek_v3", "gpt_oss", "mixtral", "phimoe", "qwen3_moe"]
 APART = {
     "jetmoe": "changes the keys",
     "llama4_text": "temperature",
-    "openmoe": "after it",
     "qwen3_next": "more than keys",
     "switch_transformers": "encoder",
 }

@@ -37,15 +37,15 @@ def _run(machine: Machine | None) -> tuple[list[Reader], list[int]]:
     model = CountingModel()
     model.device = CPU if machine is None else DEVICE
     model.nan_after = _NOT_A_NUMBER_AFTER
-    forward = model.forward
+    compute = model.compute
 
-    def computed(*args: Any, **more: Any) -> torch.Tensor:
-        logits = forward(*args, **more).to(model.device)
+    def computed(spans: Any) -> torch.Tensor:
+        logits = compute(spans).to(model.device)
         if machine is not None:
             machine.counts.clear()
         return logits
 
-    model.forward = computed  # type: ignore[method-assign]
+    model.compute = computed  # type: ignore[method-assign]
     stepper = Stepper(
         model,  # type: ignore[arg-type]
         model.scheduler(8, max_waiting=64, chunk=8),

@@ -59,6 +59,11 @@ class Batch:
         ends = itertools.accumulate(part.span.num_logits for part in self.parts)
         return [slice(end - part.span.num_logits, end) for part, end in zip(self.parts, ends, strict=True)]
 
+    def parts_of(self, rows: Sequence[int]) -> list[int]:
+        """The parts, by number, that some rows of the logits belong to."""
+        own = self.logit_rows
+        return [number for number, part in enumerate(own) if any(part.start <= row < part.stop for row in rows)]
+
 
 OnStep = Callable[[Batch, float, float], None]
 """Called after each forward: its batch, when it began on the clock of time.monotonic(), and its seconds."""

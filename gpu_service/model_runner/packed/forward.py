@@ -17,6 +17,8 @@ from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.packed.attention import SpanAttention
 from gpu_service.model_runner.packed.cache import PackedCache, groups_of
 from gpu_service.model_runner.rope import RowAngles
+from gpu_service.moe.dispatcher import Dispatcher
+from gpu_service.moe.no_experts import NoExperts
 
 
 class Packed:
@@ -61,16 +63,26 @@ class Packed:
         """
         return self._compute(spans, self._cache)
 
-    def why_not(self) -> str | None:
-        """Tries two spans, in a cache of their own. Returns why the model's code cannot compute them; None: it can.
+    def why_not(self, dispatcher: Dispatcher) -> str | None:
+        """Tries two spans without experts, in a cache of their own.
 
-        It may fail in many ways, and each of them means that the model is computed as its code expects.
+        The model's code may fail in many ways, and each of them means that the model is computed as its code expects.
+
+        Args:
+            dispatcher: The model's, which has not computed anything yet.
+
+        Returns:
+            Why the model's code cannot compute them; None: it can.
         """
         spans = [Span(row=0, start=position, token_ids=[0], length=2) for position in range(2)]
         try:
-            self._compute(spans, KvCache(num_rows=1, max_length=2))
+            with dispatcher.with_backend(NoExperts()), torch.inference_mode():
+                self._compute(spans, KvCache(num_rows=1, max_length=2))
         except Exception as error:
+            dispatcher.cancel_batch()
             return " ".join(str(error).split()) or type(error).__name__
+        finally:
+            dispatcher.clear_counts()
         return None
 
     def _compute(self, spans: Sequence[Span], cache: KvCache) -> torch.Tensor:
@@ -89,8 +101,8 @@ class Packed:
                 logits_to_keep=kept,
             )
         packed.check_seen()
-        logits: torch.Tensor = output.logits
-        return logits[0]
+        logits: torch.Tensor = output.logits[0]
+        return logits[kept] if len(logits) > len(kept) else logits  # some families compute those of all tokens
 
 
 def _kept(spans: Sequence[Span]) -> torch.Tensor:
