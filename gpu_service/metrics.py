@@ -78,7 +78,7 @@ REQUEST_SECONDS = Histogram(
 )
 STEP_SECONDS = Histogram(
     "fiddler_step_seconds",
-    "Seconds that the model took for one batch: a chunk of one prompt, or the next token of all generations.",
+    "Seconds that the model took for one batch, by what it computed: pieces of prompts, or only next tokens.",
     ["phase"],
     buckets=LATENCY_BUCKETS,
 )

@@ -12,6 +12,10 @@ serving.MODEL.short_prompt.chunks        chunks of prompts that are computed unt
                                          that arrives while a long one is computed
 serving.MODEL.short_prompt_grown.chunks  the same if the long prompt was alone and its chunk grew to the whole prompt
 serving.MODEL.long_prompt.CHUNKS         tokens per second of a long prompt that is alone, in usual or in grown chunks
+serving.MODEL.together8.last             seconds to the last first token of eight prompts of 64 tokens sent at once
+serving.MODEL.together8.last_over_alone  the same over the first token of such a prompt that is alone
+serving.MODEL.together8.total            seconds until all eight have ended
+serving.MODEL.together8.packed_over_apart  their steps, packed, over one prompt after the other
 serving.MODEL.loadN.time_to_first_token  seconds, with N concurrent callers
 serving.MODEL.loadN.inter_token          seconds between two tokens of a stream
 
@@ -40,6 +44,7 @@ from benchmarks.harness.results import Append, Checkpoint, Out, report  # noqa: 
 from benchmarks.harness.targets import Judge, Target  # noqa: E402
 from benchmarks.serving.load import measure_load  # noqa: E402
 from benchmarks.serving.steps import measure_steps  # noqa: E402
+from benchmarks.serving.together import measure_together  # noqa: E402
 from benchmarks.serving.workload import models  # noqa: E402
 from tools.command_line import run  # noqa: E402
 
@@ -51,6 +56,8 @@ TARGETS = {
         for case in ("stream1", "streams8", "beam4", "beam16")
     },
     f"{_MIXTRAL}.streams8.over_stream1": Target(1.9),
+    f"{_MIXTRAL}.together8.last_over_alone": Target(3, at_least=False),
+    f"{_MIXTRAL}.together8.packed_over_apart": Target(0.5, at_least=False),
     f"{_MIXTRAL}.short_prompt.chunks": Target(2, at_least=False),
     f"{_MIXTRAL}.streams8.overhead_over_step": Target(0.05, at_least=False),
     f"{_MIXTRAL}.sampled8.overhead_over_step": Target(0.05, at_least=False),
@@ -66,7 +73,9 @@ def main(
     rounds: Annotated[int, typer.Option(help="Rounds through all cases.")] = 3,
     checkpoint: Checkpoint = None,
     names: Annotated[str, typer.Option("--models", help="Names between commas. Unset: all.")] = "",
-    parts: Annotated[str, typer.Option(help="steps, load or both, between commas.")] = "steps,load",
+    parts: Annotated[
+        str, typer.Option(help="steps, together or load, or several between commas.")
+    ] = "steps,together,load",
     tiny: Annotated[bool, typer.Option("--tiny", help="Only a small model, to try the benchmark out.")] = False,
 ) -> None:
     """Runs the benchmark."""
@@ -75,6 +84,8 @@ def main(
         for model in models(checkpoint or Path(temporary), tiny, names.split(",") if names else None):
             if "steps" in parts.split(","):
                 measure_steps(judge, model, rounds)
+            if "together" in parts.split(","):
+                measure_together(judge, model, rounds)
             if "load" in parts.split(","):
                 measure_load(judge, model, rounds)
         judge.summarise()

@@ -37,12 +37,12 @@ def measure_load(out: Judge, model: Model, rounds: int) -> None:
         Pair(model.directory, log=log, gpu_arguments=("--device", "cpu", *flags, *slots), cpu_arguments=flags) as pair,
         Client(pair.target) as client,
     ):
-        _call_at_once(client, model, 1)  # a warm-up, not counted
+        call_at_once(client, model, 1)  # a warm-up, not counted
         streams: dict[int, list[Stream]] = {load: [] for load in LOADS}
         rates: dict[int, list[float]] = {load: [] for load in LOADS}
         for number in range(rounds):
             for load in LOADS if number % 2 else reversed(LOADS):
-                made = _call_at_once(client, model, load)
+                made = call_at_once(client, model, load)
                 streams[load] += made
                 rates[load].append(_rate(made))
     for load in LOADS:
@@ -51,8 +51,8 @@ def measure_load(out: Judge, model: Model, rounds: int) -> None:
     out.samples(f"serving.{model.name}.streams8.over_stream1", ratios(rates[8], rates[1]), "ratio")
 
 
-def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
-    """Runs `count` concurrent callers with one request each."""
+def call_at_once(client: Client, model: Model, count: int, prompt_tokens: int | None = None) -> list[Stream]:
+    """Runs `count` concurrent callers with one request each, of the model's `prompt_tokens` unless others are given."""
 
     def call(prompt: list[int]) -> Stream:
         stream = Stream(time.perf_counter())
@@ -63,7 +63,7 @@ def _call_at_once(client: Client, model: Model, count: int) -> list[Stream]:
         return stream
 
     with ThreadPoolExecutor(count) as threads:
-        return list(threads.map(call, prompts(model.prompt_tokens, count)))
+        return list(threads.map(call, prompts(prompt_tokens or model.prompt_tokens, count)))
 
 
 def _rate(streams: Sequence[Stream]) -> float:

@@ -87,15 +87,21 @@ class Probe:
         self.expert_bytes = checkpoint.expert_bytes // sum(layer.num_experts for layer in checkpoint.layers)
 
     @torch.inference_mode()
-    def begin(self, prefill_chunk: int, alone_chunk: int | None = None) -> None:
-        """Drops all requests and cached prompts, and sets the chunk sizes of prompts from now on."""
+    def begin(self, prefill_chunk: int, alone_chunk: int | None = None, *, packs_spans: bool = True) -> None:
+        """Drops all requests and cached prompts, and sets the chunk sizes of prompts from now on.
+
+        Args:
+            prefill_chunk: Tokens of a step that computes pieces of prompts.
+            alone_chunk: The same while there is one request; None: as many.
+            packs_spans: Whether spans of several sequences are computed in one forward, if the model's can be.
+        """
         self._scheduler = _WatchedScheduler(
             self._model.cache,
             self._budget,
             max_waiting=MAX_SLOTS,
             chunks=dataclasses.replace(PrefillChunks.uniform(prefill_chunk), alone=alone_chunk or prefill_chunk),
             rope_angles=self._model.rope_angles,
-            packs_spans=self._model.packs_spans,
+            packs_spans=packs_spans and self._model.packs_spans,
         )
         self._stepper = Stepper(self._model, self._scheduler, ids=RequestIds(), on_failure=self._raise)
 

@@ -31,7 +31,7 @@ _WHOLE = (
     ),
     chart(
         "One step",
-        "Mean seconds of a batch: a part of one prompt (prefill), or the next token of all requests that decode.",
+        "Mean seconds of a batch: with pieces of prompts (prefill), or with next tokens alone (decode).",
         [Query(mean("fiddler_step_seconds", HERE, "phase"), "{{phase}}")],
         "s",
     ),

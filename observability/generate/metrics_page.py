@@ -26,7 +26,7 @@ _LABELS = {
         "`demand`: a batch waited for it, and it stays resident if the placement policy keeps it; `prefetch`: ahead of "
         "its layer; `swap`: by the placement policy, in the background"
     ),
-    "phase": "`prefill`: a part of one prompt; `decode`: the next token of all requests that decode",
+    "phase": "`prefill`: pieces of prompts, beside which others may decode; `decode`: only next tokens",
     "finish_reason": "`eos`, `stop`, `length`, `cancelled`, `deadline`, `error`",
     "endpoint": "a path of the HTTP API, such as `/v1/chat/completions`; `other` for all that are not served",
     "http_status": "the HTTP status of the answer, such as `200`",
