@@ -84,8 +84,8 @@ class Settings(ServiceSettings):
     prefill_chunk: int = Field(
         512,
         ge=1,
-        description="the most tokens of a step that computes pieces of prompts, beside the next tokens of other requests, as"
-        " far as a message to the CPU expert service holds them",
+        description="the most tokens of a step that computes pieces of prompts, next tokens of others included,"
+        " as far as a message to the CPU expert service holds them",
     )
     prefill_chunk_alone: int | Literal["auto"] = Field(
         "auto",
