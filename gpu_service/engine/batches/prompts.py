@@ -73,17 +73,16 @@ class Prompts:
                 generation.answer.cached_prompt_tokens = generation.num_computed
 
     def _in_turn(self) -> Iterator[Answer]:
-        """First the oldest prompt or the one with the least left, in turn, then the others, the least left first.
+        """First the oldest prompt or the one with the least left, in turn, then the others, the oldest first.
 
         So a short prompt need not wait for the end of a long one, and a long one advances all the same.
         """
-        by_rest = sorted(self._answers, key=_num_left)
-        if not by_rest:
+        if not self._answers:
             return
-        first = by_rest[0] if self._served_oldest else self._answers[0]
+        first = min(self._answers, key=_num_left) if self._served_oldest else self._answers[0]
         self._served_oldest = first is self._answers[0]
         yield first
-        yield from (answer for answer in by_rest if answer is not first)
+        yield from (answer for answer in self._answers if answer is not first)
 
     def _waits_for(self, generation: Generation, parts: Sequence[Part]) -> bool:
         """Whether parts of a batch compute a beginning of a prompt that the cache does not hold yet."""
