@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -21,7 +21,7 @@ from http_gateway.openai.translation import Translation, completion_requests
 from http_gateway.responses import EventStream, unless_caller_leaves
 from http_gateway.routes.direct import DirectRoute
 from http_gateway.routes.first_token import FirstToken
-from http_gateway.routes.generating import as_events, closing_stream, started
+from http_gateway.routes.generating import Running, as_events, closing_stream, started
 
 router = APIRouter(tags=["Completions"], route_class=DirectRoute)
 PATH = "/v1/completions"
@@ -49,34 +49,31 @@ async def completions(body: CompletionRequest, request: Request, gateway: Gatewa
     head = Head(f"cmpl-{uuid.uuid4().hex}", "text_completion", await gateway.served_model(client, body.model))
     timeout_seconds = gateway.settings.request_timeout_seconds
     async with AsyncExitStack() as stack:
-        responses = await stack.enter_async_context(aclosing(_responses(client, translations, timeout_seconds)))
-        first = await unless_caller_leaves(request, anext(responses))
+        begun = _begun(stack, client, translations, timeout_seconds)
+        responses = await unless_caller_leaves(request, begun)
         if not body.stream:
             answer = WholeCompletion(head, usage)
-            return JSONResponse(await unless_caller_leaves(request, _whole(first, responses, parts, answer)))
+            return JSONResponse(await unless_caller_leaves(request, _whole(responses, parts, answer)))
         has_usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(first, responses, parts, head, usage if has_usage else None, first_token)
+        events = _events(responses, parts, head, usage if has_usage else None, first_token)
         return EventStream(closing_stream(events), stack.pop_all(), last=DONE)
 
 
-async def _whole(
-    first: Any, responses: Responses, parts: list[CompletionParts], answer: WholeCompletion
-) -> dict[str, Any]:
-    async for prompt, response in _chained(first, responses):
+async def _whole(responses: Responses, parts: list[CompletionParts], answer: WholeCompletion) -> dict[str, Any]:
+    async for prompt, response in responses:
         for part in parts[prompt].of(response):
             answer.add(part)
     return answer.content()
 
 
 async def _events(
-    first: Any,
     responses: Responses,
     parts: list[CompletionParts],
     head: Head,
     usage: UsageSum | None,
     first_token: FirstToken,
 ) -> AsyncGenerator[bytes, None]:
-    async for prompt, response in _chained(first, responses):
+    async for prompt, response in responses:
         if response.HasField("progress"):
             yield as_events([head.of([], prompt_progress=progress_of(response.progress))])
         chunks = [
@@ -89,23 +86,38 @@ async def _events(
         yield as_events([head.of([], usage=usage.content())])
 
 
-async def _chained(first: Any, responses: Responses) -> AsyncIterator[tuple[int, generation_pb2.GenerateResponse]]:
+async def _begun(
+    stack: AsyncExitStack, client: AsyncClient, translations: list[Translation], timeout_seconds: float
+) -> Responses:
+    """The messages of all prompts as they arrive, once the service has accepted the only prompt, or answers the first.
+
+    Raises:
+        ApiError: The service refuses it.
+    """
+    if len(translations) == 1:
+        running = await stack.enter_async_context(started(client, translations[0], timeout_seconds))
+        return _of_one(running)
+    responses = await stack.enter_async_context(aclosing(_of_several(client, translations, timeout_seconds)))
+    return _chained(await anext(responses), responses)
+
+
+async def _chained(first: tuple[int, generation_pb2.GenerateResponse], responses: Responses) -> Responses:
     yield first
     async for each in responses:
         yield each
 
 
-async def _responses(client: AsyncClient, translations: list[Translation], timeout_seconds: float) -> Responses:
-    """The messages of all prompts as they arrive.
+async def _of_one(running: Running) -> Responses:
+    async for response in running.responses():
+        yield 0, response
+
+
+async def _of_several(client: AsyncClient, translations: list[Translation], timeout_seconds: float) -> Responses:
+    """The messages of several prompts.
 
     Raises:
         ApiError: A generation failed. The others are cancelled.
     """
-    if len(translations) == 1:
-        async with started(client, translations[0], timeout_seconds) as running:
-            async for response in running.responses():
-                yield 0, response
-        return
     queue: asyncio.Queue[tuple[int, generation_pb2.GenerateResponse] | ApiError | Exception | None]
     queue = asyncio.Queue(_QUEUED_RESPONSES)
     permits = asyncio.Semaphore(_PROMPTS_AT_ONCE)

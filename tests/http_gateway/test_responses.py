@@ -42,7 +42,10 @@ def test_a_caller_that_leaves_cancels_its_generation(
     assert server.service.cancelled.wait(WAIT_SECONDS)
 
 
-def test_a_stream_is_not_silent_for_long(server: FakeServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+def test_a_stream_is_not_silent_for_long(
+    server: FakeServer, url: str, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
     """Proxies and clients would take a long prompt for the end."""
     monkeypatch.setattr(responses, "SILENCE_SECONDS", 0.05)
     may_begin = threading.Event()
@@ -54,7 +57,8 @@ def test_a_stream_is_not_silent_for_long(server: FakeServer, url: str, monkeypat
 
     server.service.script = taken(script)  # type: ignore[arg-type]
     lines: list[str] = []
-    with httpx2.stream("POST", f"{url}{CHAT}", json={"messages": HELLO, "stream": True}) as answer:
+    body = {"messages": HELLO, "prompt": "a", "stream": True}
+    with httpx2.stream("POST", f"{url}{path}", json=body, timeout=WAIT_SECONDS) as answer:
         for line in answer.iter_lines():
             lines.append(line)
             if lines.count(": working") == 2:
@@ -62,7 +66,7 @@ def test_a_stream_is_not_silent_for_long(server: FakeServer, url: str, monkeypat
     sent = [line for line in lines if line]
     assert sent.count(": working") >= 2
     assert {line.partition(":")[0] for line in sent if line != ": working"} == {"data"}
-    assert '"content":"Once"' in "".join(sent[-3:])
+    assert ':"Once"' in "".join(sent[-3:])
     assert sent[-1] == "data: [DONE]"
 
 
