@@ -95,6 +95,4 @@ def _restore_structlog(before: dict[str, Any] | None) -> None:
             continue
         for value in vars(module).values():
             if isinstance(value, BoundLoggerLazyProxy):
-                vars(value).pop(
-                    "bind", None
-                )  # where it keeps the logger of the configuration that it was first used in
+                vars(value).pop("bind", None)  # the logger that it made at first
