@@ -103,7 +103,7 @@ async def test_the_asynchronous_client_reads_the_same(pair: Pair, client: Client
     [
         ("", {}, "text", "must not be empty"),
         ([], {}, "token_ids.ids", "must not be empty"),
-        ([5] * 512, {}, "token_ids.ids", "at most 511 tokens"),
+        ([5] * 512, {}, "token_ids.ids", "maximum context length is 512 tokens"),
         ([5, 320], {}, "token_ids.ids[1]", "must be 0 to 319, the vocabulary, got 320"),
         ("a", {"max_tokens": -4}, "max_tokens", "must be at least 1, got -4"),
         ("a", {"max_tokens": 100_000}, "max_tokens", "leaves room for"),
