@@ -11,6 +11,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 SIZE = 400
 """Tokens that are not special."""
+WHOLE = " Zqxj"
+"""A token that no merges make: only as a whole part of a text it is one."""
 # as in tokenization_kimi.py of Kimi-K2
 PATTERN = "|".join(
     [
@@ -35,16 +37,16 @@ SPECIAL = {0: "[BOS]", 1: "[EOS]", 2: "<|im_end|>", 3: "<|im_user|>", 5: "<|tool
 
 
 def train() -> list[bytes]:
-    """Bytes of SIZE tokens by rank, trained on TEXTS, which are divided as Kimi's code divides them."""
+    """Bytes of SIZE tokens by rank, trained on TEXTS, which are divided as Kimi's code divides them, and WHOLE."""
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), "isolated"), level])
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=SIZE, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=SIZE - 1, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator([*TEXTS * 3, "a" * 12, " " * 20, "=" * 12, "\n" * 8], trainer)
     bytes_of = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
     by_id = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    return [bytes(bytes_of[character] for character in token) for token, _ in by_id]
+    return [*(bytes(bytes_of[character] for character in token) for token, _ in by_id), WHOLE.encode()]
 
 
 def write(directory: Path, vocabulary: list[bytes], **config: Any) -> Path:

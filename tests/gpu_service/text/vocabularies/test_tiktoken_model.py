@@ -15,7 +15,7 @@ from gpu_service.errors import ModelError
 from gpu_service.text.detokenizer import Detokenizer
 from gpu_service.text.tokenizer import Tokenizer
 from tests.support.damage import Damage
-from tests.support.tiktoken_files import SIZE, SPECIAL, TEXTS, encoding, train, write
+from tests.support.tiktoken_files import SIZE, SPECIAL, TEXTS, WHOLE, encoding, train, write
 
 _CODE = f"""raise SystemExit("the code was run")
 
@@ -67,7 +67,7 @@ def test_the_vocabulary_has_tokens_of_several_bytes(tokenizer: Tokenizer, vocabu
     assert len(tokenizer.encode("我们今天去北京大学。")) < 10
 
 
-@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("text", [*TEXTS, f"a{WHOLE} b{WHOLE}{WHOLE}"])
 def test_hard_texts_become_the_tokens_of_tiktoken(text: str, tokenizer: Tokenizer, theirs: tiktoken.Encoding) -> None:
     _assert_same(text, tokenizer, theirs)
 
