@@ -62,7 +62,7 @@ sanitize: $(STAMP) ## Run the native tests under the sanitizers of addresses, un
 	$(BIN)/cmake --build build/sanitize-threads --target test_races
 	build/sanitize-threads/test_races
 
-# not `npm ci`: the lock file lists only the platforms of opencode that the registry has had, and npm ci wants all
+# not `npm ci`, which fails if the lock file lacks an optional package of another platform
 interop: $(STAMP) ## Test the pair with clients of others, and the dashboards with Grafana's types; needs node, Chromium, and npm's and PyPI's registries once
 	cd tests/interop/node && npm install --no-save --silent
 	cd tests/interop/grafana && npm ci --silent

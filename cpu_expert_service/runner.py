@@ -134,9 +134,9 @@ def _read(checkpoint: Checkpoint, progress: Progress) -> tuple[LayerWeights, ...
     total_bytes = checkpoint.repacked_bytes
     if total_bytes and (shortage := host_memory.shortage(total_bytes)):
         raise NotEnoughMemoryError(
-            f"{checkpoint.directory}: experts in {checkpoint.weight_format} are packed along their outputs and must be "
-            f"repacked into memory: the copies {shortage}; use a compressed-tensors checkpoint instead, whose experts "
-            "are computed where they are stored"
+            f"{checkpoint.directory}: experts in {checkpoint.weight_format} are not stored as they are computed and "
+            f"must be repacked into memory: the copies {shortage}; use a checkpoint in a format that docs/formats.md "
+            "lists as computed in place"
         )
     layers: list[LayerWeights] = []
     for number, layer in enumerate(checkpoint.layers, start=1):

@@ -14,7 +14,8 @@ import torch
 from torch.nn import functional
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.checkpoint.views import Activation, CheckpointLayer, Expert
+from fiddler.checkpoint.moe_config import Activation
+from fiddler.checkpoint.views import CheckpointLayer, Expert
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.errors import UserError
 

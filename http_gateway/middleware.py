@@ -75,9 +75,13 @@ class HeadAsGet:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the application."""
-        if scope["type"] == "http" and scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # the server looks at its own
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        as_get = {**scope, "method": "GET"}  # the server looks at its own
+        try:
+            return await self._app(as_get, receive, send)
+        finally:
+            scope.update({key: value for key, value in as_get.items() if key not in scope})  # the route, for metrics
 
 
 class BrowserHeaders:

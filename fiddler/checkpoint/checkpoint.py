@@ -224,7 +224,7 @@ class Checkpoint:
 
     @property
     def has_coded_dense(self) -> bool:
-        """Whether tensors that belong to no expert are coded, too; they are decoded when the model is loaded."""
+        """Whether tensors that belong to no expert are coded, too."""
         return any(not isinstance(tensor, StoredTensor) for tensor in self.dense_tensors)
 
     @property

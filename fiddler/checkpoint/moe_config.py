@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fiddler.checkpoint.errors import ConfigError
-from fiddler.checkpoint.views import Activation
 
 _TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
 """The sections in which multimodal models keep the settings of their language model."""
@@ -45,6 +44,17 @@ _TYPES_BY_ARCHITECTURE = {"OpenMoeForCausalLM": "openmoe"}
 """Families published with the model_type of another family, whose configuration they reused: OpenMoE says llama."""
 _ADD_ONE_TO_UP = frozenset({"gpt_oss"})
 """Types with clamped_swiglu experts whose published config.json does not say so; others give a swiglu_alpha."""
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What an expert computes between its projections, by its name in `fiddler.expert_math`."""
+
+    name: str
+    alpha: float = 1.702
+    """Of clamped_swiglu."""
+    limit: float = 7.0
+    """Of the clamped ones."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from fiddler.checkpoint.moe_config import Activation
 from fiddler.checkpoint.safetensors_index import StoredTensor
 from fiddler.coding import Coding
 
@@ -173,17 +174,6 @@ class RepackedView:
 
 
 MatrixView = WeightView | CodedView | RepackedView
-
-
-@dataclass(frozen=True, slots=True)
-class Activation:
-    """What an expert computes between its projections, by its name in `fiddler.expert_math`."""
-
-    name: str
-    alpha: float = 1.702
-    """Of clamped_swiglu."""
-    limit: float = 7.0
-    """Of the clamped ones."""
 
 
 @dataclass(frozen=True, slots=True)

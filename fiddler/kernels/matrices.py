@@ -125,6 +125,9 @@ def _check_coded(label: str, matrix: CodedTensor, first: CodedTensor, like: Matr
         raise NativeError(
             f"{label}: groups of {group} inputs; multiples of 32 are supported, and 16 without zero points"
         )
+    num_groups = coding.num_groups(inputs)
+    if any(plane is not None and plane.shape[1] < num_groups for plane in (matrix.scales, matrix.zeros)):
+        raise NativeError(f"{label}: expected scales, and zero points if there are any, of {num_groups} groups")
     if matrix.zeros is not None and matrix.zeros.stride(0) != matrix.scales.stride(0):
         raise NativeError(f"{label}: zero points must be laid out as scales are")
 

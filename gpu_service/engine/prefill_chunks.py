@@ -1,14 +1,14 @@
-"""How many tokens of a prompt one step computes. Imports no torch."""
+"""How many tokens a step that computes pieces of prompts has. Imports no torch."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillChunks:
-    """The most tokens of a prompt that one step computes."""
+    """The most tokens of a step that computes pieces of prompts, tokens of generations that decode included."""
 
     with_others: int
-    """Between two decode steps of other requests."""
+    """While there are other requests."""
     alone: int
     """While there is no other request. Fewer than `with_others` count as `with_others`."""
     logprobs: int

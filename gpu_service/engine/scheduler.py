@@ -42,7 +42,7 @@ class Scheduler:
             storage: Stores keys and values.
             budget: How many keys and values the storage may hold.
             max_waiting: The most requests that wait.
-            chunks: The most prompt tokens of a step.
+            chunks: The most tokens of a step that computes pieces of prompts.
             rope_angles: Which lengths of sequences have the same angles.
             packs_spans: Whether one forward computes pieces of several sequences; otherwise it computes a piece of one,
                 or a token of each.

@@ -111,7 +111,7 @@ def check_graphs(model: Model) -> None:
     began = time.monotonic()
     token = torch.zeros(1, 1, dtype=torch.int64)
     try:
-        with torch.inference_mode():
+        with out_of_memory_reported(model.device, "a decode step"), torch.inference_mode():
             for position in range(2):  # the first one is computed as it is, and the second one sees it
                 model.forward(token, token + position, first_row=0, wants=Logits.LAST)
     except ExpertServiceError:  # the client has reported it; the first request's steps are compared instead

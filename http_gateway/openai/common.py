@@ -66,6 +66,8 @@ class ResponseFormat(Body):
     def _schema_is_given(self) -> "ResponseFormat":
         if self.type == "json_schema" and self.json_schema is None:
             raise ValueError('"json_schema" must be given with the type "json_schema"')
+        if self.schema_ is not None and self.type != "json_object":
+            raise ValueError('"schema" is for the type "json_object" only')
         return self
 
 

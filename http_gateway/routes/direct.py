@@ -1,4 +1,4 @@
-"""Routes of the endpoints that generate, where every part of a millisecond comes before the first token."""
+"""Routes of the endpoints that generate, which add their own time to that of the first token."""
 
 import inspect
 import json
@@ -9,10 +9,12 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
 from typing_extensions import override
 
 from http_gateway.access import caller_client, gateway_of, key_of
 from http_gateway.errors import ApiError
+from http_gateway.responses import CallerLeftError
 
 
 class DirectRoute(APIRoute):
@@ -27,7 +29,11 @@ class DirectRoute(APIRoute):
         form: type[BaseModel] = inspect.get_annotations(endpoint, eval_str=True)["body"]
 
         async def handle(request: Request) -> Response:
-            body = _parsed(await request.body(), form)
+            try:
+                content = await request.body()
+            except ClientDisconnect:
+                raise CallerLeftError from None
+            body = _parsed(content, form)
             client = await caller_client(request, await key_of(request))
             return await endpoint(body, request, await gateway_of(request), client)
 

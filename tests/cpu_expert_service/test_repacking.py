@@ -1,4 +1,4 @@
-"""Experts in formats that are packed along their outputs become copies in the service's own memory, if they fit."""
+"""Experts in formats that are not stored as they are computed become copies in the service's memory, if they fit."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def test_copies_that_do_not_fit_are_refused_before_one_is_made(tmp_path: Path, m
     checkpoint = _written(tmp_path, "gptq")
     _free(monkeypatch, checkpoint.repacked_bytes - 1)
     monkeypatch.setattr("cpu_expert_service.runner.layer_weights", None)
-    with pytest.raises(NotEnoughMemoryError, match=r"gro.* need .* and .* are free .*use a compressed-tensors check"):
+    with pytest.raises(NotEnoughMemoryError, match=r"gro.* need .* and .* are free .*lists as computed in place"):
         Runner(checkpoint, PyTorchKernel(1))
 
 

@@ -110,7 +110,7 @@ def test_what_it_cannot_do_is_refused(stub: Stub, fields: dict[str, Any], field:
 def test_a_prompt_beyond_the_context_is_refused(stub: Stub) -> None:
     code, details = refusal(stub, request([3] * CONTEXT))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert details.startswith(f"token_ids.ids: at most {CONTEXT - 1} tokens")
+    assert details.startswith(f"token_ids.ids: the maximum context length is {CONTEXT} tokens")
 
 
 @pytest.mark.parametrize(

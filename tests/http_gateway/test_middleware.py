@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 
 from tests.support.fake_server import FakeServer
@@ -43,6 +44,16 @@ def test_head_is_answered_as_get_without_the_body(http: TestClient, path: str) -
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["content-type"] == plain.headers["content-type"]
     assert http.head(CHAT).status_code == 405
+
+
+def test_head_counts_for_the_endpoint_that_answers_it(http: TestClient) -> None:
+    def count() -> float:
+        labels = {"endpoint": "/v1/models", "http_status": "200"}
+        return REGISTRY.get_sample_value("fiddler_http_requests_total", labels) or 0.0
+
+    before = count()
+    http.head("/v1/models")
+    assert count() == before + 1
 
 
 @pytest.mark.parametrize("path", ["/chat/completions", "/completions", "/models"])

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 
 from http_gateway import responses
 from pair import Pair
@@ -81,6 +82,21 @@ def test_a_caller_that_leaves_cancels_all_its_prompts(server: FakeServer, url: s
     with pytest.raises(httpx2.TimeoutException):
         httpx2.post(f"{url}{COMPLETIONS}", json={"prompt": ["a", "b", "c"]}, timeout=0.4)
     assert all(cancelled.acquire(timeout=WAIT_SECONDS) for _ in range(3))
+
+
+def test_a_caller_that_leaves_within_its_body_is_counted_as_that(url: str) -> None:
+    def count(code: str) -> float:
+        labels = {"endpoint": COMPLETIONS, "http_status": code}
+        return REGISTRY.get_sample_value("fiddler_http_requests_total", labels) or 0.0
+
+    before, errors = count("499"), count("500")
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as caller:
+        headers = b"host: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 1000"
+        caller.sendall(b"POST /v1/completions HTTP/1.1\r\n" + headers + b"\r\n\r\n{")
+    deadline = time.monotonic() + WAIT_SECONDS
+    while count("499") == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (count("499"), count("500")) == (before + 1, errors)
 
 
 def test_callers_that_vanish_leave_every_slot_free(pair: Pair) -> None:

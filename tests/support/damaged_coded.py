@@ -333,6 +333,24 @@ CASES: dict[str, Case] = {
         UNSUPPORTED,
         (f"'{EXPERT}.qweight' with 2 bits", "4 and 8 are supported"),
     ),
+    "GPTQ in groups of nothing": Case(
+        "gptq", settings(group_size=0), errors.ShapeError, ("inputs in groups of 0", "group_size")
+    ),
+    "GPTQ with groups in a module that config.json does not name": Case(
+        "gptq",
+        after(
+            settings(dynamic={"+:.*down_proj": {"bits": 4}}),
+            replace(f"{EXPERT}.qzeros", lambda zeros: zeros[:1].clone()),
+        ),
+        errors.ShapeError,
+        (EXPERT, "by its shape and quantization_config"),
+    ),
+    "zero points of int8 that are no integers": Case(
+        "int8 asymmetric",
+        replace(f"{EXPERT}.weight_zero_point", lambda zeros: zeros.to(torch.bfloat16)),
+        UNSUPPORTED,
+        (f"'{EXPERT}.weight_zero_point' as BF16", "I8 is due"),
+    ),
     "GPTQ with biases that are not zero": Case(
         "gptq",
         add("model.layers.1.mlp.experts.3.w1.bias", torch.ones(3)),

@@ -161,9 +161,9 @@ def greedy(
     with torch.inference_mode():
         for _ in range(num_tokens):
             new = torch.tensor([tokens[position:]])
-            logits = model.forward(new, torch.arange(position, len(tokens))[None], first_row=0, wants=Logits.LAST)
+            (logits,) = model.forward(new, torch.arange(position, len(tokens))[None], first_row=0, wants=Logits.LAST)
             position = len(tokens)
-            tokens.append(int(logits[0].argmax()))
-            all_logits.append(logits[0].cpu().clone())
+            tokens.append(int(logits.argmax()))
+            all_logits.append(logits.cpu().clone())
             between()
     return tokens[len(prompt) :], torch.stack(all_logits)

@@ -55,6 +55,7 @@ class Gptq(WeightFormat):
         """
         self._bits, self._group = settings.get("bits"), settings.get("group_size", -1)
         self._is_mixed = bool(settings.get("dynamic"))
+        self._groups = {self._group, *_groups_of_modules(settings.get("dynamic"))}
         form = settings.get("checkpoint_format") or _FORMS[0]
         if form not in _FORMS:
             raise UnsupportedDtypeError(
@@ -83,11 +84,11 @@ class Gptq(WeightFormat):
         scales = required(planes, "scales", name, " (scales)")
         zeros = required(planes, "qzeros", name, " (qzeros)")
         stack, num_words, outputs = sizes_of(words)
-        bits, groups = self._bits_and_groups(words, zeros)
+        bits, stored = self._bits_and_groups(words, zeros)
         inputs = num_words * 32 // bits
-        groups = groups or (1 if self._group in (-1, None) else inputs // int(self._group))
-        group = inputs // groups if self._is_mixed or self._group in (-1, None) else int(self._group)
+        group = self._group_of(inputs, stored)
         check_groups(f"{words.file}: {name!r}", inputs, group)
+        groups = inputs // group
         due = {"scales": (*stack, groups, outputs), "qzeros": (*stack, groups, outputs * bits // 32)}
         check_shapes(planes, due, f"{outputs} outputs and {inputs} inputs in groups of {group}")
         coding = Coding(Code.UINT4 if bits == 4 else Code.UINT8, scale_kind(scales), group, has_zeros=True)
@@ -95,6 +96,19 @@ class Gptq(WeightFormat):
         sources = {role: planes[role] for role in ("qweight", "qzeros", "scales", "g_idx") if role in planes}
         repack = partial(_repack, coding=coding, zeros_less_one=self._zeros_less_one, where=f"{words.file}: {name!r}")
         return RepackedStored(name, coding, (*stack, outputs, inputs), sources, repack)
+
+    def _group_of(self, inputs: int, groups: int) -> int:
+        """Inputs of a group: what config.json says of the module, or of all modules; 0 if it says nothing that fits.
+
+        Args:
+            inputs: Of the module.
+            groups: How many it has by its shapes, where modules differ; else 0.
+        """
+        if not groups:
+            return inputs if self._group in (-1, None) else int(self._group)
+        allowed = {inputs if group in (-1, None) else group for group in self._groups}
+        group = inputs // groups
+        return group if group in allowed and group * groups == inputs else 0
 
     def _bits_and_groups(self, words: StoredTensor, zeros: StoredTensor) -> tuple[int, int]:
         """Bits of a module's codes, and its groups of inputs; 0 for what config.json says of all.
@@ -113,6 +127,12 @@ class Gptq(WeightFormat):
                 "supported: use a checkpoint in which no module has fewer."
             )
         return int(bits), max(1, zeros.shape[-2])
+
+
+def _groups_of_modules(modules: object) -> list[Any]:
+    """The group sizes of `dynamic`: settings by an expression for modules' names, some of which have none."""
+    each = modules.values() if isinstance(modules, Mapping) else ()
+    return [one["group_size"] for one in each if isinstance(one, Mapping) and "group_size" in one]
 
 
 def _repack(planes: Planes, coding: Coding, zeros_less_one: bool, where: str) -> CodedTensor:

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from fiddler.checkpoint.errors import UnsupportedDtypeError
 from fiddler.checkpoint.formats.refusals import check_scales
 from fiddler.checkpoint.formats.repacked import Planes, RepackedStored, check_shapes, row_by_row
 from fiddler.checkpoint.formats.scales import group_scales
@@ -33,6 +34,8 @@ def signed_with_zeros(
     coding = group_scales(name, Code.UINT8, codes.shape, scales, group=group, has_zeros=True)
     size = f"{list(codes.shape)} in {coding.name}"
     check_shapes({"zeros": zeros}, {"zeros": scales.shape}, size)
+    if zeros.dtype != "I8":
+        raise UnsupportedDtypeError(f"{zeros.file} stores the tensor {zeros.name!r} as {zeros.dtype}; I8 is due.")
     where = f"{scales.file}: {scales.name!r}"
     sources = {"codes": codes, "scales": scales, "zeros": zeros}
     return RepackedStored(name, coding, codes.shape, sources, partial(_repack, coding=coding, where=where))

@@ -71,7 +71,7 @@ def load(directory: Path) -> PreTrainedTokenizerBase:
     backend = Tokenizer(models.BPE(vocab=_named(ranks), merges=list(_merges(ranks)), ignore_merges=True))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_pattern(directory)), behavior="isolated"),
+            pre_tokenizers.Split(_expression(directory), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -81,6 +81,15 @@ def load(directory: Path) -> PreTrainedTokenizerBase:
         tokenizer_object=backend, **_names(config)
     )
     return tokenizer
+
+
+def _expression(directory: Path) -> Regex:
+    pattern = _pattern(directory)
+    try:
+        return Regex(pattern)
+    except Exception as error:  # tokenizers raises no class of its own
+        text = f"pat_str of the tokenizer's Python file, {pattern!r}, cannot be used: {error}"
+        raise ModelError(f"{directory}: {text}") from None
 
 
 def _code_file(directory: Path) -> str | None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fiddler.checkpoint import Checkpoint, Expert
-from fiddler.checkpoint.views import Activation
+from fiddler.checkpoint.moe_config import Activation
 from tests.support import checkpoints
 from tests.support.tampering import SINGLE_FILE, Tensors, edit_config, edit_tensors
 

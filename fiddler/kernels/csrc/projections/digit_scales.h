@@ -7,8 +7,8 @@
 namespace fiddler {
 namespace {
 
-// The weight 0 among the integers that codes are multiplied as. Where groups have zero points of their own, codes are
-// made larger by what lacks to the largest one.
+// The weight 0 among the integers that codes are multiplied as. Codes of 4 bits whose groups have zero points of their own
+// are raised by 15 less their zero point, so that all count from 15.
 template <class Code, bool HasZeros>
 constexpr int digits_zero = code_bits<Code> == 8 ? 128 : HasZeros ? 15 : 8;
 template <>

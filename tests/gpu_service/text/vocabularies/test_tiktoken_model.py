@@ -173,6 +173,7 @@ _DAMAGES: dict[str, tuple[Damage, str]] = {
     ),
     "a name twice": (_added("410", {"content": "[BOS]"}), "two tokens of one name"),
     "code that is none": (_code("class"), "tokenization_kimi.py: is no Python file"),
+    "an expression that is none": (_code("pat_str = '('"), "pat_str of the tokenizer's Python file, '\\('"),
     "code without the expression": (_code("pat_str = other()"), "has no pat_str that is a constant"),
 }
 
