@@ -126,10 +126,19 @@ def test_what_a_broken_stream_left_unanswered_is_sent_again_at_once(
 
 
 def test_a_call_that_was_forgotten_is_not_sent_again(service: ScriptedService, client: ExpertClient) -> None:
-    service.script = [abort(grpc.StatusCode.UNAVAILABLE), double]
+    both_are_sent = threading.Event()
+    unavailable = abort(grpc.StatusCode.UNAVAILABLE)
+
+    def abort_later(request: experts_pb2.RunRequest, context: grpc.ServicerContext) -> experts_pb2.RunResponse:
+        assert both_are_sent.wait(30)
+        return unavailable(request, context)
+
+    service.script = [abort_later, double]
     _submit(client, 1)
     gc.collect()
-    assert torch.equal(_submit(client, 2, ROWS + 1).join(), (ROWS + 1) * 2)
+    second = _submit(client, 2, ROWS + 1)
+    both_are_sent.set()
+    assert torch.equal(second.join(), (ROWS + 1) * 2)
     assert [request.layer for request in service.requests] == [1, 2]
 
 
