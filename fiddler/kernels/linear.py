@@ -26,7 +26,8 @@ class LinearKernel:
     def __init__(self, pool: Pool, tier: str) -> None:
         self.pool = pool
         self.tier = tier
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
+        """Held by whoever computes on the pool."""
 
     def prepare(self, weight: Matrix, bias: torch.Tensor | None = None) -> LinearFunction:
         """Describes a matrix to the library.
@@ -55,7 +56,7 @@ class LinearKernel:
         return self._bind(product)
 
     def _bind(self, product: Product) -> LinearFunction:
-        multiply, numbers, lock = native.load().fiddler_multiply, matrices.dtype_numbers(), self._lock
+        multiply, numbers, lock = native.load().fiddler_multiply, matrices.dtype_numbers(), self.lock
         pointer, tier, pool = byref(product), native.tiers().index(self.tier), self.pool
         inputs, outputs = product.inputs, product.outputs
 

@@ -123,6 +123,7 @@ def load() -> ctypes.CDLL:
             ("fiddler_node_begin", c_int64, (c_int64, c_int32, c_int32)),
             ("fiddler_run", c_int32, (c_void_p, c_int32, c_void_p, c_void_p)),
             ("fiddler_multiply", c_int32, (c_void_p, c_int32, c_void_p)),
+            ("fiddler_attend", c_int32, (c_void_p, c_int32, c_void_p)),
             ("fiddler_read", c_uint64, (c_void_p, c_void_p, c_int64, c_int32)),
             ("fiddler_copy", c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64)),
         ):

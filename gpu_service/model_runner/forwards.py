@@ -7,6 +7,7 @@ one mask serve them all. transformers' own cache of a model shows what its layer
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from typing_extensions import override
 
 from gpu_service.gpu_experts.uploads import Uploads
+from gpu_service.model_runner.attention.host import HostAttention
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.rope import RowAngles
@@ -79,6 +81,7 @@ class Together(Forward):
         masks: AttentionMasks,
         device: torch.device,
         row_angles: RowAngles,
+        host_attention: HostAttention | None = None,
         temperature_step: int | None = None,
     ) -> None:
         """Computes nothing yet.
@@ -89,6 +92,7 @@ class Together(Forward):
             masks: Makes the model's masks.
             device: Where the model is.
             row_angles: Gives each row the angles of its sequence.
+            host_attention: Computes the attention of decode steps; None: the model's own functions do.
             temperature_step: Positions after which the attention's temperature changes, as Llama-4's does. transformers
                 takes the temperature of all rows from the first row's position, so only rows of the same temperature
                 are computed together. None: it does not change.
@@ -99,6 +103,7 @@ class Together(Forward):
         self._uploads = Uploads(device)
         self._temperature_step = temperature_step
         self._row_angles = row_angles
+        self._host_attention = host_attention
 
     @override
     def compute(
@@ -123,14 +128,15 @@ class Together(Forward):
     def _compute(self, token_ids: torch.Tensor, positions: torch.Tensor, *, first_row: int, kept: Any) -> torch.Tensor:
         token_ids, there = self._uploads.to_device(token_ids, positions)
         self.cache.begin(first_row, positions, there)
-        output = self._module(
-            input_ids=token_ids,
-            position_ids=there,
-            attention_mask=self._masks.of(there, self.cache.length),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=kept,
-        )
+        with _decoding(self._host_attention, positions):
+            output = self._module(
+                input_ids=token_ids,
+                position_ids=there,
+                attention_mask=self._masks.of(there, self.cache.length),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=kept,
+            )
         logits: torch.Tensor = output.logits
         return logits
 
@@ -141,7 +147,14 @@ class RowByRow(Forward):
     cache: StateCache
     is_repeatable = False  # states have moved on
 
-    def __init__(self, module: nn.Module, cache: StateCache, device: torch.device, angles: RopeAngles) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        cache: StateCache,
+        device: torch.device,
+        angles: RopeAngles,
+        host_attention: HostAttention | None = None,
+    ) -> None:
         """Computes nothing yet.
 
         Args:
@@ -149,7 +162,9 @@ class RowByRow(Forward):
             cache: Holds what the model keeps.
             device: Where the model is.
             angles: Which lengths have the same angles.
+            host_attention: Computes the attention of decode steps; None: the model's own functions do.
         """
+        self._host_attention = host_attention
         self._row_angles = RowAngles(module, angles)
         self._needs_lengths = (
             angles.recomputes
@@ -167,15 +182,21 @@ class RowByRow(Forward):
             if self._needs_lengths:
                 self._row_angles.begin(lengths[number : number + 1])
             tokens, there = self._uploads.to_device(token_ids[number : number + 1], positions[number : number + 1])
-            output = self._module(
-                input_ids=tokens,
-                position_ids=there,
-                past_key_values=self.cache.row(row, int(positions[number, 0])),
-                use_cache=True,
-                logits_to_keep=kept,
-            )
+            with _decoding(self._host_attention, positions):
+                output = self._module(
+                    input_ids=tokens,
+                    position_ids=there,
+                    past_key_values=self.cache.row(row, int(positions[number, 0])),
+                    use_cache=True,
+                    logits_to_keep=kept,
+                )
             self.cache.keep(row, output.past_key_values)
             yield output.logits
+
+
+def _decoding(attention: HostAttention | None, positions: torch.Tensor) -> AbstractContextManager[None]:
+    """Computes the attention of [sequences, 1] positions on the host's kernels."""
+    return nullcontext() if attention is None or positions.shape[1] > 1 else attention.used()
 
 
 def masks_agree(module: nn.Module, masks: AttentionMasks, max_context: int) -> bool:

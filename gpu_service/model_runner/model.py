@@ -13,7 +13,7 @@ from torch import nn
 
 from fiddler.checkpoint import Checkpoint, CheckpointLayer
 from fiddler.convert.recipe import DenseFormat
-from fiddler.kernels.linear import shared_kernel
+from gpu_service.model_runner.attention.functions import AttentionFunctions
 from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.connection import connect
 from gpu_service.model_runner.context import context_limit, positions
@@ -26,11 +26,11 @@ from gpu_service.model_runner.forward_input import Logits, Span, is_rectangle
 from gpu_service.model_runner.forwards import Forward, RowByRow, Together, keeps_only_keys_and_values, masks_agree
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.loading import load, read_config
+from gpu_service.model_runner.packed.attention import SpanAttention
 from gpu_service.model_runner.packed.forward import Packed
 from gpu_service.model_runner.rope import RowAngles, keep_frequencies
 from gpu_service.model_runner.rope_angles import RopeAngles
 from gpu_service.model_runner.state_cache import StateCache
-from gpu_service.model_runner.threads import as_few_as_pay
 from gpu_service.models.generation_config import forced_bos_token_of, read_generation_config, start_token_of
 from gpu_service.models.registry import architecture_of
 from gpu_service.moe.dispatcher import Dispatcher
@@ -82,10 +82,7 @@ class Model:
         self._module.requires_grad_(False)
         keep_frequencies(self._module, device)
         self.dense = DenseSummary.of(self._module)
-        self._host_products_per_row = 0
-        if device.type == "cpu":
-            host.install(self._module, shared_kernel(torch.get_num_threads()))
-            self._host_products_per_row = host.products_per_row(self._module)
+        self._host = host.Host(self._module) if device.type == "cpu" else None
         self.text_config = config.get_text_config(decoder=True)
         self.vocab_size = int(self.text_config.vocab_size)
         self.context_limit = context_limit(self.text_config)
@@ -229,12 +226,14 @@ class Model:
         # not self.text_config: loading sets the attention's implementation in the module's own configuration
         text_config = config.get_text_config(decoder=True)
         is_eager = text_config._attn_implementation == "eager"
+        functions = AttentionFunctions(module)
+        attention = self._host.attention(functions, self.dtype) if self._host else None
         masks = AttentionMasks(text_config, next(module.parameters()).dtype, is_added=is_eager)
         if not keeps_only_keys_and_values(config) or not masks_agree(module, masks, max_length):
             own_class = not module._supports_default_dynamic_cache()  # type: ignore[operator]
             states = StateCache(config, num_rows, max_length, is_made_by_model=own_class)
             self.why_not_packed = "its layers keep more than keys and values, or have masks of their own"
-            return RowByRow(module, states, device, self.rope_angles)
+            return RowByRow(module, states, device, self.rope_angles, attention)
         step = text_config.floor_scale if getattr(text_config, "attn_temperature_tuning", False) else None
         row_angles = RowAngles(module, self.rope_angles)
         together = Together(
@@ -243,6 +242,7 @@ class Model:
             masks=masks,
             device=device,
             row_angles=row_angles,
+            host_attention=attention,
             temperature_step=step,
         )
         if step is not None:
@@ -250,7 +250,10 @@ class Model:
         elif not together.cache.is_divisible:
             self.why_not_packed = "what it computes of a token depends on those after it"
         else:
-            self._packed = Packed(module, together.cache, masks=masks, row_angles=row_angles, device=device)
+            spans = SpanAttention(module, functions, attention)
+            self._packed = Packed(
+                module, together.cache, masks=masks, row_angles=row_angles, attention=spans, device=device
+            )
         if not uses_graphs or self.rope_angles.depend_on_length:
             return together
         return DecodeGraphs(
@@ -296,5 +299,4 @@ class Model:
 
     def _threads_for(self, num_tokens: int) -> AbstractContextManager[None]:
         """The threads that pay for a forward of so many tokens."""
-        num_products = num_tokens * self._host_products_per_row
-        return as_few_as_pay(num_products, host.FEW_PRODUCTS) if num_products else nullcontext()
+        return self._host.threads_for(num_tokens) if self._host else nullcontext()

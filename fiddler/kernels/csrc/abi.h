@@ -106,6 +106,34 @@ struct fiddler_product {
   int32_t output_dtype;
 };
 
+// One token of each of several sequences attends to its sequence's keys and values: softmax(scale * q k) v, in float32,
+// rounded once. Each vector of a head is contiguous.
+struct fiddler_attention {
+  int64_t rows;
+  int64_t heads;
+  int64_t kv_heads;  // heads / kv_heads heads of queries share one of keys and values
+  int64_t length;    // positions
+  int64_t key_size;
+  int64_t value_size;
+  const void* queries;  // [rows, heads, key_size]
+  const void* keys;     // [rows, kv_heads, length, key_size]
+  const void* values;   // [rows, kv_heads, length, value_size]
+  int64_t query_row_stride;
+  int64_t query_head_stride;
+  int64_t key_row_stride;
+  int64_t key_head_stride;
+  int64_t key_stride;
+  int64_t value_row_stride;
+  int64_t value_head_stride;
+  int64_t value_stride;
+  const uint8_t* visible;  // [rows, length]: 0 hides a position; null: all are visible
+  int64_t visible_stride;  // from one row to the next; 0 if all have the same
+  const float* sinks;      // [heads]: a score that takes part in the softmax and has no value; null: none
+  void* output;            // [rows, heads, value_size], contiguous
+  float scale;
+  int32_t dtype;  // of queries, keys, values and output: float32 or bfloat16
+};
+
 struct fiddler_pool;
 
 // One worker for each CPU, pinned to it; `nodes` are their NUMA nodes, numbered from 0. Null if the system refuses
@@ -138,6 +166,9 @@ int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer
 
 // What a linear layer computes.
 int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* product);
+
+// What the attention of a decode step computes.
+int32_t fiddler_attend(fiddler_pool* pool, int32_t tier, const fiddler_attention* job);
 
 // Codes rows of plain weights in 8 or 4 bits, symmetric: conversion/quantize.cpp.
 int32_t fiddler_quantize(const void* weights, int32_t dtype, int64_t row_stride, int64_t rows, int64_t inputs,

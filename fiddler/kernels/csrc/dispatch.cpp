@@ -19,6 +19,7 @@ namespace fiddler {
 
 extern const Ops fp32_scalar, bf16_scalar, fp16_scalar;
 extern const Ops coded_scalar[];
+extern const AttentionOps attention_scalar[];
 #if defined(__x86_64__)
 extern const Ops fp32_avx2, bf16_avx2, fp16_avx2;
 extern const Ops fp32_avx512, bf16_avx512, fp16_avx512;
@@ -26,6 +27,7 @@ extern const Ops bf16_avx512bf16;
 extern const Ops bf16_amx;
 extern const Ops coded_avx2[], coded_avx512[], coded_avx512bf16[], coded_amx[];
 extern const Ops coded_bf16_avx2[], coded_bf16_avx512[];
+extern const AttentionOps attention_avx2[], attention_avx512[];
 #endif
 
 namespace {
@@ -76,17 +78,21 @@ struct Tier {
   const Ops* bf16_products;  // multiplies bfloat16 by bfloat16; null if the tier does not
   const Ops* by_code;        // of weights in 8 or 4 bits, likewise
   const Ops* bf16_by_code;
+  const AttentionOps* attention;  // by dtype: float32, bfloat16
 };
 
 const Tier tiers[] = {
-    {"scalar", always, {&fp32_scalar, &bf16_scalar, &fp16_scalar}, nullptr, coded_scalar, nullptr},
+    {"scalar", always, {&fp32_scalar, &bf16_scalar, &fp16_scalar}, nullptr, coded_scalar, nullptr,
+     attention_scalar},
 #if defined(__x86_64__)
-    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr, coded_avx2, coded_bf16_avx2},
+    {"avx2", has_avx2, {&fp32_avx2, &bf16_avx2, &fp16_avx2}, nullptr, coded_avx2, coded_bf16_avx2,
+     attention_avx2},
     {"avx512", has_avx512, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, nullptr, coded_avx512,
-     coded_bf16_avx512},
+     coded_bf16_avx512, attention_avx512},
     {"avx512_bf16", has_avx512_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_avx512bf16,
-     coded_avx512, coded_avx512bf16},
-    {"amx_bf16", has_amx_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_amx, coded_avx512, coded_amx},
+     coded_avx512, coded_avx512bf16, attention_avx512},
+    {"amx_bf16", has_amx_bf16, {&fp32_avx512, &bf16_avx512, &fp16_avx512}, &bf16_amx, coded_avx512, coded_amx,
+     attention_avx512},
 #endif
 };
 
@@ -114,6 +120,8 @@ const Ops* ops_for(int32_t tier, int32_t weight_dtype, int32_t hidden_dtype, boo
   const bool bf16 = weight_dtype == FIDDLER_BFLOAT16 && hidden_dtype == FIDDLER_BFLOAT16 && rows_are_regular;
   return bf16 && tiers[tier].bf16_products ? tiers[tier].bf16_products : tiers[tier].by_format[weight_dtype];
 }
+
+const AttentionOps& attention_ops_for(int32_t tier, int32_t dtype) { return tiers[tier].attention[dtype]; }
 
 }  // namespace fiddler
 

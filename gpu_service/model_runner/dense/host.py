@@ -1,12 +1,17 @@
-"""Makes linear layers faster on the host, for --device cpu: decision 18."""
+"""Makes the dense part faster on the host, for --device cpu: decisions 18 and 31."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, cast
 
 import torch
 from torch import nn
 
-from fiddler.kernels.linear import LinearFunction, LinearKernel
+from fiddler.kernels.attention import AttentionKernel
+from fiddler.kernels.linear import LinearFunction, LinearKernel, shared_kernel
+from gpu_service.model_runner.attention.functions import AttentionFunctions
+from gpu_service.model_runner.attention.host import HostAttention
 from gpu_service.model_runner.dense.coded import CodedLinear
+from gpu_service.model_runner.threads import as_few_as_pay
 
 FEW_PRODUCTS: Final = 2**20
 """Products in one linear layer up to which one thread is fastest: waking another takes longer than half of them."""
@@ -62,6 +67,36 @@ def install(module: nn.Module, kernel: LinearKernel | None) -> None:
         elif type(child) is nn.Linear and child.weight.dtype is torch.bfloat16 and (kernel or child.bias is None):
             child.__class__ = RowLinear
             cast("RowLinear", child).prepare(kernel)
+
+
+class Host:
+    """Computes the dense part of a model that is on the CPU: its kernels, and the threads that PyTorch uses."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Installs what computes its linear layers.
+
+        Args:
+            module: The model, on the CPU.
+        """
+        self._kernel = shared_kernel(torch.get_num_threads())
+        install(module, self._kernel)
+        self._products_per_row = products_per_row(module)
+
+    def attention(self, functions: AttentionFunctions, dtype: torch.dtype) -> HostAttention | None:
+        """What computes the attention of decode steps, if it is not PyTorch.
+
+        Args:
+            functions: Of the model.
+            dtype: Of keys and values.
+        """
+        if self._kernel is None or dtype is not torch.bfloat16:
+            return None
+        return HostAttention(functions, AttentionKernel(self._kernel))
+
+    def threads_for(self, num_tokens: int) -> AbstractContextManager[None]:
+        """The threads of PyTorch that pay for a forward of so many tokens."""
+        num_products = num_tokens * self._products_per_row
+        return as_few_as_pay(num_products, FEW_PRODUCTS) if num_products else nullcontext()
 
 
 def products_per_row(module: nn.Module) -> int:

@@ -8,7 +8,6 @@ Attention with latents (MLA) caches these, and expands what it gets from the cac
 calls the function. During a packed forward the method leaves them as they are, and each span's are expanded here.
 """
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,13 +17,12 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from gpu_service.model_runner.attention.functions import AttentionFunction, AttentionFunctions
+from gpu_service.model_runner.attention.host import HostAttention
 from gpu_service.model_runner.packed.cache import Group, NotPackedError, PackedCache
 
 _NAME: Final = "fiddler_spans"
 _EXPAND: Final = "expand_kv"
-_IMPLEMENTATION: Final = "_attn_implementation_internal"
-"""Where a configuration keeps the name; the public attribute also changes those of parts that are not the decoder."""
-
 _running = threading.local()
 """The SpanAttention of this thread's packed forward, and its cache."""
 
@@ -32,36 +30,34 @@ _running = threading.local()
 class SpanAttention:
     """The attention of a model over packed spans."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, functions: AttentionFunctions, host: HostAttention | None) -> None:
         """Makes `expand_kv` wait for the attention function where that is ours.
 
         Args:
             module: transformers' model.
+            functions: Of the model.
+            host: Computes groups that decode; None: the model's own functions do.
         """
         self._expansions: dict[nn.Module, Callable[..., tuple[torch.Tensor, torch.Tensor]]] = {}
         for child in module.modules():
             if callable(getattr(child, _EXPAND, None)):
                 self._expand_late(child)
-        configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None))}
-        self._names = {
-            key: (config, getattr(config, _IMPLEMENTATION))
-            for key, config in configs.items()
-            if isinstance(getattr(config, _IMPLEMENTATION, None), str)
-        }
-        self._functions: dict[tuple[type[nn.Module], str], Callable[..., Any]] = {}
+        self._functions = functions
+        self._host = host
 
     @contextmanager
     def over(self, cache: PackedCache) -> Iterator[None]:
         """Lets the model compute a packed forward over a cache within a `with` block."""
         _running.now = self, cache
         try:
-            for config, _ in self._names.values():
-                setattr(config, _IMPLEMENTATION, _NAME)
-            yield
+            with self._functions.replaced_by(_NAME):
+                yield
         finally:
             _running.now = None
-            for config, name in self._names.values():
-                setattr(config, _IMPLEMENTATION, name)
+
+    def function_of(self, attention: nn.Module, group: Group) -> AttentionFunction:
+        """What computes a group of an attention module."""
+        return self._host.attend if self._host is not None and group.is_decode else self._functions.of(attention)
 
     def expanded(
         self, attention: nn.Module, keys: torch.Tensor, values: torch.Tensor
@@ -78,16 +74,6 @@ class SpanAttention:
             return (keys, values) if now is not None and now[1].gave(keys, values) else expand(keys, values)
 
         setattr(attention, _EXPAND, expand_kv)
-
-    def function_of(self, attention: nn.Module) -> Callable[..., Any]:
-        """The function that an attention module calls otherwise."""
-        name = self._names[id(attention.config)][1]
-        key = type(attention), name
-        if key not in self._functions:
-            seen = inspect.unwrap(type(attention).forward).__globals__
-            interface = seen.get("ALL_ATTENTION_FUNCTIONS", ALL_ATTENTION_FUNCTIONS)
-            self._functions[key] = interface.get_interface(name, seen.get("eager_attention_forward"))
-        return self._functions[key]
 
 
 def _attend(
@@ -114,10 +100,10 @@ def _attend(
     attention, cache = _running.now
     if attention_mask is None or attention_mask.ndim != 4:
         raise NotPackedError("its attention is given no mask of ours")
-    function = attention.function_of(module)
     outputs = []
     for group, *kept in cache.visible(key, value):
         keys, values = attention.expanded(module, *kept)
+        function = attention.function_of(module, group)
         output, _ = function(module, _queries(query, group), keys, values, _mask(attention_mask, group), **more)
         outputs.append(output.transpose(0, 1) if group.is_decode else output)
     return torch.cat(outputs, dim=1), None

@@ -31,6 +31,7 @@ class Packed:
         *,
         masks: AttentionMasks,
         row_angles: RowAngles,
+        attention: SpanAttention,
         device: torch.device,
     ) -> None:
         """Computes nothing yet.
@@ -40,13 +41,14 @@ class Packed:
             cache: Holds keys and values.
             masks: Makes the model's masks.
             row_angles: Gives each token the angles of its sequence.
+            attention: Of the model.
             device: Where the model is.
         """
         self._module = module
         self._cache = cache
         self._masks = masks
         self._row_angles = row_angles
-        self._attention = SpanAttention(module)
+        self._attention = attention
         self._uploads = Uploads(device)
 
     def compute(self, spans: Sequence[Span]) -> torch.Tensor:

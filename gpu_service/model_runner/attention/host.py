@@ -1,0 +1,150 @@
+"""Attention of decode steps by the native kernels, for --device cpu: decision 31.
+
+PyTorch's attention reads keys and values several times slower than the memory is, since it is made for many queries. A
+decode step has one query for each sequence, so that its time is that of reading. What is not plain attention of one
+token is left to the model's own function.
+"""
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, Final, Literal
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt_oss import modeling_gpt_oss
+from transformers.models.llama import modeling_llama
+
+from fiddler.kernels.attention import AttentionKernel
+from gpu_service.model_runner.attention.functions import AttentionFunction, AttentionFunctions
+
+_NAME: Final = "fiddler_host"
+_UNSUPPORTED: Final = ("position_bias", "cache", "softcap", "output_attentions", "head_mask")
+"""Arguments of attention functions that change what is computed."""
+
+_running = threading.local()
+"""The HostAttention of this thread's forward."""
+
+
+class HostAttention:
+    """The attention of a model whose keys and values are on the CPU, in bfloat16."""
+
+    def __init__(self, functions: AttentionFunctions, kernel: AttentionKernel) -> None:
+        """Replaces nothing yet.
+
+        Args:
+            functions: Of the model.
+            kernel: Computes.
+        """
+        self._functions = functions
+        self._kernel = kernel
+        self._sinks: dict[nn.Module, torch.Tensor] = {}
+        self._visible: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Lets the model's attention call `attend` within a `with` block."""
+        _running.now = self
+        try:
+            with self._functions.replaced_by(_NAME):
+                yield
+        finally:
+            _running.now = None
+            self._visible.clear()
+
+    def attend(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Has the signature of transformers' attention functions, and computes what the module's own would."""
+        function = self._functions.of(module)
+        kind, output = _kind_of(function), None
+        if kind is not None and _is_plain(query, key, value, more):
+            sinks = self._sinks_of(module) if kind == "sinks" else None
+            output = self._by_kernel(query, key, value, attention_mask, sinks=sinks, scale=more.get("scaling"))
+        if output is None:
+            own: tuple[torch.Tensor, torch.Tensor | None] = function(module, query, key, value, attention_mask, **more)
+            return own
+        return output, None
+
+    def _by_kernel(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        sinks: torch.Tensor | None,
+        scale: float | None,
+    ) -> torch.Tensor | None:
+        """[rows, 1, heads, dim]; None if the mask is not one of visible positions."""
+        visible = None if mask is None else self._positions_seen(mask, len(query), key.shape[2])
+        if mask is not None and visible is None:
+            return None
+        output = self._kernel.attend(query[:, :, 0], key, value, visible=visible, sinks=sinks, scale=scale)
+        return output[:, None]
+
+    def _positions_seen(self, mask: torch.Tensor, rows: int, length: int) -> torch.Tensor | None:
+        """[rows, length] bool of a mask of booleans, or of one that is added: 0, or the least number."""
+        if mask.shape not in ((rows, 1, 1, length), (1, 1, 1, length)) or mask.stride(-1) != 1:
+            return None
+        if mask.dtype is torch.bool:
+            return mask[:, 0, 0].expand(rows, length)
+        # layers share masks, and asking for all values takes as long as a short attention
+        if id(mask) not in self._visible:
+            hidden = mask <= torch.finfo(mask.dtype).min
+            is_mask = not mask.masked_fill(hidden, 0).any()
+            self._visible[id(mask)] = mask, (~hidden)[:, 0, 0].expand(rows, length) if is_mask else None
+        return self._visible[id(mask)][1]
+
+    def _sinks_of(self, module: Any) -> torch.Tensor:
+        if module not in self._sinks:
+            self._sinks[module] = module.sinks.detach().to(torch.float32).contiguous()
+        return self._sinks[module]
+
+
+def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more: Mapping[str, Any]) -> bool:
+    """Whether it is one token of each row over the keys and values of a cache, and nothing besides."""
+    tensors = query, key, value
+    return (
+        query.shape[2] == 1
+        and all(each.dtype is torch.bfloat16 and each.stride(-1) == 1 for each in tensors)
+        and len(key) == len(query)
+        and query.shape[1] % key.shape[1] == 0
+        and not more.get("dropout")
+        and not any(more.get(name) is not None and more[name] is not False for name in _UNSUPPORTED)
+    )
+
+
+@cache
+def _kind_of(function: AttentionFunction) -> Literal["plain", "sinks"] | None:
+    """What transformers' own function computes, or a copy of what most models, or gpt-oss, have; None: another one."""
+    if function is sdpa_attention_forward or _is_copy(function, modeling_llama):
+        return "plain"
+    return "sinks" if _is_copy(function, modeling_gpt_oss) else None
+
+
+def _is_copy(function: AttentionFunction, modeling: Any) -> bool:
+    """Whether a model's function is that of another model's file, word for word."""
+    code, other = getattr(function, "__code__", None), modeling.eager_attention_forward.__code__
+    return code is not None and (code.co_code, code.co_names, code.co_consts) == (
+        other.co_code,
+        other.co_names,
+        other.co_consts,
+    )
+
+
+def _attend(module: nn.Module, *tensors: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    host: HostAttention = _running.now
+    return host.attend(module, *tensors, **more)
+
+
+ALL_ATTENTION_FUNCTIONS.register(_NAME, _attend)
