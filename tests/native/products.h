@@ -42,7 +42,8 @@ double product_error(fiddler_pool* pool, int32_t tier, const ProductCase& c, int
   product.weight_dtype = weight_dtype;
   product.input_dtype = input_dtype;
   product.output_dtype = FIDDLER_FLOAT32;
-  if (fiddler_multiply(pool, tier, &product) != FIDDLER_OK) return INFINITY;
+  const fiddler_product* products[] = {&product};
+  if (fiddler_multiply(pool, tier, products, 1) != FIDDLER_OK) return INFINITY;
   const auto value = [](const unsigned char* from, int32_t dtype, int64_t i) -> double {
     if (dtype == FIDDLER_FLOAT32) return fiddler::to_float(reinterpret_cast<const fiddler::Fp32*>(from) + i);
     if (dtype == FIDDLER_BFLOAT16) return fiddler::to_float(reinterpret_cast<const fiddler::Bf16*>(from) + i);

@@ -89,10 +89,14 @@ void multiply(fiddler_pool* pool) {
     }
   }
   fiddler_product product = {};
-  expect(fiddler_multiply(pool, scalar_tier, nullptr) == FIDDLER_NULL_POINTER, "no product");
-  expect(fiddler_multiply(pool, scalar_tier, &product) == FIDDLER_BAD_SIZE, "a product without sizes");
+  const fiddler_product* products[] = {nullptr, &product};
+  expect(fiddler_multiply(pool, scalar_tier, nullptr, 1) == FIDDLER_NULL_POINTER, "no products");
+  expect(fiddler_multiply(pool, scalar_tier, products, 0) == FIDDLER_BAD_SIZE, "no product at all");
+  expect(fiddler_multiply(pool, scalar_tier, products, FIDDLER_MOST_PRODUCTS + 1) == FIDDLER_BAD_SIZE, "too many");
+  expect(fiddler_multiply(pool, scalar_tier, products, 1) == FIDDLER_NULL_POINTER, "no product");
+  expect(fiddler_multiply(pool, scalar_tier, products + 1, 1) == FIDDLER_BAD_SIZE, "a product without sizes");
   product.outputs = product.inputs = product.rows = 1;
-  expect(fiddler_multiply(pool, scalar_tier, &product) == FIDDLER_NULL_POINTER, "a product without weights");
+  expect(fiddler_multiply(pool, scalar_tier, products + 1, 1) == FIDDLER_NULL_POINTER, "a product without weights");
 }
 
 void refuse(fiddler_pool* pool) {

@@ -164,8 +164,14 @@ int64_t fiddler_node_begin(int64_t outputs, int32_t node, int32_t num_nodes);
 // output[r] = sum over r's experts of routing weight x expert(hidden[r]), summed in float32.
 int32_t fiddler_run(fiddler_pool* pool, int32_t tier, const fiddler_layer* layer, const fiddler_message* message);
 
-// What a linear layer computes.
-int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* product);
+// What linear layers compute: 1 to FIDDLER_MOST_PRODUCTS products of as many rows, one after another.
+constexpr int32_t FIDDLER_MOST_PRODUCTS = 4;
+int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* const* products, int32_t count);
+
+// input / sqrt(mean(input^2) + epsilon) * weight for each row of bfloat16, in float32; rounded before the weight, too,
+// if `rounds_first`. Computed by the calling thread.
+int32_t fiddler_normalize(int64_t rows, int64_t size, const void* input, const void* weight, void* output, float epsilon,
+                          int32_t rounds_first);
 
 // What the attention of a decode step computes.
 int32_t fiddler_attend(fiddler_pool* pool, int32_t tier, const fiddler_attention* job);

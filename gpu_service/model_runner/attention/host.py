@@ -20,6 +20,7 @@ from transformers.models.llama import modeling_llama
 
 from fiddler.kernels.attention import AttentionKernel
 from gpu_service.model_runner.attention.functions import AttentionFunction, AttentionFunctions
+from gpu_service.model_runner.reading.copied_code import is_copy
 
 _NAME: Final = "fiddler_host"
 _UNSUPPORTED: Final = ("position_bias", "cache", "softcap", "output_attentions", "head_mask")
@@ -127,19 +128,9 @@ def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more:
 @cache
 def _kind_of(function: AttentionFunction) -> Literal["plain", "sinks"] | None:
     """What transformers' own function computes, or a copy of what most models, or gpt-oss, have; None: another one."""
-    if function is sdpa_attention_forward or _is_copy(function, modeling_llama):
+    if function is sdpa_attention_forward or is_copy(function, modeling_llama.eager_attention_forward):
         return "plain"
-    return "sinks" if _is_copy(function, modeling_gpt_oss) else None
-
-
-def _is_copy(function: AttentionFunction, modeling: Any) -> bool:
-    """Whether a model's function is that of another model's file, word for word."""
-    code, other = getattr(function, "__code__", None), modeling.eager_attention_forward.__code__
-    return code is not None and (code.co_code, code.co_names, code.co_consts) == (
-        other.co_code,
-        other.co_names,
-        other.co_consts,
-    )
+    return "sinks" if is_copy(function, modeling_gpt_oss.eager_attention_forward) else None
 
 
 def _attend(module: nn.Module, *tensors: Any, **more: Any) -> tuple[torch.Tensor, torch.Tensor | None]:

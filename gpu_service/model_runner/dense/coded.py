@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.kernels.linear import LinearFunction, LinearKernel, can_compute
+from gpu_service.model_runner.dense.siblings import FEW_ROWS, Siblings
 
 _DECODED_BYTES: Final = 64 * 2**20
 """Of decoded weights at a time, if there is no kernel: a matrix is multiplied some outputs at a time."""
@@ -56,6 +57,8 @@ class CodedLinear(CodedModule):
         self.bias = bias
         self._multiply: LinearFunction | None = None
         self._bias_address = 0
+        self.siblings: Siblings | None = None
+        """Layers that are multiplied together with this one."""
 
     def prepare(self, kernel: LinearKernel | None) -> None:
         """Multiplies by a kernel from now on. To be called once the module is where it stays."""
@@ -65,13 +68,24 @@ class CodedLinear(CodedModule):
             self._multiply = kernel.prepare(coded, self.bias)
             self._bias_address = self._address_of_bias()
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the native kernels multiply with it."""
+        return self._multiply is not None
+
+    @property
+    def matrix(self) -> CodedTensor:
+        """[outputs, inputs], as the kernels take it."""
+        return self.coded
+
     @override
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Input times the transposed weight plus the bias, [..., out_features], as nn.Linear computes it."""
         rows = input.reshape(-1, self.in_features)
         # some models replace the bias of a layer while they call it
         if self._multiply is not None and self._bias_address == self._address_of_bias():
-            output = self._multiply(rows)
+            siblings = self.siblings if len(rows) <= FEW_ROWS else None
+            output = self._multiply(rows) if siblings is None else siblings.output(self, input)
         else:
             output = torch.cat([functional.linear(rows, *part) for part in self._parts(rows.dtype)], dim=-1)
         return output.view(*input.shape[:-1], self.out_features)

@@ -10,7 +10,9 @@ from fiddler.kernels.attention import AttentionKernel
 from fiddler.kernels.linear import LinearFunction, LinearKernel, shared_kernel
 from gpu_service.model_runner.attention.functions import AttentionFunctions
 from gpu_service.model_runner.attention.host import HostAttention
+from gpu_service.model_runner.dense import norms, siblings
 from gpu_service.model_runner.dense.coded import CodedLinear
+from gpu_service.model_runner.dense.siblings import FEW_ROWS, Siblings
 from gpu_service.model_runner.threads import as_few_as_pay
 
 FEW_PRODUCTS: Final = 2**20
@@ -28,17 +30,32 @@ class RowLinear(nn.Linear):
 
     _multiply: LinearFunction | None
     _addresses: tuple[int, int]
+    siblings: Siblings | None
+    """Layers that are multiplied together with this one."""
 
     def prepare(self, kernel: LinearKernel | None) -> None:
         """Multiplies few rows by a kernel from now on."""
         self._multiply = kernel.prepare(self.weight, self.bias) if kernel else None
         self._addresses = self._where()
+        self.siblings = None
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native kernels multiply a few rows with it."""
+        return self._multiply is not None
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """[outputs, inputs], as the kernels take it."""
+        return self.weight
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Input times the transposed weight plus the bias, [..., out_features], as nn.Linear computes it."""
         # some models replace the tensors of a layer while they call it
         if self._multiply is not None and input.numel() <= NATIVE_ROWS * self.in_features and self._is_due(input):
-            output = self._multiply(input.reshape(-1, self.in_features))
+            together = self.siblings if input.numel() <= FEW_ROWS * self.in_features else None
+            rows = input.reshape(-1, self.in_features)
+            output = self._multiply(rows) if together is None else together.output(self, input)
         elif self.bias is None and input.numel() == self.in_features:
             output = torch.mv(self.weight, input.reshape(-1))
         else:
@@ -67,6 +84,9 @@ def install(module: nn.Module, kernel: LinearKernel | None) -> None:
         elif type(child) is nn.Linear and child.weight.dtype is torch.bfloat16 and (kernel or child.bias is None):
             child.__class__ = RowLinear
             cast("RowLinear", child).prepare(kernel)
+    if kernel is not None:
+        siblings.join(module, kernel)
+        norms.install(module)
 
 
 class Host:

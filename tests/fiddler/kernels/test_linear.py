@@ -131,3 +131,27 @@ def test_a_process_has_one_kernel_for_its_linear_layers() -> None:
     kernel = shared_kernel(1)
     assert kernel is shared_kernel(1)
     assert kernel is None or kernel.tier == available_tiers()[-1]
+
+
+def test_products_of_the_same_rows_are_those_of_each_alone(kernel: LinearKernel) -> None:
+    generator = torch.Generator().manual_seed(6)
+    plain = torch.randn(OUTPUTS, 256, generator=generator)
+    linears = [
+        (plain.bfloat16(), torch.randn(OUTPUTS, generator=generator)),
+        (random_coded(CODINGS["int4 group 32"], 33, 256, 1.0, generator), None),
+        (plain[:5].contiguous(), None),
+    ]
+    together = kernel.prepare_together(linears)
+    for dtype in (torch.float32, torch.bfloat16):
+        for count in (0, *ROWS):
+            rows = torch.randn(count, 256, generator=generator).to(dtype)
+            for actual, (weight, bias) in zip(together(rows), linears, strict=True):
+                assert torch.equal(actual, kernel.prepare(weight, bias)(rows))
+
+
+def test_products_of_other_inputs_are_not_computed_together(kernel: LinearKernel) -> None:
+    weights = [torch.ones(4, size) for size in (8, 16)]
+    with pytest.raises(NativeError, match="matrices of the same inputs"):
+        kernel.prepare_together([(weight, None) for weight in weights])
+    with pytest.raises(NativeError, match="up to 4 matrices"):
+        kernel.prepare_together([(weights[0], None)] * 5)

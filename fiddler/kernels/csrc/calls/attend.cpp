@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <vector>
 

@@ -1,6 +1,7 @@
 // fiddler_multiply: a matrix times rows is the second pass of a layer with one expert, which all rows go to.
 
 #include <numeric>
+#include <optional>
 #include <vector>
 
 #include "dispatch.h"
@@ -78,31 +79,81 @@ Job lay_out(const fiddler_product& product, const Ops& ops, Space& space) {
   return job;
 }
 
-void compute(fiddler_pool& pool, const fiddler_product& product, const Ops& ops, Space& space, const Job& job) {
-  const bool tiny = is_tiny_outer(job, ops);
-  const int threads = tiny ? 1 : pool.size();
-  const int64_t values = product.rows * product.inputs;
-  const bool converts = ops.operand != product.input_dtype;
-  auto* widened = converts ? reinterpret_cast<float*>(space.widened.reserve(0)) : nullptr;
-  const bool shares_conversion = converts && values >= min_values_to_share && !tiny;
-  if (converts && !shares_conversion) widen(product.input, widened, 0, values);
-  // what is packed is a layer's hidden rows, which have the inputs' size
-  Job packing = job;
-  packing.hidden_size = product.inputs;
-  packing.hidden_rows = const_cast<const void* const*>(job.inner_rows);
-  const int64_t num_tiles = space.expert.hidden_tiles.num_tiles();
-  plan_outer(job, ops, threads, pool.num_nodes(), space.tasks);
-  Barrier prepared(threads);
-  const uint64_t number = next_message();
-  const auto work = [&](int index) {
-    Scratch& memory = scratch(number);
-    if (shares_conversion) widen(product.input, widened, values * index / threads, values * (index + 1) / threads);
-    if (num_tiles > 0) {
-      const int64_t first = num_tiles * index / threads, last = num_tiles * (index + 1) / threads;
-      if (first < last) ops.pack(packing, space.expert, first, last);
+// One product, as all threads of a call compute it.
+class Part {
+ public:
+  Part(const fiddler_product& product, const Ops& ops, Space& space, int threads, int num_nodes)
+      : product_(product),
+        ops_(ops),
+        space_(space),
+        job_(lay_out(product, ops, space)),
+        packing_(job_),
+        threads_(threads),
+        converts_(ops.operand != product.input_dtype),
+        shares_conversion_(converts_ && threads > 1 && num_values() >= min_values_to_share),
+        number_(next_message()),
+        prepared_(threads) {
+    // what is packed is a layer's hidden rows, which have the inputs' size
+    packing_.hidden_size = product.inputs;
+    packing_.hidden_rows = const_cast<const void* const*>(job_.inner_rows);
+    if (converts_ && !shares_conversion_) widen(product.input, widened(), 0, num_values());
+    plan_outer(job_, ops, threads, num_nodes, space.tasks);
+  }
+
+  void work(int index, int node) {
+    Scratch& memory = scratch(number_);
+    if (shares_conversion_) {
+      widen(product_.input, widened(), num_values() * index / threads_, num_values() * (index + 1) / threads_);
     }
-    if (shares_conversion || num_tiles > 0) prepared.wait();
-    space.tasks.take(pool.node(index), [&](const Task& task) { ops.outer(job, task.begin, task.end, memory); });
+    const int64_t num_tiles = space_.expert.hidden_tiles.num_tiles();
+    if (num_tiles > 0) {
+      const int64_t first = num_tiles * index / threads_, last = num_tiles * (index + 1) / threads_;
+      if (first < last) ops_.pack(packing_, space_.expert, first, last);
+    }
+    if (shares_conversion_ || num_tiles > 0) prepared_.wait();
+    space_.tasks.take(node, [&](const Task& task) { ops_.outer(job_, task.begin, task.end, memory); });
+  }
+
+ private:
+  int64_t num_values() const { return product_.rows * product_.inputs; }
+  float* widened() const { return reinterpret_cast<float*>(space_.widened.reserve(0)); }
+
+  const fiddler_product& product_;
+  const Ops& ops_;
+  Space& space_;
+  Job job_;
+  Job packing_;
+  int threads_;
+  bool converts_;
+  bool shares_conversion_;
+  uint64_t number_;
+  Barrier prepared_;
+};
+
+bool is_tiny(const fiddler_product& product, const Ops& ops) {
+  Job job = {};
+  ExpertRows expert = {};
+  expert.down = matrix_of(product.weights, 0);
+  expert.count = product.rows;
+  job.rows = product.rows;
+  job.hidden_size = product.outputs;
+  job.intermediate_size = product.inputs;
+  job.experts = &expert;
+  job.num_experts = 1;
+  return is_tiny_outer(job, ops);
+}
+
+// Threads go from one product to the next without sleeping in between.
+void compute(fiddler_pool& pool, const fiddler_product* const* products, const Ops* const* ops, int32_t count) {
+  thread_local Space spaces[FIDDLER_MOST_PRODUCTS];
+  bool tiny = true;
+  for (int32_t i = 0; i < count; ++i) tiny = tiny && is_tiny(*products[i], *ops[i]);
+  std::optional<Part> parts[FIDDLER_MOST_PRODUCTS];
+  for (int32_t i = 0; i < count; ++i) {
+    parts[i].emplace(*products[i], *ops[i], spaces[i], tiny ? 1 : pool.size(), pool.num_nodes());
+  }
+  const auto work = [&](int index) {
+    for (int32_t i = 0; i < count; ++i) parts[i]->work(index, pool.node(index));
   };
   if (tiny) {
     work(0);
@@ -114,19 +165,24 @@ void compute(fiddler_pool& pool, const fiddler_product& product, const Ops& ops,
 }  // namespace
 }  // namespace fiddler
 
-extern "C" int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* product) {
+extern "C" int32_t fiddler_multiply(fiddler_pool* pool, int32_t tier, const fiddler_product* const* products,
+                                    int32_t count) {
   using namespace fiddler;
-  if (!pool) return FIDDLER_NULL_POINTER;
-  if (const int32_t status = check(tier, product)) return status;
-  const bool is_regular = product->weights.in_stride == 1 && product->inputs % 2 == 0;
-  const Ops* ops = ops_for(tier, product->weight_dtype, product->input_dtype, is_regular);
-  if (!ops) return FIDDLER_BAD_DTYPE;
-  if (product->rows == 0) return FIDDLER_OK;
+  if (!pool || !products) return FIDDLER_NULL_POINTER;
+  if (count < 1 || count > FIDDLER_MOST_PRODUCTS) return FIDDLER_BAD_SIZE;
+  const Ops* ops[FIDDLER_MOST_PRODUCTS];
+  for (int32_t i = 0; i < count; ++i) {
+    const fiddler_product* product = products[i];
+    if (const int32_t status = check(tier, product)) return status;
+    if (product->rows == 0) return FIDDLER_OK;
+    const bool is_regular = product->weights.in_stride == 1 && product->inputs % 2 == 0;
+    ops[i] = ops_for(tier, product->weight_dtype, product->input_dtype, is_regular);
+    if (!ops[i]) return FIDDLER_BAD_DTYPE;
+  }
   if (!pool->enter()) return FIDDLER_BUSY;
   int32_t status = FIDDLER_OK;
   try {
-    thread_local Space space;
-    compute(*pool, *product, *ops, space, lay_out(*product, *ops, space));
+    compute(*pool, products, ops, count);
   } catch (const std::bad_alloc&) {
     status = FIDDLER_NO_MEMORY;
   }

@@ -1,0 +1,46 @@
+"""RMS norms of few rows on the host by the native library: decision 31.
+
+A norm of a decode step is seven operations of PyTorch, and beginning each of them takes longer than its arithmetic.
+"""
+
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from fiddler.kernels.norm import rms_norm
+from gpu_service.model_runner.reading.copied_code import is_copy
+
+FEW_VALUES: Final = 2**16
+"""Of rows; PyTorch computes more of them faster, with several threads."""
+
+
+def install(module: nn.Module) -> None:
+    """Lets the native library compute few rows of every RMS norm whose code is known, in place.
+
+    Args:
+        module: The model, on the CPU, in bfloat16. The native library must be there.
+    """
+    for child in module.modules():
+        cls: Any = type(child)
+        if is_copy(cls.forward, LlamaRMSNorm.forward):
+            child.__class__ = _with_few_rows(cls, rounds_first=True)
+        elif is_copy(cls.forward, GptOssRMSNorm.forward):
+            child.__class__ = _with_few_rows(cls, rounds_first=False)
+
+
+@cache
+def _with_few_rows(cls: Any, *, rounds_first: bool) -> Any:
+    """A norm's class that computes few rows natively, and is that class in all else."""
+
+    def forward(self: Any, hidden_states: torch.Tensor) -> torch.Tensor:
+        is_due = hidden_states.dtype is torch.bfloat16 and hidden_states.is_contiguous()
+        if is_due and hidden_states.numel() <= FEW_VALUES and self.weight.dtype is torch.bfloat16:
+            return rms_norm(hidden_states, self.weight, self.variance_epsilon, rounds_first=rounds_first)
+        computed: torch.Tensor = cls.forward(self, hidden_states)
+        return computed
+
+    return type(cls.__name__, (cls,), {"forward": forward})
