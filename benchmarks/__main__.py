@@ -18,6 +18,7 @@ NAMES = (
     "startup",
     "memory",
     "kernel",
+    "attention",
     "dense",
     "families",
     "large_start",

@@ -251,9 +251,7 @@ class Model:
             self.why_not_packed = "what it computes of a token depends on those after it"
         else:
             spans = SpanAttention(module, functions, attention)
-            self._packed = Packed(
-                module, together.cache, masks=masks, row_angles=row_angles, attention=spans, device=device
-            )
+            self._packed = Packed(module, together.cache, spans, masks=masks, row_angles=row_angles, device=device)
         if not uses_graphs or self.rope_angles.depend_on_length:
             return together
         return DecodeGraphs(

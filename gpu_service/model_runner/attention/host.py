@@ -1,4 +1,4 @@
-"""Attention of decode steps by the native kernels, for --device cpu: decision 31.
+"""Attention of decode steps by the native kernels, for --device cpu: decision 32.
 
 PyTorch's attention reads keys and values several times slower than the memory is, since it is made for many queries. A
 decode step has one query for each sequence, so that its time is that of reading. What is not plain attention of one

@@ -1,4 +1,4 @@
-"""Makes the dense part faster on the host, for --device cpu: decisions 18 and 31."""
+"""Makes the dense part faster on the host, for --device cpu: decisions 18 and 32."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, cast

@@ -1,4 +1,4 @@
-"""RMS norms of few rows on the host by the native library: decision 31.
+"""RMS norms of few rows on the host by the native library: decision 32.
 
 A norm of a decode step is seven operations of PyTorch, and beginning each of them takes longer than its arithmetic.
 """

@@ -28,10 +28,10 @@ class Packed:
         self,
         module: nn.Module,
         cache: KvCache,
+        attention: SpanAttention,
         *,
         masks: AttentionMasks,
         row_angles: RowAngles,
-        attention: SpanAttention,
         device: torch.device,
     ) -> None:
         """Computes nothing yet.
@@ -39,9 +39,9 @@ class Packed:
         Args:
             module: transformers' model.
             cache: Holds keys and values.
+            attention: Of the model.
             masks: Makes the model's masks.
             row_angles: Gives each token the angles of its sequence.
-            attention: Of the model.
             device: Where the model is.
         """
         self._module = module
