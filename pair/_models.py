@@ -11,6 +11,7 @@ from fiddler.checkpoint.first_look import first_look
 from fiddler.checkpoint.tokenizer_files import check_tokenizer
 from fiddler.errors import UserError
 from fiddler.hub.download import Estimate, obtain
+from fiddler.running.modules import command_of
 
 
 def obtain_model(
@@ -55,7 +56,7 @@ def print_dry_run(directory: Path, *gpu_arguments: str) -> str:
     Raises:
         UserError: The model cannot be served.
     """
-    command = [sys.executable, "-m", "gpu_service", "--model", str(directory), "--dry-run", "--log-level", "error"]
+    command = command_of("gpu_service", "--model", str(directory), "--dry-run", "--log-level", "error")
     done = subprocess.run([*command, *gpu_arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode != 0:
         *_, last = done.stderr.strip().splitlines() or [f"the dry run ended with status {done.returncode}"]

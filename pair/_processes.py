@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import IO, Self
 import grpc
 
 from fiddler import rpc
+from fiddler.running.modules import command_of
 from fiddler.running.parent import VARIABLE as ENDS_WITH
 from fiddler.transport.ports import PortTakenError, check_free, listens, reserve
 from pair._errors import PairError
@@ -175,7 +175,7 @@ class Pair:
         return process
 
     def _spawn(self, service: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", service, *arguments]
+        command = command_of(service, *arguments)
         return subprocess.Popen(command, env=self._environment, stderr=self._log, stdin=subprocess.DEVNULL)
 
     def stop(self, service: str, number: int = signal.SIGTERM, timeout_seconds: float = 30) -> int:
