@@ -5,16 +5,20 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from fiddler.running import interrupts
-
-with interrupts.quiet():
-    import typer
-
-    from fiddler import __version__
-    from fiddler.command_line import FAILED, execute, fail, named_program
-    from fiddler_cli.group import LazyGroup
+from fiddler_checkup import packages
 
 _PROGRAM = "fiddler"
+
+with packages.told(_PROGRAM):
+    from fiddler.running import interrupts
+
+    with interrupts.quiet():
+        import typer
+
+        from fiddler import __version__
+        from fiddler.command_line import FAILED, execute, fail, named_program
+        from fiddler_cli.group import LazyGroup
+
 _EPILOG = "First steps: `fiddler serve demo`, and in another terminal `fiddler chat`."
 
 
@@ -39,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     app.callback()(_fiddler)
     try:
-        with named_program(_PROGRAM):
+        with named_program(_PROGRAM), packages.told(_PROGRAM):
             return execute(app, arguments, name=_PROGRAM, module=_PROGRAM)
     except SystemExit as end:  # of a program that reads its own settings
         return end.code if isinstance(end.code, int) else FAILED

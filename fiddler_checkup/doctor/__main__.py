@@ -44,6 +44,7 @@ def look(*, quick: bool) -> Iterator[Finding]:
 
     steps: list[Callable[[], Sequence[Finding]]] = [
         system.versions,
+        lambda: [system.own_packages()],
         cpu.look,
         lambda: memory.look(measures=not quick),
         lambda: [system.disk(), system.sockets()],

@@ -8,9 +8,9 @@ from typing import Final
 from fiddler import cgroup
 from fiddler.kernels import native
 from fiddler.kernels.cpus import Topology, format_cpu_list, read_topology
+from fiddler_checkup import packages
 from fiddler_checkup.doctor.finding import Finding, note, ok, problem, warning
 
-_INSTALL: Final = "install g++ and install again: `sudo apt install g++`, `pip install --force-reinstall --no-deps .`"
 _FLAGS: Final = {"avx2": "avx2", "avx512": "avx512bw", "avx512_bf16": "avx512_bf16", "amx": "amx_bf16"}
 """What /proc/cpuinfo calls what a tier needs."""
 
@@ -26,7 +26,8 @@ def _kernel(root: Path) -> Finding:
     try:
         tiers = native.available_tiers()
     except native.NativeUnavailableError as error:
-        return warning("kernel", f"PyTorch's, which is slower on {name}: {error}", _INSTALL)
+        advice = f"install g++ and install again: `sudo apt install g++`, `{packages.how_to_install_again()}`"
+        return warning("kernel", f"PyTorch's, which is slower on {name}: {error}", advice)
     if len(tiers) == 1:
         return warning(
             "kernel", f"PyTorch's: {name} has no AVX2", "the native kernels need an x86 processor of 2013 or later"

@@ -3,6 +3,8 @@
 import re
 import resource
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +18,8 @@ _READ_BYTES: Final = 512 * 2**20
 """More than the caches of a processor."""
 _ROUNDS: Final = 4
 _STREAMS: Final = (1, 2, 4, 8, 16)
+_LEAST_BUSY_SHARE: Final = 0.5
+"""Threads that wait for slower ones, of another node, lose less than that."""
 _SLOW: Final = 15e9
 """Bytes per second: less than one channel of DDR4-2133."""
 _THP: Final = "sys/kernel/mm/transparent_hugepage/enabled"
@@ -26,7 +30,7 @@ def look(root: Path = cgroup.ROOT, *, measures: bool = True) -> list[Finding]:
     """The findings. Files are read under `root`; the bandwidth is this machine's own, measured in about a second."""
     findings = [_size(root)]
     if measures:
-        findings.append(bandwidth(read_bytes_per_second()))
+        findings.append(bandwidth(measure()))
     return [*findings, _huge_pages(root), _locked()]
 
 
@@ -43,21 +47,40 @@ def _size(root: Path) -> Finding:
     return ok("memory", text)
 
 
-def bandwidth(bytes_per_second: float) -> Finding:
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A measurement of reading memory.
+
+    Attributes:
+        bytes_per_second: The rate of all threads together.
+        num_threads: The threads that read.
+        busy_share: Of the time of the reading threads, the share that they had a processor for; 1 on an idle machine.
+    """
+
+    bytes_per_second: float
+    num_threads: int
+    busy_share: float = 1.0
+
+
+def bandwidth(reading: Reading) -> Finding:
     """The finding for a measured rate."""
-    text = f"{bytes_per_second / 1e9:.1f} GB/s read by all threads together"
-    bound = f"a model that reads 3 GB for each token decodes at most {bytes_per_second / 3e9:.1f} tokens/s"
-    if bytes_per_second < _SLOW:
-        return warning(
-            "bandwidth",
-            f"{text}: {bound}",
-            "`sudo dmidecode -t memory` shows whether all channels have modules; other programs and few cores lower it",
-        )
-    return ok("bandwidth", f"{text}: {bound}")
+    rate = reading.bytes_per_second
+    threads = "one thread" if reading.num_threads == 1 else f"{reading.num_threads} threads together"
+    text = (
+        f"{rate / 1e9:.1f} GB/s read by {threads}: a model that reads 3 GB for each token decodes at most "
+        f"{rate / 3e9:.1f} tokens/s"
+    )
+    if reading.busy_share < _LEAST_BUSY_SHARE:
+        others = f"{text}; other programs had the processors for {100 * (1 - reading.busy_share):.0f} % of that time"
+        return warning("bandwidth", others, "end them, or run this again when they have ended")
+    if rate < _SLOW:
+        advice = "`sudo dmidecode -t memory` shows whether all channels have modules; few cores lower it"
+        return warning("bandwidth", text, advice)
+    return ok("bandwidth", text)
 
 
-def read_bytes_per_second() -> float:
-    """The rate at which the kernel's threads, or numpy's one thread if there is no kernel, read memory."""
+def measure() -> Reading:
+    """Reads memory with the kernel's threads, or with numpy's one thread if there is no kernel."""
     import numpy as np
 
     values = np.ones(_READ_BYTES // 4, dtype=np.float32)
@@ -66,21 +89,29 @@ def read_bytes_per_second() -> float:
         cpus = choose_cpus(topology)
         pool = native.Pool(cpus, number_nodes(topology, cpus))
     except native.NativeUnavailableError:
-        return max(_rate(values.sum) for _ in range(_ROUNDS))
+        return max((_read(values.sum, 1) for _ in range(_ROUNDS)), key=_rate)
     try:
         return max(
-            _rate(lambda streams=streams: pool.read(values.ctypes.data, _READ_BYTES, streams))
-            for streams in _STREAMS
-            for _ in range(_ROUNDS)
+            (
+                _read(lambda streams=streams: pool.read(values.ctypes.data, _READ_BYTES, streams), len(cpus))
+                for streams in _STREAMS
+                for _ in range(_ROUNDS)
+            ),
+            key=_rate,
         )
     finally:
         pool.close()
 
 
-def _rate(read: object) -> float:
-    began = time.perf_counter()
-    read()  # type: ignore[operator]
-    return _READ_BYTES / (time.perf_counter() - began)
+def _read(read: Callable[[], object], num_threads: int) -> Reading:
+    began, used = time.perf_counter(), time.process_time()
+    read()
+    seconds, busy = time.perf_counter() - began, time.process_time() - used
+    return Reading(_READ_BYTES / seconds, num_threads, busy / (seconds * num_threads))
+
+
+def _rate(reading: Reading) -> float:
+    return reading.bytes_per_second
 
 
 def _huge_pages(root: Path) -> Finding:

@@ -16,6 +16,7 @@ from fiddler import __version__
 from fiddler.sizes import format_bytes
 from fiddler.transport import directories
 from fiddler.transport.ports import PortTakenError, check_free
+from fiddler_checkup import packages
 from fiddler_checkup.doctor.finding import Finding, note, ok, problem, warning
 
 PORTS: Final = {50051: "gRPC", 9100: "the GPU service's /metrics", 9101: "the CPU expert service's", 8000: "HTTP"}
@@ -49,6 +50,13 @@ def versions() -> list[Finding]:
     return [
         ok("versions", ", ".join([*found, f"Linux {platform.release()}" if sys.platform == "linux" else sys.platform]))
     ]
+
+
+def own_packages() -> Finding:
+    """Whether what is imported is this project's."""
+    if found := packages.troubles():
+        return problem("packages", "; ".join(found), packages.ADVICE)
+    return ok("packages", f"{len(packages.PACKAGES)}, in {Path(packages.__file__).parents[1]}, and no one else's")
 
 
 def ports() -> list[Finding]:

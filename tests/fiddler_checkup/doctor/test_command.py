@@ -37,5 +37,5 @@ def test_the_status_says_whether_models_can_be_served(
 
 
 def test_without_quick_the_memory_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "read_bytes_per_second", lambda: 60e9)
+    monkeypatch.setattr(memory, "measure", lambda: memory.Reading(60e9, 2))
     assert "bandwidth" in {finding.subject for finding in doctor.look(quick=False)}

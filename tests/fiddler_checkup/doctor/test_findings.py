@@ -2,11 +2,13 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from fiddler.kernels import native
+from fiddler.kernels.cpus import choose_cpus, read_topology
 from fiddler.machine.gpus import Build, Nvidia
 from fiddler_checkup.doctor import cpu, gpu, memory, system
 from fiddler_checkup.doctor.finding import Finding, Level
@@ -93,14 +95,29 @@ def test_huge_pages(mode: str, level: Level, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rate", "level", "tokens"), [(60e9, Level.OK, "20.0"), (9e9, Level.WARNING, "3.0")])
 def test_a_bandwidth_is_told_in_tokens(rate: float, level: Level, tokens: str) -> None:
-    found = memory.bandwidth(rate)
+    found = memory.bandwidth(memory.Reading(rate, num_threads=4))
     assert found.level is level
+    assert "GB/s read by 4 threads together: " in found.text
     assert found.text.endswith(f"decodes at most {tokens} tokens/s")
+
+
+def test_a_bandwidth_that_others_took_is_not_blamed_on_the_memory() -> None:
+    found = memory.bandwidth(memory.Reading(9e9, num_threads=1, busy_share=0.25))
+    assert found.level is Level.WARNING
+    assert found.text.startswith("9.0 GB/s read by one thread: ")
+    assert found.text.endswith("; other programs had the processors for 75 % of that time")
+    assert "dmidecode" not in found.advice
+
+
+def test_what_a_thread_did_not_run_is_not_busy() -> None:
+    assert memory._read(lambda: time.sleep(0.05), 1).busy_share < 0.5
 
 
 def test_the_bandwidth_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_READ_BYTES", 2**22)
-    assert 1e8 < memory.read_bytes_per_second() < 1e13
+    reading = memory.measure()
+    assert 1e8 < reading.bytes_per_second < 1e13
+    assert reading.num_threads in {1, len(choose_cpus(read_topology()))}
 
 
 WORKING = Nvidia(num_gpus=1, driver="580.65.06", has_device_files=True)
