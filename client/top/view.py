@@ -104,7 +104,8 @@ class View:
             bandwidth.measured_bytes_per_second,
             bandwidth.busy,
         )
-        measured = "" if limit is None else f"{_gigabytes(limit)} GB/s measured"
+        # a service whose experts PyTorch computes has measured nothing
+        measured = "" if not limit else f"{_gigabytes(limit)} GB/s measured"
         computing = "" if busy is None else f"  computing {100 * busy:.0f} %"
         if achieved is None:
             state = "idle" if busy == 0 else f"achieved {_NOT_AVAILABLE}"

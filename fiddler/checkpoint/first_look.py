@@ -57,7 +57,10 @@ def _no_directory(model: Path) -> str:
         return f"{model} is not a directory; give the directory that holds {_CONFIG} and the safetensors files."
     if str(model) == DEMO or HubName.parse(model):
         return absence_of(model)
-    return f"{model} does not exist; give the directory that holds {_CONFIG} and the safetensors files."
+    return (
+        f"{model} does not exist; give the directory that holds {_CONFIG} and the safetensors files, or a model's name "
+        "on the Hugging Face hub, ORG/NAME."
+    )
 
 
 def _pointer_in(directory: Path) -> str | None:

@@ -17,8 +17,9 @@ class Counters:
 
     Attributes:
         parts: Seconds of each part of the MoE layers; they overlap.
-        layer_seconds: Seconds of the MoE layers.
+        layer_seconds: Seconds of the MoE layers, in steps of both kinds.
         step_seconds: Seconds of the model's steps that decode.
+        prefill_seconds: Seconds of its steps that compute prompts.
         routes: Selections of experts by where they were computed.
         read_bytes: Weights that the CPU expert service read for messages with few rows.
         read_seconds: The time of those messages.
@@ -28,6 +29,7 @@ class Counters:
     parts: dict[str, float]
     layer_seconds: float
     step_seconds: float
+    prefill_seconds: float
     routes: dict[str, float]
     read_bytes: float
     read_seconds: float
@@ -38,6 +40,7 @@ class Counters:
             parts={part: self.parts[part] - before.parts[part] for part in PARTS},
             layer_seconds=self.layer_seconds - before.layer_seconds,
             step_seconds=self.step_seconds - before.step_seconds,
+            prefill_seconds=self.prefill_seconds - before.prefill_seconds,
             routes={route: count - before.routes.get(route, 0) for route, count in self.routes.items()},
             read_bytes=self.read_bytes - before.read_bytes,
             read_seconds=self.read_seconds - before.read_seconds,
@@ -72,6 +75,7 @@ class Readings:
             parts={part: _sum(gpu, "fiddler_layer_actual_seconds_total", part=part) for part in PARTS},
             layer_seconds=_sum(gpu, "fiddler_layer_seconds_total"),
             step_seconds=_sum(gpu, "fiddler_step_seconds_sum", phase="decode"),
+            prefill_seconds=_sum(gpu, "fiddler_step_seconds_sum", phase="prefill"),
             routes={
                 route: _sum(gpu, "fiddler_expert_selections_total", route=route)
                 for route in ("resident", "streamed", "remote")

@@ -32,12 +32,17 @@ class Part:
 
 
 def parts_of(measurement: Measurement, *, on_cpu: bool) -> list[Part]:
-    """The parts of one step of decoding, longest first. Parts of a layer overlap with a GPU; the layer counts once."""
-    counted, steps = measurement.counters, max(1, measurement.steps)
-    layer = counted.layer_seconds / steps
-    whole = {key: counted.parts[key] / steps for key in ("cpu", "hop", "gpu")}
-    scale = min(1.0, layer / total) if (total := sum(whole.values())) else 0.0
-    step = counted.step_seconds / steps
+    """The parts of one step of decoding, longest first. Parts of a layer overlap with a GPU; the layer counts once.
+
+    The layers are counted in the prompts' steps, too: they are taken to have the same share of both kinds of steps. A
+    step is a mean and what the caller waited a median, so that a slow round can make the step the longer of the two.
+    """
+    counted = measurement.counters
+    step = min(counted.step_seconds / max(1, measurement.steps), measurement.seconds_per_step)
+    all_steps = counted.step_seconds + counted.prefill_seconds
+    layer = step * min(1.0, counted.layer_seconds / all_steps) if all_steps else 0.0
+    whole = {key: counted.parts[key] for key in ("cpu", "hop", "gpu")}
+    scale = layer / max(total, counted.layer_seconds) if (total := sum(whole.values())) else 0.0
     dense = "attention, head and router on the CPU" if on_cpu else "attention, head and router on the GPU"
     parts = [
         Part("experts computed by the CPU expert service", whole["cpu"] * scale, "experts"),
@@ -116,22 +121,21 @@ def _what_changes(part: Part, measurement: Measurement, model: ModelInfo, *, on_
 def _about_reading(measurement: Measurement, model: ModelInfo, *, on_cpu: bool, kernel: str) -> str:
     counted = measurement.counters
     rate = counted.read_bytes / counted.read_seconds if counted.read_seconds else 0.0
-    if rate and counted.limit and rate < _READING_WELL * counted.limit:
-        text = (
-            f"The largest part is reading experts, at {rate / 1e9:.3g} GB/s of the {counted.limit / 1e9:.3g} that were "
-            "measured at the start: "
+    if kernel == "pytorch":
+        return (
+            f"The largest part is computing experts{f', which reads {rate / 1e9:.3g} GB/s' if rate else ''}: PyTorch "
+            "does it; the native kernels are faster, and `fiddler doctor` says what they lack."
         )
-        if kernel == "pytorch":
-            return (
-                text + "PyTorch computes them; the native kernels are faster, and `fiddler doctor` says what they lack."
-            )
-        return text + (
-            "other programs, or the GPU service's threads, use the same cores or the memory; small experts also cost "
-            "more for starting than for reading."
+    if rate and counted.limit and rate < _READING_WELL * counted.limit:
+        return (
+            f"The largest part is reading experts, at {rate / 1e9:.3g} GB/s of the {counted.limit / 1e9:.3g} that were "
+            "measured at the start: other programs, or the GPU service's threads, use the same cores or the memory; "
+            "small experts also cost more for starting than for reading."
         )
     less = _fewer_bytes(model)
     resident = "" if on_cpu else "; more GPU memory for experts (--gpu-expert-memory) takes them off the CPU"
-    speed = f" at {rate / 1e9:.3g} GB/s, near the memory's limit" if rate else ""
+    near = ", near the memory's limit" if counted.limit else ""
+    speed = f" at {rate / 1e9:.3g} GB/s{near}" if rate else ""
     return (
         f"The largest part is reading experts{speed}. Fewer bytes help: {less}{resident}; so do more memory channels."
     )

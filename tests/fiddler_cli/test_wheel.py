@@ -1,20 +1,25 @@
-"""The wheel, built without a compiler and installed in an environment of its own: what a newcomer types first."""
+"""The wheel, built without a compiler and installed in an environment of its own: what a newcomer types first.
+
+FIDDLER_TEST_PYTHONS names interpreters of other versions that have the dependencies: all is tried with each of them.
+"""
 
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
-import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fiddler_checkup.packages import PACKAGES
+from tests.support.newer_pythons import dependencies_of, with_dependencies
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -43,16 +48,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Newcomer:
     """An environment with the wheel in it, and a directory that has nothing to do with the project."""
 
-    def __init__(self, directory: Path, wheel: Path) -> None:
-        venv.create(directory / "venv", with_pip=False, symlinks=True)
+    def __init__(self, directory: Path, wheel: Path, python: str) -> None:
+        subprocess.run([python, "-m", "venv", "--without-pip", str(directory / "venv")], check=True)
         self.bin = directory / "venv" / "bin"
         self.directory = directory / "elsewhere"
         self.directory.mkdir()
+        for name in ("pair", "gpu_service", "queue"):  # of the newcomer's own, with names that the services import
+            (self.directory / f"{name}.py").write_text("raise SystemExit('a file of the current directory')\n")
         pip = [sys.executable, "-m", "pip", "--python", str(self.bin / "python"), "install", "--quiet"]
         subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True, timeout=WAIT_SECONDS)
-        (packages,) = (directory / "venv" / "lib").glob("python*/site-packages")
+        (self.packages,) = (directory / "venv" / "lib").glob("python*/site-packages")
         # the dependencies, but not this repository, whose own .pth file is not read in a directory that one names
-        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (self.packages / "dependencies.pth").write_text(dependencies_of(python) + "\n")
         self.environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         self.environment["HOME"] = str(directory)
         self.ports = {name: free_port() for name in ("listen", "http-listen", "gpu-metrics-port", "cpu-metrics-port")}
@@ -98,26 +105,16 @@ class Newcomer:
                 process.terminate()
 
 
-@pytest.fixture(scope="module")
-def newcomer(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Newcomer:
-    return Newcomer(tmp_path_factory.mktemp("newcomer"), wheel)
+@pytest.fixture(scope="module", params=[sys.executable, *with_dependencies()])
+def newcomer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Newcomer:
+    return Newcomer(tmp_path_factory.mktemp("newcomer"), wheel, request.param)
 
 
 def test_the_wheel_holds_the_packages_and_the_demo_model(wheel: Path) -> None:
     assert wheel.name.startswith("fiddler_moe-")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    packages = {
-        "fiddler",
-        "fiddler_cli",
-        "fiddler_checkup",
-        "gpu_service",
-        "cpu_expert_service",
-        "client",
-        "http_gateway",
-        "pair",
-    }
-    assert {top for top in tops if not top.endswith(".dist-info")} == packages
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(PACKAGES)
     assert {"fiddler/demo/model.safetensors", "fiddler/demo/README.md"} <= set(names)
     assert not [name for name in names if name.endswith((".cpp", ".h", ".so"))]
     assert wheel.stat().st_size < 16 * 2**20
@@ -154,6 +151,31 @@ def test_the_doctor_looks_at_the_machine_and_says_what_is_missing(newcomer: Newc
     assert kernel["level"] == "warning"
     assert "there was no C++ compiler at installation" in kernel["text"]
     assert "g++" in kernel["advice"]
+
+
+def test_another_distribution_in_a_package_of_the_wheel_is_named(newcomer: Newcomer) -> None:
+    """What `pip install` of one that has a package `client`, too, leaves behind."""
+    theirs = newcomer.packages / "other-1.0.dist-info"
+    theirs.mkdir()
+    (theirs / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    (theirs / "RECORD").write_text("client/__init__.py,,\nother-1.0.dist-info/METADATA,,\n")
+    first = newcomer.packages / "client" / "__init__.py"
+    ours = first.read_text()
+    first.write_text("class TheirClient: ...\n")
+    try:
+        done = newcomer.run("generate", "Once")
+        said = "client also holds files of other 1.0; 1 file is missing or changed, such as client/__init__.py; "
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(f"fiddler: cannot import name .*: {said}install .* of its own, .*\n", done.stderr)
+        done = newcomer.run("doctor", "--quick", "--json")
+        assert done.returncode == 1
+        (found,) = [each for each in json.loads(done.stdout)["findings"] if each["subject"] == "packages"]
+        assert found["level"] == "problem"
+        assert said.startswith(found["text"])
+    finally:
+        first.write_text(ours)
+        shutil.rmtree(theirs)
+    assert newcomer.run("generate", "--help").returncode == 0
 
 
 def test_the_demo_is_served_and_answers_without_a_clone_and_without_a_compiler(newcomer: Newcomer) -> None:

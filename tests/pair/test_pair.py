@@ -241,8 +241,8 @@ def test_a_closed_terminal_leaves_no_directory(launch: Launch, tiny: Path, tmp_p
 
 def test_a_missing_model_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", f"{tmp_path}/nothing"]) == 1
-    problem = "does not exist; give the directory that holds config.json and the safetensors files."
-    assert capfd.readouterr().err == f"pair: {tmp_path}/nothing {problem}\n"
+    problem = "does not exist; give the directory that holds config.json and the safetensors files, or a model's name "
+    assert capfd.readouterr().err == f"pair: {tmp_path}/nothing {problem}on the Hugging Face hub, ORG/NAME.\n"
 
 
 def test_a_port_in_use_is_told_with_who_has_it(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:

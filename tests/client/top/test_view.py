@@ -20,7 +20,10 @@ GONE = UnavailableError("--cpu http://x: connection refused", grpc.StatusCode.UN
 
 
 def _snapshot(
-    counts: Counts, resident: Sequence[Sequence[int]] | None = None, cpu: ClientError | None = None, **values: float
+    counts: Counts,
+    resident: Sequence[Sequence[int]] | None = None,
+    cpu: ClientError | str | None = None,
+    **values: float,
 ) -> Snapshot:
     nothing = [[0.0] * len(experts) for experts in counts]
     histogram = {"time_to_first_token_seconds": {"0.1": 0, "0.2": 10, "+Inf": 10}}
@@ -71,6 +74,13 @@ def test_figures_are_said_with_their_units() -> None:
         "L0/E1 75 %   L0/E0 25 %",
     ):
         assert words in text
+
+
+def test_a_bandwidth_that_was_not_measured_is_no_figure() -> None:
+    """PyTorch computes the experts: the service has nothing to measure, and counts no bytes."""
+    idle = cpu_expert_service(memory_read_bytes_per_second=0.0, weight_read_bytes_total=0.0)
+    (line,) = [line for line in _printed(_snapshot([[1.0, 1.0]], cpu=idle)).splitlines() if "bandwidth" in line]
+    assert "measured" not in line
 
 
 def test_a_small_map_shows_numbers_and_marks_what_is_resident() -> None:

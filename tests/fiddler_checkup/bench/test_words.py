@@ -37,6 +37,7 @@ def _measurement(*, tokens_per_second: float = 10.0, rows: int = 1, **changes: A
         parts={"cpu": 4.0, "hop": 1.0, "gpu": 0.0},
         layer_seconds=5.0,
         step_seconds=8.0,
+        prefill_seconds=0.0,
         routes={"resident": 0.0, "streamed": 0.0, "remote": 800.0},
         read_bytes=100 * READ,
         read_seconds=100 * READ / (45 * GB),
@@ -82,6 +83,16 @@ def test_parts_add_up_to_the_step() -> None:
     assert parts == pytest.approx({"experts": 0.04, "dense": 0.03, "rest": 0.02, "messages": 0.01})
 
 
+def test_the_prompts_steps_are_no_part_of_a_token() -> None:
+    """As many seconds of layers again in prompts' steps, and rounds that were slower than the median."""
+    prompts = _measurement(
+        parts={"cpu": 8.0, "hop": 2.0, "gpu": 0.0}, layer_seconds=10.0, prefill_seconds=8.0, tokens_per_second=20.0
+    )
+    parts = {part.key: part.seconds for part in parts_of(prompts, on_cpu=True)}
+    # a token takes 50 ms, of which layers have 10 of 16 parts
+    assert parts == pytest.approx({"experts": 0.025, "messages": 0.00625, "dense": 0.01875})
+
+
 CASES = {
     "normal": (
         _measurement(
@@ -108,7 +119,11 @@ CASES = {
         "The largest part is dense, 3 GB read for each token: a GPU takes it over (--device cuda), and --dense-format ",
     ),
     "the rest": (_measurement(tokens_per_second=2.0), "", "The largest part is outside the model"),
-    "unmeasured": (_measurement(limit=0.0), "The memory's bound is not known", ""),
+    "unmeasured": (
+        _measurement(limit=0.0),
+        "The memory's bound is not known",
+        "The largest part is reading experts at 45 GB/s. Fewer bytes help: ",
+    ),
 }
 
 
@@ -127,8 +142,10 @@ def test_a_dense_part_in_4_bits_is_not_to_be_coded_again() -> None:
 
 
 def test_pytorchs_kernel_is_blamed() -> None:
-    slow = _measurement(read_seconds=100 * READ / (10 * GB))
-    assert "PyTorch computes them" in explain(slow, None, MODEL, on_cpu=True, kernel="pytorch")[-1]
+    for limit in (50 * GB, 0.0):
+        slow = _measurement(read_seconds=100 * READ / (10 * GB), limit=limit)
+        last = explain(slow, None, MODEL, on_cpu=True, kernel="pytorch")[-1]
+        assert last.startswith("The largest part is computing experts, which reads 10 GB/s: PyTorch does it; ")
 
 
 def test_a_small_model_is_not_called_slow() -> None:
