@@ -70,7 +70,7 @@ def how_to_install_again() -> str:
     if "url" not in origin:
         return f"{pip} {_FROM_INDEX}"
     if "dir_info" not in origin:
-        return f"{pip} ., in a clone"
+        return f"{pip} ."  # of a clone, which built the file that was installed
     editable = "--editable " if origin["dir_info"].get("editable") else ""
     return f"{pip} {editable}{shlex.quote(unquote(urlsplit(origin['url']).path))}"
 

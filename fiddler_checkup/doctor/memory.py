@@ -5,6 +5,7 @@ import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -93,7 +94,7 @@ def measure() -> Reading:
     try:
         return max(
             (
-                _read(lambda streams=streams: pool.read(values.ctypes.data, _READ_BYTES, streams), len(cpus))
+                _read(partial(pool.read, values.ctypes.data, _READ_BYTES, streams), len(cpus))
                 for streams in _STREAMS
                 for _ in range(_ROUNDS)
             ),

@@ -97,7 +97,7 @@ def test_an_import_that_fails_for_another_reason_keeps_its_traceback(site: Path)
         (None, "--no-cache-dir --no-binary fiddler-moe fiddler-moe"),
         ({"url": "file:///src/a%20clone", "dir_info": {}}, "'/src/a clone'"),
         ({"url": "file:///src/clone", "dir_info": {"editable": True}}, "--editable /src/clone"),
-        ({"url": "file:///dist/fiddler_moe-0.1.0-py3-none-any.whl", "archive_info": {}}, "., in a clone"),
+        ({"url": "file:///dist/fiddler_moe-0.1.0-py3-none-any.whl", "archive_info": {}}, "."),
     ],
 )
 def test_how_to_install_again_follows_how_it_was_installed(origin: object, command: str, install: Install) -> None:

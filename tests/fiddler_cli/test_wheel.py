@@ -153,29 +153,33 @@ def test_the_doctor_looks_at_the_machine_and_says_what_is_missing(newcomer: Newc
     assert "g++" in kernel["advice"]
 
 
-def test_another_distribution_in_a_package_of_the_wheel_is_named(newcomer: Newcomer) -> None:
-    """What `pip install` of one that has a package `client`, too, leaves behind."""
+@contextlib.contextmanager
+def _overwritten(newcomer: Newcomer, package: str) -> Iterator[str]:
+    """What `pip install` of another that has the same package leaves behind, and what is then said of it."""
     theirs = newcomer.packages / "other-1.0.dist-info"
     theirs.mkdir()
     (theirs / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
-    (theirs / "RECORD").write_text("client/__init__.py,,\nother-1.0.dist-info/METADATA,,\n")
-    first = newcomer.packages / "client" / "__init__.py"
+    (theirs / "RECORD").write_text(f"{package}/__init__.py,,\nother-1.0.dist-info/METADATA,,\n")
+    first = newcomer.packages / package / "__init__.py"
     ours = first.read_text()
-    first.write_text("class TheirClient: ...\n")
+    first.write_text("class Theirs: ...\n")
     try:
-        done = newcomer.run("generate", "Once")
-        said = "client also holds files of other 1.0; 1 file is missing or changed, such as client/__init__.py; "
-        assert (done.returncode, done.stdout) == (1, "")
-        assert re.fullmatch(f"fiddler: cannot import name .*: {said}install .* of its own, .*\n", done.stderr)
-        done = newcomer.run("doctor", "--quick", "--json")
-        assert done.returncode == 1
-        (found,) = [each for each in json.loads(done.stdout)["findings"] if each["subject"] == "packages"]
-        assert found["level"] == "problem"
-        assert said.startswith(found["text"])
+        yield f"{package} also holds files of other 1.0; 1 file is missing or changed, such as {package}/__init__.py"
     finally:
         first.write_text(ours)
         shutil.rmtree(theirs)
-    assert newcomer.run("generate", "--help").returncode == 0
+
+
+def test_another_distribution_in_a_package_of_the_wheel_is_named(newcomer: Newcomer) -> None:
+    with _overwritten(newcomer, "fiddler") as said:
+        done = newcomer.run("generate", "Once")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch(f"fiddler: cannot import name .*: {said}; install .* of its own, .*\n", done.stderr)
+    with _overwritten(newcomer, "client") as said:
+        done = newcomer.run("doctor", "--quick", "--json")
+        assert done.returncode == 1
+        (found,) = [each for each in json.loads(done.stdout)["findings"] if each["subject"] == "packages"]
+        assert (found["level"], found["text"]) == ("problem", said)
 
 
 def test_the_demo_is_served_and_answers_without_a_clone_and_without_a_compiler(newcomer: Newcomer) -> None:
