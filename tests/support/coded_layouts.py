@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 
 from tests.support import checkpoints
-from tests.support.coded import FORMATS, Coder, Tensors, mxfp4_blocks, rewrite, rewrite_with
+from tests.support.coded import FORMATS, rewrite, rewrite_with
+from tests.support.coders import Coder, Tensors, mxfp4_blocks
 from tests.support.families import tiny
 from tests.support.tampering import edit_tensors
 

@@ -8,9 +8,22 @@ from typing import Any
 
 import torch
 
-from tests.support import coded
-from tests.support.coded import Coder, Tensors, mxfp4_blocks
+from tests.support import coded, coders
+from tests.support.coders import Coder, Tensors
 from tests.support.families import tiny
+from tests.support.published_coders import (
+    blocks_of_modelopt,
+    mixed_gptq,
+    modelopt_stack,
+    of_fbgemm,
+    of_gpt_oss,
+    one_scale,
+    split,
+    stack_of,
+    turned,
+    with_biases_of_zero,
+    with_scales_of_cache,
+)
 from tests.support.tampering import edit_tensors
 
 _CODED = re.compile(r".*\.(?:\w+_proj|w[123]|input_linear|output_linear)(?:\.weight)?|.*experts\.(?:gate_up|down)_proj")
@@ -38,110 +51,6 @@ class Published:
     """Adds tensors to what is stored."""
 
 
-def stack_of(code: Coder, *, transposed: bool = False) -> Coder:
-    """Codes each matrix of a stack by itself."""
-
-    def code_all(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        each = [code(name, matrix) for matrix in (weight.mT if transposed else weight)]
-        stored = {key: torch.stack([tensors[key] for tensors, _ in each]) for key in each[0][0]}
-        stands_for = torch.stack([matrix for _, matrix in each])
-        if not transposed:
-            return stored, stands_for
-        return {key: plane.mT if plane.ndim == 3 else plane for key, plane in stored.items()}, stands_for.mT
-
-    return code_all
-
-
-def turned(code: Coder) -> Coder:
-    """Stores the planes of a stack transposed."""
-
-    def code_and_turn(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        stored, stands_for = code(name, weight)
-        return {key: plane.mT for key, plane in stored.items()}, stands_for
-
-    return code_and_turn
-
-
-def split(code: Coder) -> Coder:
-    """Gives each expert of a transposed stack of gate and up, or of down, tensors of its own."""
-
-    def code_each(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        stored: Tensors = {}
-        stands_for = torch.empty_like(weight)
-        prefix, part = name.rsplit(".", 1)
-        parts = ("gate_proj", "up_proj") if part == "gate_up_proj" else ("down_proj",)
-        for number, matrix in enumerate(weight.mT):
-            coded_parts = []
-            for each, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
-                tensors, values = code(f"{prefix}.{number}.{each}.weight", rows.contiguous())
-                stored.update(tensors)
-                coded_parts.append(values)
-            stands_for[number] = torch.cat(coded_parts).mT
-        return stored, stands_for
-
-    return code_each
-
-
-def renamed(code: Coder, pattern: str, replacement: str) -> Coder:
-    """Renames what is stored."""
-
-    def code_and_rename(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        stored, stands_for = code(name, weight)
-        return {re.sub(pattern, replacement, key): tensor for key, tensor in stored.items()}, stands_for
-
-    return code_and_rename
-
-
-def _of_stack(code: Coder, transposed: bool = False) -> Coder:
-    """With ModelOpt's names for stacks: without a module of their own."""
-    named = renamed(stack_of(code, transposed=transposed), r"_proj_weight$", "_proj")
-    return lambda name, weight: named(f"{name}_weight", weight)
-
-
-def one_scale(suffix: str) -> Coder:
-    """FP8 with one scale for a tensor, of whatever shape, and one of activations."""
-
-    def code(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-        scale = weight.abs().max() / 448
-        codes = (weight / scale).to(torch.float8_e4m3fn)
-        stem = name.removesuffix("weight") if name.endswith(".weight") else f"{name}_"
-        stored = {name: codes, f"{stem}{suffix}": scale, f"{stem}input_scale": torch.tensor(1.0)}
-        return stored, codes.float() * scale
-
-    return code
-
-
-def _of_fbgemm(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    """Transformers' FbgemmFp8Config of Llama-4: a scale per output, those of down as a column."""
-    scales = weight.abs().amax(1, keepdim=True) / 448
-    codes = (weight / scales).to(torch.float8_e4m3fn)
-    return {name: codes, f"{name}_scale": scales.mT if name.endswith("down_proj") else scales}, codes.float() * scales
-
-
-def _blocks_of_modelopt(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    stored, stands_for = coded.fp8(128, "_scale")(name, weight)
-    stored[f"{name}_scale"] = stored[f"{name}_scale"][:, None, :, None]
-    return stored, stands_for
-
-
-def _mixed(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
-    """GPTQ with 8 bits in larger groups for the projections down."""
-    code = coded.gptq(8, 96) if "down_proj" in name and weight.shape[1] == 96 else coded.gptq(4, 32)
-    return code(name, weight)
-
-
-def _with_scales_of_cache(stored: Tensors) -> Tensors:
-    scales = {f"model.layers.0.self_attn.{name}": torch.tensor(1.0) for name in ("k_proj.k_scale", "v_proj.v_scale")}
-    return stored | scales
-
-
-def with_biases_of_zero(stored: Tensors) -> Tensors:
-    """Adds the biases that AutoGPTQ adds."""
-    words = [name for name in stored if name.endswith(".qweight")]
-    biases = {name.replace("qweight", "bias"): torch.zeros(stored[name].shape[1]) for name in words}
-    return stored | biases
-
-
 def _compressed(kind: str, bits: int, **weights: Any) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": {"type": kind, "num_bits": bits, **weights}}
     return {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}, "ignore": ["lm_head"]}
@@ -159,17 +68,17 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix",
         _FP8,
         "qwen3_moe",
-        coded.fp8(128, dtype=torch.bfloat16),
+        coders.fp8(128, dtype=torch.bfloat16),
     ),
     "FP8 in blocks, latent attention": Published(
-        "DeepSeek-V3.1, Kimi-K2-Instruct", "a tensor per matrix", _FP8, "deepseek_v3", coded.fp8(128)
+        "DeepSeek-V3.1, Kimi-K2-Instruct", "a tensor per matrix", _FP8, "deepseek_v3", coders.fp8(128)
     ),
     "FP8 in blocks, stacked and transposed": Published(
         "Qwen3-VL-30B-A3B as its stacks are",
         "stacks [experts, inputs, outputs]",
         _FP8,
         "qwen3_vl_moe",
-        turned(stack_of(coded.fp8(128))),
+        turned(stack_of(coders.fp8(128))),
         in_place=False,
         sizes={"text_config": {"hidden_size": 64, "moe_intermediate_size": 96}},
     ),
@@ -185,7 +94,7 @@ PUBLISHED: dict[str, Published] = {
         "stacks [experts, inputs, outputs]",
         {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0},
         "llama4_text",
-        _of_fbgemm,
+        of_fbgemm,
         in_place=False,
     ),
     "FP8 of compressed-tensors": Published(
@@ -193,21 +102,21 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix",
         _compressed("float", 8, strategy="channel"),
         "glm4_moe",
-        coded.fp8(None, "_scale", torch.bfloat16),
+        coders.fp8(None, "_scale", torch.bfloat16),
     ),
     "FP8 of compressed-tensors, taken apart": Published(
         "Llama-4-Scout-17B-16E-Instruct-FP8-dynamic",
         "a tensor per matrix, though the family has stacks",
         _compressed("float", 8, strategy="channel"),
         "llama4_text",
-        split(coded.fp8(None, "_scale", torch.bfloat16)),
+        split(coders.fp8(None, "_scale", torch.bfloat16)),
     ),
     "FP8 of compressed-tensors, stacked": Published(
         "granite-4.0-h-small-FP8",
         "stacks [experts, outputs, inputs]",
         _compressed("float", 8, strategy="channel"),
         "granitemoe",
-        stack_of(coded.fp8(None, "_scale", torch.bfloat16)),
+        stack_of(coders.fp8(None, "_scale", torch.bfloat16)),
     ),
     "FP8 of ModelOpt, stacked": Published(
         "Llama-4-Scout-17B-16E-Instruct-FP8 of nvidia",
@@ -222,22 +131,22 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix, scales with 4 dimensions",
         {**_MODELOPT, "quant_algo": "FP8_PB_WO"},
         "qwen3_moe",
-        _blocks_of_modelopt,
+        blocks_of_modelopt,
     ),
     "NVFP4 of ModelOpt": Published(
         "Qwen3-30B-A3B-FP4, DeepSeek-R1-0528-FP4",
         "a tensor per matrix, scales of the KV cache",
         {**_MODELOPT, "quant_algo": "NVFP4", "kv_cache_scheme": {"num_bits": 8, "type": "float"}},
         "qwen3_moe",
-        coded.nvfp4(True),
-        more=_with_scales_of_cache,
+        coders.nvfp4(True),
+        more=with_scales_of_cache,
     ),
     "NVFP4 of ModelOpt, stacked": Published(
         "Llama-4-Scout-17B-16E-Instruct-FP4",
         "stacks [experts, inputs / 2, outputs]",
         {**_MODELOPT, "quant_algo": "NVFP4"},
         "llama4_text",
-        _of_stack(coded.nvfp4(True), transposed=True),
+        modelopt_stack(coders.nvfp4(True), transposed=True),
         in_place=False,
     ),
     "NVFP4 of compressed-tensors": Published(
@@ -245,52 +154,52 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix",
         _compressed("float", 4, strategy="tensor_group", group_size=16),
         "qwen3_moe",
-        coded.nvfp4(False),
+        coders.nvfp4(False),
     ),
     "MXFP4 of gpt-oss": Published(
         "gpt-oss-20b, gpt-oss-120b",
         "stacks, gate and up alternating",
         {"quant_method": "mxfp4"},
         "gpt_oss",
-        lambda name, weight: _turned(mxfp4_blocks(name, weight.mT.contiguous())),
+        of_gpt_oss,
     ),
     "MXFP8": Published(
-        "MiniMax-M3-MXFP8", "a tensor per matrix", {**_FP8, "quant_method": "mxfp8"}, "qwen3_moe", coded.mxfp8
+        "MiniMax-M3-MXFP8", "a tensor per matrix", {**_FP8, "quant_method": "mxfp8"}, "qwen3_moe", coders.mxfp8
     ),
     "int4 of compressed-tensors": Published(
         "Kimi-K2-Thinking, W4A16 of llm-compressor",
         "a tensor per matrix",
         _compressed("int", 4, strategy="group", group_size=32, symmetric=True),
         "deepseek_v3",
-        coded.int4(32, symmetric=True),
+        coders.int4(32, symmetric=True),
     ),
     "int4 of compressed-tensors, asymmetric": Published(
         "Qwen3-Next-80B-A3B in W4A16_ASYM, as AWQ of llm-compressor",
         "a tensor per matrix, with zero points",
         _compressed("int", 4, **_ASYMMETRIC),
         "qwen3_next",
-        coded.int4(32, symmetric=False),
+        coders.int4(32, symmetric=False),
     ),
     "int4 of compressed-tensors, asymmetric, stacked": Published(
         "W4A16_ASYM of compressed-tensors' own stacks",
         "stacks [experts, outputs, inputs / 8], with zero points",
         _compressed("int", 4, **_ASYMMETRIC),
         "granitemoe",
-        stack_of(coded.int4(32, symmetric=False)),
+        stack_of(coders.int4(32, symmetric=False)),
     ),
     "int8 of compressed-tensors": Published(
         "W8A8 and W8A16 of llm-compressor",
         "a tensor per matrix",
         _compressed("int", 8, strategy="channel", symmetric=True),
         "qwen3_moe",
-        coded.int8(False),
+        coders.int8(False),
     ),
     "int8 of compressed-tensors, asymmetric": Published(
         "W8A16 of llm-compressor, asymmetric",
         "a tensor per matrix, with zero points",
         _compressed("int", 8, strategy="channel", symmetric=False),
         "qwen3_moe",
-        coded.int8_with_zeros,
+        coders.int8_with_zeros,
         in_place=False,
     ),
     "GPTQ": Published(
@@ -298,7 +207,7 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix",
         _GPTQ,
         "qwen3_moe",
-        coded.gptq(4, 32),
+        coders.gptq(4, 32),
         in_place=False,
     ),
     "GPTQ of AutoGPTQ": Published(
@@ -306,7 +215,7 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix, in one group, with biases of zero",
         {**_GPTQ, "group_size": -1, "desc_act": True},
         "mixtral",
-        coded.gptq(4, None),
+        coders.gptq(4, None),
         in_place=False,
         more=with_biases_of_zero,
     ),
@@ -315,7 +224,7 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix, 4 or 8 bits",
         {**_GPTQ, "dynamic": {r"+:.*down_proj.*": {"bits": 8, "group_size": 96}}},
         "qwen3_moe",
-        _mixed,
+        mixed_gptq,
         in_place=False,
     ),
     "AWQ": Published(
@@ -323,7 +232,7 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix",
         {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "modules_to_not_convert": ["gate"]},
         "mixtral",
-        coded.awq(32),
+        coders.awq(32),
         in_place=False,
     ),
     "AutoRound as GPTQ": Published(
@@ -335,7 +244,7 @@ PUBLISHED: dict[str, Published] = {
             "extra_config": {"model.layers.0.mlp.gate": {"bits": 16}},
         },
         "qwen3_moe",
-        coded.gptq(4, 32),
+        coders.gptq(4, 32),
         in_place=False,
     ),
     "AutoRound": Published(
@@ -343,7 +252,7 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix, zero points as they are",
         {**_AUTO_ROUND, "sym": False, "packing_format": "auto_round"},
         "qwen3_moe",
-        coded.gptq(4, 32, v2=True, symmetric=False),
+        coders.gptq(4, 32, v2=True, symmetric=False),
         in_place=False,
     ),
     "AutoRound as AWQ": Published(
@@ -351,7 +260,7 @@ PUBLISHED: dict[str, Published] = {
         "a tensor per matrix",
         {**_AUTO_ROUND, "packing_format": "auto_round:auto_awq"},
         "qwen3_moe",
-        coded.awq(32),
+        coders.awq(32),
         in_place=False,
     ),
 }
@@ -372,7 +281,3 @@ def write(kind: str, directory: Path) -> Path:
     if row.more is not dict:
         edit_tensors(result, row.more)
     return result
-
-
-def _turned(result: tuple[Tensors, torch.Tensor]) -> tuple[Tensors, torch.Tensor]:
-    return result[0], result[1].mT.contiguous()

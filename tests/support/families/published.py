@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpu_service.models.families import VERIFIED
-from tests.support import coded
+from tests.support import coded, coders
 from tests.support.families import tiny
 
 _BLOCK: Final = 16
@@ -30,25 +30,25 @@ _FP8: Final[dict[str, Any]] = {
 }
 
 
-def _only(pattern: str, coder: coded.Coder) -> Callable[[str, torch.Tensor], Any]:
+def _only(pattern: str, coder: coders.Coder) -> Callable[[str, torch.Tensor], Any]:
     """Codes matrices of such names; others stay as they are."""
     return lambda name, weight: coder(name, weight) if re.fullmatch(rf".*({pattern})\.weight", name) else None
 
 
-def _of_gpt_oss(name: str, weight: torch.Tensor) -> tuple[coded.Tensors, torch.Tensor] | None:
+def _of_gpt_oss(name: str, weight: torch.Tensor) -> tuple[coders.Tensors, torch.Tensor] | None:
     """Experts, which are transposed in the plain form only."""
     if not name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
         return None
-    stored, stands_for = coded.mxfp4_blocks(name, weight.transpose(1, 2))
+    stored, stands_for = coders.mxfp4_blocks(name, weight.transpose(1, 2))
     return stored, stands_for.transpose(1, 2)
 
 
-def _of_deepseek_v4(name: str, weight: torch.Tensor) -> tuple[coded.Tensors, torch.Tensor] | None:
+def _of_deepseek_v4(name: str, weight: torch.Tensor) -> tuple[coders.Tensors, torch.Tensor] | None:
     if _EXPERTS_OF_V4.fullmatch(name):
-        return coded.fp4_of_deepseek(name, weight)
+        return coders.fp4_of_deepseek(name, weight)
     if not _DENSE_OF_V4.fullmatch(name):
         return None
-    stored, stands_for = coded.fp8(_BLOCK, "_scale", torch.float8_e8m0fnu)(name, weight)
+    stored, stands_for = coders.fp8(_BLOCK, "_scale", torch.float8_e8m0fnu)(name, weight)
     return {key.replace(".weight_scale", ".scale"): tensor for key, tensor in stored.items()}, stands_for
 
 
@@ -69,7 +69,7 @@ _INT4: Final[dict[str, Any]] = {
     },
     "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
 }
-_ROUTED_EXPERTS: Final = _only(r"\.experts\.\d+\.\w+_proj", coded.int4(32, True))
+_ROUTED_EXPERTS: Final = _only(r"\.experts\.\d+\.\w+_proj", coders.int4(32, True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class _Published:
 
     settings: dict[str, Any]
     """Its quantization_config."""
-    code: Callable[[str, torch.Tensor], tuple[coded.Tensors, torch.Tensor] | None]
+    code: Callable[[str, torch.Tensor], tuple[coders.Tensors, torch.Tensor] | None]
     section: str | None = None
     """Of config.json that holds the quantization_config; None: the top level."""
     built_as: str | None = None
@@ -88,8 +88,8 @@ class _Published:
 
 
 PUBLISHED: Final = {
-    "deepseek_v3": _Published(_FP8, _only(rf"(?<!weights)({_DENSE})", coded.fp8(_BLOCK))),
-    "deepseek_v32": _Published({**_FP8, "scale_fmt": "ue8m0"}, _only(rf"(?<!weights)({_DENSE})", coded.fp8(_BLOCK))),
+    "deepseek_v3": _Published(_FP8, _only(rf"(?<!weights)({_DENSE})", coders.fp8(_BLOCK))),
+    "deepseek_v32": _Published({**_FP8, "scale_fmt": "ue8m0"}, _only(rf"(?<!weights)({_DENSE})", coders.fp8(_BLOCK))),
     "deepseek_v4": _Published(
         {**_FP8, "scale_fmt": "ue8m0"},
         _of_deepseek_v4,
@@ -110,11 +110,11 @@ PUBLISHED: Final = {
         ),
     ),
     "mimo_v2_flash": _Published(
-        {**_FP8, "ignored_layers": ["model.layers.0.self_attn.o_proj"]}, _only(r"(?<!\.o)_proj", coded.fp8(_BLOCK))
+        {**_FP8, "ignored_layers": ["model.layers.0.self_attn.o_proj"]}, _only(r"(?<!\.o)_proj", coders.fp8(_BLOCK))
     ),
     "minimax_m2": _Published(
         {**_FP8, "modules_to_not_convert": ["gate", "e_score_correction_bias", "lm_head"]},
-        _only(r"_proj|\.w[123]", coded.fp8(_BLOCK)),
+        _only(r"_proj|\.w[123]", coders.fp8(_BLOCK)),
     ),
 }
 """By model_type. A test compares the keys with the families of the table that have a format."""

@@ -14,7 +14,7 @@ from gpu_service.model_runner.loading import load, read_config
 from tests.support import coded
 from tests.support.checkpoints import write
 from tests.support.families import published, tiny
-from tests.support.published_formats import with_biases_of_zero
+from tests.support.published_coders import with_biases_of_zero
 from tests.support.tampering import edit_tensors
 
 SIZES: dict[str, Any] = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 96}
