@@ -15,8 +15,9 @@ from fiddler.expert_math import layer_weights
 from gpu_service.model_runner.reading.dense_state import LazyState
 from tests.support import coded
 from tests.support.checkpoints import write
+from tests.support.coded_damage import DENSE, EXPERT, first, of_modelopt
 from tests.support.damage import replace
-from tests.support.damaged_coded import CASES, DENSE, EXPERT, first, of_modelopt
+from tests.support.damaged_coded import CASES
 
 Writer = Callable[[str], Path]
 
