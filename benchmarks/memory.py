@@ -18,12 +18,13 @@ from typing import Annotated
 import torch
 import typer
 
+from benchmarks.harness.disk import check_room
 from benchmarks.harness.results import Append, Out, Report, report
 from client import Client
 from fiddler.checkpoint import Checkpoint
 from pair import Pair
 from tests.support import checkpoints
-from tests.support.large_checkpoint import write_large
+from tests.support.large_checkpoint import large_bytes, write_large
 from tools.command_line import run
 
 _LARGE_BYTES = 10**9
@@ -42,6 +43,8 @@ def main(
     runs: Annotated[int, typer.Option(help="How often each pair is started.")] = 3,
 ) -> None:
     """Runs the benchmark."""
+    remedy = "name a directory on another disk with TMPDIR"
+    check_room(None, {"a large checkpoint": large_bytes(_LARGE_BYTES)}, remedy=remedy)
     with report(out, append) as results, tempfile.TemporaryDirectory() as parent:
         directories = {"tiny": Path(parent) / "tiny", "large": Path(parent) / "large"}
         checkpoints.write("mixtral", directories["tiny"], dtype=torch.bfloat16)

@@ -29,6 +29,8 @@ import torch  # noqa: E402
 import typer  # noqa: E402
 from prometheus_client.parser import text_string_to_metric_families  # noqa: E402
 
+from benchmarks.harness import mixtral  # noqa: E402
+from benchmarks.harness.disk import check_missing  # noqa: E402
 from benchmarks.harness.results import Append, Checkpoint, Out, Quick, report  # noqa: E402
 from benchmarks.harness.targets import Judge, Target  # noqa: E402
 from benchmarks.serving.workload import models  # noqa: E402
@@ -64,7 +66,6 @@ _SCHEMA = {
 }
 _PROMPT = "It was a fine morning, and the king said"
 _MASKS = 200
-_MIXTRAL = "mixtral_2_layers"
 _MIXTRAL_TOKENS = 32_000
 _SOURCES = 600
 """Files of Python's library, some megabytes."""
@@ -78,11 +79,13 @@ def main(
     quick: Quick = False,
 ) -> None:
     """Runs the benchmark."""
+    if not quick:
+        check_missing(checkpoint, {mixtral.NAME: mixtral.NUM_BYTES}, remedy=mixtral.REMEDY)
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
         _measure(judge, "demo", DEMO, 2 if quick else rounds)
         if not quick:
-            _measure(judge, _MIXTRAL, _mixtral(checkpoint or Path(temporary), Path(temporary) / "linked"), rounds)
+            _measure(judge, mixtral.NAME, _mixtral(checkpoint or Path(temporary), Path(temporary) / "linked"), rounds)
         judge.summarise()
 
 
@@ -107,7 +110,7 @@ def _measure(judge: Judge, name: str, model: Path, rounds: int) -> None:
 
 def _mixtral(checkpoint: Path, folder: Path) -> Path:
     """A folder with the checkpoint's weights, linked, and a vocabulary of Mixtral's size."""
-    (model,) = models(checkpoint, tiny=False, wanted=[_MIXTRAL])
+    (model,) = models(checkpoint, tiny=False, wanted=[mixtral.NAME])
     folder.mkdir()
     for file in model.directory.iterdir():
         if not file.name.startswith("tokenizer"):

@@ -29,6 +29,7 @@ from typing import Annotated, Final
 import psutil
 import typer
 
+from benchmarks.harness.disk import check_room
 from benchmarks.harness.results import Append, Out, Quick, report
 from benchmarks.harness.targets import Judge, Target
 from fiddler import process
@@ -38,6 +39,8 @@ _GB: Final = 10**9
 _PIECE_BYTES: Final = 16 * 2**20
 _POLL_SECONDS: Final = 0.01
 _FORMATS: Final = ("int8", "int4")
+_LARGEST: Final = 0.6
+"""A bound on the bytes of a result over those of its source: 8 of 16 bits, scales, and what stays plain."""
 TARGETS: Final = {f"convert.{kind}.share": Target(0.5) for kind in _FORMATS}
 
 
@@ -52,10 +55,13 @@ def main(
     """Runs the benchmark."""
     process.prepare()
     from gpu_service.startup.read_bandwidth import host_bytes_per_second
-    from tests.support.large_checkpoint import write_large
+    from tests.support.large_checkpoint import large_bytes, write_large
 
     if quick:
         rounds, gigabytes = 1, 0.25
+    source_bytes = large_bytes(int(gigabytes * _GB))
+    sizes = {"source": source_bytes, "written": source_bytes // 3, "result": int(_LARGEST * source_bytes)}
+    check_room(directory, sizes, remedy="name a directory on another disk with --directory")
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-", dir=directory) as name:
         source = write_large(Path(name) / "source", int(gigabytes * _GB))
         os.sync()

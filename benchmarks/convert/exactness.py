@@ -21,12 +21,15 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
+from benchmarks.harness.disk import check_room
 from benchmarks.harness.results import Append, Out, Quick, Report, report
 from fiddler import process
 from tools.command_line import run
 
 _PROMPTS: Final = ([5, 9, 11], [7] * 17 + [30, 31], list(range(40, 110)))
 _NUM_TOKENS: Final = 24
+_LARGEST: Final = 0.6
+"""A bound on the bytes of a result over those of its source: 8 of 16 bits, scales, and what stays plain."""
 _SHARD_BYTES: Final = 64 * 2**20
 
 
@@ -43,10 +46,13 @@ def main(
     process.prepare()
     from tests.support import checkpoints
     from tests.support.converted import write_decoded
-    from tests.support.large_checkpoint import write_large
+    from tests.support.large_checkpoint import large_bytes, write_large
 
     if quick:
         gigabytes, kills = 0.25, 2
+    source_bytes = large_bytes(int(gigabytes * 10**9))
+    sizes = {"source": source_bytes, "converted": int(_LARGEST * source_bytes), "plain": 2 * source_bytes}
+    check_room(directory, sizes, remedy="name a directory on another disk with --directory")
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-", dir=directory) as name:
         source, target, plain = (Path(name) / each for each in ("source", "converted", "plain"))
         write_large(source, int(gigabytes * 10**9))

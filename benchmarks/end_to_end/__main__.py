@@ -24,13 +24,13 @@ import typer
 
 from benchmarks.end_to_end import coded
 from benchmarks.end_to_end.reference import Reference, Timing
+from benchmarks.harness import mixtral
+from benchmarks.harness.disk import check_missing
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge, Target
 from client import Client, GenerationChunk
 from pair import Pair
-from tests.support import checkpoints
-from tests.support.large_checkpoint import write_mixtral
 from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -51,6 +51,12 @@ TARGETS = {
 }
 
 
+def _known(formats: list[str] | None) -> list[str] | None:
+    if unknown := set(formats or ()) - coded.FORMATS.keys():
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: known are {', '.join(coded.FORMATS)}")
+    return formats
+
+
 def main(
     out: Out = None,
     append: Append = False,
@@ -58,31 +64,35 @@ def main(
     checkpoint: Checkpoint = None,
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", help="Compares experts in this format with bf16 instead; repeatable."),
+        typer.Option(
+            "--format", callback=_known, help="Compares experts in this format with bf16 instead; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Runs the benchmark."""
+    sizes = {_name(each): coded.num_bytes(each) for each in formats or ()}
+    check_missing(checkpoint, {mixtral.NAME: mixtral.NUM_BYTES, **sizes}, remedy=mixtral.REMEDY)
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
         if not formats:
             _measure(judge, "demo", _DEMO, rounds=rounds)
-        directory = (checkpoint or Path(temporary)) / "mixtral_2_layers"
-        if not (directory / "tokenizer.json").exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
-            checkpoints.write_tokenizer(directory)
+        directory = mixtral.write((checkpoint or Path(temporary)) / mixtral.NAME)
         if formats:
             _measure_formats(judge, directory, formats, rounds=rounds)
         else:
-            _measure(judge, "mixtral_2_layers", directory, rounds=rounds)
+            _measure(judge, mixtral.NAME, directory, rounds=rounds)
         judge.summarise()
+
+
+def _name(format_name: str) -> str:
+    return f"{mixtral.NAME}_{format_name}"
 
 
 def _measure_formats(judge: Judge, plain: Path, formats: list[str], *, rounds: int) -> None:
     """Pairs on the same model in several formats, one of which computes at a time."""
     models = {"bf16": plain}
     for name in formats:
-        models[name] = plain.with_name(f"{plain.name}_{name}")
+        models[name] = plain.with_name(_name(name))
         if not (models[name] / "tokenizer.json").exists():
             coded.write(plain, models[name], name)
     speeds: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -9,6 +9,9 @@ from typing import Any, Final
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.harness import mixtral
+from tests.support.large_checkpoint import mixtral_parts
+
 Tensors = dict[str, torch.Tensor]
 _BLOCK = 128
 _GROUP = 32
@@ -39,6 +42,19 @@ def write(source: Path, directory: Path, name: str) -> Path:
     for path in sorted(source.glob("*token*.json"), reverse=True):
         shutil.copy(path, directory)
     return directory
+
+
+def num_bytes(name: str) -> int:
+    """The bytes of the weights that `write` writes in a format; nothing is computed."""
+    code, _ = FORMATS[name]
+    shape = {key: value for key, value in mixtral.SHAPE.items() if key != "num_heads"}
+    total = 0
+    for part in mixtral_parts(**shape):
+        for key, sizes in part.items():
+            tensor = torch.empty(sizes, dtype=torch.bfloat16, device="meta")
+            stored = code(key, tensor) if ".experts." in key else {key: tensor}
+            total += sum(each.nbytes for each in stored.values())
+    return total
 
 
 def _int8(name: str, weight: torch.Tensor) -> Tensors:

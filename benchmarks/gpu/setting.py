@@ -1,7 +1,6 @@
 """What is measured: the device, the model's size, and the CPU expert service beside it."""
 
 import contextlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,10 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import typer
 
+from benchmarks.harness import mixtral
+from benchmarks.harness.disk import check_missing
 from fiddler.checkpoint import Checkpoint
-from fiddler.sizes import format_bytes
 from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.client import ExpertClient
 from gpu_service.cpu_experts.in_process import InProcessExperts
@@ -26,6 +25,8 @@ from tests.support.large_checkpoint import write_mixtral
 _MAX_MESSAGE_BYTES = 2**27
 _TIMEOUT_SECONDS = 60.0
 _START_SECONDS = 120.0
+_LAST = "model.safetensors.index.json"
+"""The file of a checkpoint that is written last."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Setting:
 
     @property
     def _is_written(self) -> bool:
-        return (self._directory / "model.safetensors.index.json").exists()  # which is written last
+        return (self._directory / _LAST).exists()
 
     def check_disk(self) -> None:
         """Checks that there is room for the model.
@@ -101,12 +102,12 @@ class Setting:
             typer.BadParameter: There is not.
         """
         self.checkpoint.mkdir(parents=True, exist_ok=True)
-        needed, free = self.size.num_bytes, shutil.disk_usage(self.checkpoint).free
-        if not self._is_written and needed > free:
-            raise typer.BadParameter(
-                f"--checkpoint {self.checkpoint}: the model takes {format_bytes(needed)}, and {format_bytes(free)} are"
-                " free; name another directory, or fewer --layers"
-            )
+        check_missing(
+            self.checkpoint,
+            {self._directory.name: self.size.num_bytes},
+            remedy=f"{mixtral.REMEDY}, or fewer --layers",
+            last=_LAST,
+        )
 
     def write(self) -> Path:
         """Writes the model if it is missing."""

@@ -30,6 +30,8 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import typer
 
+from benchmarks.harness import mixtral
+from benchmarks.harness.disk import check_missing
 from benchmarks.harness.results import Append, Checkpoint, Out, report
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.metrics import many_experts
@@ -37,7 +39,6 @@ from client import Client, GenerationChunk
 from fiddler import process
 from pair import Pair
 from tests.support import checkpoints
-from tests.support.large_checkpoint import write_mixtral
 from tools.command_line import run
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -89,6 +90,8 @@ def main(
 ) -> None:
     """Runs the benchmark."""
     process.prepare()
+    if mixtral.NAME in models.split(","):
+        check_missing(checkpoint, {mixtral.NAME: mixtral.NUM_BYTES}, remedy=mixtral.REMEDY)
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
         for name in models.split(","):
@@ -104,12 +107,11 @@ def _checkpoint(name: str, folder: Path) -> Path:
     if name == "demo":
         return _DEMO
     directory = folder / name
+    if name == mixtral.NAME:
+        return mixtral.write(directory)
     if not (directory / "tokenizer.json").exists():
         directory.mkdir(parents=True, exist_ok=True)
-        if name == "qwen3_form":
-            many_experts.write_qwen3_form(directory)
-        else:
-            write_mixtral(directory, hidden=4096, inner=14336, num_layers=2, num_heads=32, vocab_size=32000)
+        many_experts.write_qwen3_form(directory)
         checkpoints.write_tokenizer(directory)
     return directory
 

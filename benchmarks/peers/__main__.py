@@ -87,6 +87,7 @@ def main(
     threads = len(os.sched_getaffinity(0))
     peers = Environment(environment)
     files = Models(models / ("small" if quick else "mixtral_2_layers"))
+    files.check_room(SMALL if quick else MIXTRAL_8X7B)
     files.write_checkpoints(SMALL if quick else MIXTRAL_8X7B)
     run_of = _Run(peers, files, threads=threads, jobs=jobs or threads, rounds=2 if quick else rounds)
     run_of.prepare()

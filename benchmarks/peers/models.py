@@ -1,11 +1,13 @@
 """The same random weights for every system: as bf16 safetensors, in our 8 and 4 bits, and as GGUF."""
 
 import json
+import math
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from benchmarks.harness.disk import check_missing
 from benchmarks.peers.environment import Environment
 from benchmarks.peers.gguf_file import TYPES
 from benchmarks.peers.systems import ROOT
@@ -13,7 +15,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.convert.conversion import Conversion, Reporter
 from fiddler.convert.recipe import Recipe
 from tests.support.checkpoints import write_tokenizer
-from tests.support.large_checkpoint import write_mixtral
+from tests.support.large_checkpoint import mixtral_parts, write_mixtral
 
 GGUF_FORMATS: Final = ("BF16", *TYPES)
 RECIPES: Final = {
@@ -21,6 +23,8 @@ RECIPES: Final = {
     "int4": Recipe("int4", "int8"),
     "int4_dense_int4": Recipe("int4", "int4"),
 }
+_BITS: Final = {"int8": 17, "int4": 9}
+"""Twice the bits of a weight with its scales, rounded up."""
 _TOP_K: Final = 2
 _BYTES: Final = {"bf16": 2.0, "int8": 1.0, "int4": 0.5}
 _GGUF_BYTES: Final = {"BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32, "Q4_K": 144 / 256}
@@ -38,6 +42,15 @@ class Shape:
 
 MIXTRAL_8X7B: Final = Shape(4096, 14336, 32, 32000)
 SMALL: Final = Shape(1024, 3584, 16, 2048)
+
+
+def _elements(shape: Shape) -> tuple[int, int]:
+    """How many weights the experts have, and the rest."""
+    counts = [0, 0]
+    parts = mixtral_parts(hidden=shape.hidden, inner=shape.inner, num_layers=2, vocab_size=shape.vocab_size)
+    for name, sizes in (item for part in parts for item in part.items()):
+        counts[".experts." not in name] += math.prod(sizes)
+    return counts[0], counts[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,21 @@ class Models:
     def gguf(self, name: str) -> Path:
         """The file in the format of that name in GGUF_FORMATS."""
         return self.directory / "gguf" / f"{name}.gguf"
+
+    def check_room(self, shape: Shape) -> None:
+        """Checks that the disk has room for what is missing, GGUF files included.
+
+        Raises:
+            typer.BadParameter: It has not.
+        """
+        experts, dense = _elements(shape)
+        sizes = {self.plain.name: 2 * (experts + dense)}
+        for name, recipe in RECIPES.items():
+            bits = [_BITS[each] for each in (recipe.experts, recipe.dense)]
+            sizes[self.coded(name).name] = (experts * bits[0] + dense * bits[1]) // 16
+        gguf = sum(_GGUF_BYTES[name] for name in GGUF_FORMATS if not self.gguf(name).exists())
+        sizes[self.gguf("BF16").parent.name] = int(gguf * (experts + dense))
+        check_missing(self.directory, sizes, remedy="name a directory on another disk with --models")
 
     def write_checkpoints(self, shape: Shape) -> None:
         """Writes the safetensors that are not there yet."""

@@ -26,6 +26,7 @@ from benchmarks.quality.divergence import Divergence
 from benchmarks.quality.models import opened
 from fiddler.checkpoint import Checkpoint
 from fiddler.convert.conversion import Conversion, Reporter
+from fiddler.convert.errors import SpaceError
 from fiddler.convert.recipe import Recipe
 from gpu_service.text.tokenizer import Tokenizer
 from tests.support.pairs import DEMO
@@ -76,7 +77,10 @@ def main(
         for recipe in _RECIPES:
             directory = Path(temporary) / recipe.description
             with closing(Checkpoint.open(model)) as source:
-                Conversion(source, directory, recipe).run(Reporter())
+                try:
+                    Conversion(source, directory, recipe).run(Reporter())
+                except SpaceError as error:
+                    raise typer.BadParameter(f"{error} TMPDIR names it.") from error
             measured = _measure(directory, sequences, expected, dtype=precision)
             label = recipe.description.replace("-", "_")
             divergences[label] = measured.kl_divergence

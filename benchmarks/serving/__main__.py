@@ -40,6 +40,8 @@ from typing import Annotated  # noqa: E402
 
 import typer  # noqa: E402
 
+from benchmarks.harness import mixtral  # noqa: E402
+from benchmarks.harness.disk import check_missing  # noqa: E402
 from benchmarks.harness.results import Append, Checkpoint, Out, report  # noqa: E402
 from benchmarks.harness.targets import Judge, Target  # noqa: E402
 from benchmarks.serving.load import measure_load  # noqa: E402
@@ -79,6 +81,8 @@ def main(
     tiny: Annotated[bool, typer.Option("--tiny", help="Only a small model, to try the benchmark out.")] = False,
 ) -> None:
     """Runs the benchmark."""
+    if not tiny and mixtral.NAME in (names or mixtral.NAME).split(","):
+        check_missing(checkpoint, {mixtral.NAME: mixtral.NUM_BYTES}, remedy=mixtral.REMEDY)
     with report(out, append) as results, tempfile.TemporaryDirectory(prefix="fiddler-") as temporary:
         judge = Judge(results, TARGETS)
         for model in models(checkpoint or Path(temporary), tiny, names.split(",") if names else None):

@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import checkpoints
-from tests.support.large_checkpoint import write_mixtral
+from benchmarks.harness import mixtral
 from tests.support.tampering import edit_config
 
 _DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -43,13 +42,13 @@ def models(directory: Path, tiny: bool, wanted: Collection[str] | None = None) -
     Raises:
         SystemExit: A name is unknown.
     """
-    shape = {"hidden": 4096, "inner": 14336, "num_heads": 32, "vocab_size": 32000}
     known: dict[str, Callable[[], Model]] = {
         "demo": lambda: Model("demo", _DEMO, max_context=2048, long_prompt_tokens=1900, tokens=128),
-        "mixtral_2_layers": lambda: _written(directory, "mixtral_2_layers", 1, **shape),
+        mixtral.NAME: lambda: _written(directory, mixtral.NAME, 1, **mixtral.SHAPE),
     }
     if tiny:
-        known = {"tiny": lambda: _written(directory, "tiny", 4, hidden=64, inner=128, num_heads=4, vocab_size=320)}
+        shape = {"hidden": 64, "inner": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 320}
+        known = {"tiny": lambda: _written(directory, "tiny", 4, **shape)}
     if unknown := set(wanted or ()) - set(known):
         raise SystemExit(f"--models: {sorted(unknown)[0]} is unknown; choose from {', '.join(known)}")
     return [make() for name, make in known.items() if wanted is None or name in wanted]
@@ -62,11 +61,7 @@ def prompts(num_tokens: int, count: int) -> list[list[int]]:
 
 def _written(directory: Path, name: str, divisor: int, **shape: int) -> Model:
     """Two layers with random weights."""
-    path = directory / name
-    if not (path / "tokenizer.json").exists():
-        path.mkdir(parents=True, exist_ok=True)
-        write_mixtral(path, num_layers=2, **shape)
-        checkpoints.write_tokenizer(path)
+    path = mixtral.write(directory / name, **shape)
     edit_config(path, max_position_embeddings=4096)  # so that a long prompt fits
     return Model(
         name,

@@ -15,13 +15,43 @@ Shapes = dict[str, tuple[int, ...]]
 
 def write_large(directory: Path, total_bytes: int) -> Path:
     """A bf16 Mixtral of about `total_bytes` (250 MB or more), an eighth of it dense. Its output is noise."""
+    return write_mixtral(directory, **_large_shape(total_bytes))
+
+
+def large_bytes(total_bytes: int) -> int:
+    """The bytes of the weights that `write_large` writes."""
+    return mixtral_bytes(**_large_shape(total_bytes))
+
+
+def _large_shape(total_bytes: int) -> dict[str, int]:
     hidden, inner, num_experts = 1024, 3584, 8
     vocab_size = max(320, total_bytes // 8 // (2 * 2 * hidden))
     layer_bytes = 2 * (num_experts * 3 * hidden * inner + 5 * hidden * hidden // 2)
     num_layers = max(1, round((total_bytes - 4 * vocab_size * hidden) / layer_bytes))
-    return write_mixtral(
-        directory, hidden=hidden, inner=inner, num_layers=num_layers, num_heads=16, vocab_size=vocab_size
+    return {
+        "hidden": hidden,
+        "inner": inner,
+        "num_layers": num_layers,
+        "num_heads": 16,
+        "vocab_size": vocab_size,
+    }
+
+
+def mixtral_bytes(
+    *, hidden: int, inner: int, num_layers: int, num_heads: int, vocab_size: int, num_experts: int = 8
+) -> int:
+    """The bytes of the weights that `write_mixtral` writes; `num_heads` has no part in them."""
+    parts = mixtral_parts(
+        hidden=hidden, inner=inner, num_layers=num_layers, vocab_size=vocab_size, num_experts=num_experts
     )
+    return sum(2 * torch.Size(shape).numel() for shapes in parts for shape in shapes.values())
+
+
+def mixtral_parts(*, hidden: int, inner: int, num_layers: int, vocab_size: int, num_experts: int = 8) -> list[Shapes]:
+    """The shapes of the tensors of each file, by name."""
+    outer: Shapes = {"model.embed_tokens.weight": (vocab_size, hidden), "lm_head.weight": (vocab_size, hidden)}
+    layers = [_mixtral_layer_shapes(layer, hidden, inner, num_experts) for layer in range(num_layers)]
+    return [outer | {"model.norm.weight": (hidden,)}, *layers]
 
 
 def write_mixtral(
@@ -56,9 +86,9 @@ def write_mixtral(
     )
     config.save_pretrained(directory)
     noise = torch.randn(8 << 20, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(torch.bfloat16)
-    outer: Shapes = {"model.embed_tokens.weight": (vocab_size, hidden), "lm_head.weight": (vocab_size, hidden)}
-    parts = [outer | {"model.norm.weight": (hidden,)}]
-    parts += [_mixtral_layer_shapes(layer, hidden, inner, num_experts) for layer in range(num_layers)]
+    parts = mixtral_parts(
+        hidden=hidden, inner=inner, num_layers=num_layers, vocab_size=vocab_size, num_experts=num_experts
+    )
     weight_map: dict[str, str] = {}
     for number, shapes in enumerate(parts, start=1):
         file = directory / f"model-{number:05}-of-{len(parts):05}.safetensors"
