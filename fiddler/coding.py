@@ -7,7 +7,7 @@ group and one more factor for the whole matrix:
 
 Codes are stored row by row, so that a row's codes are adjacent bytes; of two 4-bit codes in a byte the low one comes
 first. This module computes with PyTorch on any device and is the specification of the CPU kernels. It reads no file and
-knows no published format; `fiddler.formats` does.
+knows no published format; `fiddler.checkpoint.formats` does.
 """
 
 import enum
