@@ -90,7 +90,10 @@ FROM gpu-packages AS gpu-service
 LABEL org.opencontainers.image.title="fiddler GPU service" org.opencontainers.image.licenses=Apache-2.0
 # measured costs are kept in the cache's directory, which a volume can make outlive the container
 ENV PATH=/opt/fiddler/bin:$PATH FIDDLER_GPU_MODEL=/model HF_HUB_CACHE=/hub FIDDLER_GPU_METRICS_HOST=0.0.0.0 \
-    FIDDLER_GPU_LISTEN=0.0.0.0:50051 XDG_CACHE_HOME=/var/cache/fiddler
+    FIDDLER_GPU_LISTEN=0.0.0.0:50051 XDG_CACHE_HOME=/var/cache/fiddler TRITON_CACHE_DIR=/var/cache/fiddler/triton
+# PyTorch's builds for CUDA bring Triton, which compiles in C what launches its kernels
+RUN if [ -d "$(echo /opt/fiddler/lib/python3*/site-packages/triton)" ]; then apt-get update -qq \
+ && apt-get install -y -qq --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; fi
 RUN --mount=type=bind,from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=bind,from=tools,source=/constraints.txt,target=/constraints.txt \
     --mount=type=bind,from=builder,source=/wheels,target=/wheels \

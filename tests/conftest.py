@@ -7,6 +7,10 @@ from fiddler import process
 _handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 process.prepare()  # as in the services: otherwise this process's OpenMP threads take the cores from theirs
 
+from tests.support.imitated_cuda.triton_kernels import interpret_triton
+
+interpret_triton()  # before anything imports Triton
+
 import os
 from collections.abc import Iterator
 from pathlib import Path

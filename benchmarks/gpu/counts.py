@@ -3,7 +3,8 @@
 gpu.counts.FAMILY.ROUTE     kernels, graphs, copies each way and waits of the host, of one token
 
 FAMILY is a tiny model of four layers in the form of Mixtral's, Qwen3-MoE's or DeepSeek-V3's, whose first layer has no
-experts. Where the published model's experts are too large to be copied next to each other, these are not copied either.
+experts. Where the published model's experts are too large to be copied next to each other, these are not copied either;
+it takes Triton, which computes such experts in one launch.
 ROUTE is remote (the CPU computes all experts), resident (all are on the GPU) or mixed (some are resident, and
 of the others some are streamed and some remote). No time is measured.
 """

@@ -9,6 +9,7 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.expert_math import Assignments, ExpertWeights, assign, expert_forward, layer_combination
 from gpu_service.gpu_experts.grouped import MAX_ROWS, GroupedExperts
+from gpu_service.gpu_experts.in_place import InPlace
 from gpu_service.gpu_experts.slots import Holding
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.gpu_experts.uploads import Uploads
@@ -17,16 +18,18 @@ from gpu_service.gpu_experts.uploads import Uploads
 class DeviceExperts:
     """Computes a batch's resident and streamed experts, layer by layer."""
 
-    def __init__(self, checkpoint: Checkpoint, uploads: Uploads) -> None:
+    def __init__(self, checkpoint: Checkpoint, uploads: Uploads, device: torch.device) -> None:
         """Computes nothing yet.
 
         Args:
             checkpoint: The experts.
             uploads: Copies to the device.
+            device: The device.
         """
+        kernel = InPlace(device)
         self._uploads = uploads
         self._combinations = [layer_combination(layer.activation) for layer in checkpoint.layers]
-        self._grouped = [GroupedExperts(combine, uploads) for combine in self._combinations]
+        self._grouped = [GroupedExperts(combine, uploads, kernel) for combine in self._combinations]
 
     def run(
         self,

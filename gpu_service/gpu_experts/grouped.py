@@ -5,12 +5,15 @@ other leaves the GPU idle most of the time. So the experts' slots are copied nex
 projection is one batched product of every row with every expert that any of the rows uses. A product reads its weights
 once, however many rows there are, so the rows that an expert was not chosen for cost nothing; they are not added up.
 
-A large expert stays where it is, since copying it would take longer than the launches that this saves. Each has
-products of its own, which write next to each other, so that what lies between them is computed for all at once.
+A large expert stays where it is, since copying it would take longer than the launches that this saves. A kernel finds
+each by its address (`in_place.py`), so that these, too, take as many kernels as one does. Where that kernel cannot be
+used, each has products of its own, which write next to each other, so that what lies between them is computed for all
+at once. The kernel's sums are compared with theirs when experts of a form are computed for the first time.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +22,9 @@ from torch.nn import functional
 
 from fiddler.coding import CodedTensor, dequantize
 from fiddler.expert_math import Combination, ExpertWeights, Matrix
+from gpu_service.gpu_experts import in_place
+from gpu_service.gpu_experts.in_place import InPlace
+from gpu_service.gpu_experts.projections import GATE_UP, are_adjacent, joined
 from gpu_service.gpu_experts.slots import Holding
 from gpu_service.gpu_experts.uploads import Uploads
 
@@ -40,15 +46,17 @@ def group_bytes(weights: ExpertWeights, dtype: torch.dtype) -> int:
 class GroupedExperts:
     """Adds up the outputs of resident experts."""
 
-    def __init__(self, combine: Combination, uploads: Uploads) -> None:
+    def __init__(self, combine: Combination, uploads: Uploads, kernel: InPlace | None = None) -> None:
         """Computes nothing yet.
 
         Args:
             combine: What the experts compute between their projections.
             uploads: Copies to the device.
+            kernel: Computes large experts where they are; None: PyTorch does, one after the other.
         """
         self._combine = combine
         self._uploads = uploads
+        self._kernel = kernel
 
     def sums(
         self,
@@ -72,17 +80,53 @@ class GroupedExperts:
         total: torch.Tensor | None = None
         for group, is_apart in _groups(experts, hidden.dtype):
             held = [experts[each] for each in group]
-            stacks = [_side_by_side([each]) for each in held] if is_apart else [_side_by_side(held)]
-            outputs = _outputs(hidden, stacks, self._combine)
-            entries = _entries(np.array(group), expert_ids, routing_weights)
-            indices, starts, weights = self._uploads.to_device(*(torch.from_numpy(each) for each in entries))
-            # reads only what was routed: in float16 an output that nobody asked for may be infinite
-            part = functional.embedding_bag(
-                indices, outputs.flatten(0, 1), starts, mode="sum", per_sample_weights=weights
-            )
+            arrays = [torch.from_numpy(each) for each in _entries(np.array(group), expert_ids, routing_weights)]
+            if is_apart and self._kernel is not None and self._kernel.is_used:
+                part = self._part_in_place(self._kernel, hidden, held, arrays)
+            else:
+                part = self._part(hidden, held, self._uploads.to_device(*arrays), is_apart=is_apart)
             total = part if total is None else total.add_(part)
         assert total is not None, "there is no expert to compute"
         return total
+
+    def _part(
+        self, hidden: torch.Tensor, held: Sequence[Holding], entries: Sequence[torch.Tensor], *, is_apart: bool
+    ) -> torch.Tensor:
+        """The sums over some experts: [rows, hidden] float32."""
+        stacks = [_side_by_side([each]) for each in held] if is_apart else [_side_by_side(held)]
+
+        def project(rows: torch.Tensor, name: str, *, is_last: bool = False) -> torch.Tensor:
+            matrices = [joined(each) if name == GATE_UP else getattr(each, name) for each in stacks]
+            biases = [getattr(each, f"{name}_bias", None) for each in stacks]
+            return _products(rows, matrices, biases, is_last=is_last)
+
+        return _added_up(_outputs(hidden, stacks[0], self._combine, project), entries)
+
+    def _part_in_place(
+        self, kernel: InPlace, hidden: torch.Tensor, held: Sequence[Holding], arrays: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """The same by the kernel, or without it where it fails or gives other sums."""
+        names, weights = list(held[0].facts), held[0].weights
+        facts, *entries = self._uploads.to_device(torch.from_numpy(in_place.facts_of(held)), *arrays)
+
+        def project(rows: torch.Tensor, name: str, *, is_last: bool = False) -> torch.Tensor:
+            return in_place.products(rows, facts[names.index(name)], weights, name, is_last=is_last)
+
+        form = in_place.form_of(held[0], hidden)
+        part = kernel.tried(lambda: _added_up(_outputs(hidden, weights, self._combine, project), entries))
+        if part is not None and kernel.is_checked(form):
+            return part
+        expected = self._part(hidden, held, entries, is_apart=True)
+        if part is not None:
+            kernel.check(form, part, expected, hidden.dtype)
+        return expected
+
+
+def _added_up(outputs: torch.Tensor, entries: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[experts, rows, hidden] -> [rows, hidden], by what `_entries` returns."""
+    indices, starts, weights = entries
+    # reads only what was routed: in float16 an output that nobody asked for may be infinite
+    return functional.embedding_bag(indices, outputs.flatten(0, 1), starts, mode="sum", per_sample_weights=weights)
 
 
 def _groups(experts: dict[int, Holding], dtype: torch.dtype) -> Iterator[tuple[list[int], bool]]:
@@ -139,28 +183,31 @@ def _side_by_side(held: Sequence[Holding]) -> ExpertWeights:
     return first.weights.with_tensors(tensors)
 
 
-def _outputs(hidden: torch.Tensor, stacks: Sequence[ExpertWeights], combine: Combination) -> torch.Tensor:
-    """[rows, hidden] and the weights of experts -> [experts, rows, hidden] float32.
+class _Project(Protocol):
+    """A projection of all experts: [experts or 1, rows, inputs] -> [experts, rows, outputs]."""
+
+    def __call__(self, rows: torch.Tensor, name: str, *, is_last: bool = False) -> torch.Tensor: ...
+
+
+def _outputs(hidden: torch.Tensor, one: ExpertWeights, combine: Combination, project: _Project) -> torch.Tensor:
+    """[rows, hidden] -> [experts, rows, hidden] float32.
 
     Args:
         hidden: [rows, hidden].
-        stacks: What `_side_by_side` returns: all experts in one, or each in one of its own.
+        one: What the experts have; see `are_adjacent`.
         combine: What is computed between the projections.
+        project: Computes a projection.
     """
-    rows, one = hidden[None], stacks[0]
-    joined = [_joined(weights) for weights in stacks]
+    rows = hidden[None]
     gate: torch.Tensor | None
-    if joined[0] is not None:
-        gate, up = _products(rows, joined).chunk(2, dim=-1)
+    if are_adjacent(one):
+        gate, up = project(rows, GATE_UP).chunk(2, dim=-1)
     else:
-        gate = None
-        if one.gate is not None:
-            gate = _products(rows, [each.gate for each in stacks], [each.gate_bias for each in stacks])
-        up = _products(rows, [each.up for each in stacks], [each.up_bias for each in stacks])
+        gate = None if one.gate is None else project(rows, "gate")
+        up = project(rows, "up")
     if one.factor is not None:
-        up = up * _products(rows, [each.factor for each in stacks])
-    downs = [each.down for each in stacks]
-    return _products(combine(gate, up), downs, [each.down_bias for each in stacks], is_last=True)
+        up = up * project(rows, "factor")
+    return project(combine(gate, up), "down", is_last=True)
 
 
 def _products(
@@ -192,18 +239,6 @@ def _products(
         _product(own, stacked, bias, is_last=is_last, out=results[number : number + 1])
     assert results is not None, "there is no matrix"
     return results
-
-
-def _joined(weights: ExpertWeights) -> torch.Tensor | None:
-    """Both as one matrix [experts, 2 x intermediate, hidden] if they are adjacent in memory, without biases."""
-    gate, up = weights.gate, weights.up
-    if not isinstance(gate, torch.Tensor) or not isinstance(up, torch.Tensor) or weights.gate_bias is not None:
-        return None
-    experts, outputs, inputs = gate.shape
-    is_adjacent = up.storage_offset() == gate.storage_offset() + outputs * inputs
-    if up.shape != gate.shape or not is_adjacent or weights.up_bias is not None:
-        return None
-    return gate.as_strided((experts, 2 * outputs, inputs), gate.stride())
 
 
 def _stacked(matrix: Matrix, dtype: torch.dtype) -> torch.Tensor:

@@ -5,9 +5,9 @@ expert_slots.py decides which expert is copied, and why. For the engine's thread
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 import torch
 
@@ -16,6 +16,7 @@ from fiddler.expert_math import ExpertWeights
 from gpu_service.gpu_experts.copier import Copier, Job, Urgency
 from gpu_service.gpu_experts.keys import ExpertKey
 from gpu_service.gpu_experts.lanes import Lane, Mark
+from gpu_service.gpu_experts.projections import Facts, facts_of
 from gpu_service.gpu_experts.stored import StoredExperts
 
 _ALIGNMENT_BYTES = 256
@@ -65,11 +66,17 @@ def _padded(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
 
 
-class Holding(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Holding:
     """A slot, and the weights that it holds or that are being copied to it."""
 
     slot: Slot
     weights: ExpertWeights
+
+    @cached_property
+    def facts(self) -> Mapping[str, Facts]:
+        """What a kernel needs of each matrix; see projections.py."""
+        return facts_of(self.weights)
 
     def places(self) -> Iterator[tuple[str, int, torch.Tensor]]:
         """The tensors, each with its name and the byte of the slot at which it begins."""

@@ -27,7 +27,7 @@ from gpu_service.model_runner.attention_masks import AttentionMasks
 from gpu_service.model_runner.forwards import Forward, Together
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.moe.dispatcher import Dispatcher
-from gpu_service.moe.pending import Capture, Routed
+from gpu_service.moe.pending import Capture, Rehearsal, Routed
 
 MAX_ROWS = 8
 _LEAST_LENGTH = 64
@@ -169,7 +169,7 @@ class DecodeGraphs(Forward):
             self._steps[key] = None
             return None
         if self._steps[key] is None:
-            self._steps[key] = self._captured(rows, padded, kept)
+            self._steps[key] = self._captured(positions, padded, kept)
         self._steps.move_to_end(key)
         while len(self._steps) > _MOST_STEPS:
             self._steps.popitem(last=False)
@@ -189,34 +189,49 @@ class DecodeGraphs(Forward):
         assert step.logits is not None
         return step.logits.clone()  # the next replay overwrites them
 
-    def _captured(self, rows: int, length: int, kept: Any) -> _Step | None:
-        """Captures a step; None if the model's code cannot be captured, which is then not tried again."""
-        step = _Step(torch.zeros(2, rows, 1, dtype=torch.int64, device=self._device))
+    def _captured(self, positions: torch.Tensor, length: int, kept: Any) -> _Step | None:
+        """Captures a step; None if the model's code cannot be captured, which is then not tried again.
+
+        It is rehearsed at the positions of the batch that is about to be computed, which replaces what that leaves in
+        the cache.
+        """
+        (positions,) = self._uploads.to_device(positions)
+        step = _Step(torch.stack([torch.zeros_like(positions), positions]))
         capture = _Capture(step, self._pool)
         torch.cuda.synchronize(self._device)
         try:
             with torch.cuda.stream(self._stream):
-                self._dispatcher.capture = capture
+                self._run(Rehearsal(), step, length, kept)
+                torch.cuda.synchronize(self._device)
                 capture.begin_piece()
                 try:
-                    self.cache.begin_captured(step.inputs[1], length, start_is_read=self._temperature_step is not None)
-                    output = self._module(
-                        input_ids=step.inputs[0],
-                        position_ids=step.inputs[1],
-                        attention_mask=self._masks.of(step.inputs[1], length),
-                        past_key_values=self.cache,
-                        use_cache=True,
-                        logits_to_keep=kept,
-                    )
-                    step.logits = output.logits
+                    step.logits = self._run(capture, step, length, kept)
                 finally:
-                    self._dispatcher.capture = None
                     capture.end()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a wait for the device, or whatever a family's code does on the host
             self._leave_out(str(error).splitlines()[0])
             return None
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return step
+
+    def _run(self, capture: Capture, step: _Step, length: int, kept: Any) -> Any:
+        """The model's code over a step's inputs: logits [rows, 1, vocab]."""
+        token_ids, positions = step.inputs[0], step.inputs[1]
+        self._dispatcher.capture = capture
+        try:
+            self.cache.begin_captured(positions, length, start_is_read=self._temperature_step is not None)
+            return self._module(
+                input_ids=token_ids,
+                position_ids=positions,
+                attention_mask=self._masks.of(positions, length),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=kept,
+            ).logits
+        finally:
+            self._dispatcher.capture = None
 
 
 class _Capture(Capture):

@@ -57,7 +57,7 @@ class Dispatcher:
         self._staging = HostStaging(device)
         self._timer = DeviceTimer(device)
         self._uploads = Uploads(device)
-        self._device_experts = DeviceExperts(checkpoint, self._uploads)
+        self._device_experts = DeviceExperts(checkpoint, self._uploads, device)
         self.capture: Capture | None = None
         """Takes the layers' rows while CUDA graphs are captured, when nothing is computed."""
         self.orchestration: Orchestration = EverythingRemote()

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from typing_extensions import override
 
 from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.errors import ExpertServiceError
@@ -34,6 +36,23 @@ class Capture(Protocol):
     def begin(self, layer: int, rows: Routed) -> Callable[[], torch.Tensor]:
         """The same in two steps: what is computed before the result is called is computed while the experts are."""
         ...
+
+
+class Rehearsal(Capture):
+    """Has a step computed as it will be captured, but for the experts, which give zeros.
+
+    What a library loads, chooses or allocates at the first call of its kind may be forbidden during a capture.
+    """
+
+    @override
+    def experts(self, layer: int, rows: Routed, meanwhile: Callable[[], None] | None) -> torch.Tensor:
+        if meanwhile is not None:
+            meanwhile()
+        return torch.zeros_like(rows[0])
+
+    @override
+    def begin(self, layer: int, rows: Routed) -> Callable[[], torch.Tensor]:
+        return partial(torch.zeros_like, rows[0])
 
 
 class CaptureError(RuntimeError):

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from fiddler.checkpoint import Checkpoint
+from gpu_service.calibration.measure import expert_bytes
+from gpu_service.gpu_experts import grouped, in_place
 from gpu_service.gpu_experts.compute import DeviceExperts
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
@@ -85,10 +88,8 @@ def test_a_prompt_waits_once_a_layer_too(subject: Subject) -> None:
     assert sum(waits.values()) == subject.num_layers, waits
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_resident_experts_take_few_kernels_however_many_they_are(
-    subject: Subject, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def kernels_of_resident_experts(subject: Subject, rows: int) -> list[tuple[int, int]]:
+    """Of each layer in a step of so many sequences: how many resident experts it computes, and in how many kernels."""
     taken: list[tuple[int, int]] = []
     run = DeviceExperts.run
 
@@ -98,11 +99,41 @@ def test_resident_experts_take_few_kernels_however_many_they_are(
         taken.append((len(more["resident"]), subject.machine.counts.num_kernels - before))
         return output
 
-    with subject.warm(WAYS["all resident"]):
-        monkeypatch.setattr(DeviceExperts, "run", counted)
+    with subject.warm(WAYS["all resident"]), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DeviceExperts, "run", counted)
         decode(subject.model, rows)
+    return taken
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_resident_experts_take_few_kernels_however_many_they_are(
+    subject: Subject, rows: int, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if size == "large":
+        pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
+        monkeypatch.setattr(grouped, "MAX_EXPERT_BYTES", 0)
+    taken = kernels_of_resident_experts(subject, rows)
     assert max(num_experts for num_experts, _ in taken) >= 2
     assert all(kernels <= MAX_KERNELS for _, kernels in taken), taken
+
+
+def test_experts_of_more_than_16_mib_take_as_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their form is Mixtral's; they are just too large to be copied next to each other."""
+    pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
+    from gpu_service.gpu_experts import products_kernel
+
+    # few tiles: the interpreter takes as long for a large one
+    monkeypatch.setattr(products_kernel, "OUTPUTS_AT_ONCE", 1024)
+    monkeypatch.setattr(in_place, "_INPUTS", {4: 1024})
+    sizes = {"hidden_size": 1024, "intermediate_size": 1408, "num_hidden_layers": 1, "num_local_experts": 4}
+    directory = tiny.write("mixtral", tmp_path, config=sizes | {"num_experts_per_tok": 3})
+    (layer,) = Checkpoint.open(directory).layers
+    assert expert_bytes(layer) > grouped.MAX_EXPERT_BYTES
+    with imitated_cuda("eager") as machine:
+        ((num_experts, kernels),) = kernels_of_resident_experts(subject_of(directory, machine), rows=1)
+    assert num_experts == 3
+    assert kernels <= MAX_KERNELS
 
 
 @pytest.mark.parametrize("name", ["all remote", "all resident", "all streamed"])

@@ -18,7 +18,8 @@ from gpu_service.models.registry import architecture_of
 from gpu_service.startup.model import check_graphs
 from tests.support import reference
 from tests.support.families import tiny
-from tests.support.imitated_cuda import DEVICE, Machine, Schedule, imitated_cuda
+from tests.support.imitated_cuda import DEVICE, MACHINE, Machine, Schedule, imitated_cuda, operations
+from tests.support.imitated_cuda.nested import leaves
 from tests.support.imitated_routes import MIX, PROMPT, TOLERANCE, Case
 from tests.support.routes import Continuation, greedy, model_of, slots_of
 
@@ -134,6 +135,27 @@ def test_what_cannot_be_captured_is_computed_as_before(
     assert_right(greedy(model, PROMPT, len(mixtral.expected[0])), mixtral.expected)
     assert machine.counts.graphs == 0
     assert machine.graph is None, "the capture was ended"
+
+
+def test_a_kernel_is_computed_before_it_is_captured(mixtral: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library may load or choose something at the first call of its kind, which a capture forbids."""
+    seen: dict[bool, set[Any]] = {False: set(), True: set()}
+    compute = operations.compute
+
+    def noted(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        forms = tuple((each.shape, each.dtype) for each in leaves((args, kwargs)) if isinstance(each, torch.Tensor))
+        seen[MACHINE.is_capturing].add((func, forms))
+        return compute(func, args, kwargs)
+
+    monkeypatch.setattr(operations, "compute", noted)
+    with imitated_cuda("late"):
+        model = model_of(mixtral.directory, device=DEVICE, uses_graphs=True)
+        with slots_of(model, mixtral.directory, MIX):
+            for _ in range(2):
+                decode(model, 1, 3)
+            assert model.uses_graphs
+    assert seen[True]
+    assert seen[True] <= seen[False]
 
 
 def _no_position_moves(patch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from tests.support.imitated_cuda.machine import MACHINE, Machine
 from tests.support.imitated_cuda.schedules import Schedule
 from tests.support.imitated_cuda.streams import Event, Stream
 from tests.support.imitated_cuda.tensors import DEVICE, DeviceMode
+from tests.support.imitated_cuda.triton_kernels import imitated_launches, interpret_triton
 
 _GIB = 2**30
 _REAL_GENERATOR = torch.Generator
@@ -34,6 +35,7 @@ def imitated_cuda(schedule: Schedule = "eager", *, seed: int = 0, memory_bytes: 
         seed: Of the schedule "random".
         memory_bytes: The device's memory.
     """
+    interpret_triton()
     install_guard()
     MACHINE.reset(schedule, seed=seed, memory_bytes=memory_bytes)
     with ExitStack() as undone:
@@ -41,6 +43,7 @@ def imitated_cuda(schedule: Schedule = "eager", *, seed: int = 0, memory_bytes: 
             undone.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
         undone.enter_context(_conversion_of_parameters())
+        undone.enter_context(imitated_launches())
         undone.enter_context(_seen_by_mode())
         yield MACHINE
         MACHINE.synchronize()

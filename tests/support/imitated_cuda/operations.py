@@ -1,14 +1,15 @@
 """What the device does for each of PyTorch's operations: a view, a kernel, a copy, or a wait of the host."""
 
+import functools
 from itertools import islice
 from typing import Any, Final
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_flatten, tree_map
 
 from tests.support.imitated_cuda.machine import MACHINE
 from tests.support.imitated_cuda.memory import uninitialised
+from tests.support.imitated_cuda.nested import leaves, mapped
 from tests.support.imitated_cuda.tensors import DeviceMode, DeviceTensor, is_cuda, numbers_of, on_device
 from tests.support.imitated_cuda.transfers import copy_into, copy_of
 
@@ -47,10 +48,10 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return _read(func, args, kwargs, why=f"{func} gives the host a number")
     if func not in _WITH_RESULT_DTYPE:
         with DeviceMode():  # type: ignore[no-untyped-call] # in inference mode, operations that are made of others arrive whole
-            made = func.decompose(*args, **kwargs) if func._can_decompose() else NotImplemented
+            made = func.decompose(*args, **kwargs) if _can_decompose(func) else NotImplemented
         if made is not NotImplemented:
             return made
-    tensors = [each for each in tree_flatten((args, kwargs))[0] if isinstance(each, torch.Tensor)]
+    tensors = [each for each in leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
     on_gpu = [each for each in tensors if isinstance(each, DeviceTensor)]
     if not on_gpu:
         return _made(func, args, kwargs)
@@ -64,6 +65,11 @@ def compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     _launch(func, args, kwargs, into=None)
     targets = tuple(args[index] if index < len(args) else kwargs[argument.name] for index, argument in written)
     return None if not func._schema.returns else targets[0] if len(func._schema.returns) == 1 else targets
+
+
+@functools.cache
+def _can_decompose(func: Any) -> bool:
+    return bool(func._can_decompose())
 
 
 def _is_written(argument: Any) -> bool:
@@ -96,7 +102,7 @@ def _kernel(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if forms is None:
         return _read(func, args, kwargs, why=f"{func} has a size that depends on numbers")
     with _disable_current_modes():
-        results = tree_map(_memory_of, forms, is_leaf=lambda each: isinstance(each, _Shape))
+        results = mapped(_memory_of, forms, whole=_Shape)
     there = on_device(results)  # takes memory before anything is enqueued
     _launch(func, args, kwargs, into=results)
     return there
@@ -109,7 +115,7 @@ def _launch(func: Any, args: Any, kwargs: dict[str, Any], into: Any) -> None:
     def run() -> None:
         results = _results(func, numbers, named)
         if into is not None:
-            pairs = zip(tree_flatten(into)[0], tree_flatten(results)[0], strict=True)
+            pairs = zip(leaves(into), leaves(results), strict=True)
             for target, result in islice(pairs, _MEANINGFUL_RESULTS.get(func)):
                 if isinstance(target, torch.Tensor):
                     target.copy_(result)
@@ -156,14 +162,14 @@ def _memory_of(form: Any) -> Any:
 
 def _forms_of(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """The forms of an operation's results; None if they depend on numbers."""
-    key = (func, tuple(_key_of(each) for each in tree_flatten((args, kwargs))[0]))
+    key = (func, tuple(_key_of(each) for each in leaves((args, kwargs))))
     if key not in _forms:
         try:
             with _disable_current_modes():
-                metas = _results(func, tree_map(_meta, args), _on(tree_map(_meta, kwargs), "meta"))
+                metas = _results(func, mapped(_meta, args), _on(mapped(_meta, kwargs), "meta"))
         except Exception:  # PyTorch has no one error for this
             return None
-        _forms[key] = tree_map(
+        _forms[key] = mapped(
             lambda each: _Shape((each.size(), each.stride(), each.dtype)) if isinstance(each, torch.Tensor) else each,
             metas,
         )

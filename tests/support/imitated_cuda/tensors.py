@@ -4,10 +4,10 @@ from typing import Any, Final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 from tests.support.imitated_cuda.machine import MACHINE
 from tests.support.imitated_cuda.memory import Block
+from tests.support.imitated_cuda.nested import leaves, mapped
 
 DEVICE: Final = torch.device("cuda", 0)
 
@@ -61,8 +61,7 @@ class DeviceMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_flatten((args, kwargs))[0]
-        if any(isinstance(each, DeviceTensor) or is_cuda(each) for each in leaves):
+        if any(isinstance(each, DeviceTensor) or is_cuda(each) for each in leaves((args, kwargs))):
             return _compute(func, args, kwargs)
         if kwargs.get("pin_memory"):
             with MACHINE.lock:
@@ -84,7 +83,7 @@ def is_cuda(value: Any) -> bool:
 
 def numbers_of(values: Any) -> Any:
     """Nested values with the CPU's tensors in the place of the device's."""
-    return tree_map(lambda each: each.numbers if isinstance(each, DeviceTensor) else each, values)
+    return mapped(lambda each: each.numbers if isinstance(each, DeviceTensor) else each, values)
 
 
 def on_device(values: Any, block: Block | None = None) -> Any:
@@ -95,4 +94,4 @@ def on_device(values: Any, block: Block | None = None) -> Any:
             return value
         return DeviceTensor(value, MACHINE.memory.block_of(value) if block is None else block)
 
-    return tree_map(wrap, values)
+    return mapped(wrap, values)
