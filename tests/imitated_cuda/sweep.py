@@ -11,10 +11,12 @@ from gpu_service.models.registry import architecture_of
 from tests.imitated_cuda.test_faults import FAULTS, notices
 from tests.imitated_cuda.test_out_of_memory import Subject, check
 from tests.imitated_cuda.test_out_of_memory import subject as subject
+from tests.imitated_cuda.test_routes import ROUTES_OF_RESIDENT
 from tests.support import reference
 from tests.support.families import published
 from tests.support.imitated_cuda import DEVICE, SCHEDULES, Schedule, imitated_cuda
 from tests.support.imitated_routes import MIX, PROMPT, ROUTES, Case, is_right, swapping
+from tests.support.in_place import compute_in_place
 from tests.support.routes import greedy, model_of, slots_of
 
 NUM_TOKENS = 4
@@ -30,6 +32,15 @@ _HIDDEN_WHEN_EAGER = {
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ROUTES)
 def test_a_route_is_right(mixtral: Case, schedule: Schedule, name: str) -> None:
+    assert is_right(mixtral, schedule, name, seed=5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", ROUTES_OF_RESIDENT)
+def test_a_route_of_experts_in_place_is_right(
+    mixtral: Case, schedule: Schedule, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_in_place(monkeypatch)
     assert is_right(mixtral, schedule, name, seed=5)
 
 

@@ -14,13 +14,14 @@ import torch
 
 from fiddler.checkpoint import Checkpoint
 from gpu_service.calibration.measure import expert_bytes
-from gpu_service.gpu_experts import grouped, in_place
+from gpu_service.gpu_experts import grouped
 from gpu_service.gpu_experts.compute import DeviceExperts
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
 from tests.support.families import tiny
 from tests.support.imitated_cuda import DEVICE, Machine, imitated_cuda
 from tests.support.imitated_routes import MIX
+from tests.support.in_place import compute_in_place
 from tests.support.routes import WAYS, Way, greedy, model_of, slots_of
 
 FAMILIES = ("mixtral", "qwen3_moe", "deepseek_v3")
@@ -111,8 +112,7 @@ def test_resident_experts_take_few_kernels_however_many_they_are(
     subject: Subject, rows: int, size: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if size == "large":
-        pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
-        monkeypatch.setattr(grouped, "MAX_EXPERT_BYTES", 0)
+        compute_in_place(monkeypatch)
     taken = kernels_of_resident_experts(subject, rows)
     assert max(num_experts for num_experts, _ in taken) >= 2
     assert all(kernels <= MAX_KERNELS for _, kernels in taken), taken
@@ -120,16 +120,13 @@ def test_resident_experts_take_few_kernels_however_many_they_are(
 
 def test_experts_of_more_than_16_mib_take_as_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their form is Mixtral's; they are just too large to be copied next to each other."""
-    pytest.importorskip("triton", reason="Triton is not installed: there is none for this platform")
-    from gpu_service.gpu_experts import products_kernel
-
-    # few tiles: the interpreter takes as long for a large one
-    monkeypatch.setattr(products_kernel, "OUTPUTS_AT_ONCE", 1024)
-    monkeypatch.setattr(in_place, "_INPUTS", {4: 1024})
+    limit = grouped.MAX_EXPERT_BYTES
+    compute_in_place(monkeypatch, tile=1024)
+    monkeypatch.setattr(grouped, "MAX_EXPERT_BYTES", limit)
     sizes = {"hidden_size": 1024, "intermediate_size": 1408, "num_hidden_layers": 1, "num_local_experts": 4}
     directory = tiny.write("mixtral", tmp_path, config=sizes | {"num_experts_per_tok": 3})
     (layer,) = Checkpoint.open(directory).layers
-    assert expert_bytes(layer) > grouped.MAX_EXPERT_BYTES
+    assert expert_bytes(layer) > limit
     with imitated_cuda("eager") as machine:
         ((num_experts, kernels),) = kernels_of_resident_experts(subject_of(directory, machine), rows=1)
     assert num_experts == 3

@@ -7,6 +7,7 @@ import pytest
 
 from tests.support.imitated_cuda import Schedule
 from tests.support.imitated_routes import ROUTES, Case, is_right
+from tests.support.in_place import compute_in_place
 
 CHOSEN: list[tuple[Schedule, str]] = [
     *(("late", name) for name in ROUTES),
@@ -16,7 +17,17 @@ CHOSEN: list[tuple[Schedule, str]] = [
     ("compute first", "remote and streamed"),
 ]
 
+ROUTES_OF_RESIDENT = ("all resident", "some resident, others streamed", "streamed experts stay", "changing")
+
 
 @pytest.mark.parametrize(("schedule", "name"), CHOSEN)
 def test_a_route_is_right_however_late_the_device_is(mixtral: Case, schedule: Schedule, name: str) -> None:
+    assert is_right(mixtral, schedule, name, seed=3)
+
+
+@pytest.mark.parametrize(("schedule", "name"), [("late", "changing"), ("random", "streamed experts stay")])
+def test_a_route_of_experts_in_place_is_right(
+    mixtral: Case, schedule: Schedule, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute_in_place(monkeypatch)
     assert is_right(mixtral, schedule, name, seed=3)
