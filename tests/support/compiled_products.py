@@ -35,7 +35,7 @@ def compile_for(capability: int, **constants: Any) -> str:
     signature = _ADDRESSES | _NUMBERS | dict.fromkeys(constants, "constexpr")
     names = list(signature)
     hints = {(names.index(name),): [["tt.divisibility", 16]] for name in _ALIGNED}
-    source = ASTSource(products, signature, constants, hints)  # type: ignore[no-untyped-call]
+    source = ASTSource(products, signature, constants, hints)
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
     assert compiled.asm["cubin"]
     return str(compiled.asm["ptx"])
