@@ -67,6 +67,10 @@ CASES = {
     "int4 group 512": _case(Code.UINT4, ScaleKind.FLOAT32, 512, hidden=1024, intermediate=512),
     "int4 group 96": _case(Code.UINT4, ScaleKind.FLOAT32, 96),  # no digits: groups and vectors do not end together
     "long channel": _case(Code.UINT4, ScaleKind.FLOAT32, None, hidden=64, intermediate=4096 + 104),
+    "fp8 long rows": _case(Code.E4M3, ScaleKind.FLOAT32, 128, outputs=128, hidden=64, intermediate=4096 + 96),
+    "int8 whole blocks": _case(Code.INT8, ScaleKind.FLOAT32, None, hidden=256, intermediate=384),
+    "int8 long rows": _case(Code.INT8, ScaleKind.BFLOAT16, 128, hidden=128, intermediate=4096 + 128),
+    "uint8 group 128 zeros": _case(Code.UINT8, ScaleKind.BFLOAT16, 128, zeros=True, hidden=256, intermediate=384),
     "long rows": _case(Code.UINT4, ScaleKind.BFLOAT16, 32, hidden=64, intermediate=4096 + 96),
 }
 
@@ -134,7 +138,7 @@ def test_every_tier_computes_what_the_codes_stand_for(pool: Pool, tier: str, nam
 
 
 @pytest.mark.parametrize("tier", available_tiers())
-@pytest.mark.parametrize("rows", [1, 17])
+@pytest.mark.parametrize("rows", [1, 4, 17, 40])
 def test_a_code_that_is_not_a_number_makes_its_output_none(pool: Pool, tier: str, rows: int) -> None:
     layer = _layer(CASES["mxfp8"], gated=False)
     down = layer.experts[1].down
@@ -147,14 +151,15 @@ def test_a_code_that_is_not_a_number_makes_its_output_none(pool: Pool, tier: str
 
 
 @pytest.mark.parametrize("tier", available_tiers())
-def test_the_smallest_numbers_of_fp8_count(pool: Pool, tier: str) -> None:
+@pytest.mark.parametrize("name", ["fp8 channel", "mxfp8"])
+def test_the_smallest_numbers_of_fp8_count(pool: Pool, tier: str, name: str) -> None:
     """Subnormal codes, which products of bfloat16 on some CPUs take for 0 unless they are widened with care."""
-    layer = _layer(CASES["fp8 channel"], gated=False)
+    layer = _layer(CASES[name], gated=False)
     up = layer.experts[0].up
     assert isinstance(up, CodedTensor)
     up.codes[:] = 0x01  # 2^-9
     hidden, ids, routing = (
-        torch.ones(1, 202, dtype=torch.bfloat16),
+        torch.ones(1, CASES[name].hidden, dtype=torch.bfloat16),
         torch.zeros(1, 1, dtype=torch.int32),
         torch.ones(1, 1),
     )
@@ -164,11 +169,12 @@ def test_the_smallest_numbers_of_fp8_count(pool: Pool, tier: str) -> None:
     assert ((output.double() - due).abs() <= BFLOAT16_ERROR * size).all()
 
 
-FOUR_BITS = ("int4 group 32", "int4 group 32 zeros", "mxfp4", "nvfp4")
+PREPARED = ("int4 group 32", "int4 group 32 zeros", "mxfp4", "nvfp4", "mxfp8", "int8 whole blocks")
+"""Codes for which some tiers write hidden rows in another form first."""
 
 
 @pytest.mark.parametrize("tier", available_tiers())
-@pytest.mark.parametrize("name", FOUR_BITS)
+@pytest.mark.parametrize("name", PREPARED)
 def test_a_message_of_its_own_is_computed_where_an_earlier_one_lay(pool: Pool, tier: str, name: str) -> None:
     """What a thread keeps of a message's hidden rows must not be taken for those of the next message."""
     layer = _layer(CASES[name])
@@ -183,7 +189,7 @@ def test_a_message_of_its_own_is_computed_where_an_earlier_one_lay(pool: Pool, t
 
 
 @pytest.mark.parametrize("tier", available_tiers())
-@pytest.mark.parametrize("name", FOUR_BITS)
+@pytest.mark.parametrize("name", PREPARED)
 def test_more_rows_than_are_kept_are_computed_right(pool: Pool, tier: str, name: str) -> None:
     layer = _layer(CASES[name])
     generator = torch.Generator().manual_seed(4)
@@ -197,7 +203,7 @@ def test_more_rows_than_are_kept_are_computed_right(pool: Pool, tier: str, name:
 
 
 @pytest.mark.parametrize("tier", available_tiers())
-@pytest.mark.parametrize("name", FOUR_BITS)
+@pytest.mark.parametrize("name", PREPARED)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_a_row_that_is_not_finite_spoils_no_other(pool: Pool, tier: str, name: str, value: float) -> None:
     layer = _layer(CASES[name])
@@ -208,11 +214,12 @@ def test_a_row_that_is_not_finite_spoils_no_other(pool: Pool, tier: str, name: s
 
 
 @pytest.mark.parametrize("tier", available_tiers())
+@pytest.mark.parametrize("name", ["int4 group 32", "mxfp8", "int8 whole blocks"])
 @pytest.mark.parametrize("exponent", [-133, -100, -60, 0, 40])
-def test_rows_of_every_size_keep_their_digits(pool: Pool, tier: str, exponent: int) -> None:
+def test_rows_of_every_size_keep_their_digits(pool: Pool, tier: str, exponent: int, name: str) -> None:
     """Powers of two change no digit; the smallest numbers become 0 rather than anything else."""
-    layer = _layer(replace(CASES["int4 group 32"], multiplier=2.0 ** -min(exponent, 0) if exponent > -100 else 1.0))
-    hidden = torch.randn(2, CASES["int4 group 32"].hidden, generator=torch.Generator().manual_seed(5))
+    layer = _layer(replace(CASES[name], multiplier=2.0 ** -min(exponent, 0) if exponent > -100 else 1.0))
+    hidden = torch.randn(2, CASES[name].hidden, generator=torch.Generator().manual_seed(5))
     rounded = (hidden.to(torch.bfloat16).double() * 2.0**exponent).to(torch.bfloat16)
     ids, routing = torch.zeros(2, 1, dtype=torch.int32), torch.ones(2, 1)
     due, size = _due(layer, rounded, ids, routing, round_inner=True)

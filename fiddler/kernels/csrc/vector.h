@@ -86,6 +86,11 @@ void project_coded(const Matrix* matrices, const Block* blocks, int num_matrices
 template <class T, class Stored>
 void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
              const typename T::Operand* const* x, int64_t count, int64_t length, Scratch& scratch) {
+  if constexpr (requires { T::template projects<Stored>(matrices[0], count, length); }) {  // in a way of the tier's own
+    if (T::template projects<Stored>(matrices[0], count, length)) {
+      return T::template project<Stored>(matrices, blocks, num_matrices, begin, end, x, count, length, scratch);
+    }
+  }
   if constexpr (is_coded<Stored>) {
     project_coded<T, Stored>(matrices, blocks, num_matrices, begin, end, x, count, length, scratch);
   } else {

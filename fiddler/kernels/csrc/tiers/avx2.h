@@ -6,6 +6,9 @@
 #include <type_traits>
 
 #include "tiers/digits256.h"
+#include "tiers/floats256.h"
+#include "tiers/pairs256.h"
+#include "tiers/words256.h"
 
 namespace fiddler {
 namespace {
@@ -59,6 +62,25 @@ struct Avx2 {
   using Digits = void;
   using Exact = Avx2;
   static constexpr int64_t coded_rows = 4;  // hidden rows up to which codes are multiplied as they are decoded
+
+  // What is multiplied in ways of this tier's own: see floats256.h and pairs256.h.
+  template <class Stored>
+  static bool projects(const Matrix& matrix, int64_t count, int64_t length) {
+    if constexpr (std::is_same_v<Stored, E4m3>) return Floats256::suits(matrix.coding, count, length);
+    if constexpr (std::is_same_v<Stored, Bf16>) return !matrix.is_transposed() && count >= Pairs256::fewest_rows;
+    return false;
+  }
+  template <class Stored>
+  static void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+                      const float* const* x, int64_t count, int64_t length, Scratch& scratch) {
+    if constexpr (std::is_same_v<Stored, E4m3>) {
+      Floats256::project(matrices, blocks, num_matrices, begin, end, x, count, length, scratch.message);
+    } else if constexpr (std::is_same_v<Stored, Bf16>) {
+      for (int i = 0; i < num_matrices; ++i) {
+        Pairs256::project<Avx2>(matrices[i], blocks[i].results, begin, end, x, count, length, scratch);
+      }
+    }
+  }
 
   static Vector splat(float value) { return _mm256_set1_ps(value); }
   static Vector two_splats(float value, float) { return splat(value); }  // no group is shorter than a vector
@@ -129,10 +151,23 @@ struct Avx2 {
   }
 };
 
-// Where hidden rows come as bfloat16, few of them are multiplied with 4-bit codes as digits.
+// Where hidden rows come as bfloat16, few of them are multiplied with integer codes as integers: see digits256.h for 4 bits
+// and words256.h for 8.
 struct Avx2Digits : Avx2 {
   template <class Code>
-  using Digits = Digits256;
+  using Digits = std::conditional_t<code_bits<Code> == 4, Digits256, void>;
+
+  template <class Code>
+  static bool projects(const Matrix& matrix, int64_t count, int64_t length) {
+    return code_bits<Code> == 8 && Words256::suits<Code>(matrix.coding, count, length);
+  }
+  template <class Code>
+  static void project(const Matrix* matrices, const Block* blocks, int num_matrices, int64_t begin, int64_t end,
+                      const float* const* x, int64_t count, int64_t length, Scratch& scratch) {
+    if constexpr (code_bits<Code> == 8) {
+      Words256::project<Code>(matrices, blocks, num_matrices, begin, end, x, count, length, scratch.message);
+    }
+  }
 };
 
 }  // namespace
