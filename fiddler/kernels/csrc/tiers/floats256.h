@@ -20,11 +20,13 @@ struct Floats256 {
   using Vector = __m256;
   static constexpr int64_t inputs = 32;  // decoded at a time
   static constexpr int64_t most_rows = 24;  // hidden rows; decoding into the cache once is faster for more
+  static constexpr int64_t most_rows_of_short_groups = 16;  // where every 32 inputs have a scale, which is one more product
   static constexpr int64_t segment = 4096;  // inputs whose scales are decoded at a time
 
   static bool suits(const Coding& coding, int64_t count, int64_t length) {
     const bool fits_groups = coding.group_inputs % inputs == 0 || coding.group_inputs >= length;
-    return count <= most_rows && length % inputs == 0 && fits_groups;
+    const int64_t rows = coding.group_inputs == inputs ? most_rows_of_short_groups : most_rows;
+    return count <= rows && length % inputs == 0 && fits_groups;
   }
 
   // Outputs [begin, end) of one or two matrices, into block.results[m * block.pitch + output - begin].
