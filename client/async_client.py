@@ -194,15 +194,30 @@ class AsyncGeneration(BaseGeneration):
         return self
 
     async def __anext__(self) -> Event:
-        while (response := await self._receive()) is not None:
+        while (response := await self.read()) is not None:
             if (event := event_from(response)) is not None:
                 return event
         raise StopAsyncIteration
 
     async def responses(self) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """The messages as protobuf, to pass them on. A message is read once: either here or by iterating."""
-        while (response := await self._receive()) is not None:
+        while (response := await self.read()) is not None:
             yield response
+
+    async def read(self) -> generation_pb2.GenerateResponse | None:
+        """The next message as protobuf; None at the end."""
+        while True:
+            try:
+                response = await self._stream.read()
+                break
+            except grpc.RpcError as rpc_error:
+                delay_seconds = self._seconds_to_retry(rpc_error, is_cancelled=self._cancelled.is_set())
+            except asyncio.CancelledError as cancellation:
+                _raise_unless_task_is_cancelled(cancellation)
+                raise
+            await self._restart(delay_seconds)
+        is_end = response is grpc.aio.EOF
+        return self._received(None if is_end else cast("generation_pb2.GenerateResponse", response))
 
     async def text(self) -> str:
         """Reads to the end and returns the text not read yet, of the first generation if there are several."""
@@ -239,20 +254,6 @@ class AsyncGeneration(BaseGeneration):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.cancel()
-
-    async def _receive(self) -> generation_pb2.GenerateResponse | None:
-        while True:
-            try:
-                response = await self._stream.read()
-                break
-            except grpc.RpcError as rpc_error:
-                delay_seconds = self._seconds_to_retry(rpc_error, is_cancelled=self._cancelled.is_set())
-            except asyncio.CancelledError as cancellation:
-                _raise_unless_task_is_cancelled(cancellation)
-                raise
-            await self._restart(delay_seconds)
-        is_end = response is grpc.aio.EOF
-        return self._received(None if is_end else cast(generation_pb2.GenerateResponse, response))
 
     async def _restart(self, delay_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

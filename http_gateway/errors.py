@@ -28,6 +28,7 @@ _CODES = {
     413: "request_too_large",
     415: "unsupported_media_type",
     429: "rate_limit_exceeded",
+    431: "headers_too_large",
     502: "bad_gateway",
     503: "service_unavailable",
     504: "timeout",

@@ -1,6 +1,7 @@
 """What is done around every request: bounds on the body, headers for browsers, and counting."""
 
 import time
+from collections.abc import Awaitable
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -59,6 +60,8 @@ class BodyLimit:
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
             return ApiError(415, f"the Content-Type must be application/json, got {kind or 'none'!r}")
+        if (encoding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            return ApiError(415, f"Content-Encoding: a compressed body is not taken, got {encoding[:255]!r}")
         return None
 
     @property
@@ -98,13 +101,13 @@ class BrowserHeaders:
             return
         policy = _DOCS_POLICY if scope["path"] == "/docs" else _PAGE_POLICY
 
-        async def with_headers(message: Message) -> None:
+        def with_headers(message: Message) -> Awaitable[None]:  # not asynchronous: every event comes by here
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers["x-content-type-options"] = "nosniff"
                 headers["content-security-policy"] = policy
                 headers["referrer-policy"] = "no-referrer"
-            await send(message)
+            return send(message)
 
         await self._app(scope, receive, with_headers)
 
@@ -123,11 +126,11 @@ class Counting:
             return
         status, began = 500, time.perf_counter()
 
-        async def noting(message: Message) -> None:
+        def noting(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, noting)

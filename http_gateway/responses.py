@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -76,6 +76,7 @@ class EventStream(Response):
         resources: AsyncExitStack,
         *,
         last: bytes,
+        failed: Callable[[Exception], bytes],
         headers: dict[str, str] | None = None,
     ) -> None:
         """Prepares.
@@ -84,6 +85,7 @@ class EventStream(Response):
             events: Each with the empty line after it.
             resources: Closed at the end, even if no event was read.
             last: The event after all others.
+            failed: The event that tells why there are no more, as far as that went wrong.
             headers: Further headers.
         """
         super().__init__(None, headers={**_HEADERS, **(headers or {})})
@@ -91,6 +93,8 @@ class EventStream(Response):
         self._events = events
         self._resources = resources
         self._last = last
+        self._failed = failed
+        self._sent_at = 0.0
 
     @override
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,33 +106,32 @@ class EventStream(Response):
     async def _send(self, send: Send) -> None:
         async with aclosing(self._events) as events:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async with _comments(send) as send_piece:
-                async for event in events:
-                    await send_piece(event)
+            async with self._comments(send):
+                try:
+                    async for event in events:
+                        self._sent_at = time.monotonic()
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                except Exception as error:
+                    await send({"type": "http.response.body", "body": self._failed(error), "more_body": True})
             await send({"type": "http.response.body", "body": self._last, "more_body": False})
 
+    @asynccontextmanager
+    async def _comments(self, send: Send) -> AsyncIterator[None]:
+        """Sends a comment after each time in which nothing else was sent."""
+        self._sent_at = time.monotonic()
 
-@asynccontextmanager
-async def _comments(send: Send) -> AsyncIterator[Callable[[bytes], Awaitable[None]]]:
-    """Sends a comment after each time in which nothing else was sent. Returns what sends a piece of the body."""
-    sent_at = time.monotonic()
+        async def comment() -> None:
+            while True:
+                await asyncio.sleep(max(0.0, self._sent_at + SILENCE_SECONDS - time.monotonic()))
+                if time.monotonic() - self._sent_at >= SILENCE_SECONDS:
+                    self._sent_at = time.monotonic()
+                    await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
 
-    async def piece(body: bytes) -> None:
-        nonlocal sent_at
-        sent_at = time.monotonic()
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-
-    async def comment() -> None:
-        while True:
-            await asyncio.sleep(max(0.0, sent_at + SILENCE_SECONDS - time.monotonic()))
-            if time.monotonic() - sent_at >= SILENCE_SECONDS:
-                await piece(_COMMENT)
-
-    commenting = asyncio.create_task(comment())
-    try:
-        yield piece
-    finally:
-        commenting.cancel()
+        commenting = asyncio.create_task(comment())
+        try:
+            yield
+        finally:
+            commenting.cancel()
 
 
 async def _left(receive: Receive) -> None:

@@ -17,6 +17,7 @@ from fiddler.metrics import set_build_info
 from fiddler.transport import ports
 from http_gateway.app import create_app
 from http_gateway.gateway import Gateway
+from http_gateway.protocol import Protocol
 from http_gateway.settings import Settings
 
 _BACKLOG = 2048
@@ -82,7 +83,8 @@ def run(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             loop="asyncio",  # the same whatever else is installed
-            http="httptools",
+            http=Protocol,
+            ws="none",  # whatever else is installed
             server_header=False,
             date_header=False,
             backlog=_BACKLOG,

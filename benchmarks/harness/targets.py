@@ -1,5 +1,6 @@
 """Targets for results, and the rule that decides whether a result meets its target."""
 
+import random
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,12 @@ def judge(values: Sequence[float], target: Target) -> str:
     return "ok" if target.is_met(median) else "missed"
 
 
+def resampled_medians(values: Sequence[float], draws: int = 400) -> list[float]:
+    """Medians of as many values, drawn from these with replacement, which says how far off the median may be."""
+    chance = random.Random(0)
+    return [statistics.median(chance.choices(values, k=len(values))) for _ in range(draws)]
+
+
 @dataclass(slots=True)
 class Judge:
     """Writes results, adds a verdict to those with a target, and prints a summary to standard error."""
@@ -37,13 +44,27 @@ class Judge:
     targets: Mapping[str, Target]
     _verdicts: list[str] = field(default_factory=list)
 
-    def samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
-        """Writes one result as `Report.samples` does, with a verdict if it has a target."""
+    def samples(self, name: str, values: Sequence[float], unit: str, *, of_median: bool = False, **more: Field) -> None:
+        """Writes one result as `Report.samples` does, with a verdict if it has a target.
+
+        Args:
+            name: As of `Report.samples`, as are `values`, `unit` and `more`.
+            values: The samples.
+            unit: Their unit.
+            of_median: Whether the verdict takes the spread of `resampled_medians` in place of that of the samples: for
+                many samples that each vary more than their median does.
+            more: Further fields.
+        """
         target = self.targets.get(name)
         if target is None:
             self.out.samples(name, values, unit, **more)
             return
-        verdict, bound = judge(values, target), "at_least" if target.at_least else "at_most"
+        judged, bound = values, "at_least" if target.at_least else "at_most"
+        if of_median:
+            judged = resampled_medians(values)
+            low, high = (quantile(sorted(judged), share) for share in (0.1, 0.9))
+            more = {"median_p10": low, "median_p90": high, **more}
+        verdict = judge(judged, target)
         # an inconclusive median is still on one side of the bound
         side = "meets" if target.is_met(statistics.median(values)) else "misses"
         more = {bound: target.bound, "verdict": verdict, "median_is": side, **more}

@@ -9,14 +9,14 @@ from fastapi.responses import JSONResponse
 
 from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
-from http_gateway.openai.answers import DONE, Head
+from http_gateway.openai.answers import Head
 from http_gateway.openai.chat_answers import ChatChunks, WholeChat
 from http_gateway.openai.chat_request import ChatRequest
 from http_gateway.openai.translation import chat_request
-from http_gateway.responses import EventStream, unless_caller_leaves
+from http_gateway.responses import unless_caller_leaves
 from http_gateway.routes.direct import DirectRoute
 from http_gateway.routes.first_token import FirstToken
-from http_gateway.routes.generating import Running, as_events, closing_stream, started
+from http_gateway.routes.generating import Running, as_events, event_stream, started
 
 router = APIRouter(tags=["Chat"], route_class=DirectRoute)
 PATH = "/v1/chat/completions"
@@ -39,7 +39,7 @@ async def chat_completions(body: ChatRequest, request: Request, gateway: Gateway
                 await unless_caller_leaves(request, _whole(running, WholeChat(head, body))), 200, headers
             )
         events = _events(running, ChatChunks(head, body), first_token)
-        return EventStream(closing_stream(events), stack.pop_all(), last=DONE, headers=headers)
+        return event_stream(events, stack, headers)
 
 
 async def _whole(running: Running, answer: WholeChat) -> dict[str, Any]:
@@ -50,7 +50,7 @@ async def _whole(running: Running, answer: WholeChat) -> dict[str, Any]:
 
 async def _events(running: Running, answer: ChatChunks, first_token: FirstToken) -> AsyncGenerator[bytes, None]:
     yield as_events(answer.begin())
-    async for response in running.responses():
+    while (response := await running.read()) is not None:
         if part := as_events(answer.of(response)):
             first_token.seen(response)
             yield part

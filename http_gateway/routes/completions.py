@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 
@@ -13,15 +13,15 @@ from client import AsyncClient
 from fiddler.v1 import generation_pb2
 from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
-from http_gateway.errors import ApiError, invalid
-from http_gateway.openai.answers import DONE, Head, UsageSum, progress_of
+from http_gateway.errors import invalid
+from http_gateway.openai.answers import Head, UsageSum, progress_of
 from http_gateway.openai.completion_answers import CompletionParts, WholeCompletion
 from http_gateway.openai.completion_request import CompletionRequest
 from http_gateway.openai.translation import Translation, completion_requests
-from http_gateway.responses import EventStream, unless_caller_leaves
+from http_gateway.responses import unless_caller_leaves
 from http_gateway.routes.direct import DirectRoute
 from http_gateway.routes.first_token import FirstToken
-from http_gateway.routes.generating import Running, as_events, closing_stream, started
+from http_gateway.routes.generating import Running, as_events, event_stream, started
 
 router = APIRouter(tags=["Completions"], route_class=DirectRoute)
 PATH = "/v1/completions"
@@ -30,8 +30,9 @@ _PROMPTS_AT_ONCE = 8
 """Of one request, so that it does not fill the GPU service's queue alone."""
 _QUEUED_RESPONSES = 64
 
-Responses = AsyncGenerator[tuple[int, generation_pb2.GenerateResponse], None]
-"""Messages, each with the index of its prompt."""
+Arrived = tuple[int, generation_pb2.GenerateResponse]
+Read = Callable[[], Awaitable[Arrived | None]]
+"""Returns the next message with the index of its prompt, and None at the end."""
 
 
 @router.post(PATH, summary="Continue texts", response_model=None)
@@ -50,30 +51,32 @@ async def completions(body: CompletionRequest, request: Request, gateway: Gatewa
     timeout_seconds = gateway.settings.request_timeout_seconds
     async with AsyncExitStack() as stack:
         begun = _begun(stack, client, translations, timeout_seconds)
-        responses = await unless_caller_leaves(request, begun)
+        read = await unless_caller_leaves(request, begun)
         if not body.stream:
             answer = WholeCompletion(head, usage)
-            return JSONResponse(await unless_caller_leaves(request, _whole(responses, parts, answer)))
+            return JSONResponse(await unless_caller_leaves(request, _whole(read, parts, answer)))
         has_usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(responses, parts, head, usage if has_usage else None, first_token)
-        return EventStream(closing_stream(events), stack.pop_all(), last=DONE)
+        events = _events(read, parts, head, usage if has_usage else None, first_token)
+        return event_stream(events, stack)
 
 
-async def _whole(responses: Responses, parts: list[CompletionParts], answer: WholeCompletion) -> dict[str, Any]:
-    async for prompt, response in responses:
+async def _whole(read: Read, parts: list[CompletionParts], answer: WholeCompletion) -> dict[str, Any]:
+    while (message := await read()) is not None:
+        prompt, response = message
         for part in parts[prompt].of(response):
             answer.add(part)
     return answer.content()
 
 
 async def _events(
-    responses: Responses,
+    read: Read,
     parts: list[CompletionParts],
     head: Head,
     usage: UsageSum | None,
     first_token: FirstToken,
 ) -> AsyncGenerator[bytes, None]:
-    async for prompt, response in responses:
+    while (message := await read()) is not None:
+        prompt, response = message
         if response.HasField("progress"):
             yield as_events([head.of([], prompt_progress=progress_of(response.progress))])
         chunks = [
@@ -88,8 +91,8 @@ async def _events(
 
 async def _begun(
     stack: AsyncExitStack, client: AsyncClient, translations: list[Translation], timeout_seconds: float
-) -> Responses:
-    """The messages of all prompts as they arrive, once the service has accepted the only prompt, or answers the first.
+) -> Read:
+    """What reads the messages of all prompts, once the service accepted the only prompt, or answers the first.
 
     Raises:
         ApiError: The service refuses it.
@@ -101,24 +104,32 @@ async def _begun(
     return _chained(await anext(responses), responses)
 
 
-async def _chained(first: tuple[int, generation_pb2.GenerateResponse], responses: Responses) -> Responses:
-    yield first
-    async for each in responses:
-        yield each
+def _chained(first: Arrived, responses: AsyncGenerator[Arrived, None]) -> Read:
+    begun: list[Arrived] = [first]
+
+    async def read() -> Arrived | None:
+        return begun.pop() if begun else await anext(responses, None)
+
+    return read
 
 
-async def _of_one(running: Running) -> Responses:
-    async for response in running.responses():
-        yield 0, response
+def _of_one(running: Running) -> Read:
+    async def read() -> Arrived | None:
+        response = await running.read()
+        return None if response is None else (0, response)
+
+    return read
 
 
-async def _of_several(client: AsyncClient, translations: list[Translation], timeout_seconds: float) -> Responses:
+async def _of_several(
+    client: AsyncClient, translations: list[Translation], timeout_seconds: float
+) -> AsyncGenerator[Arrived, None]:
     """The messages of several prompts.
 
     Raises:
         ApiError: A generation failed. The others are cancelled.
     """
-    queue: asyncio.Queue[tuple[int, generation_pb2.GenerateResponse] | ApiError | Exception | None]
+    queue: asyncio.Queue[Arrived | Exception | None]
     queue = asyncio.Queue(_QUEUED_RESPONSES)
     permits = asyncio.Semaphore(_PROMPTS_AT_ONCE)
 

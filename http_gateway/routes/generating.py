@@ -1,8 +1,7 @@
 """What the endpoints that generate share: the start of a generation, and errors within a stream."""
 
-import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import structlog
@@ -11,8 +10,9 @@ from client import AsyncClient, AsyncGeneration, ClientError
 from fiddler.v1 import generation_pb2
 from http_gateway import metrics
 from http_gateway.errors import ApiError, api_error
-from http_gateway.openai.answers import event
+from http_gateway.openai.answers import DONE, event
 from http_gateway.openai.translation import Translation
+from http_gateway.responses import EventStream
 
 _log = structlog.get_logger("http_gateway")
 
@@ -27,7 +27,6 @@ class Running:
     def __init__(self, generation: AsyncGeneration, translation: Translation) -> None:
         self._generation = generation
         self._translation = translation
-        self._responses = generation.responses()
         self._first: generation_pb2.GenerateResponse | None = None
         self.id = ""
 
@@ -40,7 +39,7 @@ class Running:
         try:
             request_id = await self._generation.request_id()
             if request_id is None:  # refused, or to be retried: reading says
-                self._first = await anext(self._responses, None)
+                self._first = await self._generation.read()
                 request_id = await self._generation.request_id()
         except ClientError as error:
             raise api_error(error, self._translation.names.param_of) from error
@@ -52,11 +51,20 @@ class Running:
         Raises:
             ApiError: The generation failed.
         """
+        while (response := await self.read()) is not None:
+            yield response
+
+    async def read(self) -> generation_pb2.GenerateResponse | None:
+        """The next message; None at the end.
+
+        Raises:
+            ApiError: The generation failed.
+        """
         if self._first is not None:
-            yield self._first
+            first, self._first = self._first, None
+            return first
         try:
-            async for response in self._responses:
-                yield response
+            return await self._generation.read()
         except ClientError as error:
             raise api_error(error, self._translation.names.param_of) from error
 
@@ -87,19 +95,17 @@ def as_events(contents: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(map(event, contents))
 
 
-async def closing_stream(events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """A stream whose errors are events, since the status has been sent."""
-    metrics.OPEN_STREAMS.inc()
-    try:
-        async for part in events:
-            yield part
-    except ApiError as error:
-        yield event(error.content)
-    except (asyncio.CancelledError, GeneratorExit):
-        raise
-    except Exception:
-        _log.exception("stream failed")
-        yield event(ApiError(500, "the gateway failed").content)
-    finally:
-        await events.aclose()
-        metrics.OPEN_STREAMS.dec()
+def event_stream(
+    events: AsyncGenerator[bytes, None], stack: AsyncExitStack, headers: dict[str, str] | None = None
+) -> EventStream:
+    """The answer that streams events. It takes over what the stack holds."""
+    stack.enter_context(metrics.OPEN_STREAMS.track_inprogress())
+    return EventStream(events, stack.pop_all(), last=DONE, failed=_failure, headers=headers)
+
+
+def _failure(error: Exception) -> bytes:
+    """The event that tells an error, since the status has been sent."""
+    if isinstance(error, ApiError):
+        return event(error.content)
+    _log.error("stream failed", exc_info=error)
+    return event(ApiError(500, "the gateway failed").content)

@@ -38,6 +38,14 @@ def test_a_body_of_another_type_is_refused(http: TestClient, server: FakeServer,
     assert server.service.requests == []
 
 
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("br, gzip", 415), ("identity", 200)])
+def test_a_compressed_body_is_refused_as_such(http: TestClient, encoding: str, status: int) -> None:
+    answer = http.post(COMPLETIONS, content=b'{"prompt": "a"}', headers={**JSON, "content-encoding": encoding})
+    assert answer.status_code == status
+    if status == 415:
+        assert error_of(answer)[2] == f"Content-Encoding: a compressed body is not taken, got {encoding!r}"
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/metrics", "/page/main.js"])
 def test_head_is_answered_as_get_without_the_body(http: TestClient, path: str) -> None:
     plain, head = http.get(path), http.head(path)

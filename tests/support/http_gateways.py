@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from http_gateway.app import create_app
 from http_gateway.gateway import Gateway
+from http_gateway.protocol import Protocol
 from http_gateway.settings import Settings
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -38,6 +39,7 @@ def listening(target: str, **changes: Any) -> Iterator[str]:
         create_app(Gateway(settings(target, **changes))),
         port=0,
         log_config=None,
+        http=Protocol,
         timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)

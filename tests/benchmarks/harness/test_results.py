@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.results import report
-from benchmarks.harness.targets import Judge, Target, judge
+from benchmarks.harness.targets import Judge, Target, judge, resampled_medians
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -90,3 +90,21 @@ def test_a_result_with_a_target_has_its_verdict_and_others_have_none(
     assert (speedup["at_least"], speedup["verdict"], speedup["median_is"]) == (1.5, "ok", "meets")
     assert "verdict" not in time
     assert "a.speedup" in capsys.readouterr().err
+
+
+def test_many_samples_that_vary_are_judged_by_how_far_their_median_does(tmp_path: Path) -> None:
+    values = [0.5 + 0.01 * number for number in range(-30, 31)]
+    medians = resampled_medians(values)
+    assert max(medians) - min(medians) < (max(values) - min(values)) / 2
+    with report(path := tmp_path / "out.jsonl", append=False) as results:
+        judge_ = Judge(results, {"a.b.c": Target(0.7, at_least=False)})
+        judge_.samples("a.b.c", values, "ratio")
+        judge_.samples("a.b.c", values, "ratio", of_median=True)
+    by_samples, by_median = _lines(path)[1:]
+    assert (by_samples["verdict"], by_median["verdict"]) == ("inconclusive", "ok")
+    assert (by_samples["p10"], by_samples["p90"]) == (by_median["p10"], by_median["p90"])
+    assert by_samples["p10"] < by_median["median_p10"] <= 0.5 <= by_median["median_p90"] < by_samples["p90"]
+
+
+def test_medians_of_few_samples_are_as_wide_as_these() -> None:
+    assert set(resampled_medians([1.0, 2.0])) == {1.0, 1.5, 2.0}
