@@ -24,7 +24,7 @@ class Protocol(HttpToolsProtocol):
     _waiting_bytes = 0
 
     @override
-    def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def, override] # as uvicorn types it
+    def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def] # as uvicorn types it
         super().connection_made(transport)
         self._close_unless_it_goes_on()
 

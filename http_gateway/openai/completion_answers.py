@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fiddler.v1 import generation_pb2
-from http_gateway.openai.answers import Head, UsageSum, finish_reason, finite, stop_reason, token_name
+from http_gateway.openai.answers import Head, UsageSum, finish_reason, finite, progress_of, stop_reason, token_name
 from http_gateway.openai.completion_request import CompletionRequest
 
 
@@ -90,6 +90,32 @@ class CompletionParts:
             "top_logprobs": [_top(token, as_ids=as_ids) for token in tokens],
             "text_offset": offsets,
         }
+
+
+class ChunkForm:
+    """What the chunks of a stream have besides its texts."""
+
+    def __init__(self, head: Head, body: CompletionRequest, usage: UsageSum) -> None:
+        self._head = head
+        self._usage = usage
+        options = body.stream_options
+        self._has_usage = bool(options and options.include_usage)
+        self._has_usage_so_far = bool(options and options.continuous_usage_stats)
+
+    def of(self, part: dict[str, Any]) -> dict[str, Any]:
+        """The chunk with what CompletionParts made of a message."""
+        if self._has_usage_so_far:
+            return self._head.of([part], usage=self._usage.content())
+        return self._head.of([part], usage=None) if self._has_usage else self._head.of([part])
+
+    def progress(self, progress: generation_pb2.PromptProgress) -> dict[str, Any]:
+        """The chunk that tells how much of a prompt is computed."""
+        return self._head.of([], prompt_progress=progress_of(progress))
+
+    def end(self) -> Iterator[dict[str, Any]]:
+        """The chunks after all texts."""
+        if self._has_usage:
+            yield self._head.of([], usage=self._usage.content())
 
 
 class WholeCompletion:

@@ -14,8 +14,8 @@ from fiddler.v1 import generation_pb2
 from http_gateway import metrics
 from http_gateway.access import CallerClient, GatewayOf
 from http_gateway.errors import invalid
-from http_gateway.openai.answers import Head, UsageSum, progress_of
-from http_gateway.openai.completion_answers import CompletionParts, WholeCompletion
+from http_gateway.openai.answers import Head, UsageSum
+from http_gateway.openai.completion_answers import ChunkForm, CompletionParts, WholeCompletion
 from http_gateway.openai.completion_request import CompletionRequest
 from http_gateway.openai.translation import Translation, completion_requests
 from http_gateway.responses import unless_caller_leaves
@@ -55,8 +55,7 @@ async def completions(body: CompletionRequest, request: Request, gateway: Gatewa
         if not body.stream:
             answer = WholeCompletion(head, usage)
             return JSONResponse(await unless_caller_leaves(request, _whole(read, parts, answer)))
-        has_usage = bool(body.stream_options and body.stream_options.include_usage)
-        events = _events(read, parts, head, usage if has_usage else None, first_token)
+        events = _events(read, parts, ChunkForm(head, body, usage), first_token)
         return event_stream(events, stack)
 
 
@@ -71,22 +70,18 @@ async def _whole(read: Read, parts: list[CompletionParts], answer: WholeCompleti
 async def _events(
     read: Read,
     parts: list[CompletionParts],
-    head: Head,
-    usage: UsageSum | None,
+    form: ChunkForm,
     first_token: FirstToken,
 ) -> AsyncGenerator[bytes, None]:
     while (message := await read()) is not None:
         prompt, response = message
         if response.HasField("progress"):
-            yield as_events([head.of([], prompt_progress=progress_of(response.progress))])
-        chunks = [
-            head.of([part]) if usage is None else head.of([part], usage=None) for part in parts[prompt].of(response)
-        ]
+            yield as_events([form.progress(response.progress)])
+        chunks = [form.of(part) for part in parts[prompt].of(response)]
         if chunks:
             first_token.seen(response)
             yield as_events(chunks)
-    if usage is not None:
-        yield as_events([head.of([], usage=usage.content())])
+    yield as_events(form.end())
 
 
 async def _begun(

@@ -41,6 +41,23 @@ def test_a_stream_of_several_prompts(http: TestClient) -> None:
     assert done == "[DONE]"
 
 
+@pytest.mark.parametrize("with_end", [False, True])
+def test_chunks_have_the_numbers_of_tokens_so_far_if_asked_for(
+    http: TestClient, server: FakeServer, with_end: bool
+) -> None:
+    pieces = [chunk(text, 5) for text in ("Once", " upon")]
+    for number, piece in enumerate(pieces, 1):
+        piece.chunk.usage.MergeFrom(generation_pb2.Usage(prompt_tokens=3, completion_tokens=number))
+    server.service.script = lambda request, context: iter([*pieces, complete(2)])
+    options = {"continuous_usage_stats": True, "include_usage": with_end}
+    *chunks, done = events(http.post(COMPLETIONS, json={"prompt": "a", "stream": True, "stream_options": options}).text)
+    assert server.service.requests[0].chunk_usage
+    assert [each["usage"]["completion_tokens"] for each in chunks] == [1, 2, 2, 2][: 3 + with_end]
+    assert {each["usage"]["prompt_tokens"] for each in chunks} == {3}
+    assert [len(each["choices"]) for each in chunks] == [1, 1, 1, 0][: 3 + with_end]
+    assert done == "[DONE]"
+
+
 def test_one_of_several_prompts_that_is_refused_refuses_all(http: TestClient, server: FakeServer) -> None:
     def refuse_b(request: generation_pb2.GenerateRequest, context: Any) -> Any:
         if request.text == "b":
