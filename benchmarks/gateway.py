@@ -91,11 +91,11 @@ async def _measure(judge: Judge, target: str, http: str, *, requests: int, round
     for way in ways:
         judge.samples(f"gateway.first_token.{way}", milliseconds(firsts[way]), "ms")
     added = [above - below for above, below in zip(firsts["http"], firsts["grpc"], strict=True)]
-    judge.samples("gateway.first_token.added", milliseconds(added), "ms", of_median=True)
+    judge.median_of_samples("gateway.first_token.added", milliseconds(added), "ms")
     for way in ways:
         judge.samples(f"gateway.streams{_STREAMS}.{way}", rates[way], "tokens/s")
     lost = [1 - through / beside for through, beside in zip(_pairs(rates["http"]), _pairs(rates["grpc"]), strict=True)]
-    judge.samples(f"gateway.streams{_STREAMS}.lost", lost, "ratio", of_median=True)
+    judge.median_of_samples(f"gateway.streams{_STREAMS}.lost", lost, "ratio")
 
 
 def _turns(ways: Iterable[str], number: int) -> Iterator[str]:

@@ -44,27 +44,27 @@ class Judge:
     targets: Mapping[str, Target]
     _verdicts: list[str] = field(default_factory=list)
 
-    def samples(self, name: str, values: Sequence[float], unit: str, *, of_median: bool = False, **more: Field) -> None:
-        """Writes one result as `Report.samples` does, with a verdict if it has a target.
+    def samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
+        """Writes one result as `Report.samples` does, with a verdict if it has a target."""
+        self._write(name, values, unit, judged=values, more=more)
 
-        Args:
-            name: As of `Report.samples`, as are `values`, `unit` and `more`.
-            values: The samples.
-            unit: Their unit.
-            of_median: Whether the verdict takes the spread of `resampled_medians` in place of that of the samples: for
-                many samples that each vary more than their median does.
-            more: Further fields.
+    def median_of_samples(self, name: str, values: Sequence[float], unit: str, **more: Field) -> None:
+        """Writes many samples that each vary more than their median does: the verdict is about the median.
+
+        Its spread is that of `resampled_medians`, of which `median_p10` and `median_p90` are written, too.
         """
+        judged = resampled_medians(values)
+        low, high = (quantile(sorted(judged), share) for share in (0.1, 0.9))
+        self._write(name, values, unit, judged=judged, more={"median_p10": low, "median_p90": high, **more})
+
+    def _write(
+        self, name: str, values: Sequence[float], unit: str, *, judged: Sequence[float], more: Mapping[str, Field]
+    ) -> None:
         target = self.targets.get(name)
         if target is None:
             self.out.samples(name, values, unit, **more)
             return
-        judged, bound = values, "at_least" if target.at_least else "at_most"
-        if of_median:
-            judged = resampled_medians(values)
-            low, high = (quantile(sorted(judged), share) for share in (0.1, 0.9))
-            more = {"median_p10": low, "median_p90": high, **more}
-        verdict = judge(judged, target)
+        verdict, bound = judge(judged, target), "at_least" if target.at_least else "at_most"
         # an inconclusive median is still on one side of the bound
         side = "meets" if target.is_met(statistics.median(values)) else "misses"
         more = {bound: target.bound, "verdict": verdict, "median_is": side, **more}

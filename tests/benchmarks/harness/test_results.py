@@ -99,7 +99,7 @@ def test_many_samples_that_vary_are_judged_by_how_far_their_median_does(tmp_path
     with report(path := tmp_path / "out.jsonl", append=False) as results:
         judge_ = Judge(results, {"a.b.c": Target(0.7, at_least=False)})
         judge_.samples("a.b.c", values, "ratio")
-        judge_.samples("a.b.c", values, "ratio", of_median=True)
+        judge_.median_of_samples("a.b.c", values, "ratio")
     by_samples, by_median = _lines(path)[1:]
     assert (by_samples["verdict"], by_median["verdict"]) == ("inconclusive", "ok")
     assert (by_samples["p10"], by_samples["p90"]) == (by_median["p10"], by_median["p90"])
