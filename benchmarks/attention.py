@@ -119,7 +119,7 @@ def _measure(
 def _layers(memory: torch.Tensor, shape: tuple[int, ...]) -> list[Layer]:
     """As many layers as there is memory for."""
     size = torch.Size(shape).numel()
-    parts = [part.view(shape) for part in memory.split(size) if len(part) == size]
+    parts = [memory[begin : begin + size].view(shape) for begin in range(0, len(memory) - size + 1, size)]
     return list(zip(parts[::2], parts[1::2], strict=False))
 
 

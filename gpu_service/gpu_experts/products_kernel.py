@@ -65,7 +65,7 @@ def _e2m1(code):
 
 
 @triton.jit
-def _decoded(
+def _decoded(  # type: ignore[no-untyped-def] # Triton reads annotations as its own
     fact,
     output,
     inputs,
@@ -112,7 +112,7 @@ def _decoded(
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # or one row, sixteen and the others would each be compiled, amid a request
-def products(
+def products(  # type: ignore[no-untyped-def] # see _decoded
     rows,
     facts,
     results,

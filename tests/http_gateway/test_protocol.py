@@ -5,6 +5,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from typing import Any
+
 import pytest
 from uvicorn import Config
 
@@ -101,7 +103,7 @@ def test_what_is_no_http_gets_an_error_of_the_usual_form(address: tuple[str, int
 def test_a_connection_that_asks_for_nothing_is_closed(
     server: FakeServer, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    init = Config.__init__
-    monkeypatch.setattr(Config, "__init__", lambda *args, **more: init(*args, **more, timeout_keep_alive=0.1))
+    init: Any = Config.__init__
+    monkeypatch.setattr(Config, "__init__", lambda *args, **more: init(*args, **more | {"timeout_keep_alive": 0.1}))
     with listening(server.target) as url:
         assert _answer(("127.0.0.1", int(url.rpartition(":")[2])), begun) == (b"", b"")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fiddler.coding import Code, CodedTensor, Coding, ScaleKind, dequantize
+from fiddler.expert_math import Matrix
 from fiddler.kernels.linear import LinearKernel, can_compute, shared_kernel
 from fiddler.kernels.native import NativeError, Pool, available_tiers
 from tests.support.coded_matrices import random_coded
@@ -136,7 +137,7 @@ def test_a_process_has_one_kernel_for_its_linear_layers() -> None:
 def test_products_of_the_same_rows_are_those_of_each_alone(kernel: LinearKernel) -> None:
     generator = torch.Generator().manual_seed(6)
     plain = torch.randn(OUTPUTS, 256, generator=generator)
-    linears = [
+    linears: list[tuple[Matrix, torch.Tensor | None]] = [
         (plain.bfloat16(), torch.randn(OUTPUTS, generator=generator)),
         (random_coded(CODINGS["int4 group 32"], 33, 256, 1.0, generator), None),
         (plain[:5].contiguous(), None),

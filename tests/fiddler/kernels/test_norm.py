@@ -1,5 +1,7 @@
 """The RMS norm of a few rows, held against transformers' modules."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
@@ -16,7 +18,7 @@ KINDS = {True: LlamaRMSNorm, False: GptOssRMSNorm}
 @pytest.mark.parametrize("shape", [(1, 4096), (3, 5, 128), (7, 33), (1, 1), (0, 16)])
 def test_transformers_norm(shape: tuple[int, ...], rounds_first: bool) -> None:
     generator = torch.Generator().manual_seed(2)
-    norm = KINDS[rounds_first](shape[-1], eps=EPSILON).bfloat16().requires_grad_(False)
+    norm: Any = KINDS[rounds_first](shape[-1], eps=EPSILON).bfloat16().requires_grad_(False)
     norm.weight.copy_(torch.randn(shape[-1], generator=generator))
     for factor in (1.0, 1e-4, 1e4):
         rows = (torch.randn(shape, generator=generator) * factor).bfloat16()

@@ -10,10 +10,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.kernels.attention import AttentionKernel
+from fiddler.kernels.linear import shared_kernel
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.model_runner.attention.functions import AttentionFunctions
 from gpu_service.model_runner.attention.host import HostAttention
-from gpu_service.model_runner.dense import host
 from gpu_service.model_runner.forward_input import Logits, Span
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
@@ -65,7 +65,7 @@ class _Calls:
 
 @pytest.fixture(name="calls")
 def _calls(monkeypatch: pytest.MonkeyPatch) -> _Calls:
-    if host.shared_kernel(torch.get_num_threads()) is None:
+    if shared_kernel(torch.get_num_threads()) is None:
         pytest.skip("the native library was not built, or has no vectors for this CPU")
     return _Calls(monkeypatch)
 
@@ -154,7 +154,7 @@ def test_what_is_no_plain_attention_of_one_token_is_left_to_the_models_function(
 ) -> None:
     module = _Attention(_Config())
     functions = AttentionFunctions(module)
-    kernel = host.shared_kernel(torch.get_num_threads())
+    kernel = shared_kernel(torch.get_num_threads())
     assert kernel is not None
     generator = torch.Generator().manual_seed(1)
     keys, values = (torch.randn(2, 2, 9, 8, generator=generator).bfloat16() for _ in range(2))

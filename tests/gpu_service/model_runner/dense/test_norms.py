@@ -1,5 +1,7 @@
 """Which norms the native library computes, and of how many rows."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralRMSNorm
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeRMSNorm
 
 from fiddler.kernels.native import NativeUnavailableError, load
+from fiddler.kernels.norm import rms_norm
 from gpu_service.model_runner.dense import norms
 
 SIZE = 256
@@ -23,11 +26,11 @@ def _rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     except NativeUnavailableError:
         pytest.skip("the native library was not built")
     calls: list[int] = []
-    computed = norms.rms_norm
+    computed = rms_norm
 
-    def watched(rows: torch.Tensor, *args: object, **more: object) -> torch.Tensor:
+    def watched(rows: torch.Tensor, *args: Any, **more: Any) -> torch.Tensor:
         calls.append(rows.numel() // SIZE)
-        return computed(rows, *args, **more)  # type: ignore[arg-type]
+        return computed(rows, *args, **more)
 
     monkeypatch.setattr(norms, "rms_norm", watched)
     return calls
@@ -39,7 +42,7 @@ def _close(actual: torch.Tensor, due: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("cls", [MixtralRMSNorm, Qwen3MoeRMSNorm, GptOssRMSNorm])
 def test_few_rows_are_the_librarys(cls: type[nn.Module], rows: list[int]) -> None:
-    norm = cls(SIZE).bfloat16().requires_grad_(False)
+    norm: Any = cls(SIZE).bfloat16().requires_grad_(False)
     generator = torch.Generator().manual_seed(1)
     norm.weight.copy_(torch.randn(SIZE, generator=generator))
     few = torch.randn(1, 3, SIZE, generator=generator).bfloat16()

@@ -21,6 +21,10 @@ INT8 = Coding(Code.INT8, ScaleKind.FLOAT32, INPUTS)
 class _Attention(nn.Module):
     """Linear layers by transformers' names: plain ones, and the one of keys in codes."""
 
+    q_proj: Any
+    k_proj: Any
+    v_proj: Any
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(4)
@@ -70,7 +74,8 @@ def _hidden(*shape: int) -> torch.Tensor:
 def test_a_few_rows_are_one_call(shape: tuple[int, ...], kernel: LinearKernel, calls: list[int]) -> None:
     module, hidden = _Attention(), _hidden(*shape)
     install(module, kernel)
-    due = [layer._multiply(hidden.reshape(-1, INPUTS)).view(*shape, -1) for layer in module.children()][:3]
+    layers: list[Any] = [module.q_proj, module.k_proj, module.v_proj]
+    due = [layer._multiply(hidden.reshape(-1, INPUTS)).view(*shape, -1) for layer in layers]
     calls.clear()
     for actual, each in zip(module(hidden), due, strict=True):
         assert torch.equal(actual, each)
