@@ -4,7 +4,6 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-
 from typing import Any
 
 import pytest
