@@ -13,7 +13,7 @@ from gpu_service.model_runner.model import Model
 from tests.gpu_service.moe.test_coded_routes import CASES, CHOSEN, NUM_TOKENS, PROMPT
 from tests.support import reference
 from tests.support.coded_layouts import SUPPORTED, write
-from tests.support.routes import WAYS, Continuation, check_way, model_of
+from tests.support.routes import WAYS, Continuation, check_loss, check_way, model_of
 
 REST = [case for case in SUPPORTED if case not in CASES]
 
@@ -45,3 +45,7 @@ def model(directory: Path) -> Model:
 @pytest.mark.parametrize("name", CHOSEN)
 def test_tokens_are_those_of_the_plain_form(directory: Path, model: Model, expected: Continuation, name: str) -> None:
     check_way(directory, model, WAYS[name], PROMPT, expected)
+
+
+def test_tokens_are_those_of_the_plain_form_when_the_experts_are_lost(directory: Path, expected: Continuation) -> None:
+    check_loss(directory, PROMPT, expected)

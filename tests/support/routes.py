@@ -4,13 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from typing_extensions import override
 
 from fiddler.checkpoint import Checkpoint
 from fiddler.convert.recipe import DenseFormat
 from gpu_service.cpu_experts.backend import RemoteExperts
 from gpu_service.cpu_experts.in_process import InProcessExperts
+from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.model_runner.forward_input import Logits
 from gpu_service.model_runner.model import Model
@@ -136,6 +139,49 @@ def check_way(directory: Path, model: Model, way: Way, prompt: Sequence[int], ex
     assert (logits - expected[1]).abs().max() < 1e-4
     routes = model.dispatcher.selections.read_routes()
     assert {route for layer in routes for route, total in layer.items() if total} >= way.expected
+
+
+class FailingExperts(InProcessExperts):
+    """Fails a call once it is told to, and is lost from then on, as a service that is killed."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.fails = False
+
+    @override
+    def submit(
+        self,
+        layer: int,
+        hidden: torch.Tensor,
+        *,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        timeout_seconds: float | None = None,
+    ) -> Any:
+        if self.fails:
+            self.available = False
+            raise ExpertServiceError("killed")
+        return super().submit(layer, hidden, expert_ids=expert_ids, routing_weights=routing_weights)
+
+
+def check_loss(directory: Path, prompt: Sequence[int], expected: Continuation) -> None:
+    """Checks the same where all is remote until that is lost, in the middle of the tokens."""
+    experts = FailingExperts(Checkpoint.open(directory))
+    model = model_of(directory, remote=experts)
+    num_tokens, computed = len(expected[0]), 0
+
+    def fail_in_the_middle() -> None:
+        nonlocal computed
+        computed += 1
+        experts.fails = computed >= num_tokens // 2
+
+    with slots_of(model, directory, WAYS["all remote"]):
+        tokens, logits = greedy(model, prompt, num_tokens, fail_in_the_middle)
+        routes = model.dispatcher.selections.read_routes()
+    assert tokens == expected[0]
+    assert (logits - expected[1]).abs().max() < 1e-4
+    assert not experts.available
+    assert {route for layer in routes for route, total in layer.items() if total} >= {"remote", "streamed"}
 
 
 @contextmanager

@@ -11,11 +11,11 @@ from fiddler.checkpoint.errors import ShapeError, UnsupportedDtypeError
 from gpu_service.model_runner.model import Model
 from tests.support import reference
 from tests.support.coded_layouts import GPT_OSS, SUPPORTED, Layout, write
-from tests.support.routes import WAYS, Continuation, check_way, model_of
+from tests.support.routes import WAYS, Continuation, check_loss, check_way, model_of
 from tests.support.tampering import edit_tensors
 
 PROMPT = [7] * 17 + [30, 31]
-NUM_TOKENS = 24
+NUM_TOKENS = 48
 CASES: tuple[tuple[Layout, str], ...] = (
     ("separate", "fp8 small blocks"),
     ("separate", "int8 packed"),
@@ -81,6 +81,10 @@ def test_tokens_are_those_of_the_plain_form_by_every_route(
     directory: Path, model: Model, expected: Continuation, name: str
 ) -> None:
     check_way(directory, model, WAYS[name], PROMPT, expected)
+
+
+def test_tokens_are_those_of_the_plain_form_when_the_experts_are_lost(directory: Path, expected: Continuation) -> None:
+    check_loss(directory, PROMPT, expected)
 
 
 REFUSED = {
