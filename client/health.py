@@ -9,22 +9,25 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from fiddler.running import interrupts
 
-from client._connection import (
-    DEFAULT_KEEPALIVE_SECONDS,
-    DEFAULT_MAX_MESSAGE_BYTES,
-    channel_options,
-    checked_target,
-    checked_timeout,
-    credentials,
-)
-from client._errors import ClientError, DeadlineError, InvalidRequestError, UnavailableError
-from client._options import TlsOptions, options_of
-from client._statuses import error_from
-from client._unreachable import Peer
-from fiddler import rpc
+with interrupts.quiet():
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from client._connection import (
+        DEFAULT_KEEPALIVE_SECONDS,
+        DEFAULT_MAX_MESSAGE_BYTES,
+        channel_options,
+        checked_target,
+        checked_timeout,
+        credentials,
+    )
+    from client._errors import ClientError, DeadlineError, InvalidRequestError, UnavailableError
+    from client._options import TlsOptions, options_of
+    from client._statuses import error_from
+    from client._unreachable import Peer
+    from fiddler import rpc
 
 SERVING = 0
 NOT_SERVING = 1

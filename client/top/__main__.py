@@ -9,20 +9,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-from rich.console import Console
-from rich.live import Live
+from fiddler.running import interrupts
 
-from client._cli.exit_status import exit_status
-from client._cli.output import output_that_may_end
-from client._errors import ClientError
-from client.metrics.monitor import Monitor
-from client.metrics.scrape import Endpoint
-from client.metrics.snapshot import Snapshot
-from client.top.keys import keys
-from client.top.maps import CHOICES, Choice
-from client.top.view import View
-from fiddler.command_line import DONE, FAILED, UsageError, application, fail, run
+with interrupts.quiet():
+    import typer
+    from rich.console import Console
+    from rich.live import Live
+
+    from client._cli.exit_status import exit_status
+    from client._cli.output import output_that_may_end
+    from client._errors import ClientError
+    from client.metrics.monitor import Monitor
+    from client.metrics.scrape import Endpoint
+    from client.metrics.snapshot import Snapshot
+    from client.top.keys import keys
+    from client.top.maps import CHOICES, Choice
+    from client.top.view import View
+    from fiddler.command_line import DONE, FAILED, UsageError, application, fail, run
 
 _MODULE = "client.top"
 _EPILOG = (

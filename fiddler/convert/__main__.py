@@ -7,13 +7,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
-import typer
-from tqdm import tqdm
-from typing_extensions import override
+from fiddler.running import interrupts
 
-from fiddler.command_line import DONE, FAILED, INTERRUPTED, fail, run
-from fiddler.convert.recipe import GROUP_INPUTS, SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
-from fiddler.hub.names import locate
+with interrupts.quiet():
+    import typer
+    from tqdm import tqdm
+    from typing_extensions import override
+
+    from fiddler.command_line import DONE, FAILED, INTERRUPTED, fail, run
+    from fiddler.convert.recipe import GROUP_INPUTS, SHARD_BYTES, DenseFormat, ExpertFormat, Recipe
+    from fiddler.hub.names import locate
 
 _MODULE = "fiddler.convert"
 

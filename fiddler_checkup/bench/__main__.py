@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import IO, Annotated
 
-import typer
+from fiddler.running import interrupts
 
-from fiddler.command_line import DONE, FAILED, USAGE, UsageError, application, fail, run
+with interrupts.quiet():
+    import typer
+
+    from fiddler.command_line import DONE, FAILED, USAGE, UsageError, application, fail, run
 
 _MODULE = "fiddler_checkup.bench"
 _EPILOG = (

@@ -6,10 +6,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
-import typer
+from fiddler.running import interrupts
 
-from fiddler.command_line import DONE, FAILED, application, run
-from fiddler_checkup.doctor.finding import Finding, Level, problem
+with interrupts.quiet():
+    import typer
+
+    from fiddler.command_line import DONE, FAILED, application, run
+    from fiddler_checkup.doctor.finding import Finding, Level, problem
 
 _MODULE = "fiddler_checkup.doctor"
 _EPILOG = "Exit status: 0 if models can be served here, also slower than they could be; 1 if there is a problem."

@@ -8,10 +8,13 @@ import sys
 from enum import Enum
 from typing import Annotated, Any, Final
 
-import typer
+from fiddler.running import interrupts
 
-from gpu_service.models.families import REFUSED, VERIFIED, ModelFamily
-from gpu_service.models.glossary import FEATURES, METHODS
+with interrupts.quiet():
+    import typer
+
+    from gpu_service.models.families import REFUSED, VERIFIED, ModelFamily
+    from gpu_service.models.glossary import FEATURES, METHODS
 
 
 class Form(Enum):

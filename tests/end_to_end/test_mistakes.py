@@ -81,8 +81,34 @@ def test_ctrl_c_ends_the_demo_without_a_traceback_and_without_a_file(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ctrl_c_during_the_imports_has_no_traceback() -> None:
-    code = "import os, signal; from fiddler.running import interrupts\n"
-    code += "with interrupts.quiet(): os.kill(os.getpid(), signal.SIGINT)"
-    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+INTERRUPTED_IMPORT = """
+import os, runpy, signal, sys
+
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name in ("grpc", "typer"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+runpy.run_module(sys.argv[1], run_name="__main__", alter_sys=True)
+"""
+"""A program that Ctrl-C strikes when it begins to import what takes long."""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        *("client", "client.health", "client.top", "examples.demo", "fiddler.convert", "fiddler_checkup.bench"),
+        *("fiddler_checkup.doctor", "fiddler_cli", "gpu_service.models", "pair"),
+    ],
+)
+def test_ctrl_c_during_the_imports_has_no_traceback(program: str) -> None:
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT, program]
+    done = subprocess.run(command, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_a_thread_may_import_a_program() -> None:
+    code = "import threading; thread = threading.Thread(target=lambda: __import__('client.health')); thread.start()"
+    done = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+    assert done.stderr == b""
