@@ -72,7 +72,6 @@ def serve(
             http_arguments=gateway,
             certificate=gpu_settings.tls_cert,
         )
-        pair.check_addresses()
     except Exception as error:
         if not (is_user_error(error) or isinstance(error, PairError)):
             raise

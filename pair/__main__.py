@@ -55,7 +55,6 @@ def launch(
             cpu_arguments=weights,
             http=http_address,
         )
-        pair.check_addresses()
     except Exception as error:
         if not (is_user_error(error) or isinstance(error, PairError)):
             raise

@@ -51,6 +51,11 @@ def run_until_signalled(pair: SignalledPair, *, module: str, starting: str, serv
     Returns:
         The exit status.
     """
+    try:
+        pair.check_addresses()  # before anything is said
+    except PairError as error:
+        pair.close()
+        return fail(module, str(error), FAILED)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, pair.handle_signal)
     # a closed terminal stops the pair too, but not if it was started with nohup

@@ -19,9 +19,6 @@ class FakePair:
         self.model, self.options = model, options
         self.made.append(self)
 
-    def check_addresses(self) -> None:
-        """All are free."""
-
 
 @pytest.fixture(autouse=True)
 def _nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,16 +84,16 @@ def test_wrong_settings_are_told_before_anything_starts(
     assert FakePair.made == []
 
 
-def test_what_is_no_model_and_an_address_that_is_taken_are_told(
+def test_what_is_no_model_and_a_pair_that_cannot_be_are_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main(["serve", str(tmp_path / "none")]) == 1
     assert capsys.readouterr().err.startswith(f"fiddler: {tmp_path}/none does not exist")
     assert FakePair.made == []
 
-    def refuse(pair: FakePair) -> None:
-        raise PairError("--listen: taken")
+    def refuse(pair: FakePair, model: Path, **options: Any) -> None:
+        raise PairError("no directory for the socket")
 
-    monkeypatch.setattr(FakePair, "check_addresses", refuse)
+    monkeypatch.setattr(FakePair, "__init__", refuse)
     assert main(["serve", "demo"]) == 1
-    assert capsys.readouterr().err == "fiddler: --listen: taken\n"
+    assert capsys.readouterr().err == "fiddler: no directory for the socket\n"

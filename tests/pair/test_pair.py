@@ -245,7 +245,10 @@ def test_a_missing_model_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert capfd.readouterr().err == f"pair: {tmp_path}/nothing {problem}on the Hugging Face hub, ORG/NAME.\n"
 
 
-def test_a_port_in_use_is_told_with_who_has_it(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_told_with_who_has_it_and_leaves_nothing(
+    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pysocket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -257,6 +260,7 @@ def test_a_port_in_use_is_told_with_who_has_it(tiny: Path, capfd: pytest.Capture
                 f"pair: {flag}: cannot serve on 127.0.0.1:{port}: Address already in use, by process {os.getpid()} ("
             )
             assert capfd.readouterr().err.startswith(start)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_not_this_pairs_own_is_not_taken_for_it(tiny: Path) -> None:
