@@ -60,7 +60,8 @@ KERNEL_READ_BANDWIDTH = Gauge(
 )
 MEMORY_READ_BANDWIDTH = Gauge(
     "fiddler_expert_memory_read_bytes_per_second",
-    "Bytes per second that the same threads read from the same weights at start-up without computing: the limit.",
+    "Bytes per second that the same threads read from the same weights at start-up without computing, or that the "
+    "kernel read if that was faster: the limit.",
 )
 
 # Present from the start with 0, so that the first one is an increase.

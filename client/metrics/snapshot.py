@@ -80,7 +80,8 @@ class Bandwidth:
     Attributes:
         achieved_bytes_per_second: The rate within the window, over messages with so few rows that reading weights
             dominates.
-        measured_bytes_per_second: The limit: the rate that its threads measured at start-up by reading alone.
+        measured_bytes_per_second: The limit: the rate that its threads measured at start-up by reading alone, or by the
+            kernel if that was faster.
         busy: The share of the window in which it computed.
     """
 

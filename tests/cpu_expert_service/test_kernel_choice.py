@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 
 from cpu_expert_service import calibration
 from cpu_expert_service.calibration import Timing, crossing
 from cpu_expert_service.kernel import LayerFunction, PyTorchKernel
-from cpu_expert_service.kernel_choice import AutoKernel
+from cpu_expert_service.kernel_choice import AutoKernel, calibrate
 from cpu_expert_service.native_kernel import NativeKernel
 from fiddler.expert_math import ExpertWeights, LayerWeights
 from fiddler.kernels.native import NativeUnavailableError, Pool
@@ -51,6 +52,17 @@ def test_pytorch_computes_from_where_it_is_faster_at_all_larger_sizes(
     timings = kernel.calibrate(LAYER, torch.float32)
     assert {timing.rows for timing in timings} == {8, 16, 32, 128, 512}
     assert kernel.pytorch_from_rows == expected
+
+
+@pytest.mark.parametrize(("reading_alone", "limit"), [(2.0, 3.0), (4.0, 4.0)])
+def test_the_limit_of_reading_is_not_below_what_the_kernel_reads(
+    kernel: AutoKernel, monkeypatch: pytest.MonkeyPatch, reading_alone: float, limit: float
+) -> None:
+    pretend(monkeypatch, {1: LAYER.experts[0].nbytes / 3.0})
+    monkeypatch.setattr(calibration, "read_bytes_per_second", lambda pool, layers: reading_alone)
+    calibrate(kernel, [LAYER], torch.float32)
+    assert REGISTRY.get_sample_value("fiddler_expert_kernel_read_bytes_per_second") == pytest.approx(3.0)
+    assert REGISTRY.get_sample_value("fiddler_expert_memory_read_bytes_per_second") == pytest.approx(limit)
 
 
 def test_few_rows_are_native_and_many_are_not(kernel: AutoKernel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,8 @@ NORMAL = (
     chart(
         "Read bandwidth",
         "Achieved: by messages with few rows. Alone: by the kernel at the start. Limit: by the same threads if they "
-        "read the same weights and compute nothing. The rate is above the limit if experts are small enough to stay in "
-        "caches.",
+        "read the same weights and compute nothing, or by the kernel if that was faster, as with experts that are "
+        "small enough to stay in caches.",
         [
             Query(f"avg(instance:fiddler_expert_weight_read:bytes_per_second5m{{{THERE}}})", "achieved"),
             Query(f"avg(fiddler_expert_kernel_read_bytes_per_second{{{THERE}}})", "alone"),
