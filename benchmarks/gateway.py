@@ -41,6 +41,7 @@ from tools.command_line import run
 _STREAMS = 16
 _PROMPT_TOKENS = 12
 _STREAM_TOKENS = 60
+_FIRST_TOKENS = 4  # the first may be held back, as part of a character, until another one or the end
 _PIECE = b'"finish_reason":null'
 _END_OF_EVENT = b"\n\n"
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -83,7 +84,7 @@ async def _measure(judge: Judge, target: str, http: str, *, requests: int, round
         firsts: dict[str, list[float]] = {way: [] for way in ways}
         for way in _turns(ways, requests):
             began = time.perf_counter()
-            arrivals = await ways[way](next(prompts), 1)
+            arrivals = await ways[way](next(prompts), _FIRST_TOKENS)
             firsts[way].append(arrivals[0] - began)
         rates: dict[str, list[float]] = {way: [] for way in ways}
         for way in _turns(ways, 2 * rounds):

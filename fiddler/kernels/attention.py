@@ -15,7 +15,7 @@ DTYPES: Final = (torch.float32, torch.bfloat16)
 """Of queries, keys and values."""
 
 
-class _Attention(ctypes.Structure):
+class Attention(ctypes.Structure):
     """fiddler_attention of abi.h."""
 
     _fields_ = (
@@ -89,14 +89,14 @@ def _describe(
     *,
     visible: torch.Tensor | None,
     sinks: torch.Tensor | None,
-) -> _Attention:
+) -> Attention:
     rows, heads, key_size = _shape("queries", queries, 3)
     _, kv_heads, length, _ = _shape("keys", keys, 4)
     if keys.shape != (rows, kv_heads, length, key_size) or values.shape != (rows, kv_heads, length, values.shape[-1]):
         raise NativeError(f"keys {list(keys.shape)} and values {list(values.shape)} do not fit {rows} rows of queries")
     if not keys.dtype is values.dtype is queries.dtype:
         raise NativeError(f"queries, keys and values are of {queries.dtype}, {keys.dtype} and {values.dtype}")
-    call = _Attention(rows=rows, heads=heads, kv_heads=kv_heads, length=length, key_size=key_size)
+    call = Attention(rows=rows, heads=heads, kv_heads=kv_heads, length=length, key_size=key_size)
     call.value_size = _shape("values", values, 4)[-1]
     call.queries, call.keys, call.values = queries.data_ptr(), keys.data_ptr(), values.data_ptr()
     call.output = output.data_ptr()

@@ -46,7 +46,7 @@ class LinearKernel:
         Raises:
             NativeError: The matrix or the bias cannot be computed; the text says why.
         """
-        multiply = self._bind([_describe(weight, bias)])
+        multiply = self._bind([describe(weight, bias)])
         return lambda rows: multiply(rows)[0]
 
     def prepare_together(self, linears: Sequence[tuple[Matrix, torch.Tensor | None]]) -> LinearFunctions:
@@ -61,7 +61,7 @@ class LinearKernel:
         Raises:
             NativeError: A matrix or a bias cannot be computed, or sizes of inputs differ; the text says why.
         """
-        products = [_describe(weight, bias) for weight, bias in linears]
+        products = [describe(weight, bias) for weight, bias in linears]
         if len({product.inputs for product in products}) != 1 or len(products) > MOST_TOGETHER:
             raise NativeError(f"up to {MOST_TOGETHER} matrices of the same inputs are multiplied together")
         return self._bind(products)
@@ -89,7 +89,16 @@ class LinearKernel:
         return compute
 
 
-def _describe(weight: Matrix, bias: torch.Tensor | None) -> Product:
+def describe(weight: Matrix, bias: torch.Tensor | None) -> Product:
+    """A linear layer as C++ sees it, without rows.
+
+    Args:
+        weight: [outputs, inputs], on the CPU.
+        bias: [outputs], of any floating dtype.
+
+    Raises:
+        NativeError: The matrix or the bias cannot be computed; the text says why.
+    """
     outputs, inputs = shape = matrices.shape_of("weight", weight, "outputs, inputs")
     borrowed: list[Any] = [weight]
     product = Product(outputs=outputs, inputs=inputs, weight_dtype=matrices.format_number(weight))

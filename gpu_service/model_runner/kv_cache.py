@@ -123,6 +123,21 @@ class KvCache:
         self._store(values, value_states)
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
 
+    def decoding(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """What the attention of a decode step sees, in memory that is written: its own tokens are not stored yet.
+
+        Args:
+            layer_idx: The decoder layer.
+
+        Returns:
+            Keys and values as `update` returns them, and the position of each sequence's token, [sequences] int64.
+            None if the layer has no memory yet.
+        """
+        if layer_idx not in self._blocks:
+            return None
+        keys, values = self._blocks[layer_idx]
+        return keys.rows[self._rows, :, : self._length], values.rows[self._rows, :, : self._length], self._positions
+
     def memory_of(
         self, layer_idx: int, key_states: torch.Tensor, value_states: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

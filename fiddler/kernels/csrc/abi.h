@@ -134,6 +134,56 @@ struct fiddler_attention {
   int32_t dtype;  // of queries, keys, values and output: float32 or bfloat16
 };
 
+// weight * (input / sqrt(mean(input^2) + epsilon)), in float32; rounded before the weight, too, if `rounds_first`.
+struct fiddler_norm {
+  const void* weight;  // [size] bfloat16; null: there is no such norm
+  int64_t size;
+  float epsilon;
+  int32_t rounds_first;
+};
+
+// A decoder layer up to its experts, for one token of each of several sequences, in bfloat16:
+//   rows                = before(hidden)
+//   queries, keys, values = rows x three matrices; queries and keys normalised, and each head turned by its angles
+//   keys and values at the position of their sequence = the new ones
+//   residual            = hidden + attention x out
+//   normed              = after(residual)
+// What each line gives is rounded to bfloat16, and so are the two products of a turn.
+struct fiddler_attention_block {
+  fiddler_product query, key, value, out;  // weights and sizes; the call sets the rest
+  fiddler_norm before, query_norm, key_norm, after;  // query_norm and key_norm: of a head, or of all heads of a row
+  fiddler_attention attention;  // of bfloat16; the call sets queries and output, and writes new keys and values
+  const int64_t* positions;     // [rows]
+  const void* cosines;          // [rows, angles]
+  const void* sines;
+  int64_t turned;      // values of a head that are turned: the first ones
+  int64_t angles;      // as many, or half as many where both halves of them have the same
+  const void* hidden;  // [rows, inputs of query]
+  void* residual;
+  void* normed;
+};
+
+enum fiddler_scoring : int32_t {
+  FIDDLER_SOFTMAX = 0,            // over all experts, before the choice
+  FIDDLER_SOFTMAX_OF_CHOSEN = 1,  // over the chosen, after it
+  FIDDLER_SIGMOID = 2,
+};
+
+// Chooses k experts for each row by the scores of its logits, rows x gate, in float32.
+struct fiddler_router {
+  fiddler_product gate;  // the call sets all but weights and sizes; logits are of float32 if `keeps_logits`
+  int64_t k;
+  int32_t scoring;
+  int32_t keeps_logits;      // otherwise they are rounded to bfloat16 first
+  int32_t rounds_weights;    // to bfloat16, at last
+  int32_t normalizes;        // divides the weights of a row by their sum
+  float added;               // to that sum
+  float factor;              // of the weights
+  const float* corrections;  // [experts], added to scores for the choice alone; null: none
+  int64_t groups;            // of experts next to each other; a group counts by the sum of its two best
+  int64_t kept_groups;       // only the best of these are chosen from
+};
+
 struct fiddler_pool;
 
 // One worker for each CPU, pinned to it; `nodes` are their NUMA nodes, numbered from 0. Null if the system refuses
@@ -175,6 +225,13 @@ int32_t fiddler_normalize(int64_t rows, int64_t size, const void* input, const v
 
 // What the attention of a decode step computes.
 int32_t fiddler_attend(fiddler_pool* pool, int32_t tier, const fiddler_attention* job);
+
+// What a layer of a decode step computes before its experts, in one call.
+int32_t fiddler_attend_block(fiddler_pool* pool, int32_t tier, const fiddler_attention_block* block);
+
+// Routes [rows, inputs of the gate] of bfloat16: logits are [rows, experts]; weights and ids [rows, k], the best first.
+int32_t fiddler_route(fiddler_pool* pool, int32_t tier, const fiddler_router* router, int64_t rows, const void* hidden,
+                      float* logits, float* weights, int32_t* ids);
 
 // Codes rows of plain weights in 8 or 4 bits, symmetric: conversion/quantize.cpp.
 int32_t fiddler_quantize(const void* weights, int32_t dtype, int64_t row_stride, int64_t rows, int64_t inputs,

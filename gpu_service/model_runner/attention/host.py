@@ -23,7 +23,7 @@ from gpu_service.model_runner.attention.functions import AttentionFunction, Atte
 from gpu_service.model_runner.reading.copied_code import is_copy
 
 _NAME: Final = "fiddler_host"
-_UNSUPPORTED: Final = ("position_bias", "cache", "softcap", "output_attentions", "head_mask")
+UNSUPPORTED: Final = ("position_bias", "cache", "softcap", "output_attentions", "head_mask")
 """Arguments of attention functions that change what is computed."""
 
 _running = threading.local()
@@ -44,6 +44,15 @@ class HostAttention:
         self._kernel = kernel
         self._sinks: dict[nn.Module, torch.Tensor] = {}
         self._visible: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+
+    @property
+    def is_used(self) -> bool:
+        """Whether this thread is within a block of `used`."""
+        return getattr(_running, "now", None) is self
+
+    def kind_of(self, module: nn.Module) -> Literal["plain", "sinks"] | None:
+        """What an attention module's own function computes; None: nothing that is known here."""
+        return _kind_of(self._functions.of(module))
 
     @contextmanager
     def used(self) -> Iterator[None]:
@@ -76,6 +85,28 @@ class HostAttention:
             return own
         return output, None
 
+    def visible_positions(self, mask: torch.Tensor, rows: int, length: int) -> torch.Tensor | None:
+        """The positions that rows of one token see, [rows, length] bool.
+
+        Args:
+            mask: [rows or 1, 1, 1, length]: of booleans, or of what is added to scores, 0 or the least number.
+            rows: How many.
+            length: Positions.
+
+        Returns:
+            None if the mask is another one. Its last dimension is contiguous.
+        """
+        if mask.shape not in ((rows, 1, 1, length), (1, 1, 1, length)) or mask.stride(-1) != 1:
+            return None
+        if mask.dtype is torch.bool:
+            return mask[:, 0, 0].expand(rows, length)
+        # layers share masks, and asking for all values takes as long as a short attention
+        if id(mask) not in self._visible:
+            hidden = mask <= torch.finfo(mask.dtype).min
+            is_mask = not mask.masked_fill(hidden, 0).any()
+            self._visible[id(mask)] = mask, (~hidden)[:, 0, 0].expand(rows, length) if is_mask else None
+        return self._visible[id(mask)][1]
+
     def _by_kernel(
         self,
         query: torch.Tensor,
@@ -87,24 +118,11 @@ class HostAttention:
         scale: float | None,
     ) -> torch.Tensor | None:
         """[rows, 1, heads, dim]; None if the mask is not one of visible positions."""
-        visible = None if mask is None else self._positions_seen(mask, len(query), key.shape[2])
+        visible = None if mask is None else self.visible_positions(mask, len(query), key.shape[2])
         if mask is not None and visible is None:
             return None
         output = self._kernel.attend(query[:, :, 0], key, value, visible=visible, sinks=sinks, scale=scale)
         return output[:, None]
-
-    def _positions_seen(self, mask: torch.Tensor, rows: int, length: int) -> torch.Tensor | None:
-        """[rows, length] bool of a mask of booleans, or of one that is added: 0, or the least number."""
-        if mask.shape not in ((rows, 1, 1, length), (1, 1, 1, length)) or mask.stride(-1) != 1:
-            return None
-        if mask.dtype is torch.bool:
-            return mask[:, 0, 0].expand(rows, length)
-        # layers share masks, and asking for all values takes as long as a short attention
-        if id(mask) not in self._visible:
-            hidden = mask <= torch.finfo(mask.dtype).min
-            is_mask = not mask.masked_fill(hidden, 0).any()
-            self._visible[id(mask)] = mask, (~hidden)[:, 0, 0].expand(rows, length) if is_mask else None
-        return self._visible[id(mask)][1]
 
     def _sinks_of(self, module: Any) -> torch.Tensor:
         if module not in self._sinks:
@@ -121,7 +139,7 @@ def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more:
         and len(key) == len(query)
         and query.shape[1] % key.shape[1] == 0
         and not more.get("dropout")
-        and not any(more.get(name) is not None and more[name] is not False for name in _UNSUPPORTED)
+        and not any(more.get(name) is not None and more[name] is not False for name in UNSUPPORTED)
     )
 
 

@@ -1,4 +1,4 @@
-"""Makes the dense part faster on the host, for --device cpu: decisions 18 and 32."""
+"""Makes the dense part faster on the host, for --device cpu: decisions 18, 32 and 33."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Final, cast
@@ -10,7 +10,7 @@ from fiddler.kernels.attention import AttentionKernel
 from fiddler.kernels.linear import LinearFunction, LinearKernel, shared_kernel
 from gpu_service.model_runner.attention.functions import AttentionFunctions
 from gpu_service.model_runner.attention.host import HostAttention
-from gpu_service.model_runner.dense import norms, siblings
+from gpu_service.model_runner.dense import blocks, norms, routers, siblings
 from gpu_service.model_runner.dense.coded import CodedLinear
 from gpu_service.model_runner.dense.siblings import FEW_ROWS, Siblings
 from gpu_service.model_runner.threads import as_few_as_pay
@@ -87,6 +87,7 @@ def install(module: nn.Module, kernel: LinearKernel | None) -> None:
     if kernel is not None:
         siblings.join(module, kernel)
         norms.install(module)
+        routers.install(module, kernel)
 
 
 class Host:
@@ -98,6 +99,7 @@ class Host:
         Args:
             module: The model, on the CPU.
         """
+        self._module = module
         self._kernel = shared_kernel(torch.get_num_threads())
         install(module, self._kernel)
         self._products_per_row = products_per_row(module)
@@ -105,13 +107,17 @@ class Host:
     def attention(self, functions: AttentionFunctions, dtype: torch.dtype) -> HostAttention | None:
         """What computes the attention of decode steps, if it is not PyTorch.
 
+        Layers whose code is known then compute all that comes before their experts in one call.
+
         Args:
             functions: Of the model.
             dtype: Of keys and values.
         """
         if self._kernel is None or dtype is not torch.bfloat16:
             return None
-        return HostAttention(functions, AttentionKernel(self._kernel))
+        attention = HostAttention(functions, AttentionKernel(self._kernel))
+        blocks.install(self._module, attention, self._kernel)
+        return attention
 
     def threads_for(self, num_tokens: int) -> AbstractContextManager[None]:
         """The threads of PyTorch that pay for a forward of so many tokens."""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from fiddler.kernels.attention_block import Norm
 from fiddler.kernels.norm import rms_norm
 from gpu_service.model_runner.reading.copied_code import is_copy
 
@@ -32,6 +33,14 @@ def install(module: nn.Module) -> None:
             child.__class__ = _with_few_rows(cls, rounds_first=False)
 
 
+def described(norm: Any) -> Norm | None:
+    """A norm as the kernels take it; None if its code is not known, or its weight not bfloat16."""
+    rounds_first = getattr(norm, "rounds_first", None)
+    if rounds_first is None or norm.weight.dtype is not torch.bfloat16 or not norm.weight.is_contiguous():
+        return None
+    return Norm(norm.weight.detach(), norm.variance_epsilon, rounds_first)
+
+
 @cache
 def _with_few_rows(cls: Any, *, rounds_first: bool) -> Any:
     """A norm's class that computes few rows natively, and is that class in all else."""
@@ -43,4 +52,4 @@ def _with_few_rows(cls: Any, *, rounds_first: bool) -> Any:
         computed: torch.Tensor = cls.forward(self, hidden_states)
         return computed
 
-    return type(cls.__name__, (cls,), {"forward": forward})
+    return type(cls.__name__, (cls,), {"forward": forward, "rounds_first": rounds_first})

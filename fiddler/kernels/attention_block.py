@@ -1,0 +1,210 @@
+"""A decoder layer up to its experts on the native kernels, in one call: for one token of each of several sequences.
+
+Between two operations of PyTorch the weights of experts have passed through the caches, so that beginning each of them
+takes 5 to 20 microseconds; a layer has about 40 of them.
+"""
+
+import ctypes
+from ctypes import byref, c_float, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+
+import torch
+
+from fiddler.expert_math import Matrix
+from fiddler.kernels import matrices, native
+from fiddler.kernels.attention import Attention
+from fiddler.kernels.linear import LinearKernel, describe
+from fiddler.kernels.native import Product, check
+
+
+class _Norm(ctypes.Structure):
+    """fiddler_norm of abi.h."""
+
+    _fields_ = (("weight", c_void_p), ("size", c_int64), ("epsilon", c_float), ("rounds_first", c_int32))
+
+
+class _Block(ctypes.Structure):
+    """fiddler_attention_block of abi.h."""
+
+    _fields_ = (
+        *((name, Product) for name in ("query", "key", "value", "out")),
+        *((name, _Norm) for name in ("before", "query_norm", "key_norm", "after")),
+        ("attention", Attention),
+        ("positions", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("turned", c_int64),
+        ("angles", c_int64),
+        ("hidden", c_void_p),
+        ("residual", c_void_p),
+        ("normed", c_void_p),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """An RMS norm; see norm.rms_norm."""
+
+    weight: torch.Tensor
+    """[size] bfloat16."""
+    epsilon: float
+    rounds_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """A linear layer."""
+
+    weight: Matrix
+    """[outputs, inputs]."""
+    bias: torch.Tensor | None
+    """[outputs], of any floating dtype."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWeights:
+    """What a layer has: its attention, and the norms before and after it."""
+
+    before: Norm
+    query: Linear
+    key: Linear
+    value: Linear
+    out: Linear
+    after: Norm
+    query_norm: Norm | None
+    """Of each head, or of all heads of a row together."""
+    key_norm: Norm | None
+    """Likewise."""
+    sinks: torch.Tensor | None
+    """[heads] float32: a score for each head that takes part in the softmax and has no value."""
+    key_size: int
+    """Values of a head of queries and of keys."""
+    value_size: int
+    shares_angles: bool = False
+    """Whether both halves of what is turned have the same angles, which are then given once."""
+    scale: float
+    """Of the scores."""
+
+
+class AttentionBlock:
+    """One layer on one tier of the native library, on the threads of a LinearKernel."""
+
+    def __init__(self, kernel: LinearKernel, weights: BlockWeights) -> None:
+        """Describes the layer to the library. The tensors are kept alive.
+
+        Args:
+            kernel: Its threads compute.
+            weights: All on the CPU.
+
+        Raises:
+            NativeError: It cannot be computed; the text says why.
+        """
+        self._kernel = kernel
+        self._tier = native.tiers().index(kernel.tier)
+        self._compute = native.load().fiddler_attend_block
+        self._block = block = _Block()
+        self._kept: list[object] = [weights]
+        for name in ("query", "key", "value", "out"):
+            linear: Linear = getattr(weights, name)
+            product = describe(linear.weight, linear.bias)
+            self._kept.append(product)
+            setattr(block, name, product)  # copies the structure, not what its pointers refer to
+        self._hidden_size = int(block.query.inputs)
+        for name in ("before", "after", "query_norm", "key_norm"):
+            self._set_norm(name, getattr(weights, name))
+        self._angles_share = 2 if weights.shares_angles else 1
+        attention = self._attention = block.attention
+        attention.key_size, attention.value_size = weights.key_size, weights.value_size
+        attention.heads = block.query.outputs // weights.key_size
+        attention.kv_heads = block.key.outputs // weights.key_size
+        attention.scale, attention.dtype = weights.scale, matrices.dtype_numbers()[torch.bfloat16]
+        if weights.sinks is not None:
+            if weights.sinks.shape != (attention.heads,) or weights.sinks.dtype is not torch.float32:
+                raise matrices.refusal("sinks", f"float32 [{attention.heads}]", weights.sinks)
+            attention.sinks = weights.sinks.data_ptr()
+
+    def compute(
+        self,
+        hidden: torch.Tensor,
+        *,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        visible: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes one token of each of several sequences, and stores its keys and values.
+
+        Args:
+            hidden: [rows, hidden] bfloat16, contiguous, as all of these are on the CPU.
+            angles: Cosines and sines [rows, n] bfloat16, contiguous: of the first n values of a head, or of 2 n if
+                their halves have the same angles. The other values are not turned.
+            positions: [rows] int64, contiguous: where in its sequence each token is.
+            keys: [rows, kv_heads, length, key_size] bfloat16 in memory that is written: at `positions`.
+            values: [rows, kv_heads, length, value_size], likewise.
+            visible: [rows, length] bool: the positions that each row sees. None: all.
+
+        Returns:
+            The sum of hidden rows and attention, and its norm: [rows, hidden] bfloat16.
+
+        Raises:
+            NativeError: The tensors do not fit.
+        """
+        rows, block, attention = len(hidden), self._block, self._attention
+        self._check(hidden, angles, positions, keys, values, visible)
+        residual, normed = torch.empty_like(hidden), torch.empty_like(hidden)
+        cosines, sines = angles
+        with self._kernel.lock:
+            attention.rows, attention.length = rows, keys.shape[2]
+            attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
+            attention.key_row_stride, attention.key_head_stride, attention.key_stride, _ = keys.stride()
+            attention.value_row_stride, attention.value_head_stride, attention.value_stride, _ = values.stride()
+            if visible is None:
+                attention.visible = None
+            else:
+                attention.visible, attention.visible_stride = visible.data_ptr(), visible.stride(0)
+            block.positions = positions.data_ptr()
+            block.cosines, block.sines, block.angles = cosines.data_ptr(), sines.data_ptr(), cosines.shape[1]
+            block.turned = block.angles * self._angles_share
+            block.hidden, block.residual, block.normed = hidden.data_ptr(), residual.data_ptr(), normed.data_ptr()
+            status = self._compute(self._kernel.pool.handle, self._tier, byref(block))
+        check(status)
+        return residual, normed
+
+    def _set_norm(self, name: str, norm: Norm | None) -> None:
+        if norm is None:
+            return
+        weight = norm.weight
+        if weight.dim() != 1 or weight.dtype is not torch.bfloat16 or not weight.is_contiguous():
+            raise matrices.refusal(name, "contiguous bfloat16 [size]", weight)
+        setattr(self._block, name, _Norm(weight.data_ptr(), len(weight), norm.epsilon, norm.rounds_first))
+
+    def _check(
+        self,
+        hidden: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        visible: torch.Tensor | None,
+    ) -> None:
+        """Raises a NativeError if the library would read or write beyond a tensor."""
+        rows, attention = len(hidden), self._attention
+        _check_rows("hidden", hidden, torch.bfloat16, (rows, self._hidden_size))
+        for name, each in zip(("cosines", "sines"), angles, strict=True):
+            _check_rows(name, each, torch.bfloat16, (rows, angles[0].shape[-1]))
+        _check_rows("positions", positions, torch.int64, (rows,))
+        length = keys.shape[2] if keys.dim() == 4 else 0
+        for name, each, size in (("keys", keys, attention.key_size), ("values", values, attention.value_size)):
+            shape = (rows, attention.kv_heads, length, size)
+            if each.shape != shape or each.dtype is not torch.bfloat16 or each.stride(-1) != 1 or not each.is_cpu:
+                raise matrices.refusal(name, f"bfloat16 {list(shape)}, the last dimension contiguous", each)
+        if visible is not None and (
+            visible.shape != (rows, length) or visible.dtype is not torch.bool or visible.stride(-1) != 1
+        ):
+            raise matrices.refusal("visible", f"bool [{rows}, {length}]", visible)
+
+
+def _check_rows(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype is not dtype or tensor.shape != shape or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise matrices.refusal(name, f"contiguous {str(dtype).removeprefix('torch.')} {list(shape)}", tensor)
