@@ -55,8 +55,9 @@ compose-test: $(STAMP) ## Build the images and test compose.yaml; needs a Docker
 
 sanitize: $(STAMP) ## Run the native tests under the sanitizers of addresses, undefined behaviour and threads
 	$(NATIVE_TESTS) -B build/sanitize -DFIDDLER_SANITIZE=address,undefined >/dev/null
-	$(BIN)/cmake --build build/sanitize --target test_kernels test_segment
+	$(BIN)/cmake --build build/sanitize --target test_kernels test_decoding test_segment
 	build/sanitize/test_kernels
+	build/sanitize/test_decoding
 	build/sanitize/test_segment
 	$(NATIVE_TESTS) -B build/sanitize-threads -DFIDDLER_SANITIZE=thread >/dev/null
 	$(BIN)/cmake --build build/sanitize-threads --target test_races

@@ -57,7 +57,8 @@ int32_t check(const fiddler_attention_block& block) {
 }
 
 int32_t normalize(const fiddler_norm& norm, int64_t values, const void* input, void* output) {
-  return fiddler_normalize(values / norm.size, norm.size, input, norm.weight, output, norm.epsilon, norm.rounds_first);
+  const int64_t rows = values / norm.size;
+  return fiddler_normalize(rows, norm.size, input, norm.weight, output, norm.epsilon, norm.rounds_first);
 }
 
 fiddler_product with_rows(const fiddler_product& product, int64_t rows, const void* input, void* output) {
