@@ -76,7 +76,8 @@ Bf16 product_of(const Bf16* one, const Bf16* other) {
   return product;
 }
 
-// Turns each pair (i, i + half) of the first values of a head. The products are rounded, as they are where each is a tensor of its own.
+// Turns each pair (i, i + half) of the first values of a head. The products are rounded, as they are where each is a
+// tensor of its own.
 void turn(Bf16* head, int64_t turned, const Bf16* cosines, const Bf16* sines, int64_t angles) {
   const int64_t half = turned / 2, second = angles == turned ? half : 0;
   for (int64_t i = 0; i < half; ++i) {
