@@ -127,6 +127,7 @@ def load() -> ctypes.CDLL:
             ("fiddler_attend", c_int32, (c_void_p, c_int32, c_void_p)),
             ("fiddler_attend_block", c_int32, (c_void_p, c_int32, c_void_p)),
             ("fiddler_route", c_int32, (c_void_p, c_int32, c_void_p, c_int64, *4 * (c_void_p,))),
+            ("fiddler_is_finite", c_int32, (c_void_p, c_int64, c_int32)),
             ("fiddler_read", c_uint64, (c_void_p, c_void_p, c_int64, c_int32)),
             ("fiddler_copy", c_int32, (c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_int64)),
         ):

@@ -4,7 +4,6 @@ planning decides, gpu_experts and cpu_experts compute. This module holds the ord
 CPU expert service is lost in the middle of a layer.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from fiddler.checkpoint import Checkpoint
+from fiddler.kernels.finite import all_finite
 from gpu_service import metrics
 from gpu_service.cpu_experts.backend import PendingOutput, RemoteExperts
 from gpu_service.errors import ExpertServiceError
@@ -284,8 +284,7 @@ class Dispatcher:
 
     def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage, first_row: int) -> torch.Tensor:
         """Replaces rows that are not finite by zeros, so that they do not spread in the KV cache, and notes them."""
-        # one value to test; rows are examined only if it fails
-        if math.isfinite(output.sum(dtype=torch.float32).item()):
+        if all_finite(output):
             return output
         non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
         rows = np.flatnonzero(non_finite.numpy())

@@ -233,6 +233,9 @@ int32_t fiddler_attend_block(fiddler_pool* pool, int32_t tier, const fiddler_att
 int32_t fiddler_route(fiddler_pool* pool, int32_t tier, const fiddler_router* router, int64_t rows, const void* hidden,
                       float* logits, float* weights, int32_t* ids);
 
+// Whether none of `count` values of a fiddler_dtype is infinite or not a number. At any alignment.
+int32_t fiddler_is_finite(const void* values, int64_t count, int32_t dtype);
+
 // Codes rows of plain weights in 8 or 4 bits, symmetric: conversion/quantize.cpp.
 int32_t fiddler_quantize(const void* weights, int32_t dtype, int64_t row_stride, int64_t rows, int64_t inputs,
                          int32_t bits, uint8_t* codes, uint16_t* scales);
