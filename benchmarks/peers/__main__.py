@@ -7,12 +7,13 @@ peers.SYSTEM.bandwidth_share       bytes of weights that a token reads, times de
 peers.SYSTEM.same_tokens           share of greedy tokens that are those of the first system of its session
 peers.OURS.CASE.over.SYSTEM        ours over another, round by round
 
-The model is two layers of Mixtral-8x7B's shape with random weights, kept in --models. SYSTEM is transformers,
-llama_cpp_FORMAT, ktransformers_FORMAT or fiddler_FORMAT; our int8 and int4 have dense layers in int8, int4_dense_int4
-has them in 4 bits, as llama.cpp's Q4_0 and Q4_K have. Systems of one session are loaded together and take turns, and
-only one computes at a time; sessions follow one another, since memory does not hold all. llama.cpp is compiled for this
-CPU, and KTransformers' kernels installed, in an environment of their own (--environment), which is kept. KTransformers'
-kernels compute experts only; transformers computes the rest.
+The model is two layers of Mixtral-8x7B's shape or four of Qwen3-30B-A3B's (--model), with random weights, kept in
+--models; names of the latter's results begin with peers.qwen3_30b_a3b. SYSTEM is transformers, llama_cpp_FORMAT,
+ktransformers_FORMAT or fiddler_FORMAT; our int8 and int4 have dense layers in int8, int4_dense_int4 has them in 4 bits,
+as llama.cpp's Q4_0 and Q4_K have. Systems of one session are loaded together and take turns, and only one computes at a
+time; sessions follow one another, since memory does not hold all. llama.cpp is compiled for this CPU, and
+KTransformers' kernels installed, in an environment of their own (--environment), which is kept. KTransformers' kernels
+compute experts only; transformers computes the rest.
 """
 
 import os
@@ -30,7 +31,8 @@ from benchmarks.harness.rounds import ratios
 from benchmarks.harness.targets import Judge, Target
 from benchmarks.peers import systems
 from benchmarks.peers.environment import VERSIONS, Environment, PeerError
-from benchmarks.peers.models import MIXTRAL_8X7B, RECIPES, SMALL, Models
+from benchmarks.peers.models import RECIPES, Models
+from benchmarks.peers.shapes import MODELS, Name
 from benchmarks.peers.systems import System
 from benchmarks.peers.table import Measured, table
 from gpu_service.startup import read_bandwidth
@@ -74,9 +76,11 @@ TARGETS: Final = {
 def main(
     out: Out = None,
     append: Append = False,
+    model: Annotated[Name, typer.Option(help="Whose shape the model has.")] = "mixtral_8x7b",
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each session.")] = 7,
-    models: Annotated[Path, typer.Option(help="Directory of the models, 30 GB; written if missing.")] = _CACHE
-    / "peers-models",
+    models: Annotated[
+        Path, typer.Option(help="Directory of the models, up to 30 GB each; written if missing.")
+    ] = _CACHE / "peers-models",
     environment: Annotated[Path, typer.Option(help="Virtual environment of the peers; made if missing.")] = _CACHE
     / "peers",
     jobs: Annotated[int, typer.Option(min=0, help="Compilers at one time. 0: one for each CPU.")] = 0,
@@ -86,14 +90,18 @@ def main(
     """Runs the comparison."""
     threads = len(os.sched_getaffinity(0))
     peers = Environment(environment)
-    files = Models(models / ("small" if quick else "mixtral_2_layers"))
-    files.check_room(SMALL if quick else MIXTRAL_8X7B)
-    files.write_checkpoints(SMALL if quick else MIXTRAL_8X7B)
-    run_of = _Run(peers, files, threads=threads, jobs=jobs or threads, rounds=2 if quick else rounds)
+    chosen = MODELS[model]
+    files = Models((models / "small" if quick else models) / chosen.directory)
+    shape = chosen.small if quick else chosen.full
+    files.check_room(shape)
+    files.write_checkpoints(shape)
+    run_of = _Run(
+        peers, files, threads=threads, jobs=jobs or threads, rounds=2 if quick else rounds, results=chosen.results
+    )
     run_of.prepare()
     with report(out, append) as results:
         judge = Judge(results, TARGETS)
-        results.record("peers.versions", **VERSIONS, threads=threads, llama_cpp_amx=peers.has_amx)
+        results.record(f"{chosen.results}.versions", **VERSIONS, threads=threads, llama_cpp_amx=peers.has_amx)
         for names in SESSIONS:
             if not only or set(only) & set(names):
                 run_of.session(names, judge)
@@ -105,7 +113,9 @@ def main(
 class _Run:
     """Systems that have been measured so far, and those that could not be."""
 
-    def __init__(self, peers: Environment, files: Models, *, threads: int, jobs: int, rounds: int) -> None:
+    def __init__(
+        self, peers: Environment, files: Models, *, threads: int, jobs: int, rounds: int, results: str = "peers"
+    ) -> None:
         self.systems: dict[str, Measured] = {}
         self.failures: dict[str, str] = {}
         self.bytes_per_second = 0.0
@@ -114,6 +124,7 @@ class _Run:
         self._threads = threads
         self._jobs = jobs
         self._rounds = rounds
+        self._results = results
 
     def prepare(self) -> None:
         """Installs the peers, and writes their files; notes those that cannot be used here."""
@@ -189,12 +200,12 @@ class _Run:
                 if other != ours and _are_compared(ours, other):
                     for case in ("decode", "prefill_512"):
                         over = ratios(_speeds(measured[ours], case), _speeds(measured[other], case))
-                        judge.samples(f"peers.{ours}.{case}.over.{other}", over, "ratio")
+                        judge.samples(f"{self._results}.{ours}.{case}.over.{other}", over, "ratio")
         first = next(iter(measured), None)
         for name, each in measured.items():
             if name != first and first is not None:
                 same = [one == other for one, other in zip(tokens[name], tokens[first], strict=True)]
-                judge.samples(f"peers.{name}.same_tokens.as.{first}", [sum(same) / len(same)], "ratio")
+                judge.samples(f"{self._results}.{name}.same_tokens.as.{first}", [sum(same) / len(same)], "ratio")
             earlier = self.systems.setdefault(name, each)
             if earlier is not each:
                 earlier.decode += each.decode
@@ -203,14 +214,14 @@ class _Run:
     def summarise(self, judge: Judge) -> None:
         """Writes the figures of each system over all its sessions."""
         for name, each in self.systems.items():
-            judge.samples(f"peers.{name}.decode", each.decode, "tokens/s")
-            judge.samples(f"peers.{name}.prefill_512", each.prefill, "tokens/s")
-            judge.samples(f"peers.{name}.memory", [each.memory_bytes], "bytes")
+            judge.samples(f"{self._results}.{name}.decode", each.decode, "tokens/s")
+            judge.samples(f"{self._results}.{name}.prefill_512", each.prefill, "tokens/s")
+            judge.samples(f"{self._results}.{name}.memory", [each.memory_bytes], "bytes")
             shares = [each.weight_bytes * speed / self.bytes_per_second for speed in each.decode]
-            judge.samples(f"peers.{name}.bandwidth_share", shares, "ratio")
-        judge.samples("peers.read_bandwidth", [self.bytes_per_second / 1e9], "GB/s")
+            judge.samples(f"{self._results}.{name}.bandwidth_share", shares, "ratio")
+        judge.samples(f"{self._results}.read_bandwidth", [self.bytes_per_second / 1e9], "GB/s")
         for name, reason in self.failures.items():
-            judge.out.record("peers.not_measured", system=name, reason=reason)
+            judge.out.record(f"{self._results}.not_measured", system=name, reason=reason)
 
     def _make(self, name: str) -> System:
         kind, _, label = name.rpartition("_")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.peers.gguf_file MODEL OUT`: a bf16 Mixtral as GGUF, and from it in other types.
+"""`python -m benchmarks.peers.gguf_file MODEL OUT`: a bf16 checkpoint as GGUF, and from it in other types.
 
 Runs in the peers' environment. OUT is a directory: OUT/BF16.gguf is written with the gguf package, tensor by tensor;
 OUT/Q8_0.gguf, OUT/Q4_0.gguf and OUT/Q4_K.gguf are made of it by llama.cpp's own quantiser, with every matrix but the
@@ -9,13 +9,15 @@ import ctypes
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from safetensors import safe_open
+
+from benchmarks.peers.architectures import ARCHITECTURES, is_plain
 
 TYPES: Final = {
     "Q8_0": "LLAMA_FTYPE_MOSTLY_Q8_0",
@@ -51,68 +53,59 @@ def _write(model: Path, file: Path) -> None:
         tensor: torch.Tensor = opened[weight_map[name]].get_tensor(name)
         return tensor
 
-    writer = gguf.GGUFWriter(file, "llama")
-    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
-    writer.add_expert_count(config["num_local_experts"])
-    writer.add_expert_used_count(config["num_experts_per_tok"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    architecture = ARCHITECTURES[config["model_type"]]
+    writer = gguf.GGUFWriter(file, architecture.name)
+    _describe(config, writer)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    tensors = list(_tensors(config))
+    tensors = list(architecture.tensors(config))
     kinds = gguf.GGMLQuantizationType
     for name, parts in tensors:
         shape = [*read(parts[0]).shape]
         shape = [len(parts), *shape] if len(parts) > 1 else shape
-        kind = kinds.F32 if _is_plain(name) else kinds.BF16
-        size = int(np.prod(shape)) * (4 if _is_plain(name) else 2)
+        kind = kinds.F32 if is_plain(name) else kinds.BF16
+        size = int(np.prod(shape)) * (4 if is_plain(name) else 2)
         writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for name, parts in tensors:
-        matrices = [_permuted(read(part), name, heads, kv_heads) for part in parts]
+        matrices = [read(part) for part in parts]
+        if architecture.rotates_adjacent:
+            matrices = [_permuted(matrix, name, config) for matrix in matrices]
         tensor = torch.stack(matrices) if len(matrices) > 1 else matrices[0]
-        tensor = tensor.float() if _is_plain(name) else tensor.contiguous().view(torch.uint8)
+        tensor = tensor.float() if is_plain(name) else tensor.contiguous().view(torch.uint8)
         writer.write_tensor_data(tensor.numpy())
     writer.close()
 
 
-def _tensors(config: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Each tensor's name in GGUF, and the tensors of the checkpoint that it is made of."""
-    yield "token_embd.weight", ["model.embed_tokens.weight"]
-    yield "output_norm.weight", ["model.norm.weight"]
-    yield "output.weight", ["lm_head.weight"]
-    for layer in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}"
-        yield f"blk.{layer}.attn_norm.weight", [f"{prefix}.input_layernorm.weight"]
-        yield f"blk.{layer}.ffn_norm.weight", [f"{prefix}.post_attention_layernorm.weight"]
-        for name, projection in (("q", "q"), ("k", "k"), ("v", "v"), ("output", "o")):
-            yield f"blk.{layer}.attn_{name}.weight", [f"{prefix}.self_attn.{projection}_proj.weight"]
-        block = f"{prefix}.block_sparse_moe"
-        yield f"blk.{layer}.ffn_gate_inp.weight", [f"{block}.gate.weight"]
-        for name, part in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
-            experts = [f"{block}.experts.{expert}.{part}.weight" for expert in range(config["num_local_experts"])]
-            yield f"blk.{layer}.ffn_{name}_exps.weight", experts
+def _describe(config: Mapping[str, Any], writer: Any) -> None:
+    """Writes what llama.cpp calls hyperparameters."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_expert_count(config["num_local_experts"])
+    writer.add_expert_used_count(config["num_experts_per_tok"])
+    if "moe_intermediate_size" in config:
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
 
 
-def _is_plain(name: str) -> bool:
-    return "norm" in name or "gate_inp" in name
-
-
-def _permuted(weight: torch.Tensor, name: str, heads: int, kv_heads: int) -> torch.Tensor:
-    """Queries and keys with the rows of each head in llama.cpp's order, which rotates adjacent pairs."""
+def _permuted(weight: torch.Tensor, name: str, config: Mapping[str, Any]) -> torch.Tensor:
+    """Queries and keys with the two halves of each head's rows interleaved."""
     if "attn_q" in name or "attn_k" in name:
-        count = heads if "attn_q" in name else kv_heads
-        return weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+        heads = config["num_attention_heads" if "attn_q" in name else "num_key_value_heads"]
+        return weight.view(heads, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
     return weight
 
 

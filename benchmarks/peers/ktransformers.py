@@ -1,4 +1,4 @@
-"""KTransformers' kernels in place of the experts of transformers' Mixtral, called as its own wrappers call them.
+"""KTransformers' kernels in place of transformers' experts, called as its own wrappers call them.
 
 kt-kernel computes experts only; around them KTransformers uses SGLang on a GPU. Without one, transformers computes the
 rest here, in the same process.
@@ -18,7 +18,7 @@ _MOST_TOKENS: Final = 512
 
 
 def replace_experts(model: Any, method: str, threads: int) -> None:
-    """Makes every MoE block of a Mixtral compute its experts with the kernel, and frees transformers' copy.
+    """Makes the MoE block of every layer compute its experts with the kernel, and frees transformers' copy.
 
     Args:
         model: In bf16 on the CPU.

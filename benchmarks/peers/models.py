@@ -5,17 +5,17 @@ import math
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.harness.disk import check_missing
 from benchmarks.peers.environment import Environment
 from benchmarks.peers.gguf_file import TYPES
+from benchmarks.peers.shapes import Shape
 from benchmarks.peers.systems import ROOT
 from fiddler.checkpoint import Checkpoint
 from fiddler.convert.conversion import Conversion, Reporter
 from fiddler.convert.recipe import Recipe
 from tests.support.checkpoints import write_tokenizer
-from tests.support.large_checkpoint import mixtral_parts, write_mixtral
 
 GGUF_FORMATS: Final = ("BF16", *TYPES)
 RECIPES: Final = {
@@ -25,30 +25,14 @@ RECIPES: Final = {
 }
 _BITS: Final = {"int8": 17, "int4": 9}
 """Twice the bits of a weight with its scales, rounded up."""
-_TOP_K: Final = 2
 _BYTES: Final = {"bf16": 2.0, "int8": 1.0, "int4": 0.5}
 _GGUF_BYTES: Final = {"BF16": 2.0, "Q8_0": 34 / 32, "Q4_0": 18 / 32, "Q4_K": 144 / 256}
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Of a Mixtral of two layers."""
-
-    hidden: int
-    inner: int
-    heads: int
-    vocab_size: int
-
-
-MIXTRAL_8X7B: Final = Shape(4096, 14336, 32, 32000)
-SMALL: Final = Shape(1024, 3584, 16, 2048)
 
 
 def _elements(shape: Shape) -> tuple[int, int]:
     """How many weights the experts have, and the rest."""
     counts = [0, 0]
-    parts = mixtral_parts(hidden=shape.hidden, inner=shape.inner, num_layers=2, vocab_size=shape.vocab_size)
-    for name, sizes in (item for part in parts for item in part.items()):
+    for name, sizes in (item for part in shape.parts() for item in part.items()):
         counts[".experts." not in name] += math.prod(sizes)
     return counts[0], counts[1]
 
@@ -91,14 +75,7 @@ class Models:
         """Writes the safetensors that are not there yet."""
         if not (self.plain / "tokenizer.json").exists():
             self.plain.mkdir(parents=True, exist_ok=True)
-            write_mixtral(
-                self.plain,
-                hidden=shape.hidden,
-                inner=shape.inner,
-                num_layers=2,
-                num_heads=shape.heads,
-                vocab_size=shape.vocab_size,
-            )
+            shape.write(self.plain)
             write_tokenizer(self.plain)
         for name, recipe in RECIPES.items():
             with closing(Checkpoint.open(self.plain)) as source:
@@ -118,19 +95,29 @@ class Models:
     def coded_bytes(self, name: str) -> int:
         """What decoding one token reads of our own checkpoint: all but the embeddings and the experts not chosen."""
         with closing(Checkpoint.open(self.plain if name == "bf16" else self.coded(name))) as checkpoint:
-            share = _TOP_K / checkpoint.layers[0].num_experts
-            return int(checkpoint.dense_bytes - self._embedding_bytes() + checkpoint.expert_bytes * share)
+            return int(checkpoint.dense_bytes - self._embedding_bytes() + checkpoint.expert_bytes * self._share())
 
     def kernel_bytes(self, name: str) -> int:
         """The same where transformers computes the dense part in bf16 and a kernel the experts in another format."""
         with closing(Checkpoint.open(self.plain)) as checkpoint:
-            experts = checkpoint.expert_bytes * _TOP_K / checkpoint.layers[0].num_experts
-            return int(checkpoint.dense_bytes - self._embedding_bytes() + experts * _BYTES[name] / 2)
+            experts = checkpoint.expert_bytes * self._share() * _BYTES[name] / 2
+            return int(checkpoint.dense_bytes - self._embedding_bytes() + experts)
 
     def gguf_bytes(self, name: str) -> int:
-        """The same of a GGUF file, whose matrices are all in one type."""
-        return int(self.kernel_bytes("bf16") * _GGUF_BYTES[name] / 2)
+        """The same of a GGUF file, whose matrices are all in one type, but for routers in float32."""
+        config = self._config()
+        routers = config["num_hidden_layers"] * config["num_local_experts"] * config["hidden_size"]
+        return int((self.kernel_bytes("bf16") / 2 - routers) * _GGUF_BYTES[name] + 4 * routers)
+
+    def _share(self) -> float:
+        """Of the experts, how many a token takes."""
+        config = self._config()
+        return float(config["num_experts_per_tok"] / config["num_local_experts"])
 
     def _embedding_bytes(self) -> int:
-        config = json.loads((self.plain / "config.json").read_text())
+        config = self._config()
         return int(2 * config["vocab_size"] * config["hidden_size"])
+
+    def _config(self) -> dict[str, Any]:
+        config: dict[str, Any] = json.loads((self.plain / "config.json").read_text())
+        return config

@@ -1,12 +1,12 @@
 """A checkpoint of about a gigabyte, for tests that measure memory; written at the speed of the disk."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from tests.support.tampering import write_index
 
@@ -49,9 +49,8 @@ def mixtral_bytes(
 
 def mixtral_parts(*, hidden: int, inner: int, num_layers: int, vocab_size: int, num_experts: int = 8) -> list[Shapes]:
     """The shapes of the tensors of each file, by name."""
-    outer: Shapes = {"model.embed_tokens.weight": (vocab_size, hidden), "lm_head.weight": (vocab_size, hidden)}
     layers = [_mixtral_layer_shapes(layer, hidden, inner, num_experts) for layer in range(num_layers)]
-    return [outer | {"model.norm.weight": (hidden,)}, *layers]
+    return [outer_shapes(hidden, vocab_size), *layers]
 
 
 def write_mixtral(
@@ -65,10 +64,7 @@ def write_mixtral(
     num_experts: int = 8,
     max_positions: int = 1024,
 ) -> Path:
-    """A bf16 Mixtral of that shape, with a quarter as many heads for keys and values.
-
-    All matrices are slices of one block of noise, so that only the disk limits the speed of writing.
-    """
+    """A bf16 Mixtral of that shape, with a quarter as many heads for keys and values; its matrices are noise."""
     config = AutoConfig.for_model(
         "mixtral",
         hidden_size=hidden,
@@ -84,11 +80,25 @@ def write_mixtral(
         dtype="bfloat16",
         architectures=["MixtralForCausalLM"],
     )
-    config.save_pretrained(directory)
-    noise = torch.randn(8 << 20, generator=torch.Generator().manual_seed(0)).mul_(hidden**-0.5).to(torch.bfloat16)
     parts = mixtral_parts(
         hidden=hidden, inner=inner, num_layers=num_layers, vocab_size=vocab_size, num_experts=num_experts
     )
+    return write_noise(directory, config, parts)
+
+
+def write_noise(directory: Path, config: PreTrainedConfig, parts: Sequence[Shapes]) -> Path:
+    """A bf16 checkpoint of these files, whose vectors are ones.
+
+    All matrices are slices of one block of noise, so that only the disk limits the speed of writing.
+
+    Args:
+        directory: Where it is written.
+        config: Written as config.json.
+        parts: The shapes of the tensors of each file, by name.
+    """
+    config.save_pretrained(directory)
+    deviation = config.hidden_size**-0.5
+    noise = torch.randn(8 << 20, generator=torch.Generator().manual_seed(0)).mul_(deviation).to(torch.bfloat16)
     weight_map: dict[str, str] = {}
     for number, shapes in enumerate(parts, start=1):
         file = directory / f"model-{number:05}-of-{len(parts):05}.safetensors"
@@ -98,21 +108,59 @@ def write_mixtral(
     return directory
 
 
-def _mixtral_layer_shapes(layer: int, hidden: int, inner: int, num_experts: int) -> Shapes:
-    prefix = f"model.layers.{layer}"
-    shapes: Shapes = {
+def outer_shapes(hidden: int, vocab_size: int) -> Shapes:
+    """Of the tensors around the layers."""
+    vocabulary = (vocab_size, hidden)
+    return {
+        "model.embed_tokens.weight": vocabulary,
+        "lm_head.weight": vocabulary,
+        "model.norm.weight": (hidden,),
+    }
+
+
+def attention_shapes(prefix: str, *, hidden: int, queries: int, keys: int) -> Shapes:
+    """Of a layer's norms and attention, which most families name so.
+
+    Args:
+        prefix: Of the layer's names.
+        hidden: The width of a token.
+        queries: That of its queries, all heads together.
+        keys: That of its keys, and of its values.
+    """
+    return {
         f"{prefix}.input_layernorm.weight": (hidden,),
         f"{prefix}.post_attention_layernorm.weight": (hidden,),
-        f"{prefix}.self_attn.q_proj.weight": (hidden, hidden),
-        f"{prefix}.self_attn.k_proj.weight": (hidden // 4, hidden),
-        f"{prefix}.self_attn.v_proj.weight": (hidden // 4, hidden),
-        f"{prefix}.self_attn.o_proj.weight": (hidden, hidden),
-        f"{prefix}.block_sparse_moe.gate.weight": (num_experts, hidden),
+        f"{prefix}.self_attn.q_proj.weight": (queries, hidden),
+        f"{prefix}.self_attn.k_proj.weight": (keys, hidden),
+        f"{prefix}.self_attn.v_proj.weight": (keys, hidden),
+        f"{prefix}.self_attn.o_proj.weight": (hidden, queries),
     }
+
+
+def block_shapes(block: str, names: tuple[str, str, str], *, hidden: int, inner: int, num_experts: int) -> Shapes:
+    """Of a layer's router and experts.
+
+    Args:
+        block: The prefix of their names.
+        names: An expert's gate, down and up projection.
+        hidden: The width of a token.
+        inner: That of an expert between its projections.
+        num_experts: Of the layer.
+    """
+    shapes: Shapes = {f"{block}.gate.weight": (num_experts, hidden)}
+    sizes = ((inner, hidden), (hidden, inner), (inner, hidden))
     for expert in range(num_experts):
-        for part, shape in (("w1", (inner, hidden)), ("w2", (hidden, inner)), ("w3", (inner, hidden))):
-            shapes[f"{prefix}.block_sparse_moe.experts.{expert}.{part}.weight"] = shape
+        for name, size in zip(names, sizes, strict=True):
+            shapes[f"{block}.experts.{expert}.{name}.weight"] = size
     return shapes
+
+
+def _mixtral_layer_shapes(layer: int, hidden: int, inner: int, num_experts: int) -> Shapes:
+    prefix = f"model.layers.{layer}"
+    attention = attention_shapes(prefix, hidden=hidden, queries=hidden, keys=hidden // 4)
+    return attention | block_shapes(
+        f"{prefix}.block_sparse_moe", ("w1", "w2", "w3"), hidden=hidden, inner=inner, num_experts=num_experts
+    )
 
 
 def _write_noise(file: Path, shapes: Shapes, noise: torch.Tensor) -> None:

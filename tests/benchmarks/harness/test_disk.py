@@ -17,7 +17,8 @@ from benchmarks.harness import mixtral
 from benchmarks.harness.disk import check_missing, check_room
 from benchmarks.metrics import __main__ as metrics
 from benchmarks.peers import __main__ as peers
-from benchmarks.peers.models import RECIPES, Models, Shape
+from benchmarks.peers.models import RECIPES, Models
+from benchmarks.peers.shapes import Mixtral, Qwen3, Shape
 from benchmarks.serving import __main__ as serving
 from tests.support.large_checkpoint import large_bytes, mixtral_bytes, write_mixtral
 
@@ -81,8 +82,14 @@ def test_the_size_of_a_large_checkpoint_is_about_what_was_asked_for() -> None:
         assert large_bytes(num_bytes) == pytest.approx(num_bytes, rel=0.15)
 
 
-def test_the_room_that_is_asked_for_the_peers_models_is_enough(tmp_path: Path, free: Free) -> None:
-    shape = Shape(hidden=256, inner=384, heads=4, vocab_size=320)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        Mixtral(hidden=256, inner=384, heads=4, vocab_size=320),
+        Qwen3(hidden=256, inner=128, heads=8, experts=16, vocab_size=320),
+    ],
+)
+def test_the_room_that_is_asked_for_the_peers_models_is_enough(shape: Shape, tmp_path: Path, free: Free) -> None:
     files = Models(tmp_path)
     files.write_checkpoints(shape)
     gguf = 2 * 2 * _bytes_of(files.plain)  # no more than twice the size in bfloat16, for all four
@@ -109,6 +116,7 @@ def test_the_room_that_is_asked_for_the_peers_models_is_enough(tmp_path: Path, f
         (lambda: convert.main(directory=None), "--directory"),
         (lambda: exactness.main(directory=None), "--directory"),
         (lambda: peers.main(models=Path("nowhere"), environment=Path("nowhere")), "--models"),
+        (lambda: peers.main(model="qwen3_30b_a3b", models=Path("nowhere"), environment=Path("nowhere")), "--models"),
     ],
 )
 def test_a_benchmark_says_so_before_it_begins(
