@@ -5,6 +5,7 @@ takes 5 to 20 microseconds; a layer has about 40 of them.
 """
 
 import ctypes
+import weakref
 from ctypes import byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from fiddler.kernels import matrices, native
 from fiddler.kernels.attention import Attention
 from fiddler.kernels.linear import LinearKernel, describe
 from fiddler.kernels.native import Product, check
+from fiddler.kernels.routing import Routed, RouterKernel
 
 
 class _Norm(ctypes.Structure):
@@ -38,6 +40,10 @@ class _Block(ctypes.Structure):
         ("hidden", c_void_p),
         ("residual", c_void_p),
         ("normed", c_void_p),
+        ("router", c_void_p),
+        ("logits", c_void_p),
+        ("routing_weights", c_void_p),
+        ("expert_ids", c_void_p),
     )
 
 
@@ -86,15 +92,57 @@ class BlockWeights:
     """Of the scores."""
 
 
+class Step:
+    """What all layers of a decode step share: one token of each of several sequences, in adjacent rows of a cache."""
+
+    def __init__(
+        self,
+        *,
+        first_row: int,
+        length: int,
+        positions: torch.Tensor,
+        angles: tuple[torch.Tensor, torch.Tensor],
+        visible: torch.Tensor | None,
+    ) -> None:
+        """Checks the tensors, all of them on the CPU.
+
+        Args:
+            first_row: The cache's row of the first sequence.
+            length: The positions of the cache that are read, which are enough for every sequence.
+            positions: [rows] int64, contiguous: where in its sequence each token is.
+            angles: Cosines and sines [rows, n] bfloat16, contiguous: of the first n values of a head, or of 2 n if
+                their halves have the same angles. The other values are not turned.
+            visible: [rows, length] bool: the positions that each row sees. None: all.
+
+        Raises:
+            NativeError: The tensors do not fit.
+        """
+        rows, (cosines, sines) = len(positions), angles
+        _check_rows("positions", positions, torch.int64, (rows,))
+        for name, each in zip(("cosines", "sines"), angles, strict=True):
+            _check_rows(name, each, torch.bfloat16, (rows, cosines.shape[-1]))
+        if visible is not None and (
+            visible.shape != (rows, length) or visible.dtype is not torch.bool or visible.stride(-1) != 1
+        ):
+            raise matrices.refusal("visible", f"bool [{rows}, {length}]", visible)
+        self.rows, self.first_row, self.length = rows, first_row, length
+        self.num_angles = int(cosines.shape[1])
+        self.positions, self.cosines, self.sines = positions.data_ptr(), cosines.data_ptr(), sines.data_ptr()
+        self.visible = None if visible is None else visible.data_ptr()
+        self.visible_stride = 0 if visible is None else visible.stride(0)
+        self._kept = positions, angles, visible
+
+
 class AttentionBlock:
     """One layer on one tier of the native library, on the threads of a LinearKernel."""
 
-    def __init__(self, kernel: LinearKernel, weights: BlockWeights) -> None:
+    def __init__(self, kernel: LinearKernel, weights: BlockWeights, router: RouterKernel | None = None) -> None:
         """Describes the layer to the library. The tensors are kept alive.
 
         Args:
             kernel: Its threads compute.
             weights: All on the CPU.
+            router: Chooses the layer's experts in the same call; None: nothing does.
 
         Raises:
             NativeError: It cannot be computed; the text says why.
@@ -103,6 +151,7 @@ class AttentionBlock:
         self._tier = native.tiers().index(kernel.tier)
         self._compute = native.load().fiddler_attend_block
         self._block = block = _Block()
+        self._reference = byref(block)
         self._kept: list[object] = [weights]
         for name in ("query", "key", "value", "out"):
             linear: Linear = getattr(weights, name)
@@ -122,54 +171,51 @@ class AttentionBlock:
             if weights.sinks.shape != (attention.heads,) or weights.sinks.dtype is not torch.float32:
                 raise matrices.refusal("sinks", f"float32 [{attention.heads}]", weights.sinks)
             attention.sinks = weights.sinks.data_ptr()
+        self._router = router
+        if router is not None:
+            block.router = router.address
+        self._memory: tuple[weakref.ref[torch.Tensor], weakref.ref[torch.Tensor]] | None = None
 
     def compute(
-        self,
-        hidden: torch.Tensor,
-        *,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        positions: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        visible: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, hidden: torch.Tensor, step: Step, *, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, Routed | None]:
         """Computes one token of each of several sequences, and stores its keys and values.
 
         Args:
             hidden: [rows, hidden] bfloat16, contiguous, as all of these are on the CPU.
-            angles: Cosines and sines [rows, n] bfloat16, contiguous: of the first n values of a head, or of 2 n if
-                their halves have the same angles. The other values are not turned.
-            positions: [rows] int64, contiguous: where in its sequence each token is.
-            keys: [rows, kv_heads, length, key_size] bfloat16 in memory that is written: at `positions`.
-            values: [rows, kv_heads, length, value_size], likewise.
-            visible: [rows, length] bool: the positions that each row sees. None: all.
+            step: What it has in common with the other layers.
+            keys: [cache's rows, kv_heads, positions, key_size] bfloat16, whose memory is written at the step's
+                positions.
+            values: [cache's rows, kv_heads, positions, value_size], likewise.
 
         Returns:
-            The sum of hidden rows and attention, and its norm: [rows, hidden] bfloat16.
+            The sum of hidden rows and attention, and its norm: [rows, hidden] bfloat16; and what the router chooses for
+            the latter, None without a router.
 
         Raises:
             NativeError: The tensors do not fit.
         """
-        rows, block, attention = len(hidden), self._block, self._attention
-        self._check(hidden, angles, positions, keys, values, visible)
+        block, attention, rows = self._block, self._attention, step.rows
+        _check_rows("hidden", hidden, torch.bfloat16, (rows, self._hidden_size))
         residual, normed = torch.empty_like(hidden), torch.empty_like(hidden)
-        cosines, sines = angles
+        routed = None if self._router is None else self._router.room(rows)
         with self._kernel.lock:
-            attention.rows, attention.length = rows, keys.shape[2]
-            attention.keys, attention.values = keys.data_ptr(), values.data_ptr()
-            attention.key_row_stride, attention.key_head_stride, attention.key_stride, _ = keys.stride()
-            attention.value_row_stride, attention.value_head_stride, attention.value_stride, _ = values.stride()
-            if visible is None:
-                attention.visible = None
-            else:
-                attention.visible, attention.visible_stride = visible.data_ptr(), visible.stride(0)
-            block.positions = positions.data_ptr()
-            block.cosines, block.sines, block.angles = cosines.data_ptr(), sines.data_ptr(), cosines.shape[1]
-            block.turned = block.angles * self._angles_share
+            if keys.dim() != 4 or step.first_row + rows > len(keys) or step.length > keys.shape[2]:
+                raise matrices.refusal("keys", f"{step.first_row + rows} rows of {step.length} positions", keys)
+            if self._memory is None or self._memory[0]() is not keys or self._memory[1]() is not values:
+                self._set_memory(keys, values)
+            attention.rows, attention.length = rows, step.length
+            attention.keys = keys.data_ptr() + 2 * step.first_row * attention.key_row_stride
+            attention.values = values.data_ptr() + 2 * step.first_row * attention.value_row_stride
+            attention.visible, attention.visible_stride = step.visible, step.visible_stride
+            block.positions, block.cosines, block.sines = step.positions, step.cosines, step.sines
+            block.angles, block.turned = step.num_angles, step.num_angles * self._angles_share
             block.hidden, block.residual, block.normed = hidden.data_ptr(), residual.data_ptr(), normed.data_ptr()
-            status = self._compute(self._kernel.pool.handle, self._tier, byref(block))
+            if routed is not None:
+                block.logits, block.routing_weights, block.expert_ids = [each.data_ptr() for each in routed]
+            status = self._compute(self._kernel.pool.handle, self._tier, self._reference)
         check(status)
-        return residual, normed
+        return residual, normed, routed
 
     def _set_norm(self, name: str, norm: Norm | None) -> None:
         if norm is None:
@@ -179,30 +225,16 @@ class AttentionBlock:
             raise matrices.refusal(name, "contiguous bfloat16 [size]", weight)
         setattr(self._block, name, _Norm(weight.data_ptr(), len(weight), norm.epsilon, norm.rounds_first))
 
-    def _check(
-        self,
-        hidden: torch.Tensor,
-        angles: tuple[torch.Tensor, torch.Tensor],
-        positions: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        visible: torch.Tensor | None,
-    ) -> None:
-        """Raises a NativeError if the library would read or write beyond a tensor."""
-        rows, attention = len(hidden), self._attention
-        _check_rows("hidden", hidden, torch.bfloat16, (rows, self._hidden_size))
-        for name, each in zip(("cosines", "sines"), angles, strict=True):
-            _check_rows(name, each, torch.bfloat16, (rows, angles[0].shape[-1]))
-        _check_rows("positions", positions, torch.int64, (rows,))
-        length = keys.shape[2] if keys.dim() == 4 else 0
+    def _set_memory(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Describes the cache's memory, which is the same in most steps."""
+        attention = self._attention
         for name, each, size in (("keys", keys, attention.key_size), ("values", values, attention.value_size)):
-            shape = (rows, attention.kv_heads, length, size)
+            shape = len(keys), attention.kv_heads, keys.shape[2], size
             if each.shape != shape or each.dtype is not torch.bfloat16 or each.stride(-1) != 1 or not each.is_cpu:
                 raise matrices.refusal(name, f"bfloat16 {list(shape)}, the last dimension contiguous", each)
-        if visible is not None and (
-            visible.shape != (rows, length) or visible.dtype is not torch.bool or visible.stride(-1) != 1
-        ):
-            raise matrices.refusal("visible", f"bool [{rows}, {length}]", visible)
+        attention.key_row_stride, attention.key_head_stride, attention.key_stride, _ = keys.stride()
+        attention.value_row_stride, attention.value_head_stride, attention.value_stride, _ = values.stride()
+        self._memory = weakref.ref(keys), weakref.ref(values)
 
 
 def _check_rows(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

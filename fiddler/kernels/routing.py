@@ -65,6 +65,10 @@ class RouterWeights:
     """Experts are chosen from so many groups."""
 
 
+Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Logits [rows, experts] and routing weights [rows, k], both float32, and expert ids [rows, k] int32."""
+
+
 class RouterKernel:
     """One router on one tier of the native library, on the threads of a LinearKernel."""
 
@@ -92,15 +96,21 @@ class RouterKernel:
         self._tier = native.tiers().index(kernel.tier)
         self._route = native.load().fiddler_route
 
-    def route(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Chooses experts.
+    @property
+    def address(self) -> int:
+        """Of the library's fiddler_router, which lives as long as this object."""
+        return ctypes.addressof(self._call)
+
+    def room(self, rows: int) -> Routed:
+        """Memory for what is chosen for so many rows."""
+        ids = torch.empty(rows, self._k, dtype=torch.int32)
+        return torch.empty(rows, self._experts), torch.empty(rows, self._k), ids
+
+    def route(self, rows: torch.Tensor) -> Routed:
+        """Chooses experts. The best come first; of equal ones, those with the lower number.
 
         Args:
             rows: [rows, hidden] bfloat16, contiguous, on the CPU.
-
-        Returns:
-            Logits [rows, experts] and routing weights [rows, k], both float32, and expert ids [rows, k] int32. The best
-            experts come first; of equal ones, those with the lower number.
 
         Raises:
             NativeError: The rows do not fit.
@@ -108,8 +118,7 @@ class RouterKernel:
         if rows.dim() != 2 or rows.shape[1] != self._inputs or rows.dtype is not torch.bfloat16:
             raise matrices.refusal("rows", f"bfloat16 [rows, {self._inputs}]", rows)
         number = len(rows)
-        logits, weights = torch.empty(number, self._experts), torch.empty(number, self._k)
-        ids = torch.empty(number, self._k, dtype=torch.int32)
+        logits, weights, ids = self.room(number)
         with self._kernel.lock:
             status = self._route(
                 self._kernel.pool.handle,

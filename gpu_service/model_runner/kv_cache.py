@@ -123,20 +123,23 @@ class KvCache:
         self._store(values, value_states)
         return keys[self._rows, :, : self._length], values[self._rows, :, : self._length]
 
-    def decoding(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-        """What the attention of a decode step sees, in memory that is written: its own tokens are not stored yet.
+    @property
+    def decoding(self) -> tuple[int, torch.Tensor]:
+        """This forward's first row, and the position of each sequence's first token, [sequences]."""
+        return self._rows.start, self._positions
+
+    def memory(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """All of a layer's keys and values as memory that may be written; None if it has none yet.
+
+        Both are [rows, heads, positions, dim], and the same tensors until rows are divided anew.
 
         Args:
             layer_idx: The decoder layer.
-
-        Returns:
-            Keys and values as `update` returns them, and the position of each sequence's token, [sequences] int64.
-            None if the layer has no memory yet.
         """
         if layer_idx not in self._blocks:
             return None
         keys, values = self._blocks[layer_idx]
-        return keys.rows[self._rows, :, : self._length], values.rows[self._rows, :, : self._length], self._positions
+        return keys.rows, values.rows
 
     def memory_of(
         self, layer_idx: int, key_states: torch.Tensor, value_states: torch.Tensor

@@ -20,6 +20,7 @@ from gpu_service.gpu_experts.compute import DeviceExperts
 from gpu_service.gpu_experts.uploads import Uploads
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import DeviceTimer
+from gpu_service.moe.direct import FEW_ROWS, DirectLayers, DirectWork
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
 from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork, message_parts
@@ -51,6 +52,7 @@ class Dispatcher:
         self.max_rows: int | None = None
         """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
+        self._direct = DirectLayers(self._num_experts, self.selections, self.costs)
         self._device = device
         self._remote = remote
         self._in_process = in_process
@@ -83,8 +85,10 @@ class Dispatcher:
 
     def begin(
         self, layer: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor
-    ) -> LayerWork:
+    ) -> LayerWork | DirectWork:
         """Plans a layer, sends what is remote and starts the copies of what is streamed. Waits for neither.
+
+        A layer that needs no plan is sent first.
 
         Args:
             layer: Index into the checkpoint's MoE layers.
@@ -100,6 +104,15 @@ class Dispatcher:
         if guess is not None:
             on_host["guess"] = guess
         rows, ids, weights, *guessed = self._staging.to_host(**on_host)
+        if orchestration.is_all_remote and 0 < len(ids) <= FEW_ROWS and self._remote.available:
+            return self._direct.begin(
+                layer,
+                hidden,
+                on_host=(rows, ids, weights),
+                began_at=began_at,
+                remote=self._remote,
+                orchestration=orchestration,
+            )
         # counted on the CPU: a count on the GPU would be one more synchronisation
         selections = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         counts = np.minimum(selections, len(ids))  # see planner.rows_by_expert
@@ -124,12 +137,14 @@ class Dispatcher:
             began_at=began_at,
         )
 
-    def finish(self, work: LayerWork) -> torch.Tensor:
+    def finish(self, work: LayerWork | DirectWork) -> torch.Tensor:
         """Computes what runs here and joins what was sent: [rows, hidden] in the dtype of the hidden rows.
 
         Raises:
             ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
         """
+        if isinstance(work, DirectWork):
+            return self._finish_direct(work)
         if not work.plan.resident and not work.plan.streamed and len(work.messages) == 1:
             (joined,) = self._uploads.to_device(self._join(work, work.messages[0]))
             output = joined.to(work.hidden.dtype)
@@ -137,6 +152,20 @@ class Dispatcher:
             output = self._finish_both_sides(work)
         self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
         return output
+
+    def _finish_direct(self, work: DirectWork) -> torch.Tensor:
+        message = ExpertMessage(
+            rows=None, hidden=work.rows, ids=work.ids, weights=work.weights, route="remote", sent_at=work.sent_at
+        )
+        try:
+            joined = self._direct.join(work, self.orchestration)
+        except ExpertServiceError:  # the client has reported it; even if the service is back by now, no answer comes
+            joined = self._compute_lost(work.layer, message)
+            self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
+        else:
+            joined = self._without_non_finite(joined, message, work.first_row)
+        (output,) = self._uploads.to_device(joined)
+        return output.to(work.hidden.dtype)
 
     def _finish_both_sides(self, work: LayerWork) -> torch.Tensor:
         plan, hidden = work.plan, work.hidden
@@ -168,10 +197,12 @@ class Dispatcher:
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
         """Changes residency between two batches, the last of which had so many rows and took so many seconds."""
+        self._direct.count_joined()
         self.orchestration.end_of_step(num_rows, seconds)
 
     def cancel_batch(self) -> None:
         """Releases what a failed batch left under way."""
+        self._direct.count_joined()
         self.orchestration.cancel_batch()
 
     def take_non_finite(self) -> set[int]:
@@ -233,7 +264,6 @@ class Dispatcher:
 
     def _join(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
         """Returns a message's partial sums, [part, hidden], from the CPU expert service or computed in its place."""
-        selections = int(np.count_nonzero(message.ids.numpy() >= 0))
         if message.pending is not None:
             joining_at = time.perf_counter()
             try:
@@ -242,11 +272,9 @@ class Dispatcher:
                 pass  # the client has reported it; even if the service is back by now, this answer never comes
             else:
                 self._observe(work, message, message.pending, joining_at=joining_at)
-                self.selections.add_route(work.layer, message.route, selections)
+                self.selections.add_route(work.layer, message.route, _selections_of(message))
                 return self._without_non_finite(output, message, work.first_row)
-        self.selections.add_route(work.layer, "streamed", selections)
-        metrics.REPLANNED_LAYERS.inc()
-        return self._compute_lost(work, message)
+        return self._compute_lost(work.layer, message)
 
     def _observe(self, work: LayerWork, message: ExpertMessage, pending: PendingOutput, *, joining_at: float) -> None:
         """Corrects the costs by an answer, and counts its seconds."""
@@ -262,24 +290,27 @@ class Dispatcher:
             hop_seconds = now - message.sent_at - seconds
             self.costs.add("hop", work.layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
 
-    def _compute_lost(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
+    def _compute_lost(self, layer: int, message: ExpertMessage) -> torch.Tensor:
+        """Computes in the place of the service what it never answers: [message's rows, hidden]."""
+        self.selections.add_route(layer, "streamed", _selections_of(message))
+        metrics.REPLANNED_LAYERS.inc()
         if self._in_process is not None:
             return self._in_process.submit(
-                work.layer, message.hidden, expert_ids=message.ids, routing_weights=message.weights
+                layer, message.hidden, expert_ids=message.ids, routing_weights=message.weights
             ).join()
-        counts = rows_by_expert(message.ids.numpy(), self._num_experts[work.layer])
-        plan = self.orchestration.plan(work.layer, counts.tolist(), remote_available=False)
+        counts = rows_by_expert(message.ids.numpy(), self._num_experts[layer])
+        plan = self.orchestration.plan(layer, counts.tolist(), remote_available=False)
         if plan.remote:
             raise ExpertServiceError("the CPU expert service is lost, and there is no room to compute its experts here")
         (hidden,) = self._uploads.to_device(message.hidden)
-        resident = self.orchestration.resident_weights(work.layer, plan.resident)
+        resident = self.orchestration.resident_weights(layer, plan.resident)
         return self._device_experts.run(
-            work.layer,
+            layer,
             hidden,
             expert_ids=message.ids.numpy(),
             routing_weights=message.weights.numpy(),
             resident=resident,
-            streamed=self.orchestration.stream(work.layer, plan.streamed),
+            streamed=self.orchestration.stream(layer, plan.streamed),
         )
 
     def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage, first_row: int) -> torch.Tensor:
@@ -291,3 +322,7 @@ class Dispatcher:
         metrics.NON_FINITE_ROWS.inc(len(rows))
         self._non_finite.update((first_row + (rows if message.rows is None else message.rows[rows])).tolist())
         return output.masked_fill(non_finite[:, None], 0)
+
+
+def _selections_of(message: ExpertMessage) -> int:
+    return int(np.count_nonzero(message.ids.numpy() >= 0))

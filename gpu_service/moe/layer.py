@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from gpu_service.moe.direct import DirectWork
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.pending import LayerWork
 from gpu_service.moe.shared_experts import SharedExperts, same_rows
@@ -27,7 +28,7 @@ class MoeLayer(nn.Module):
         self._layer = -1
         self._dispatcher: Dispatcher | None = None
         self._shared: SharedExperts | None = None
-        self._early: LayerWork | None = None
+        self._early: LayerWork | DirectWork | None = None
 
     def connect(self, layer: int, dispatcher: Dispatcher, block: nn.Module | None) -> None:
         """Completes the module once the model is built.
@@ -71,7 +72,9 @@ class MoeLayer(nn.Module):
             self._shared.routed_experts_called(rows)
         return self._dispatcher.finish(work).view(hidden.shape)
 
-    def _begin(self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> LayerWork:
+    def _begin(
+        self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+    ) -> LayerWork | DirectWork:
         assert self._dispatcher is not None
         return self._dispatcher.begin(self._layer, rows, expert_ids=expert_ids, routing_weights=routing_weights)
 

@@ -56,6 +56,11 @@ class Orchestrated(MeasuredRemote):
             costs = costs.without_cpu()
         return planner.plan(counts, self._slots.resident(layer), costs, pending=self._slots.pending(layer))
 
+    @property
+    @override
+    def is_all_remote(self) -> bool:
+        return False
+
     @override
     def start_copies(self, layer: int, counts: npt.NDArray[np.int64], plan: Plan) -> Sequence[tuple[int, ExpertCopy]]:
         self._placement.observe(layer, counts.tolist())

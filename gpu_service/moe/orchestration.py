@@ -42,6 +42,11 @@ class Orchestration(Protocol):
         """
         ...
 
+    @property
+    def is_all_remote(self) -> bool:
+        """Whether every plan has all experts computed remotely, so that few rows need none."""
+        ...
+
     def start_copies(self, layer: int, counts: npt.NDArray[np.int64], plan: Plan) -> Sequence[tuple[int, ExpertCopy]]:
         """Starts the copies of what a plan streams. Returns experts and copies in the order in which to wait for them.
 
@@ -127,6 +132,11 @@ class EverythingRemote(Orchestration):
     @override
     def plan(self, layer: int, counts: Sequence[int], remote_available: bool) -> Plan:
         return planner.all_remote(counts)
+
+    @property
+    @override
+    def is_all_remote(self) -> bool:
+        return True
 
     @override
     def start_copies(self, layer: int, counts: npt.NDArray[np.int64], plan: Plan) -> Sequence[tuple[int, ExpertCopy]]:

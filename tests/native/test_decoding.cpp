@@ -143,6 +143,36 @@ void compute_blocks(fiddler_pool* pool) {
   }
 }
 
+// The choice of experts in the call that computes the rows, and by itself.
+void route_blocks(fiddler_pool* pool) {
+  for (int32_t tier = 0; fiddler_tier_name(tier); ++tier) {
+    if (!fiddler_has_tier(tier)) continue;
+    Layer layer({3, 96, 6, 2, 32, 32, 70, true, false, false});
+    const int64_t experts = 10, k = 4, chosen = layer.s.rows * k;
+    const Linear gate(experts, layer.s.hidden, layer.numbers);
+    const fiddler_router router = {gate.product, k, FIDDLER_SOFTMAX, 0, 1, 1, 0.0f, 1.0f, nullptr, 1, 1};
+    std::vector<float> logits(static_cast<size_t>(layer.s.rows * experts)), weights(static_cast<size_t>(chosen));
+    std::vector<int32_t> ids(static_cast<size_t>(chosen), -1);
+    layer.block.router = &router;
+    layer.block.logits = logits.data();
+    layer.block.routing_weights = weights.data();
+    layer.block.expert_ids = ids.data();
+    expect(fiddler_attend_block(pool, tier, &layer.block) == FIDDLER_OK, "fiddler_attend_block with a router", tier);
+    std::vector<float> due_logits(logits.size()), due_weights(weights.size());
+    std::vector<int32_t> due_ids(ids.size());
+    expect(fiddler_route(pool, tier, &router, layer.s.rows, layer.normed.data(), due_logits.data(), due_weights.data(),
+                         due_ids.data()) == FIDDLER_OK,
+           "fiddler_route of the same rows", tier);
+    expect(logits == due_logits && weights == due_weights && ids == due_ids, "the same choice", tier);
+    layer.block.expert_ids = nullptr;
+    expect(fiddler_attend_block(pool, tier, &layer.block) == FIDDLER_NULL_POINTER, "no room for a choice", tier);
+    const Linear other(experts, layer.s.hidden - 2, layer.numbers);
+    const fiddler_router misfit = {other.product, k, FIDDLER_SOFTMAX, 0, 1, 1, 0.0f, 1.0f, nullptr, 1, 1};
+    layer.block.router = &misfit;
+    expect(fiddler_attend_block(pool, tier, &layer.block) == FIDDLER_BAD_SIZE, "a router of other rows", tier);
+  }
+}
+
 void refuse_blocks(fiddler_pool* pool) {
   Layer good({2, 64, 4, 2, 16, 16, 9, true, false, false});
   const auto status = [&](auto change) {
@@ -212,6 +242,7 @@ int main() {
     fiddler_pool* pool = fiddler_pool_create(cpus, nodes, threads, 20);
     expect(pool != nullptr, "a pool", threads);
     compute_blocks(pool);
+    route_blocks(pool);
     refuse_blocks(pool);
     route(pool);
     fiddler_pool_destroy(pool);

@@ -142,27 +142,6 @@ struct fiddler_norm {
   int32_t rounds_first;
 };
 
-// A decoder layer up to its experts, for one token of each of several sequences, in bfloat16:
-//   rows                = before(hidden)
-//   queries, keys, values = rows x three matrices; queries and keys normalised, and each head turned by its angles
-//   keys and values at the position of their sequence = the new ones
-//   residual            = hidden + attention x out
-//   normed              = after(residual)
-// What each line gives is rounded to bfloat16, and so are the two products of a turn.
-struct fiddler_attention_block {
-  fiddler_product query, key, value, out;  // weights and sizes; the call sets the rest
-  fiddler_norm before, query_norm, key_norm, after;  // query_norm and key_norm: of a head, or of all heads of a row
-  fiddler_attention attention;  // of bfloat16; the call sets queries and output, and writes new keys and values
-  const int64_t* positions;     // [rows]
-  const void* cosines;          // [rows, angles]
-  const void* sines;
-  int64_t turned;      // values of a head that are turned: the first ones
-  int64_t angles;      // as many, or half as many where both halves of them have the same
-  const void* hidden;  // [rows, inputs of query]
-  void* residual;
-  void* normed;
-};
-
 enum fiddler_scoring : int32_t {
   FIDDLER_SOFTMAX = 0,            // over all experts, before the choice
   FIDDLER_SOFTMAX_OF_CHOSEN = 1,  // over the chosen, after it
@@ -182,6 +161,31 @@ struct fiddler_router {
   const float* corrections;  // [experts], added to scores for the choice alone; null: none
   int64_t groups;            // of experts next to each other; a group counts by the sum of its two best
   int64_t kept_groups;       // only the best of these are chosen from
+};
+
+// A decoder layer up to its experts, for one token of each of several sequences, in bfloat16:
+//   rows                = before(hidden)
+//   queries, keys, values = rows x three matrices; queries and keys normalised, and each head turned by its angles
+//   keys and values at the position of their sequence = the new ones
+//   residual            = hidden + attention x out
+//   normed              = after(residual)
+// What each line gives is rounded to bfloat16, and so are the two products of a turn.
+struct fiddler_attention_block {
+  fiddler_product query, key, value, out;  // weights and sizes; the call sets the rest
+  fiddler_norm before, query_norm, key_norm, after;  // query_norm and key_norm: of a head, or of all heads of a row
+  fiddler_attention attention;  // of bfloat16; the call sets queries and output, and writes new keys and values
+  const int64_t* positions;     // [rows]
+  const void* cosines;          // [rows, angles]
+  const void* sines;
+  int64_t turned;      // values of a head that are turned: the first ones
+  int64_t angles;      // as many, or half as many where both halves of them have the same
+  const void* hidden;  // [rows, inputs of query]
+  void* residual;
+  void* normed;
+  const fiddler_router* router;  // chooses experts for the normed rows, see fiddler_route; null: nothing does
+  float* logits;
+  float* routing_weights;
+  int32_t* expert_ids;
 };
 
 struct fiddler_pool;
@@ -226,7 +230,7 @@ int32_t fiddler_normalize(int64_t rows, int64_t size, const void* input, const v
 // What the attention of a decode step computes.
 int32_t fiddler_attend(fiddler_pool* pool, int32_t tier, const fiddler_attention* job);
 
-// What a layer of a decode step computes before its experts, in one call.
+// What a layer of a decode step computes before its experts, and which they are, in one call.
 int32_t fiddler_attend_block(fiddler_pool* pool, int32_t tier, const fiddler_attention_block* block);
 
 // Routes [rows, inputs of the gate] of bfloat16: logits are [rows, experts]; weights and ids [rows, k], the best first.

@@ -19,11 +19,13 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 from transformers.models.llama import modeling_llama
 
 from fiddler.kernels.attention import AttentionKernel
+from fiddler.kernels.attention_block import Step
 from gpu_service.model_runner.attention.functions import AttentionFunction, AttentionFunctions
+from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.reading.copied_code import is_copy
 
 _NAME: Final = "fiddler_host"
-UNSUPPORTED: Final = ("position_bias", "cache", "softcap", "output_attentions", "head_mask")
+_UNSUPPORTED: Final = frozenset({"position_bias", "cache", "softcap", "output_attentions", "head_mask"})
 """Arguments of attention functions that change what is computed."""
 
 _running = threading.local()
@@ -44,6 +46,7 @@ class HostAttention:
         self._kernel = kernel
         self._sinks: dict[nn.Module, torch.Tensor] = {}
         self._visible: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        self._steps: dict[tuple[int, int], tuple[object, object, Step | None]] = {}
 
     @property
     def is_used(self) -> bool:
@@ -64,6 +67,7 @@ class HostAttention:
         finally:
             _running.now = None
             self._visible.clear()
+            self._steps.clear()
 
     def attend(
         self,
@@ -84,6 +88,36 @@ class HostAttention:
             own: tuple[torch.Tensor, torch.Tensor | None] = function(module, query, key, value, attention_mask, **more)
             return own
         return output, None
+
+    def step(self, cache: KvCache, mask: torch.Tensor | None, angles: Any) -> Step | None:
+        """What the layers of this forward share whose mask and angles these are; None if the kernels do not compute it.
+
+        Args:
+            cache: Of the forward, in which each sequence has one token.
+            mask: As `visible_positions` takes it; None: all positions are seen.
+            angles: Cosines and sines [sequences, 1, n].
+        """
+        key = id(mask), id(angles)
+        if key not in self._steps:
+            self._steps[key] = mask, angles, self._new_step(cache, mask, angles)
+        return self._steps[key][2]
+
+    def _new_step(self, cache: KvCache, mask: torch.Tensor | None, angles: Any) -> Step | None:
+        first_row, positions = cache.decoding
+        rows = len(positions)
+        if not isinstance(angles, tuple) or angles[0].dtype is not torch.bfloat16 or angles[0].shape[:-1] != (rows, 1):
+            return None
+        visible = None if mask is None else self.visible_positions(mask, rows, cache.length)
+        if mask is not None and visible is None:
+            return None
+        cosines, sines = angles
+        return Step(
+            first_row=first_row,
+            length=cache.length,
+            positions=positions,
+            angles=(cosines[:, 0], sines[:, 0]),
+            visible=visible,
+        )
 
     def visible_positions(self, mask: torch.Tensor, rows: int, length: int) -> torch.Tensor | None:
         """The positions that rows of one token see, [rows, length] bool.
@@ -139,8 +173,13 @@ def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more:
         and len(key) == len(query)
         and query.shape[1] % key.shape[1] == 0
         and not more.get("dropout")
-        and not any(more.get(name) is not None and more[name] is not False for name in UNSUPPORTED)
+        and has_no_others(more)
     )
+
+
+def has_no_others(more: Mapping[str, Any]) -> bool:
+    """Whether none of the further arguments of an attention function changes what is computed."""
+    return _UNSUPPORTED.isdisjoint(more) or all(more.get(name) in (None, False) for name in _UNSUPPORTED)
 
 
 @cache

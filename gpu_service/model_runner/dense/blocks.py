@@ -1,4 +1,4 @@
-"""Decoder layers up to their experts in one native call, for decode steps with --device cpu: decision 33.
+"""Decoder layers up to the choice of experts in one native call, for decode steps with --device cpu: decision 33.
 
 It is for layers whose code, and that of their attention and norms, is a copy of code that is known here. All others,
 and all that is no decode step, are computed by their own code.
@@ -24,8 +24,9 @@ from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe as qwen3_vl_m
 from fiddler.kernels.attention_block import AttentionBlock, BlockWeights, Linear
 from fiddler.kernels.linear import LinearKernel
 from fiddler.kernels.native import NativeError
-from gpu_service.model_runner.attention.host import UNSUPPORTED, HostAttention
+from gpu_service.model_runner.attention.host import HostAttention, has_no_others
 from gpu_service.model_runner.dense import norms
+from gpu_service.model_runner.dense.routers import HostRouter, host_router_of
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.reading.copied_code import is_copy
 
@@ -47,17 +48,26 @@ _ATTENTIONS_WITH_SINKS: Final = (gpt_oss.GptOssAttention,)
 class HostBlock:
     """What one decoder layer computes before its experts."""
 
-    def __init__(self, block: AttentionBlock, attention: HostAttention, layer: int) -> None:
+    def __init__(
+        self, block: AttentionBlock, attention: HostAttention, layer: int, router: HostRouter | None = None
+    ) -> None:
         """Computes nothing yet.
 
         Args:
             block: The layer's weights.
             attention: Of the model.
             layer: The number by which the cache knows it.
+            router: Of the layer's experts, which the block computes, too; None: it does not.
         """
         self._block = block
         self._attention = attention
         self._layer = layer
+        self._router = router
+
+    def end(self) -> None:
+        """Forgets what was chosen for the experts, which have been computed."""
+        if self._router is not None:
+            self._router.forget()
 
     def compute(
         self,
@@ -74,27 +84,16 @@ class HostBlock:
             The hidden rows after attention, and their norm: [rows, 1, hidden]. None if this is no decode step over
             a cache of keys and values, and the layer's own code computes it.
         """
-        if not self._is_due(hidden, past_key_values, more) or not isinstance(position_embeddings, tuple):
+        if not self._is_due(hidden, past_key_values, more):
             return None
-        kept = past_key_values.decoding(self._layer)
-        rows = len(hidden)
-        cosines, sines = position_embeddings
-        if kept is None or cosines.dtype is not torch.bfloat16 or cosines.shape[:-1] != (rows, 1):
+        memory = past_key_values.memory(self._layer)
+        step = None if memory is None else self._attention.step(past_key_values, attention_mask, position_embeddings)
+        if memory is None or step is None:
             return None
-        keys, values, positions = kept
-        visible = None
-        if attention_mask is not None:
-            visible = self._attention.visible_positions(attention_mask, rows, keys.shape[2])
-            if visible is None:
-                return None
-        residual, normed = self._block.compute(
-            hidden[:, 0],
-            angles=(cosines[:, 0], sines[:, 0]),
-            positions=positions,
-            keys=keys,
-            values=values,
-            visible=visible,
-        )
+        keys, values = memory
+        residual, normed, routed = self._block.compute(hidden[:, 0], step, keys=keys, values=values)
+        if self._router is not None and routed is not None:
+            self._router.set_ahead(normed, routed)
         return residual[:, None], normed[:, None]
 
     def _is_due(self, hidden: torch.Tensor, cache: Any, more: Mapping[str, Any]) -> bool:
@@ -105,7 +104,7 @@ class HostBlock:
             and hidden.shape[1] == 1
             and hidden.numel() <= norms.FEW_VALUES
             and hidden.is_contiguous()
-            and not any(more.get(name) is not None and more[name] is not False for name in UNSUPPORTED)
+            and has_no_others(more)
         )
 
 
@@ -125,12 +124,13 @@ def install(module: nn.Module, attention: HostAttention, kernel: LinearKernel) -
         weights = _weights_of(layer, attention)
         if weights is None:
             continue
+        own: Any = layer
+        router = host_router_of(own.mlp)
         try:
-            block = AttentionBlock(kernel, weights)
+            block = AttentionBlock(kernel, weights, None if router is None else router.kernel)
         except NativeError:
             continue
-        own: Any = layer
-        own.host_block = HostBlock(block, attention, own.self_attn.layer_idx)
+        own.host_block = HostBlock(block, attention, own.self_attn.layer_idx, router)
         own.__class__ = _with_block(cls, has_scores=has_scores)
 
 
@@ -145,7 +145,10 @@ def _with_block(cls: Any, *, has_scores: bool) -> Any:
             own: torch.Tensor = cls.forward(self, hidden_states, *args, **kwargs)
             return own
         residual, normed = computed
-        output: Any = self.mlp(normed)
+        try:
+            output: Any = self.mlp(normed)
+        finally:
+            host.end()
         sums: torch.Tensor = output[0] if has_scores else output
         return residual + sums
 

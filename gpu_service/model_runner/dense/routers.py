@@ -18,7 +18,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from fiddler.kernels.linear import LinearKernel
 from fiddler.kernels.native import NativeError
-from fiddler.kernels.routing import RouterKernel, RouterWeights, Scoring
+from fiddler.kernels.routing import Routed, RouterKernel, RouterWeights, Scoring
 from gpu_service.model_runner.dense.norms import FEW_VALUES
 from gpu_service.model_runner.reading.copied_code import is_copy
 
@@ -73,6 +73,38 @@ _FORMS: Final[tuple[tuple[Any, Callable[[Any], RouterWeights]], ...]] = (
 """Routers whose copies are known, and what the library is told of one."""
 
 
+class HostRouter:
+    """A router of few rows: computed when it is called, or before, in the call of its decoder layer."""
+
+    def __init__(self, kernel: RouterKernel) -> None:
+        self.kernel = kernel
+        self._ahead: tuple[torch.Tensor, Routed] | None = None
+
+    def set_ahead(self, rows: torch.Tensor, routed: Routed) -> None:
+        """Says what is chosen for [rows, hidden], until `forget` is called."""
+        self._ahead = rows, routed
+
+    def forget(self) -> None:
+        """Forgets it: other rows may come to lie in the same memory."""
+        self._ahead = None
+
+    def route(self, rows: torch.Tensor) -> Routed:
+        """Chooses experts for [rows, hidden]."""
+        if self._ahead is not None:
+            known, routed = self._ahead
+            if known.data_ptr() == rows.data_ptr() and known.shape == rows.shape:
+                return routed
+        return self.kernel.route(rows)
+
+
+def host_router_of(block: nn.Module) -> HostRouter | None:
+    """The router of a MoE block, if `install` has found one there."""
+    found = [
+        child.host_router for child in block.modules() if isinstance(getattr(child, "host_router", None), HostRouter)
+    ]
+    return found[0] if len(found) == 1 else None  # type: ignore[return-value]
+
+
 def install(module: nn.Module, kernel: LinearKernel) -> None:
     """Lets the native library compute few rows of every router whose code is known, in place.
 
@@ -88,7 +120,7 @@ def install(module: nn.Module, kernel: LinearKernel) -> None:
             continue
         try:
             router: Any = child
-            router.host_router = RouterKernel(kernel, described(child))
+            router.host_router = HostRouter(RouterKernel(kernel, described(child)))
         except NativeError:
             continue
         child.__class__ = _with_few_rows(cls)
@@ -98,11 +130,11 @@ def install(module: nn.Module, kernel: LinearKernel) -> None:
 def _with_few_rows(cls: Any) -> Any:
     """A router's class that computes few rows natively, and is that class in all else."""
 
-    def forward(self: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self: Any, hidden_states: torch.Tensor) -> Routed:
         if hidden_states.dtype is torch.bfloat16 and hidden_states.numel() <= FEW_VALUES:
-            host: RouterKernel = self.host_router
+            host: HostRouter = self.host_router
             return host.route(hidden_states.reshape(-1, hidden_states.shape[-1]))
-        computed: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = cls.forward(self, hidden_states)
+        computed: Routed = cls.forward(self, hidden_states)
         return computed
 
     return type(cls.__name__, (cls,), {"forward": forward})

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 
-from fiddler.kernels.attention_block import AttentionBlock, BlockWeights, Linear, Norm
+from fiddler.kernels.attention_block import AttentionBlock, BlockWeights, Linear, Norm, Step
 from fiddler.kernels.linear import LinearKernel
 from fiddler.kernels.native import NativeError, Pool, available_tiers
+from fiddler.kernels.routing import Routed, RouterKernel, RouterWeights, Scoring
 
 ROUNDING = 2.0**-8
 EPSILON = 1e-5
@@ -75,17 +77,21 @@ class Layer:
         self.positions = torch.tensor([4, LENGTH - 1, 0, 6][:rows])
         turns = torch.rand(rows, self.turned // (2 if shape.has_half_angles else 1), generator=self._generator) * 6
         self.angles = turns.cos().bfloat16(), turns.sin().bfloat16()
-        # views of a larger cache
-        self._keys, self._values = (self._random(rows + 1, shape.kv_heads, LENGTH + 2, shape.size) for _ in range(2))
-        self.keys, self.values = self._keys[1:, :, :LENGTH], self._values[1:, :, :LENGTH]
+        # more rows and positions than the step has
+        self.keys, self.values = (self._random(rows + 2, shape.kv_heads, LENGTH + 2, shape.size) for _ in range(2))
         self.visible = torch.arange(LENGTH) <= self.positions[:, None]
 
-    def compute(self, kernel: LinearKernel, **changes: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        given = {"positions": self.positions, "keys": self.keys, "values": self.values, "visible": self.visible}
-        hidden = changes.pop("hidden", self.hidden)
-        assert hidden is not None
-        block = AttentionBlock(kernel, self.weights)
-        return block.compute(hidden, angles=self.angles, **(given | changes))  # type: ignore[arg-type]
+    def step(self, **changes: Any) -> Step:
+        given: dict[str, Any] = {"positions": self.positions, "visible": self.visible}
+        return Step(first_row=1, length=LENGTH, angles=self.angles, **(given | changes))
+
+    def compute(
+        self, kernel: LinearKernel, *, router: RouterKernel | None = None, **changes: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, Routed | None]:
+        hidden, keys, values = (changes.pop(name, getattr(self, name)) for name in ("hidden", "keys", "values"))
+        return AttentionBlock(kernel, self.weights, router).compute(
+            hidden, self.step(**changes), keys=keys, values=values
+        )
 
     def due(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The sum with hidden rows, its norm, and the new keys and values [rows, kv_heads, size]."""
@@ -96,7 +102,7 @@ class Layer:
             query, key = _normed(query, weights.query_norm), _normed(key, weights.key_norm)
         query, key, value = (each.view(self.rows, -1, shape.size) for each in (query, key, value))
         query, key = self._turned(query), self._turned(key)
-        keys, values = self.keys.double().clone(), self.values.double().clone()
+        keys, values = (each[1:-1, :, :LENGTH].double() for each in (self.keys, self.values))
         number = torch.arange(self.rows)
         keys[number, :, self.positions], values[number, :, self.positions] = key.double(), value.double()
         groups = shape.heads // shape.kv_heads
@@ -162,16 +168,17 @@ def _check(actual: torch.Tensor, due: torch.Tensor) -> None:
 def test_each_step_is_computed_and_the_new_keys_are_kept(kernel: LinearKernel, name: str, rows: int) -> None:
     layer = Layer(SHAPES[name], rows)
     residual, normed, key, value = layer.due()
-    keys, values = layer._keys.clone(), layer._values.clone()
+    keys, values = layer.keys.clone(), layer.values.clone()
     computed = layer.compute(kernel)
+    assert computed[2] is None
     _check(computed[0], residual)
     _check(computed[1], normed)
-    number = torch.arange(rows)
+    number = 1 + torch.arange(rows)
     _check(layer.keys[number, :, layer.positions], key)
     _check(layer.values[number, :, layer.positions], value)
     # nothing else is written
-    for before, after in ((keys, layer._keys), (values, layer._values)):
-        before[1 + number, :, layer.positions] = after[1 + number, :, layer.positions]
+    for before, after in ((keys, layer.keys), (values, layer.values)):
+        before[number, :, layer.positions] = after[number, :, layer.positions]
         assert torch.equal(before, after)
 
 
@@ -182,19 +189,47 @@ def test_without_a_mask_all_positions_are_seen(kernel: LinearKernel) -> None:
     _check(layer.compute(kernel, visible=None)[0], residual)
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_router_chooses_experts_for_the_normed_rows(kernel: LinearKernel, rows: int) -> None:
+    layer = Layer(SHAPES["qwen3"], rows)
+    weight = torch.randn(16, layer.shape.hidden, generator=torch.Generator().manual_seed(rows)).bfloat16()
+    router = RouterKernel(kernel, RouterWeights(weight=weight, k=4, scoring=Scoring.SOFTMAX, normalizes=True))
+    _, normed, routed = layer.compute(kernel, router=router)
+    assert routed is not None
+    for actual, due in zip(routed, router.route(normed), strict=True):
+        assert torch.equal(actual, due)
+
+
+def test_memory_that_is_divided_anew_is_described_anew(kernel: LinearKernel) -> None:
+    layer = Layer(SHAPES["mixtral"], 2)
+    block = AttentionBlock(kernel, layer.weights)
+    step = layer.step()
+    first = block.compute(layer.hidden, step, keys=layer.keys.clone(), values=layer.values.clone())
+    wide = [torch.zeros(4, 2, LENGTH + 30, 32, dtype=torch.bfloat16) for _ in range(2)]
+    for memory, held in zip(wide, (layer.keys, layer.values), strict=True):
+        memory[:, :, : held.shape[2]] = held
+    second = block.compute(layer.hidden, step, keys=wide[0], values=wide[1])
+    assert torch.equal(first[0], second[0])
+
+
 def test_what_does_not_fit_is_refused(kernel: LinearKernel) -> None:
     layer = Layer(SHAPES["mixtral"], 2)
     for name, wrong in (
         ("hidden", layer.hidden.float()),
         ("hidden", layer.hidden[:, 1:]),
+        ("hidden", layer.hidden[:1]),
         ("positions", layer.positions.int()),
-        ("positions", torch.tensor([3])),
+        ("cosines", torch.tensor([3])),
         ("keys", layer.keys[:, :1]),
+        ("keys", layer.keys[:2]),
+        ("keys", layer.keys[:, :, : LENGTH - 1]),
         ("values", layer.values.float()),
+        ("values", layer.values[:-1]),
         ("visible", layer.visible[:, 1:]),
     ):
+        changed: dict[str, Any] = {"positions" if name == "cosines" else name: wrong}
         with pytest.raises(NativeError, match=rf"^{name}: expected "):
-            layer.compute(kernel, **{name: wrong})
+            layer.compute(kernel, **changed)
     for beyond in (-1, LENGTH):
         with pytest.raises(NativeError, match="size"):
             layer.compute(kernel, positions=torch.tensor([2, beyond]))

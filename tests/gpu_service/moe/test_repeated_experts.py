@@ -15,6 +15,7 @@ from fiddler.expert_math import expert_forward, layer_combination, layer_weights
 from gpu_service.gpu_experts.expert_slots import ExpertSlots
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.orchestration import MeasuredRemote
+from gpu_service.moe.pending import LayerWork
 from gpu_service.planning.latency_model import LatencyModel, Measurements
 from tests.support.families.engine import RunnerExperts, best_kernel
 from tests.support.routes import WAYS, use_route
@@ -70,6 +71,7 @@ def test_a_service_that_is_lost_in_the_middle_leaves_the_sums_right(checkpoint: 
     rows = [[5, 5, 5], [5, 5, -1]]
     hidden, weights = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)), torch.ones(2, K)
     work = dispatcher.begin(0, hidden, expert_ids=torch.tensor(rows), routing_weights=weights)
+    assert isinstance(work, LayerWork)
     work.messages[0].pending = None
     torch.testing.assert_close(
         dispatcher.finish(work), _expected(checkpoint, hidden, rows=rows, weights=weights), atol=1e-4, rtol=1e-4

@@ -1,4 +1,5 @@
-// fiddler_attend_block: what a decoder layer does before its experts, in the order of transformers' code.
+// fiddler_attend_block: what a decoder layer does before its experts, in the order of transformers' code, and the choice
+// of its experts.
 
 #include <cstring>
 #include <initializer_list>
@@ -42,6 +43,7 @@ int32_t check(const fiddler_attention_block& block) {
   if (!divides(block.query_norm, block.query.outputs) || !divides(block.key_norm, block.key.outputs)) {
     return FIDDLER_BAD_SIZE;
   }
+  if (block.router && block.router->gate.inputs != hidden) return FIDDLER_BAD_SIZE;
   if (attention.dtype != FIDDLER_BFLOAT16) return FIDDLER_BAD_DTYPE;
   for (const void* pointer : {block.cosines, block.sines, block.hidden, static_cast<const void*>(block.residual),
                               static_cast<const void*>(block.normed), attention.keys, attention.values,
@@ -158,7 +160,10 @@ int32_t compute(fiddler_pool* pool, int32_t tier, const fiddler_attention_block&
   const fiddler_product* const last[] = {&out};
   if (const int32_t status = fiddler_multiply(pool, tier, last, 1)) return status;
   add(block.hidden, projected, block.residual, rows * hidden);
-  return normalize(block.after, rows * hidden, block.residual, block.normed);
+  if (const int32_t status = normalize(block.after, rows * hidden, block.residual, block.normed)) return status;
+  if (!block.router) return FIDDLER_OK;
+  return fiddler_route(pool, tier, block.router, rows, block.normed, block.logits, block.routing_weights,
+                       block.expert_ids);
 }
 
 }  // namespace
