@@ -8,6 +8,7 @@ import ctypes
 import weakref
 from ctypes import byref, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import torch
 
@@ -17,6 +18,9 @@ from fiddler.kernels.attention import Attention
 from fiddler.kernels.linear import LinearKernel, describe
 from fiddler.kernels.native import Product, check
 from fiddler.kernels.routing import Routed, RouterKernel
+from fiddler.kernels.segments.caller import Posting
+
+_NO_SLOT: Final = -1
 
 
 class _Norm(ctypes.Structure):
@@ -92,6 +96,19 @@ class BlockWeights:
     """Of the scores."""
 
 
+class Computed(NamedTuple):
+    """What a layer computes of its rows."""
+
+    residual: torch.Tensor
+    """The sum of hidden rows and attention, [rows, hidden] bfloat16."""
+    normed: torch.Tensor
+    """Its norm, likewise."""
+    routed: Routed | None
+    """What the router chooses for the latter; None without a router."""
+    slot: int
+    """Where the message to the experts was posted; negative: it was not."""
+
+
 class Step:
     """What all layers of a decode step share: one token of each of several sequences, in adjacent rows of a cache."""
 
@@ -149,7 +166,10 @@ class AttentionBlock:
         """
         self._kernel = kernel
         self._tier = native.tiers().index(kernel.tier)
-        self._compute = native.load().fiddler_attend_block
+        self._compute, self._compute_and_post = (
+            native.load().fiddler_attend_block,
+            native.load().fiddler_attend_and_post,
+        )
         self._block = block = _Block()
         self._reference = byref(block)
         self._kept: list[object] = [weights]
@@ -174,11 +194,19 @@ class AttentionBlock:
         self._router = router
         if router is not None:
             block.router = router.address
+        self._slot = c_int32()
+        self._slot_reference = byref(self._slot)
         self._memory: tuple[weakref.ref[torch.Tensor], weakref.ref[torch.Tensor]] | None = None
 
     def compute(
-        self, hidden: torch.Tensor, step: Step, *, keys: torch.Tensor, values: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, Routed | None]:
+        self,
+        hidden: torch.Tensor,
+        step: Step,
+        *,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        posting: Posting | None = None,
+    ) -> Computed:
         """Computes one token of each of several sequences, and stores its keys and values.
 
         Args:
@@ -187,13 +215,11 @@ class AttentionBlock:
             keys: [cache's rows, kv_heads, positions, key_size] bfloat16, whose memory is written at the step's
                 positions.
             values: [cache's rows, kv_heads, positions, value_size], likewise.
-
-        Returns:
-            The sum of hidden rows and attention, and its norm: [rows, hidden] bfloat16; and what the router chooses for
-            the latter, None without a router.
+            posting: The message to the experts, which is posted once it is known what they are; None: it is not. For a
+                block with a router.
 
         Raises:
-            NativeError: The tensors do not fit.
+            NativeError: The tensors do not fit; nothing is posted.
         """
         block, attention, rows = self._block, self._attention, step.rows
         _check_rows("hidden", hidden, torch.bfloat16, (rows, self._hidden_size))
@@ -213,9 +239,16 @@ class AttentionBlock:
             block.hidden, block.residual, block.normed = hidden.data_ptr(), residual.data_ptr(), normed.data_ptr()
             if routed is not None:
                 block.logits, block.routing_weights, block.expert_ids = [each.data_ptr() for each in routed]
-            status = self._compute(self._kernel.pool.handle, self._tier, self._reference)
-        check(status)
-        return residual, normed, routed
+            pool = self._kernel.pool.handle
+            if posting is None:
+                check(self._compute(pool, self._tier, self._reference))
+                return Computed(residual, normed, routed, _NO_SLOT)
+            check(
+                self._compute_and_post(
+                    pool, self._tier, self._reference, posting.segment, posting.request, self._slot_reference
+                )
+            )
+            return Computed(residual, normed, routed, self._slot.value)
 
     def _set_norm(self, name: str, norm: Norm | None) -> None:
         if norm is None:

@@ -126,6 +126,7 @@ def load() -> ctypes.CDLL:
             ("fiddler_normalize", c_int32, (c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_float, c_int32)),
             ("fiddler_attend", c_int32, (c_void_p, c_int32, c_void_p)),
             ("fiddler_attend_block", c_int32, (c_void_p, c_int32, c_void_p)),
+            ("fiddler_attend_and_post", c_int32, (c_void_p, c_int32, *4 * (c_void_p,))),
             ("fiddler_route", c_int32, (c_void_p, c_int32, c_void_p, c_int64, *4 * (c_void_p,))),
             ("fiddler_is_finite", c_int32, (c_void_p, c_int64, c_int32)),
             ("fiddler_read", c_uint64, (c_void_p, c_void_p, c_int64, c_int32)),

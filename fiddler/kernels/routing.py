@@ -90,9 +90,11 @@ class RouterKernel:
             if corrections.shape != (gate.outputs,) or corrections.dtype is not torch.float32:
                 raise matrices.refusal("corrections", f"float32 [{gate.outputs}]", corrections)
             self._call.corrections = corrections.data_ptr()
-        self._kept = router, gate
-        self._experts, self._inputs, self._k = int(gate.outputs), int(gate.inputs), router.k
-        self._kernel = kernel
+        self.kept = router, gate
+        self._experts, self._inputs = int(gate.outputs), int(gate.inputs)
+        self.k = router.k
+        """Experts of a row."""
+        self.kernel = kernel
         self._tier = native.tiers().index(kernel.tier)
         self._route = native.load().fiddler_route
 
@@ -103,8 +105,8 @@ class RouterKernel:
 
     def room(self, rows: int) -> Routed:
         """Memory for what is chosen for so many rows."""
-        ids = torch.empty(rows, self._k, dtype=torch.int32)
-        return torch.empty(rows, self._experts), torch.empty(rows, self._k), ids
+        ids = torch.empty(rows, self.k, dtype=torch.int32)
+        return torch.empty(rows, self._experts), torch.empty(rows, self.k), ids
 
     def route(self, rows: torch.Tensor) -> Routed:
         """Chooses experts. The best come first; of equal ones, those with the lower number.
@@ -119,9 +121,9 @@ class RouterKernel:
             raise matrices.refusal("rows", f"bfloat16 [rows, {self._inputs}]", rows)
         number = len(rows)
         logits, weights, ids = self.room(number)
-        with self._kernel.lock:
+        with self.kernel.lock:
             status = self._route(
-                self._kernel.pool.handle,
+                self.kernel.pool.handle,
                 self._tier,
                 byref(self._call),
                 number,

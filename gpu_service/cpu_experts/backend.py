@@ -1,8 +1,10 @@
 """The interface to what computes the experts that are not on the device: the CPU expert service, or this process."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
+
+from fiddler.kernels.segments.caller import Posting
 
 
 class PendingOutput(Protocol):
@@ -47,6 +49,68 @@ class RemoteExperts(Protocol):
             expert_ids: [rows, k] int32 on the CPU; -1 is left out.
             routing_weights: [rows, k] float32 on the CPU.
             timeout_seconds: How long the answer may take; None: as long as the backend is configured for.
+
+        Raises:
+            ExpertServiceError: The backend is lost.
+        """
+        ...
+
+
+class PendingSum(PendingOutput, Protocol):
+    """Rows that a backend is computing, and to which something may be added in the same call that waits for them."""
+
+    def join_sum(self, addend: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Does what `join` does, and may add [rows, hidden] bfloat16, contiguous, on the CPU.
+
+        Returns:
+            The rows, and whether they are finite and the addend was added. If not, they are what `join` returns.
+        """
+        ...
+
+    def count(self) -> None:
+        """Counts the answer for the metrics, which `join` does and `join_sum` leaves for later."""
+        ...
+
+
+class PreparedMessage(Protocol):
+    """A message whose rows are not computed yet."""
+
+    @property
+    def posting(self) -> Posting:
+        """For the native call that computes the rows, and posts them."""
+        ...
+
+    def sent(
+        self, slot: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor
+    ) -> PendingSum:
+        """Takes note of what was posted, or sends it if it was not.
+
+        Args:
+            slot: Where native code posted it; negative: there was no room.
+            hidden: [rows, hidden] on the CPU, contiguous, as they were posted.
+            expert_ids: [rows, k] int32, likewise.
+            routing_weights: [rows, k] float32, likewise.
+        """
+        ...
+
+
+@runtime_checkable
+class PreparingExperts(RemoteExperts, Protocol):
+    """A backend whose messages native code may post."""
+
+    def prepare(
+        self, layer: int, *, rows: int, experts_per_row: int, timeout_seconds: float | None = None
+    ) -> PreparedMessage | None:
+        """Prepares the message that is sent next.
+
+        Args:
+            layer: Index into the checkpoint's MoE layers.
+            rows: How many.
+            experts_per_row: How many each.
+            timeout_seconds: See `submit`.
+
+        Returns:
+            None if native code cannot post it, so that it is to be submitted.
 
         Raises:
             ExpertServiceError: The backend is lost.

@@ -8,10 +8,15 @@ import grpc
 import torch
 
 from fiddler import tensors
+from fiddler.kernels.segments.caller import Posting
 from fiddler.kernels.segments.layout import Outcome
 from fiddler.v1 import experts_pb2
+from gpu_service import metrics
 from gpu_service.cpu_experts.connection import Stream
 from gpu_service.cpu_experts.shared_segment import SegmentRefusalError
+
+_SENT_BYTES = metrics.EXPERT_CALL_BYTES.labels("sent")
+_RECEIVED_BYTES = metrics.EXPERT_CALL_BYTES.labels("received")
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -38,6 +43,12 @@ class Call:
     """The answer, if it came over the stream."""
     output: torch.Tensor | None = None
     """The answer's rows, however it came."""
+    addend: torch.Tensor | None = None
+    """What is added to the rows of an answer in shared memory, if they are finite."""
+    is_sum: bool = False
+    """Whether it was."""
+    seconds: float = 0.0
+    """From sending it to its answer."""
     received_bytes: int = 0
     compute_seconds: float | None = None
 
@@ -48,7 +59,30 @@ class Call:
 
     def join(self) -> torch.Tensor:
         """See PendingOutput."""
-        return self.join_with(self)
+        output = self.join_with(self)
+        self.count()
+        return output
+
+    def join_sum(self, addend: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """See PendingSum."""
+        self.addend = addend
+        return self.join_with(self), self.is_sum
+
+    def count(self) -> None:
+        """See PendingSum."""
+        metrics.EXPERT_CALL_SECONDS.observe(self.seconds)
+        _SENT_BYTES.inc(self.sent_bytes)
+        _RECEIVED_BYTES.inc(self.received_bytes)
+
+    def posted(self, slot: int) -> None:
+        """Notes that native code has posted it; a negative slot: it has not, and it is sent now."""
+        segment = self.stream.segment
+        if slot < 0 or segment is None:
+            self.send()
+            return
+        segment.own(slot, self)
+        self.slot = slot
+        self._count_sent()
 
     def send(self) -> None:
         """Posts it to the memory that its stream shares, or sends it on the stream."""
@@ -66,7 +100,7 @@ class Call:
                 names="\n".join(self.request_ids),
             )
         if self.slot is not None:
-            self.sent_bytes = self.hidden.nbytes + self.expert_ids.nbytes + self.routing_weights.nbytes
+            self._count_sent()
             return
         request = self._request()
         self.sent_bytes = request.ByteSize()
@@ -81,8 +115,9 @@ class Call:
         segment, slot = self.stream.segment, self.slot
         assert segment is not None
         assert slot is not None
-        answer = segment.wait(slot, self.sequence, seconds, torch.empty_like(self.hidden))
+        answer = segment.wait(slot, self.sequence, seconds, torch.empty_like(self.hidden), self.addend)
         if answer.outcome is Outcome.ANSWERED:
+            self.is_sum = answer.is_sum
             self.output, self.compute_seconds = answer.output, answer.compute_seconds
             self.received_bytes = self.hidden.nbytes
         elif answer.outcome is Outcome.REFUSED:
@@ -104,6 +139,9 @@ class Call:
         shape = tuple(self.hidden.shape)
         self.output = tensors.decode(response.output, "output", dtype=self.hidden.dtype, shape=shape)
 
+    def _count_sent(self) -> None:
+        self.sent_bytes = self.hidden.nbytes + self.expert_ids.nbytes + self.routing_weights.nbytes
+
     def _request(self) -> experts_pb2.RunRequest:
         request = experts_pb2.RunRequest(
             sequence=self.sequence,
@@ -115,3 +153,18 @@ class Call:
         tensors.encode(self.expert_ids, request.expert_ids)
         tensors.encode(self.routing_weights, request.routing_weights)
         return request
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCall:
+    """A message that native code is to post as soon as its rows are computed: a PreparedMessage."""
+
+    posting: Posting
+    make: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Call]
+    """Makes it of hidden rows, expert ids and routing weights."""
+
+    def sent(self, slot: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor) -> Call:
+        """See PreparedMessage."""
+        call = self.make(hidden, expert_ids, routing_weights)
+        call.posted(slot)
+        return call

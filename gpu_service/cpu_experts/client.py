@@ -6,6 +6,8 @@ A failure is raised at once and not after several attempts, because the caller h
 import itertools
 import time
 import weakref
+from collections.abc import Sequence
+from functools import partial
 
 import grpc
 import structlog
@@ -15,15 +17,13 @@ from typing_extensions import override
 from fiddler import logs, tensors
 from fiddler.v1 import experts_pb2
 from gpu_service import metrics
-from gpu_service.cpu_experts.backend import RemoteExperts
-from gpu_service.cpu_experts.call import Call
-from gpu_service.cpu_experts.connection import Watch
+from gpu_service.cpu_experts.backend import PreparingExperts
+from gpu_service.cpu_experts.call import Call, PreparedCall
+from gpu_service.cpu_experts.connection import Stream, Watch
 from gpu_service.cpu_experts.link import ExpertLink, OnChange
 from gpu_service.errors import ExpertServiceError, HandshakeError
 
 _log = structlog.get_logger(__name__)
-_SENT_BYTES = metrics.EXPERT_CALL_BYTES.labels("sent")
-_RECEIVED_BYTES = metrics.EXPERT_CALL_BYTES.labels("received")
 
 _HEAL_SECONDS = 0.2
 """How long a service whose stream broke may take to show that it is still there."""
@@ -41,8 +41,8 @@ _FINAL = frozenset(
 """Codes after which a message is not sent again, because it would fail in the same way."""
 
 
-class ExpertClient(RemoteExperts):
-    """Sends layers to the CPU expert service. `submit` and `join` are for one thread.
+class ExpertClient(PreparingExperts):
+    """Sends layers to the CPU expert service. `submit`, `prepare` and `join` are for one thread.
 
     A message that a broken stream left unanswered is sent again once, which is safe because it has no side effects. If
     that fails, the service is lost: all calls under way fail, and `submit` raises, until a background thread has
@@ -114,20 +114,66 @@ class ExpertClient(RemoteExperts):
         routing_weights: torch.Tensor,
         timeout_seconds: float | None = None,
     ) -> Call:
-        call = Call(
-            self._join,
+        call = self._call(
             next(self._sequence),
             layer,
-            hidden=hidden.to(self._dtype).contiguous(),
-            expert_ids=expert_ids.contiguous(),
-            routing_weights=routing_weights.contiguous(),
+            hidden.to(self._dtype).contiguous(),
+            expert_ids.contiguous(),
+            routing_weights.contiguous(),
+            stream=self._link.stream(),
             request_ids=logs.requests_under_way(),
+            timeout_seconds=timeout_seconds,
+        )
+        call.send()
+        return call
+
+    @override
+    def prepare(
+        self, layer: int, *, rows: int, experts_per_row: int, timeout_seconds: float | None = None
+    ) -> PreparedCall | None:
+        stream = self._link.stream()
+        if stream.segment is None or self._dtype is not torch.bfloat16:
+            return None
+        sequence, request_ids = next(self._sequence), logs.requests_under_way()
+        posting = stream.segment.prepare(
+            sequence,
+            layer,
+            rows=rows,
+            experts_per_row=experts_per_row,
+            timeout_seconds=self._timeout_seconds if timeout_seconds is None else timeout_seconds,
+            names="\n".join(request_ids),
+        )
+        make = partial(
+            self._call, sequence, layer, stream=stream, request_ids=request_ids, timeout_seconds=timeout_seconds
+        )
+        return PreparedCall(posting, make)
+
+    def _call(
+        self,
+        sequence: int,
+        layer: int,
+        hidden: torch.Tensor,
+        expert_ids: torch.Tensor,
+        routing_weights: torch.Tensor,
+        *,
+        stream: Stream,
+        request_ids: Sequence[str],
+        timeout_seconds: float | None,
+    ) -> Call:
+        """A message to this stream, which `join` will find."""
+        call = Call(
+            self._join,
+            sequence,
+            layer,
+            hidden=hidden,
+            expert_ids=expert_ids,
+            routing_weights=routing_weights,
+            request_ids=request_ids,
             timeout_seconds=self._timeout_seconds if timeout_seconds is None else timeout_seconds,
             sent_at=time.monotonic(),
-            stream=self._link.stream(),
+            stream=stream,
         )
-        self._pending[call.sequence] = call
-        call.send()
+        self._pending[sequence] = call
         return call
 
     def abort(self) -> None:
@@ -148,9 +194,7 @@ class ExpertClient(RemoteExperts):
             except tensors.TensorError as error:
                 raise self._lost(call, f"malformed answer: {error}") from None
         self._pending.pop(call.sequence, None)
-        metrics.EXPERT_CALL_SECONDS.observe(time.monotonic() - call.sent_at)
-        _SENT_BYTES.inc(call.sent_bytes)
-        _RECEIVED_BYTES.inc(call.received_bytes)
+        call.seconds = time.monotonic() - call.sent_at
         return call.output
 
     def _receive(self, call: Call) -> None:

@@ -9,7 +9,7 @@ import torch
 from typing_extensions import override
 
 from fiddler.kernels.native import NativeError, NativeUnavailableError
-from fiddler.kernels.segments.caller import Answer, CallerEnd
+from fiddler.kernels.segments.caller import Answer, CallerEnd, Posting
 from fiddler.kernels.segments.layout import LAYOUT_VERSION, Shape
 from fiddler.transport import shared_memory
 from fiddler.v1 import experts_pb2
@@ -68,6 +68,40 @@ class SharedSegment:
         """What tells the service that a stream uses it."""
         self._owners: dict[int, weakref.ref[object]] = {}
 
+    def prepare(
+        self,
+        sequence: int,
+        layer: int,
+        *,
+        rows: int,
+        experts_per_row: int,
+        timeout_seconds: float,
+        names: str,
+    ) -> Posting:
+        """Describes a message that native code is to post next. `own` is to be told where it did.
+
+        Args:
+            sequence: A number larger than those before.
+            layer: Index into the checkpoint's MoE layers.
+            rows: How many.
+            experts_per_row: How many each.
+            timeout_seconds: How long the answer may take.
+            names: The requests that it is computed for, a line each.
+        """
+        self._release()
+        return self._end.prepare(
+            sequence,
+            layer,
+            rows=rows,
+            experts_per_row=experts_per_row,
+            remaining_seconds=timeout_seconds,
+            names=names,
+        )
+
+    def own(self, slot: int, owner: object) -> None:
+        """Notes who waits for the answer in a slot; see `post`."""
+        self._owners[slot] = weakref.ref(owner)
+
     def post(
         self,
         owner: object,
@@ -92,9 +126,7 @@ class SharedSegment:
             timeout_seconds: How long the answer may take.
             names: The requests that it is computed for, a line each.
         """
-        for slot, owned_by in list(self._owners.items()):
-            if owned_by() is None and self._end.release(slot):
-                del self._owners[slot]
+        self._release()
         posted = self._end.post(
             sequence,
             layer,
@@ -105,12 +137,31 @@ class SharedSegment:
             names=names,
         )
         if posted is not None:
-            self._owners[posted] = weakref.ref(owner)
+            self.own(posted, owner)
         return posted
 
-    def wait(self, slot: int, sequence: int, seconds: float, output: torch.Tensor) -> Answer:
-        """Waits for an answer, at most so long; its rows are written to `output`: [rows, hidden], contiguous."""
-        answer = self._end.wait(slot, sequence, seconds, output)
+    def _release(self) -> None:
+        """Frees the slots whose answers nobody waits for."""
+        for slot, owned_by in list(self._owners.items()):
+            if owned_by() is None and self._end.release(slot):
+                del self._owners[slot]
+
+    def wait(
+        self, slot: int, sequence: int, seconds: float, output: torch.Tensor, addend: torch.Tensor | None = None
+    ) -> Answer:
+        """Waits for an answer, at most so long.
+
+        Args:
+            slot: What `post` returned, or `own` was told.
+            sequence: Of the message.
+            seconds: How long.
+            output: [rows, hidden], contiguous: the rows are written to it.
+            addend: Is added to them if they are finite, see CallerEnd.join; None: nothing is.
+        """
+        if addend is None:
+            answer = self._end.wait(slot, sequence, seconds, output)
+        else:
+            answer = self._end.join(slot, sequence, seconds, addend=addend, output=output)
         if answer.frees_slot:
             del self._owners[slot]
         return answer

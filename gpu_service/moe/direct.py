@@ -1,18 +1,26 @@
-"""Layers of few rows of which the CPU expert service computes everything: sent at once, and counted while it computes.
+"""Layers of few rows of which the CPU expert service computes everything: sent at once, and counted after the step.
 
 Such a layer needs no plan. In a decode step of a model with small experts, planning and counting would take as long as
-a third of the experts, and the service would wait for it.
+a third of the experts: what a layer's weights pass through are the caches, so that code and counts of every layer are
+read from memory anew. After the step, all layers are counted in a row.
 """
 
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 
-from gpu_service.cpu_experts.backend import PendingOutput, RemoteExperts
+from gpu_service.cpu_experts.backend import (
+    PendingOutput,
+    PendingSum,
+    PreparedMessage,
+    PreparingExperts,
+    RemoteExperts,
+)
 from gpu_service.errors import ExpertServiceError
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.orchestration import Orchestration
@@ -34,14 +42,16 @@ class DirectWork:
     """[rows, k] int32 on the CPU."""
     weights: torch.Tensor
     """[rows, k] float32 on the CPU."""
-    num_selections: int
-    """Of experts that are not left out."""
     pending: PendingOutput | None
     """The answer to wait for; None if it could not be sent."""
+    is_prepared: bool = False
+    """Whether it is a PendingSum."""
+    orchestration: Orchestration
     began_at: float
     """time.perf_counter()"""
     sent_at: float
-    joined_at: float = 0.0
+    joined_at: float | None = None
+    """When the answer came; None if it did not."""
     first_row: int = 0
     """Of the batch: above 0 if a layer's rows are computed in several parts."""
 
@@ -50,6 +60,15 @@ class DirectWork:
         if self.pending is not None:
             with suppress(ExpertServiceError):  # the client has reported it
                 self.pending.join()
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLayer:
+    """A layer of a batch whose rows are to be computed and posted by native code."""
+
+    layer: int
+    message: PreparedMessage
+    orchestration: Orchestration
 
 
 class DirectLayers:
@@ -66,7 +85,7 @@ class DirectLayers:
         self._num_experts = num_experts
         self._selections = selections
         self._costs = costs
-        self._joined: tuple[DirectWork, Orchestration] | None = None
+        self._uncounted: list[DirectWork] = []
 
     def begin(
         self,
@@ -78,7 +97,7 @@ class DirectLayers:
         remote: RemoteExperts,
         orchestration: Orchestration,
     ) -> DirectWork:
-        """Sends a layer.
+        """Sends a layer whose rows are computed.
 
         Args:
             layer: Index into the checkpoint's MoE layers.
@@ -95,23 +114,74 @@ class DirectLayers:
             pending = remote.submit(
                 layer, rows, expert_ids=ids, routing_weights=weights, timeout_seconds=timeout_seconds
             )
-        self.count_joined()
-        selections = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
-        self._selections.add(layer, selections, ids.numel())
-        return DirectWork(
-            layer=layer,
-            hidden=hidden,
-            rows=rows,
-            ids=ids,
-            weights=weights,
-            num_selections=int(selections.sum()),
-            pending=pending,
-            began_at=began_at,
-            sent_at=sent_at,
+        return self._begun(
+            DirectWork(
+                layer=layer,
+                hidden=hidden,
+                rows=rows,
+                ids=ids,
+                weights=weights,
+                pending=pending,
+                orchestration=orchestration,
+                began_at=began_at,
+                sent_at=sent_at,
+            )
         )
 
-    def join(self, work: DirectWork, orchestration: Orchestration) -> torch.Tensor:
-        """Waits for the sums, [rows, hidden] on the CPU, which the next layer's `begin` or `count_joined` counts.
+    def prepare(
+        self, layer: int, *, rows: int, experts_per_row: int, remote: PreparingExperts, orchestration: Orchestration
+    ) -> PreparedLayer | None:
+        """Prepares a layer whose rows native code computes and posts.
+
+        Args:
+            layer: Index into the checkpoint's MoE layers.
+            rows: How many.
+            experts_per_row: How many each.
+            remote: Computes.
+            orchestration: Knows what that may take.
+
+        Returns:
+            None if native code cannot post them.
+        """
+        timeout_seconds = _timeout_seconds(orchestration, layer, rows * experts_per_row)
+        with suppress(ExpertServiceError):  # the client has reported it
+            message = remote.prepare(layer, rows=rows, experts_per_row=experts_per_row, timeout_seconds=timeout_seconds)
+            if message is not None:
+                return PreparedLayer(layer, message, orchestration)
+        return None
+
+    def begin_prepared(
+        self, prepared: PreparedLayer, slot: int, normed: torch.Tensor, *, ids: torch.Tensor, weights: torch.Tensor
+    ) -> DirectWork:
+        """Takes note of what native code has posted.
+
+        Args:
+            prepared: What `prepare` returned.
+            slot: Where it was posted; negative: it was not, and is sent now.
+            normed: [rows, hidden] bfloat16 on the CPU.
+            ids: [rows, k] int32 on the CPU.
+            weights: [rows, k] float32 on the CPU.
+        """
+        sent_at, pending = time.perf_counter(), None
+        with suppress(ExpertServiceError):  # likewise
+            pending = prepared.message.sent(slot, normed, expert_ids=ids, routing_weights=weights)
+        return self._begun(
+            DirectWork(
+                layer=prepared.layer,
+                hidden=normed,
+                rows=normed,
+                ids=ids,
+                weights=weights,
+                pending=pending,
+                is_prepared=True,
+                orchestration=prepared.orchestration,
+                began_at=sent_at,
+                sent_at=sent_at,
+            )
+        )
+
+    def join(self, work: DirectWork) -> torch.Tensor:
+        """Waits for the sums, [rows, hidden] on the CPU.
 
         Raises:
             ExpertServiceError: There will be none.
@@ -120,25 +190,46 @@ class DirectLayers:
             raise ExpertServiceError("the message could not be sent")
         output = work.pending.join()
         work.joined_at = time.perf_counter()
-        self._selections.add_route(work.layer, "remote", work.num_selections)
-        self._joined = work, orchestration
         return output
 
-    def count_joined(self) -> None:
-        """Counts the layer that was joined last, and corrects the costs by its answer."""
-        if self._joined is None:
-            return
-        work, orchestration = self._joined
-        self._joined = None
-        assert work.pending is not None, "it was joined"
-        layer, seconds = work.layer, work.pending.compute_seconds
-        self._costs.add_layer(layer, work.joined_at - work.began_at)
-        predicted = orchestration.observe_remote(layer, work.ids.numpy(), work.pending)
+    def join_sum(self, work: DirectWork, addend: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Does what `join` does for a prepared layer, and may add [rows, hidden] bfloat16: see PendingSum.
+
+        Raises:
+            ExpertServiceError: There will be no sums.
+        """
+        if work.pending is None:
+            raise ExpertServiceError("the message could not be sent")
+        output = cast("PendingSum", work.pending).join_sum(addend)
+        work.joined_at = time.perf_counter()
+        return output
+
+    def count(self) -> None:
+        """Counts the layers that were begun since the last time, and corrects the costs by their answers."""
+        begun, self._uncounted = self._uncounted, []
+        for work in begun:
+            ids = work.ids.numpy()
+            selections = np.bincount(ids.reshape(-1) + 1, minlength=self._num_experts[work.layer] + 1)[1:]
+            self._selections.add(work.layer, selections, ids.size)
+            if work.joined_at is not None and work.pending is not None:
+                self._selections.add_route(work.layer, "remote", int(selections.sum()))
+                self._count_answer(work, work.pending, work.joined_at)
+
+    def _begun(self, work: DirectWork) -> DirectWork:
+        self._uncounted.append(work)
+        return work
+
+    def _count_answer(self, work: DirectWork, pending: PendingOutput, joined_at: float) -> None:
+        if work.is_prepared:
+            cast("PendingSum", pending).count()
+        self._costs.add_layer(work.layer, joined_at - work.began_at)
+        seconds = pending.compute_seconds
+        predicted = work.orchestration.observe_remote(work.layer, work.ids.numpy(), pending)
         if predicted is None or seconds is None:
             return
-        self._costs.add("cpu", layer, predicted_seconds=predicted.compute_seconds, actual_seconds=seconds)
-        hop_seconds = work.joined_at - work.sent_at - seconds
-        self._costs.add("hop", layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
+        self._costs.add("cpu", work.layer, predicted_seconds=predicted.compute_seconds, actual_seconds=seconds)
+        hop_seconds = joined_at - work.sent_at - seconds
+        self._costs.add("hop", work.layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
 
 
 def _timeout_seconds(orchestration: Orchestration, layer: int, assignments: int) -> float | None:

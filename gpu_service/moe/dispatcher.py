@@ -14,13 +14,13 @@ import torch
 from fiddler.checkpoint import Checkpoint
 from fiddler.kernels.finite import all_finite
 from gpu_service import metrics
-from gpu_service.cpu_experts.backend import PendingOutput, RemoteExperts
+from gpu_service.cpu_experts.backend import PendingOutput, PreparingExperts, RemoteExperts
 from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.compute import DeviceExperts
 from gpu_service.gpu_experts.uploads import Uploads
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import DeviceTimer
-from gpu_service.moe.direct import FEW_ROWS, DirectLayers, DirectWork
+from gpu_service.moe.direct import FEW_ROWS, DirectLayers, DirectWork, PreparedLayer
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
 from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork, message_parts
@@ -52,6 +52,7 @@ class Dispatcher:
         self.max_rows: int | None = None
         """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
+        self._preparing = _preparing(remote)
         self._direct = DirectLayers(self._num_experts, self.selections, self.costs)
         self._device = device
         self._remote = remote
@@ -71,17 +72,18 @@ class Dispatcher:
 
     def clear_counts(self) -> None:
         """Sets the counts of selections and costs to zero."""
+        self._direct.count()
         self.selections.clear()
         self.costs.clear()
 
     @contextmanager
     def with_backend(self, remote: RemoteExperts) -> Iterator[None]:
         """Replaces the CPU expert service by another backend within a `with` block."""
-        usual, self._remote = self._remote, remote
+        usual, self._remote, self._preparing = self._remote, remote, _preparing(remote)
         try:
             yield
         finally:
-            self._remote = usual
+            self._remote, self._preparing = usual, _preparing(usual)
 
     def begin(
         self, layer: int, hidden: torch.Tensor, *, expert_ids: torch.Tensor, routing_weights: torch.Tensor
@@ -137,6 +139,52 @@ class Dispatcher:
             began_at=began_at,
         )
 
+    def prepare(self, layer: int, *, rows: int, experts_per_row: int) -> PreparedLayer | None:
+        """Prepares a layer whose rows native code computes, chooses experts for, and posts.
+
+        Args:
+            layer: Index into the checkpoint's MoE layers.
+            rows: How many, in bfloat16 on the CPU.
+            experts_per_row: How many each.
+
+        Returns:
+            For `begin_prepared`. None if the layer needs a plan or cannot be posted; it is then for `begin`.
+        """
+        is_direct = (
+            self._preparing is not None
+            and self.capture is None
+            and rows <= min(FEW_ROWS, self.max_rows or FEW_ROWS)
+            and self.orchestration.is_all_remote
+            and self._preparing.available
+        )
+        if not is_direct or self._preparing is None:
+            return None
+        return self._direct.prepare(
+            layer,
+            rows=rows,
+            experts_per_row=experts_per_row,
+            remote=self._preparing,
+            orchestration=self.orchestration,
+        )
+
+    def begin_prepared(
+        self, prepared: PreparedLayer, slot: int, normed: torch.Tensor, *, ids: torch.Tensor, weights: torch.Tensor
+    ) -> DirectWork:
+        """See DirectLayers.begin_prepared."""
+        return self._direct.begin_prepared(prepared, slot, normed, ids=ids, weights=weights)
+
+    def finish_sum(self, work: DirectWork, addend: torch.Tensor) -> torch.Tensor:
+        """Joins what `begin_prepared` began, and adds it: [rows, hidden] bfloat16, as the addend is.
+
+        Raises:
+            ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
+        """
+        try:
+            output, is_sum = self._direct.join_sum(work, addend)
+        except ExpertServiceError:  # the client has reported it
+            return addend + self._compute_lost_direct(work)
+        return output if is_sum else addend + self._without_non_finite(output, _message_of(work), work.first_row)
+
     def finish(self, work: LayerWork | DirectWork) -> torch.Tensor:
         """Computes what runs here and joins what was sent: [rows, hidden] in the dtype of the hidden rows.
 
@@ -154,18 +202,19 @@ class Dispatcher:
         return output
 
     def _finish_direct(self, work: DirectWork) -> torch.Tensor:
-        message = ExpertMessage(
-            rows=None, hidden=work.rows, ids=work.ids, weights=work.weights, route="remote", sent_at=work.sent_at
-        )
         try:
-            joined = self._direct.join(work, self.orchestration)
+            joined = self._direct.join(work)
         except ExpertServiceError:  # the client has reported it; even if the service is back by now, no answer comes
-            joined = self._compute_lost(work.layer, message)
-            self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
+            joined = self._compute_lost_direct(work)
         else:
-            joined = self._without_non_finite(joined, message, work.first_row)
+            joined = self._without_non_finite(joined, _message_of(work), work.first_row)
         (output,) = self._uploads.to_device(joined)
         return output.to(work.hidden.dtype)
+
+    def _compute_lost_direct(self, work: DirectWork) -> torch.Tensor:
+        computed = self._compute_lost(work.layer, _message_of(work)).to(work.hidden.dtype)
+        self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
+        return computed
 
     def _finish_both_sides(self, work: LayerWork) -> torch.Tensor:
         plan, hidden = work.plan, work.hidden
@@ -197,12 +246,12 @@ class Dispatcher:
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
         """Changes residency between two batches, the last of which had so many rows and took so many seconds."""
-        self._direct.count_joined()
+        self._direct.count()
         self.orchestration.end_of_step(num_rows, seconds)
 
     def cancel_batch(self) -> None:
         """Releases what a failed batch left under way."""
-        self._direct.count_joined()
+        self._direct.count()
         self.orchestration.cancel_batch()
 
     def take_non_finite(self) -> set[int]:
@@ -326,3 +375,13 @@ class Dispatcher:
 
 def _selections_of(message: ExpertMessage) -> int:
     return int(np.count_nonzero(message.ids.numpy() >= 0))
+
+
+def _message_of(work: DirectWork) -> ExpertMessage:
+    return ExpertMessage(
+        rows=None, hidden=work.rows, ids=work.ids, weights=work.weights, route="remote", sent_at=work.sent_at
+    )
+
+
+def _preparing(remote: RemoteExperts) -> PreparingExperts | None:
+    return remote if isinstance(remote, PreparingExperts) else None

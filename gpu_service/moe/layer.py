@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from gpu_service.moe.direct import DirectWork
+from gpu_service.moe.direct import DirectWork, PreparedLayer
 from gpu_service.moe.dispatcher import Dispatcher
 from gpu_service.moe.pending import LayerWork
 from gpu_service.moe.shared_experts import SharedExperts, same_rows
@@ -71,6 +71,35 @@ class MoeLayer(nn.Module):
         if self._shared is not None:
             self._shared.routed_experts_called(rows)
         return self._dispatcher.finish(work).view(hidden.shape)
+
+    def prepare(self, rows: int, experts_per_row: int) -> PreparedLayer | None:
+        """See Dispatcher.prepare."""
+        assert self._dispatcher is not None, "connect() comes before prepare()"
+        return self._dispatcher.prepare(self._layer, rows=rows, experts_per_row=experts_per_row)
+
+    def sum_prepared(
+        self,
+        prepared: PreparedLayer,
+        slot: int,
+        *,
+        addend: torch.Tensor,
+        normed: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Adds the experts' sums to an addend, [rows, hidden] bfloat16 as the rows that were posted.
+
+        Args:
+            prepared: What `prepare` returned.
+            slot: Where native code posted it; negative: it did not.
+            addend: [rows, hidden] bfloat16.
+            normed: The rows, likewise.
+            ids: [rows, k] int32.
+            weights: [rows, k] float32.
+        """
+        assert self._dispatcher is not None, "connect() comes before sum_prepared()"
+        work = self._dispatcher.begin_prepared(prepared, slot, normed, ids=ids, weights=weights)
+        return self._dispatcher.finish_sum(work, addend)
 
     def _begin(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor

@@ -42,8 +42,8 @@ class SharedService:
         self.server.stop(grace_seconds).wait()
 
 
-def start(model: Path, address: str, mib: int = 1) -> SharedService:
-    """Serves a checkpoint in float32 with one thread; messages beyond a slot of that memory go over the socket."""
+def start(model: Path, address: str, mib: int = 1, dtype: torch.dtype = torch.float32) -> SharedService:
+    """Serves a checkpoint with one thread; messages beyond a slot of that memory go over the socket."""
     try:
         kernel = NativeKernel(Pool([min(read_topology().nodes)]), available_tiers()[-1])
     except NativeUnavailableError as error:
@@ -59,7 +59,7 @@ def start(model: Path, address: str, mib: int = 1) -> SharedService:
     )
     checkpoint = Checkpoint.open(model)
     runner = Runner(checkpoint, kernel)
-    servicer = ExpertServicer(checkpoint, runner, dtype=torch.float32, settings=settings)
+    servicer = ExpertServicer(checkpoint, runner, dtype=dtype, settings=settings)
     servicer.share_memory()
     server = grpc.server(ThreadPoolExecutor(16), options=rpc.server_options(MAX_MESSAGE_BYTES))
     experts_pb2_grpc.add_ExpertServiceServicer_to_server(servicer, server)
@@ -72,9 +72,9 @@ def start(model: Path, address: str, mib: int = 1) -> SharedService:
 
 
 @contextmanager
-def serve(model: Path, directory: Path, mib: int = 1) -> Iterator[SharedService]:
+def serve(model: Path, directory: Path, mib: int = 1, dtype: torch.dtype = torch.float32) -> Iterator[SharedService]:
     """A service that does not outlive the test."""
-    service = start(model, f"unix:{directory}/experts.sock", mib)
+    service = start(model, f"unix:{directory}/experts.sock", mib, dtype)
     try:
         yield service
     finally:

@@ -2,7 +2,9 @@
 
 import ctypes
 import mmap
+from ctypes import c_int32
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -24,11 +26,20 @@ class Answer:
     """A gRPC status, if it was refused."""
     text: str
     """Why it was refused."""
+    is_sum: bool = False
+    """Whether what was to be added to the rows is added."""
 
     @property
     def frees_slot(self) -> bool:
         """Whether the slot may be used again."""
         return self.outcome in (Outcome.ANSWERED, Outcome.REFUSED)
+
+
+class Posting(NamedTuple):
+    """A message that native code is to post once its rows are computed. Its addresses are valid until the next one."""
+
+    segment: int
+    request: int
 
 
 class CallerEnd(End):
@@ -44,6 +55,27 @@ class CallerEnd(End):
         super().__init__(memory, shape, nonce, False, spin_microseconds)
         self._request, self._response = RequestHeader(), ResponseHeader()
         self._request_pointer, self._response_pointer = ctypes.pointer(self._request), ctypes.pointer(self._response)
+        self._request_address = ctypes.addressof(self._request)
+        self._is_finite = c_int32()
+        self._is_finite_pointer = ctypes.pointer(self._is_finite)
+
+    def prepare(
+        self,
+        sequence: int,
+        layer: int,
+        *,
+        rows: int,
+        experts_per_row: int,
+        remaining_seconds: float | None = None,
+        names: str = "",
+    ) -> Posting:
+        """Describes a message that is to be posted next; the arguments are those of `post`."""
+        request = self._request
+        request.sequence, request.layer, request.rows, request.experts_per_row = sequence, layer, rows, experts_per_row
+        request.remaining_ns = _NO_LIMIT if remaining_seconds is None else max(int(remaining_seconds * 1e9), 0)
+        encoded = names.encode()[:NAMES_BYTES]
+        request.names_bytes, request.names = len(encoded), encoded
+        return Posting(self._handle, self._request_address)
 
     def post(
         self,
@@ -67,12 +99,15 @@ class CallerEnd(End):
             remaining_seconds: After which the answer is useless; None: never.
             names: For the service's log.
         """
-        request = self._request
-        request.sequence, request.layer = sequence, layer
-        request.rows, request.experts_per_row = expert_ids.shape
-        request.remaining_ns = _NO_LIMIT if remaining_seconds is None else max(int(remaining_seconds * 1e9), 0)
-        encoded = names.encode()[:NAMES_BYTES]
-        request.names_bytes, request.names = len(encoded), encoded
+        rows, experts_per_row = expert_ids.shape
+        self.prepare(
+            sequence,
+            layer,
+            rows=rows,
+            experts_per_row=experts_per_row,
+            remaining_seconds=remaining_seconds,
+            names=names,
+        )
         slot = int(
             self._library.fiddler_segment_post(
                 self._handle,
@@ -94,12 +129,36 @@ class CallerEnd(End):
             seconds: How long.
             output: [rows, hidden], contiguous: the rows are written to it.
         """
-        response = self._response
-        outcome = Outcome(
-            self._library.fiddler_segment_wait(
-                self._handle, slot, sequence, seconds, output.data_ptr(), output.nbytes, self._response_pointer
-            )
+        outcome = self._library.fiddler_segment_wait(
+            self._handle, slot, sequence, seconds, output.data_ptr(), output.nbytes, self._response_pointer
         )
+        return self._answer(outcome, output, is_sum=False)
+
+    def join(self, slot: int, sequence: int, seconds: float, *, addend: torch.Tensor, output: torch.Tensor) -> Answer:
+        """Does what `wait` does, and adds to rows that are finite.
+
+        Args:
+            slot: What `post` returned.
+            sequence: What `post` was given.
+            seconds: How long.
+            addend: [rows, hidden] bfloat16, contiguous.
+            output: [rows, hidden] bfloat16, contiguous: the sums are written to it; if a row is not finite, the rows.
+        """
+        outcome = self._library.fiddler_segment_join(
+            self._handle,
+            slot,
+            sequence,
+            seconds,
+            addend.data_ptr(),
+            output.data_ptr(),
+            output.numel(),
+            self._response_pointer,
+            self._is_finite_pointer,
+        )
+        return self._answer(outcome, output, is_sum=bool(self._is_finite.value))
+
+    def _answer(self, number: int, output: torch.Tensor, *, is_sum: bool) -> Answer:
+        outcome, response = Outcome(number), self._response
         refused = outcome is Outcome.REFUSED
         return Answer(
             outcome,
@@ -108,6 +167,7 @@ class CallerEnd(End):
             response.compute_seconds,
             response.code if refused else 0,
             bytes(response.text)[: response.text_bytes].decode(errors="replace") if refused else "",
+            is_sum,
         )
 
     def release(self, slot: int) -> bool:

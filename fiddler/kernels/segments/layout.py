@@ -124,6 +124,11 @@ def _library() -> ctypes.CDLL:
                 c_int32,
                 (c_void_p, c_int32, c_uint64, c_double, c_void_p, c_int64, response),
             ),
+            (
+                "fiddler_segment_join",
+                c_int32,
+                (c_void_p, c_int32, c_uint64, c_double, c_void_p, c_void_p, c_int64, response, POINTER(c_int32)),
+            ),
             ("fiddler_segment_release", c_int32, (c_void_p, c_int32)),
             ("fiddler_segment_serve", c_int32, (c_void_p, c_void_p, POINTER(Limits), POINTER(c_int32), request)),
             ("fiddler_segment_answer", c_int32, (c_void_p, c_int32, response, c_void_p, c_int64)),

@@ -179,7 +179,7 @@ def _is_plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, more:
 
 def has_no_others(more: Mapping[str, Any]) -> bool:
     """Whether none of the further arguments of an attention function changes what is computed."""
-    return _UNSUPPORTED.isdisjoint(more) or all(more.get(name) in (None, False) for name in _UNSUPPORTED)
+    return _UNSUPPORTED.isdisjoint(more) or all(more.get(name) is None or more[name] is False for name in _UNSUPPORTED)
 
 
 @cache

@@ -7,7 +7,7 @@ and all that is no decode step, are computed by their own code.
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from gpu_service.model_runner.dense import norms
 from gpu_service.model_runner.dense.routers import HostRouter, host_router_of
 from gpu_service.model_runner.kv_cache import KvCache
 from gpu_service.model_runner.reading.copied_code import is_copy
+from gpu_service.moe.layer import MoeLayer
 
 _LAYERS: Final = (qwen3_moe.Qwen3MoeDecoderLayer, mixtral.MixtralDecoderLayer)
 _LAYERS_WITH_SCORES: Final = (gpt_oss.GptOssDecoderLayer,)
@@ -43,13 +44,35 @@ _ATTENTIONS_WITH_NORMS: Final = (
 )
 """These normalise queries and keys: each head, or all heads together."""
 _ATTENTIONS_WITH_SINKS: Final = (gpt_oss.GptOssAttention,)
+_PLAIN_BLOCKS: Final = (
+    mixtral.MixtralSparseMoeBlock,
+    qwen3_moe.Qwen3MoeSparseMoeBlock,
+    olmoe.OlmoeSparseMoeBlock,
+    gpt_oss.GptOssMLP,
+)
+"""These compute nothing but their router and their experts."""
+
+
+class BlockRows(NamedTuple):
+    """What a layer computes before its experts, [rows, 1, hidden]."""
+
+    residual: torch.Tensor
+    """The hidden rows after attention."""
+    normed: torch.Tensor
+    """Their norm."""
 
 
 class HostBlock:
-    """What one decoder layer computes before its experts."""
+    """What one decoder layer computes before its experts, and where it can, the layer."""
 
     def __init__(
-        self, block: AttentionBlock, attention: HostAttention, layer: int, router: HostRouter | None = None
+        self,
+        block: AttentionBlock,
+        attention: HostAttention,
+        layer: int,
+        *,
+        router: HostRouter | None = None,
+        experts: MoeLayer | None = None,
     ) -> None:
         """Computes nothing yet.
 
@@ -58,11 +81,14 @@ class HostBlock:
             attention: Of the model.
             layer: The number by which the cache knows it.
             router: Of the layer's experts, which the block computes, too; None: it does not.
+            experts: What the layer adds to its rows after attention, which is all that it does with them; None: it does
+                more.
         """
         self._block = block
         self._attention = attention
         self._layer = layer
         self._router = router
+        self._experts = experts
 
     def end(self) -> None:
         """Forgets what was chosen for the experts, which have been computed."""
@@ -77,12 +103,12 @@ class HostBlock:
         past_key_values: Any = None,
         position_embeddings: Any = None,
         **more: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+    ) -> BlockRows | torch.Tensor | None:
         """Has the arguments of a decoder layer.
 
         Returns:
-            The hidden rows after attention, and their norm: [rows, 1, hidden]. None if this is no decode step over
-            a cache of keys and values, and the layer's own code computes it.
+            The layer's output, [rows, 1, hidden], if its experts were sent in the same call; else what comes before
+            them. None if this is no decode step over a cache of keys and values, and the layer's own code computes it.
         """
         if not self._is_due(hidden, past_key_values, more):
             return None
@@ -91,10 +117,20 @@ class HostBlock:
         if memory is None or step is None:
             return None
         keys, values = memory
-        residual, normed, routed = self._block.compute(hidden[:, 0], step, keys=keys, values=values)
-        if self._router is not None and routed is not None:
-            self._router.set_ahead(normed, routed)
-        return residual[:, None], normed[:, None]
+        router, experts = self._router, self._experts
+        prepared = None if router is None or experts is None else experts.prepare(step.rows, router.kernel.k)
+        if prepared is None or experts is None:
+            computed = self._block.compute(hidden[:, 0], step, keys=keys, values=values)
+            if router is not None and computed.routed is not None:
+                router.set_ahead(computed.normed, computed.routed)
+            return BlockRows(computed.residual[:, None], computed.normed[:, None])
+        computed = self._block.compute(hidden[:, 0], step, keys=keys, values=values, posting=prepared.message.posting)
+        assert computed.routed is not None, "there is a router"
+        _, weights, ids = computed.routed
+        output = experts.sum_prepared(
+            prepared, computed.slot, addend=computed.residual, normed=computed.normed, ids=ids, weights=weights
+        )
+        return output[:, None]
 
     def _is_due(self, hidden: torch.Tensor, cache: Any, more: Mapping[str, Any]) -> bool:
         return (
@@ -130,7 +166,9 @@ def install(module: nn.Module, attention: HostAttention, kernel: LinearKernel) -
             block = AttentionBlock(kernel, weights, None if router is None else router.kernel)
         except NativeError:
             continue
-        own.host_block = HostBlock(block, attention, own.self_attn.layer_idx, router)
+        own.host_block = HostBlock(
+            block, attention, own.self_attn.layer_idx, router=router, experts=_only_experts_of(own.mlp)
+        )
         own.__class__ = _with_block(cls, has_scores=has_scores)
 
 
@@ -144,6 +182,8 @@ def _with_block(cls: Any, *, has_scores: bool) -> Any:
         if computed is None:
             own: torch.Tensor = cls.forward(self, hidden_states, *args, **kwargs)
             return own
+        if isinstance(computed, torch.Tensor):
+            return computed
         residual, normed = computed
         try:
             output: Any = self.mlp(normed)
@@ -196,6 +236,12 @@ def _weights_of(layer: Any, attention: HostAttention) -> BlockWeights | None:
         scale=own.scaling,
         shares_angles=turn == "halves",
     )
+
+
+def _only_experts_of(block: Any) -> MoeLayer | None:
+    """The experts of a MoE block that hands its rows to them as they are, and returns their sums."""
+    experts = getattr(block, "experts", None)
+    return experts if isinstance(experts, MoeLayer) and _is_copy_of(type(block), _PLAIN_BLOCKS) else None
 
 
 def _is_copy_of(cls: Any, others: tuple[Any, ...]) -> bool:

@@ -1,5 +1,6 @@
 """A decoder layer up to its experts in one call, by every tier: held against the same steps in float64."""
 
+import ctypes
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from fiddler.kernels.attention_block import AttentionBlock, BlockWeights, Linear, Norm, Step
+from fiddler.kernels.attention_block import AttentionBlock, BlockWeights, Computed, Linear, Norm, Step
 from fiddler.kernels.linear import LinearKernel
 from fiddler.kernels.native import NativeError, Pool, available_tiers
-from fiddler.kernels.routing import Routed, RouterKernel, RouterWeights, Scoring
+from fiddler.kernels.routing import RouterKernel, RouterWeights, Scoring
+from fiddler.kernels.segments.caller import Posting
+from fiddler.kernels.segments.layout import RequestHeader
 
 ROUNDING = 2.0**-8
 EPSILON = 1e-5
@@ -85,13 +88,10 @@ class Layer:
         given: dict[str, Any] = {"positions": self.positions, "visible": self.visible}
         return Step(first_row=1, length=LENGTH, angles=self.angles, **(given | changes))
 
-    def compute(
-        self, kernel: LinearKernel, *, router: RouterKernel | None = None, **changes: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, Routed | None]:
+    def compute(self, kernel: LinearKernel, *, router: RouterKernel | None = None, **changes: Any) -> Computed:
         hidden, keys, values = (changes.pop(name, getattr(self, name)) for name in ("hidden", "keys", "values"))
-        return AttentionBlock(kernel, self.weights, router).compute(
-            hidden, self.step(**changes), keys=keys, values=values
-        )
+        block, posting = AttentionBlock(kernel, self.weights, router), changes.pop("posting", None)
+        return block.compute(hidden, self.step(**changes), keys=keys, values=values, posting=posting)
 
     def due(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The sum with hidden rows, its norm, and the new keys and values [rows, kv_heads, size]."""
@@ -194,10 +194,22 @@ def test_a_router_chooses_experts_for_the_normed_rows(kernel: LinearKernel, rows
     layer = Layer(SHAPES["qwen3"], rows)
     weight = torch.randn(16, layer.shape.hidden, generator=torch.Generator().manual_seed(rows)).bfloat16()
     router = RouterKernel(kernel, RouterWeights(weight=weight, k=4, scoring=Scoring.SOFTMAX, normalizes=True))
-    _, normed, routed = layer.compute(kernel, router=router)
+    _, normed, routed, slot = layer.compute(kernel, router=router)
+    assert slot < 0
     assert routed is not None
     for actual, due in zip(routed, router.route(normed), strict=True):
         assert torch.equal(actual, due)
+
+
+@pytest.mark.parametrize(("rows", "experts_per_row"), [(1, 4), (2, 3), (3, 4)])
+def test_a_message_of_another_size_is_not_posted(kernel: LinearKernel, rows: int, experts_per_row: int) -> None:
+    layer = Layer(SHAPES["mixtral"], 2)
+    weight = torch.zeros(16, layer.shape.hidden).bfloat16()
+    router = RouterKernel(kernel, RouterWeights(weight=weight, k=4, scoring=Scoring.SOFTMAX))
+    request = RequestHeader(rows=rows, experts_per_row=experts_per_row)
+    nowhere = Posting(ctypes.addressof(request), ctypes.addressof(request))
+    with pytest.raises(NativeError, match="size"):
+        layer.compute(kernel, router=router, posting=nowhere)
 
 
 def test_memory_that_is_divided_anew_is_described_anew(kernel: LinearKernel) -> None:

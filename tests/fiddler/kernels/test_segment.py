@@ -179,6 +179,37 @@ def test_a_message_without_room_is_not_posted(tmp_path: Path, kernel: NativeKern
         assert _post(ends, 9, _tensors(1, 1)) is None
 
 
+@pytest.mark.parametrize("spoiled", [None, float("inf"), float("nan")])
+def test_what_is_added_is_added_to_finite_rows(
+    tmp_path: Path, kernel: NativeKernel, layers: list[NativeLayer], spoiled: float | None
+) -> None:
+    hidden, addend, answered = torch.randn(3, 2, HIDDEN, generator=torch.Generator().manual_seed(1)).bfloat16()
+    if spoiled is not None:
+        answered[1, HIDDEN - 1] = spoiled
+    _, ids, weights = _tensors(2, 2)
+    with Ends(tmp_path, kernel, layers, most=(0, 0)) as ends:  # so that the test answers
+        slot = _post(ends, 3, (hidden, ids, weights))
+        assert slot is not None
+        ends.service.answer(ends.handed_over(), answered, 0.25, 0.5)
+        answer = ends.caller.join(slot, 3, SECONDS, addend=addend, output=torch.empty_like(hidden))
+        assert (answer.outcome, answer.compute_seconds) == (Outcome.ANSWERED, 0.5)
+        assert answer.is_sum is (spoiled is None)
+        assert answer.output is not None
+        due = answered if spoiled is not None else answered + addend
+        assert torch.equal(answer.output.view(torch.int16), due.view(torch.int16))
+        assert ends.caller.wait(0, 9, 0.01, torch.empty_like(hidden)).outcome is Outcome.BROKEN, "the slot is free"
+
+
+def test_nothing_is_added_to_a_refusal(tmp_path: Path, kernel: NativeKernel, layers: list[NativeLayer]) -> None:
+    with Ends(tmp_path, kernel, layers, most=(0, 0)) as ends:
+        rows = torch.ones(1, HIDDEN).bfloat16()
+        slot = _post(ends, 3, (rows, *_tensors(1, 2)[1:]))
+        assert slot is not None
+        ends.service.refuse(ends.handed_over(), 3, "no")
+        answer = ends.caller.join(slot, 3, SECONDS, addend=rows, output=torch.empty_like(rows))
+        assert (answer.outcome, answer.text, answer.is_sum) == (Outcome.REFUSED, "no", False)
+
+
 @pytest.mark.parametrize(
     ("layer", "rows", "k", "wrong_id"),
     [(2, 1, 1, 0), (0, 1, MAX_K + 1, 0), (0, MAX_ROWS + 1, 1, 0), (0, 1, 1, NUM_EXPERTS), (0, 1, 1, -2)],

@@ -1,5 +1,5 @@
 // fiddler_attend_block: what a decoder layer does before its experts, in the order of transformers' code, and the choice
-// of its experts.
+// of its experts. fiddler_attend_and_post also posts the message to them.
 
 #include <cstring>
 #include <initializer_list>
@@ -7,6 +7,7 @@
 #include "abi.h"
 #include "calls/interface.h"
 #include "formats.h"
+#include "segment/abi.h"
 
 namespace fiddler {
 namespace {
@@ -119,11 +120,6 @@ void keep(const Bf16* from, const void* to, const fiddler_attention_block& block
   }
 }
 
-void add(const void* one, const void* other, void* sum, int64_t count) {
-  const auto *a = static_cast<const Bf16*>(one), *b = static_cast<const Bf16*>(other);
-  for (int64_t i = 0; i < count; ++i) from_float(to_float(a + i) + to_float(b + i), static_cast<Bf16*>(sum) + i);
-}
-
 int32_t compute(fiddler_pool* pool, int32_t tier, const fiddler_attention_block& block) {
   thread_local Space space;
   const fiddler_attention& given = block.attention;
@@ -178,4 +174,15 @@ extern "C" int32_t fiddler_attend_block(fiddler_pool* pool, int32_t tier, const 
   } catch (const std::bad_alloc&) {
     return FIDDLER_NO_MEMORY;
   }
+}
+
+extern "C" int32_t fiddler_attend_and_post(fiddler_pool* pool, int32_t tier, const fiddler_attention_block* block,
+                                           fiddler_segment* segment, const fiddler_segment_request* request,
+                                           int32_t* slot) {
+  if (!block || !block->router || !segment || !request || !slot) return FIDDLER_NULL_POINTER;
+  if (request->rows != block->attention.rows || request->experts_per_row != block->router->k) return FIDDLER_BAD_SIZE;
+  if (const int32_t status = fiddler_attend_block(pool, tier, block)) return status;
+  const int64_t bytes = block->attention.rows * block->query.inputs * static_cast<int64_t>(sizeof(fiddler::Bf16));
+  *slot = fiddler_segment_post(segment, request, block->normed, bytes, block->expert_ids, block->routing_weights);
+  return FIDDLER_OK;
 }

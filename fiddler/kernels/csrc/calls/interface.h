@@ -37,6 +37,12 @@ class Buffer {
   int64_t capacity_ = 0;
 };
 
+// sum[i] = one[i] + other[i] of bfloat16, rounded. The sum may be one of them.
+inline void add(const void* one, const void* other, void* sum, int64_t count) {
+  const auto *a = static_cast<const Bf16*>(one), *b = static_cast<const Bf16*>(other);
+  for (int64_t i = 0; i < count; ++i) from_float(to_float(a + i) + to_float(b + i), static_cast<Bf16*>(sum) + i);
+}
+
 // A thread's memory for blocks of projections, with a number that no other message has.
 Scratch& scratch(uint64_t message);
 

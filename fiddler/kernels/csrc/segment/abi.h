@@ -94,6 +94,17 @@ int32_t fiddler_segment_post(fiddler_segment* segment, const fiddler_segment_req
 int32_t fiddler_segment_wait(fiddler_segment* segment, int32_t slot, uint64_t sequence, double seconds, void* output,
                              int64_t output_bytes, fiddler_segment_response* response);
 
+// What a layer of a decode step computes, fiddler_attend_block with a router, and then posts: its normed rows for the
+// experts that are chosen. `slot` is what fiddler_segment_post returns. Returns a fiddler_status.
+int32_t fiddler_attend_and_post(fiddler_pool* pool, int32_t tier, const fiddler_attention_block* block,
+                                fiddler_segment* segment, const fiddler_segment_request* request, int32_t* slot);
+
+// fiddler_segment_wait for `count` values of bfloat16, to which `addend` is added if all are finite; if not, `output` is
+// what was answered.
+int32_t fiddler_segment_join(fiddler_segment* segment, int32_t slot, uint64_t sequence, double seconds,
+                             const void* addend, void* output, int64_t count, fiddler_segment_response* response,
+                             int32_t* is_finite);
+
 // Frees a slot whose answer nobody waits for any more, if it is there; 1 if the slot is free now.
 int32_t fiddler_segment_release(fiddler_segment* segment, int32_t slot);
 

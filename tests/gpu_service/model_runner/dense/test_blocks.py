@@ -10,7 +10,7 @@ from fiddler.checkpoint import Checkpoint
 from fiddler.kernels.linear import shared_kernel
 from gpu_service.cpu_experts.in_process import InProcessExperts
 from gpu_service.model_runner.dense import blocks
-from gpu_service.model_runner.dense.blocks import HostBlock
+from gpu_service.model_runner.dense.blocks import BlockRows, HostBlock
 from gpu_service.model_runner.forward_input import Logits, Span
 from gpu_service.model_runner.model import Model
 from gpu_service.moe.dispatcher import Dispatcher
@@ -35,6 +35,7 @@ class Calls:
             computed = own(host, hidden, **more)
             if computed is not None:
                 calls.rows.append(len(hidden))
+                assert isinstance(computed, BlockRows), "experts in this process are not sent to"
                 calls._compare(calls.layers[host], hidden, computed, more)
             return computed
 
