@@ -22,8 +22,10 @@ from gpu_service.cpu_experts.backend import (
     RemoteExperts,
 )
 from gpu_service.errors import ExpertServiceError
+from gpu_service.moe.answers import Answers
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.orchestration import Orchestration
+from gpu_service.moe.pending import ExpertMessage
 
 FEW_ROWS = 63
 """Rows that are sent in one message whatever they cost; see planner.chunks."""
@@ -55,6 +57,13 @@ class DirectWork:
     first_row: int = 0
     """Of the batch: above 0 if a layer's rows are computed in several parts."""
 
+    @property
+    def message(self) -> ExpertMessage:
+        """What was sent."""
+        return ExpertMessage(
+            rows=None, hidden=self.rows, ids=self.ids, weights=self.weights, route="remote", sent_at=self.sent_at
+        )
+
     def discard(self) -> None:
         """Gives up what was begun and is not needed: nothing of it stays unread."""
         if self.pending is not None:
@@ -74,17 +83,21 @@ class PreparedLayer:
 class DirectLayers:
     """Sends layers and counts them. For the engine's thread."""
 
-    def __init__(self, num_experts: Sequence[int], selections: SelectionCounts, costs: LayerCosts) -> None:
+    def __init__(
+        self, num_experts: Sequence[int], selections: SelectionCounts, costs: LayerCosts, answers: Answers
+    ) -> None:
         """Counts nothing yet.
 
         Args:
             num_experts: By layer.
             selections: Where it counts what is chosen.
             costs: Where it counts what layers cost.
+            answers: Checks what comes back, and computes what does not.
         """
         self._num_experts = num_experts
         self._selections = selections
         self._costs = costs
+        self._answers = answers
         self._uncounted: list[DirectWork] = []
 
     def begin(
@@ -180,29 +193,31 @@ class DirectLayers:
             )
         )
 
-    def join(self, work: DirectWork) -> torch.Tensor:
-        """Waits for the sums, [rows, hidden] on the CPU.
+    def finish(self, work: DirectWork) -> torch.Tensor:
+        """Waits for the sums, [rows, hidden] on the CPU, or computes them here.
 
         Raises:
-            ExpertServiceError: There will be none.
+            ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
         """
-        if work.pending is None:
-            raise ExpertServiceError("the message could not be sent")
-        output = work.pending.join()
-        work.joined_at = time.perf_counter()
-        return output
+        if work.pending is not None:
+            with suppress(ExpertServiceError):  # the client has reported it; even if it is back by now, no answer comes
+                output = work.pending.join()
+                work.joined_at = time.perf_counter()
+                return self._answers.checked(output, work.message, work.first_row)
+        return self._computed_here(work)
 
-    def join_sum(self, work: DirectWork, addend: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """Does what `join` does for a prepared layer, and may add [rows, hidden] bfloat16: see PendingSum.
+    def finish_sum(self, work: DirectWork, addend: torch.Tensor) -> torch.Tensor:
+        """Does what `finish` does for a prepared layer, and adds: [rows, hidden] bfloat16, as the addend is.
 
         Raises:
-            ExpertServiceError: There will be no sums.
+            ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
         """
-        if work.pending is None:
-            raise ExpertServiceError("the message could not be sent")
-        output = cast("PendingSum", work.pending).join_sum(addend)
-        work.joined_at = time.perf_counter()
-        return output
+        if work.pending is not None:
+            with suppress(ExpertServiceError):  # likewise
+                output, is_sum = cast("PendingSum", work.pending).join_sum(addend)
+                work.joined_at = time.perf_counter()
+                return output if is_sum else addend + self._answers.checked(output, work.message, work.first_row)
+        return addend + self._computed_here(work)
 
     def count(self) -> None:
         """Counts the layers that were begun since the last time, and corrects the costs by their answers."""
@@ -218,6 +233,11 @@ class DirectLayers:
     def _begun(self, work: DirectWork) -> DirectWork:
         self._uncounted.append(work)
         return work
+
+    def _computed_here(self, work: DirectWork) -> torch.Tensor:
+        computed = self._answers.computed_here(work.layer, work.message, work.orchestration).to(work.hidden.dtype)
+        self._costs.add_layer(work.layer, time.perf_counter() - work.began_at)
+        return computed
 
     def _count_answer(self, work: DirectWork, pending: PendingOutput, joined_at: float) -> None:
         if work.is_prepared:

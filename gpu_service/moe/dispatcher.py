@@ -1,7 +1,6 @@
 """Carries out a MoE layer's plan: sends rows to the CPU expert service, computes the rest here, and joins the sums.
 
-planning decides, gpu_experts and cpu_experts compute. This module holds the order of events, and what happens if the
-CPU expert service is lost in the middle of a layer.
+planning decides, gpu_experts and cpu_experts compute. This module holds the order of events.
 """
 
 import time
@@ -12,19 +11,18 @@ import numpy as np
 import torch
 
 from fiddler.checkpoint import Checkpoint
-from fiddler.kernels.finite import all_finite
-from gpu_service import metrics
 from gpu_service.cpu_experts.backend import PendingOutput, PreparingExperts, RemoteExperts
 from gpu_service.errors import ExpertServiceError
 from gpu_service.gpu_experts.compute import DeviceExperts
 from gpu_service.gpu_experts.uploads import Uploads
+from gpu_service.moe.answers import Answers, num_selections
 from gpu_service.moe.counters import LayerCosts, SelectionCounts
 from gpu_service.moe.device_timer import DeviceTimer
 from gpu_service.moe.direct import FEW_ROWS, DirectLayers, DirectWork, PreparedLayer
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
 from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork, message_parts
-from gpu_service.planning.planner import Plan, rows_by_expert
+from gpu_service.planning.planner import Plan
 
 
 class Dispatcher:
@@ -48,19 +46,26 @@ class Dispatcher:
         """
         self.selections = SelectionCounts([layer.num_experts for layer in checkpoint.layers])
         self.costs = LayerCosts(len(checkpoint.layers))
-        self._non_finite: set[int] = set()
         self.max_rows: int | None = None
         """The most rows of a layer that are planned and sent at once; None: any number."""
         self._num_experts = [layer.num_experts for layer in checkpoint.layers]
         self._preparing = _preparing(remote)
-        self._direct = DirectLayers(self._num_experts, self.selections, self.costs)
         self._device = device
         self._remote = remote
-        self._in_process = in_process
         self._staging = HostStaging(device)
         self._timer = DeviceTimer(device)
         self._uploads = Uploads(device)
         self._device_experts = DeviceExperts(checkpoint, self._uploads, device)
+        self.answers = Answers(
+            self._num_experts,
+            self.selections,
+            uploads=self._uploads,
+            experts=self._device_experts,
+            in_process=in_process,
+        )
+        """What the CPU expert service answers, and what is computed where it does not."""
+        self.direct = DirectLayers(self._num_experts, self.selections, self.costs, self.answers)
+        """Layers that need no plan."""
         self.capture: Capture | None = None
         """Takes the layers' rows while CUDA graphs are captured, when nothing is computed."""
         self.orchestration: Orchestration = EverythingRemote()
@@ -72,7 +77,7 @@ class Dispatcher:
 
     def clear_counts(self) -> None:
         """Sets the counts of selections and costs to zero."""
-        self._direct.count()
+        self.direct.count()
         self.selections.clear()
         self.costs.clear()
 
@@ -107,7 +112,7 @@ class Dispatcher:
             on_host["guess"] = guess
         rows, ids, weights, *guessed = self._staging.to_host(**on_host)
         if orchestration.is_all_remote and 0 < len(ids) <= FEW_ROWS and self._remote.available:
-            return self._direct.begin(
+            return self.direct.begin(
                 layer,
                 hidden,
                 on_host=(rows, ids, weights),
@@ -148,7 +153,7 @@ class Dispatcher:
             experts_per_row: How many each.
 
         Returns:
-            For `begin_prepared`. None if the layer needs a plan or cannot be posted; it is then for `begin`.
+            For `direct`. None if the layer needs a plan or cannot be posted; it is then for `begin`.
         """
         is_direct = (
             self._preparing is not None
@@ -159,31 +164,13 @@ class Dispatcher:
         )
         if not is_direct or self._preparing is None:
             return None
-        return self._direct.prepare(
+        return self.direct.prepare(
             layer,
             rows=rows,
             experts_per_row=experts_per_row,
             remote=self._preparing,
             orchestration=self.orchestration,
         )
-
-    def begin_prepared(
-        self, prepared: PreparedLayer, slot: int, normed: torch.Tensor, *, ids: torch.Tensor, weights: torch.Tensor
-    ) -> DirectWork:
-        """See DirectLayers.begin_prepared."""
-        return self._direct.begin_prepared(prepared, slot, normed, ids=ids, weights=weights)
-
-    def finish_sum(self, work: DirectWork, addend: torch.Tensor) -> torch.Tensor:
-        """Joins what `begin_prepared` began, and adds it: [rows, hidden] bfloat16, as the addend is.
-
-        Raises:
-            ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
-        """
-        try:
-            output, is_sum = self._direct.join_sum(work, addend)
-        except ExpertServiceError:  # the client has reported it
-            return addend + self._compute_lost_direct(work)
-        return output if is_sum else addend + self._without_non_finite(output, _message_of(work), work.first_row)
 
     def finish(self, work: LayerWork | DirectWork) -> torch.Tensor:
         """Computes what runs here and joins what was sent: [rows, hidden] in the dtype of the hidden rows.
@@ -192,7 +179,8 @@ class Dispatcher:
             ExpertServiceError: The CPU expert service is lost, and nothing else can compute its experts.
         """
         if isinstance(work, DirectWork):
-            return self._finish_direct(work)
+            (output,) = self._uploads.to_device(self.direct.finish(work))
+            return output.to(work.hidden.dtype)
         if not work.plan.resident and not work.plan.streamed and len(work.messages) == 1:
             (joined,) = self._uploads.to_device(self._join(work, work.messages[0]))
             output = joined.to(work.hidden.dtype)
@@ -200,21 +188,6 @@ class Dispatcher:
             output = self._finish_both_sides(work)
         self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
         return output
-
-    def _finish_direct(self, work: DirectWork) -> torch.Tensor:
-        try:
-            joined = self._direct.join(work)
-        except ExpertServiceError:  # the client has reported it; even if the service is back by now, no answer comes
-            joined = self._compute_lost_direct(work)
-        else:
-            joined = self._without_non_finite(joined, _message_of(work), work.first_row)
-        (output,) = self._uploads.to_device(joined)
-        return output.to(work.hidden.dtype)
-
-    def _compute_lost_direct(self, work: DirectWork) -> torch.Tensor:
-        computed = self._compute_lost(work.layer, _message_of(work)).to(work.hidden.dtype)
-        self.costs.add_layer(work.layer, time.perf_counter() - work.began_at)
-        return computed
 
     def _finish_both_sides(self, work: LayerWork) -> torch.Tensor:
         plan, hidden = work.plan, work.hidden
@@ -246,12 +219,12 @@ class Dispatcher:
 
     def end_of_step(self, num_rows: int, seconds: float) -> None:
         """Changes residency between two batches, the last of which had so many rows and took so many seconds."""
-        self._direct.count()
+        self.direct.count()
         self.orchestration.end_of_step(num_rows, seconds)
 
     def cancel_batch(self) -> None:
         """Releases what a failed batch left under way."""
-        self._direct.count()
+        self.direct.count()
         self.orchestration.cancel_batch()
 
     def take_non_finite(self) -> set[int]:
@@ -259,8 +232,7 @@ class Dispatcher:
 
         Zeros were put in place of those sums. Rows count from 0 in the forward that was computed last.
         """
-        rows, self._non_finite = self._non_finite, set()
-        return rows
+        return self.answers.take_non_finite()
 
     def make_room(self) -> bool:
         """Gives memory of experts back to a device that ran out of it. Returns whether there was any to give."""
@@ -271,7 +243,7 @@ class Dispatcher:
         self.orchestration.close()
 
     def _remote_now(self) -> RemoteExperts | None:
-        return self._remote if self._remote.available else self._in_process
+        return self._remote if self._remote.available else self.answers.in_process
 
     def _send(
         self, layer: int, plan: Plan, *, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
@@ -321,9 +293,9 @@ class Dispatcher:
                 pass  # the client has reported it; even if the service is back by now, this answer never comes
             else:
                 self._observe(work, message, message.pending, joining_at=joining_at)
-                self.selections.add_route(work.layer, message.route, _selections_of(message))
-                return self._without_non_finite(output, message, work.first_row)
-        return self._compute_lost(work.layer, message)
+                self.selections.add_route(work.layer, message.route, num_selections(message))
+                return self.answers.checked(output, message, work.first_row)
+        return self.answers.computed_here(work.layer, message, self.orchestration)
 
     def _observe(self, work: LayerWork, message: ExpertMessage, pending: PendingOutput, *, joining_at: float) -> None:
         """Corrects the costs by an answer, and counts its seconds."""
@@ -338,49 +310,6 @@ class Dispatcher:
         if was_waited_for:
             hop_seconds = now - message.sent_at - seconds
             self.costs.add("hop", work.layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
-
-    def _compute_lost(self, layer: int, message: ExpertMessage) -> torch.Tensor:
-        """Computes in the place of the service what it never answers: [message's rows, hidden]."""
-        self.selections.add_route(layer, "streamed", _selections_of(message))
-        metrics.REPLANNED_LAYERS.inc()
-        if self._in_process is not None:
-            return self._in_process.submit(
-                layer, message.hidden, expert_ids=message.ids, routing_weights=message.weights
-            ).join()
-        counts = rows_by_expert(message.ids.numpy(), self._num_experts[layer])
-        plan = self.orchestration.plan(layer, counts.tolist(), remote_available=False)
-        if plan.remote:
-            raise ExpertServiceError("the CPU expert service is lost, and there is no room to compute its experts here")
-        (hidden,) = self._uploads.to_device(message.hidden)
-        resident = self.orchestration.resident_weights(layer, plan.resident)
-        return self._device_experts.run(
-            layer,
-            hidden,
-            expert_ids=message.ids.numpy(),
-            routing_weights=message.weights.numpy(),
-            resident=resident,
-            streamed=self.orchestration.stream(layer, plan.streamed),
-        )
-
-    def _without_non_finite(self, output: torch.Tensor, message: ExpertMessage, first_row: int) -> torch.Tensor:
-        """Replaces rows that are not finite by zeros, so that they do not spread in the KV cache, and notes them."""
-        if all_finite(output):
-            return output
-        non_finite = ~torch.isfinite(output).all(dim=1) & torch.isfinite(message.hidden).all(dim=1)
-        rows = np.flatnonzero(non_finite.numpy())
-        metrics.NON_FINITE_ROWS.inc(len(rows))
-        self._non_finite.update((first_row + (rows if message.rows is None else message.rows[rows])).tolist())
-        return output.masked_fill(non_finite[:, None], 0)
-
-
-def _selections_of(message: ExpertMessage) -> int:
-    return int(np.count_nonzero(message.ids.numpy() >= 0))
-
-
-def _message_of(work: DirectWork) -> ExpertMessage:
-    return ExpertMessage(
-        rows=None, hidden=work.rows, ids=work.ids, weights=work.weights, route="remote", sent_at=work.sent_at
-    )
 
 
 def _preparing(remote: RemoteExperts) -> PreparingExperts | None:

@@ -98,8 +98,8 @@ class MoeLayer(nn.Module):
             weights: [rows, k] float32.
         """
         assert self._dispatcher is not None, "connect() comes before sum_prepared()"
-        work = self._dispatcher.begin_prepared(prepared, slot, normed, ids=ids, weights=weights)
-        return self._dispatcher.finish_sum(work, addend)
+        direct = self._dispatcher.direct
+        return direct.finish_sum(direct.begin_prepared(prepared, slot, normed, ids=ids, weights=weights), addend)
 
     def _begin(
         self, rows: torch.Tensor, expert_ids: torch.Tensor, routing_weights: torch.Tensor

@@ -153,7 +153,7 @@ def test_experts_that_are_lost_in_the_middle_of_a_mixed_batch_change_no_token(
 ) -> None:
     case = Case("mixtral", tmp_path, kernel)
     dispatcher, experts = case.engine.model.dispatcher, RunnerExperts(case.engine.checkpoint, kernel)
-    dispatcher._in_process = experts
+    dispatcher.answers.in_process = experts
     with torch.inference_mode(), dispatcher.with_backend(_Lost(experts, calls)):
         answers = [case.add(prompt) for prompt in (FIRST, SECOND, LONG)]
         case.steps()
