@@ -3,7 +3,6 @@
 import asyncio
 import json
 import signal
-import sys
 from collections.abc import Sequence
 
 from fiddler import process
@@ -18,6 +17,7 @@ from fiddler.running import early_checks  # noqa: E402
 from gpu_service.api.auth import Access  # noqa: E402
 from gpu_service.errors import UnavailableError  # noqa: E402
 from gpu_service.settings import Settings  # noqa: E402
+from gpu_service.startup import background  # noqa: E402
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,4 +72,4 @@ def _refuse(why: Exception | str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    background.leave(main())
