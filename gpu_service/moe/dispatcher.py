@@ -21,8 +21,8 @@ from gpu_service.moe.device_timer import DeviceTimer
 from gpu_service.moe.direct import FEW_ROWS, DirectLayers, DirectWork, PreparedLayer
 from gpu_service.moe.host_staging import HostStaging
 from gpu_service.moe.orchestration import EverythingRemote, Orchestration
-from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork, message_parts
-from gpu_service.planning.planner import Plan
+from gpu_service.moe.pending import Capture, CaptureError, ExpertMessage, LayerWork
+from gpu_service.moe.sending import send
 
 
 class Dispatcher:
@@ -123,9 +123,19 @@ class Dispatcher:
         # counted on the CPU: a count on the GPU would be one more synchronisation
         selections = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
         counts = np.minimum(selections, len(ids))  # see planner.rows_by_expert
-        plan = orchestration.plan(layer, counts.tolist(), self._remote_now() is not None)
+        remote = self._remote_now()
+        plan = orchestration.plan(layer, counts.tolist(), remote is not None)
         # sent before anything is copied: the CPU is the slowest side
-        messages = self._send(layer, plan, hidden=rows, ids=ids, weights=weights)
+        messages = send(
+            layer,
+            plan,
+            hidden=rows,
+            ids=ids,
+            weights=weights,
+            orchestration=orchestration,
+            remote=remote,
+            route="remote" if remote is self._remote else "streamed",
+        )
         copies = orchestration.start_copies(layer, counts, plan)
         if guessed:
             orchestration.prefetch(layer, guessed[0].numpy())
@@ -244,44 +254,6 @@ class Dispatcher:
 
     def _remote_now(self) -> RemoteExperts | None:
         return self._remote if self._remote.available else self.answers.in_process
-
-    def _send(
-        self, layer: int, plan: Plan, *, hidden: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
-    ) -> list[ExpertMessage]:
-        if not plan.remote:
-            return []
-        rows = None
-        if plan.resident or plan.streamed:
-            wanted = np.isin(ids.numpy(), plan.remote)
-            rows = np.flatnonzero(wanted.any(axis=1))
-            ids = torch.from_numpy(np.where(wanted, ids.numpy(), np.int32(-1))[rows])
-            hidden, weights = hidden[rows], weights[rows]
-        num_messages = self.orchestration.num_messages(layer, ids.numpy())
-        timeout = self.orchestration.timeout_seconds(plan.remote_seconds)
-        remote, messages = self._remote_now(), []
-        route = "remote" if remote is self._remote else "streamed"
-        for part_rows, part_hidden, part_ids, part_weights in message_parts(num_messages, rows, hidden, ids, weights):
-            message = ExpertMessage(
-                rows=part_rows,
-                hidden=part_hidden,
-                ids=part_ids,
-                weights=part_weights,
-                route=route,
-                sent_at=time.perf_counter(),
-            )
-            if remote is not None:
-                try:
-                    message.pending = remote.submit(
-                        layer,
-                        message.hidden,
-                        expert_ids=message.ids,
-                        routing_weights=message.weights,
-                        timeout_seconds=timeout,
-                    )
-                except ExpertServiceError:
-                    remote = None  # the client has reported it; finish() computes the rows another way
-            messages.append(message)
-        return messages
 
     def _join(self, work: LayerWork, message: ExpertMessage) -> torch.Tensor:
         """Returns a message's partial sums, [part, hidden], from the CPU expert service or computed in its place."""

@@ -1,6 +1,6 @@
 """One layer's work on a batch, between Dispatcher.begin and Dispatcher.finish: what was sent, copied and planned."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -109,32 +109,3 @@ class LayerWork:
             if message.pending is not None:
                 with suppress(ExpertServiceError):  # the client has reported it
                     message.pending.join()
-
-
-def message_parts(
-    count: int,
-    rows: npt.NDArray[np.int64] | None,
-    hidden: torch.Tensor,
-    ids: torch.Tensor,
-    weights: torch.Tensor,
-) -> Iterator[tuple[npt.NDArray[np.int64] | None, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Splits what is sent for one layer into messages with about as many rows each.
-
-    Args:
-        count: How many messages.
-        rows: Of the batch; None: all of them, in order.
-        hidden: [rows, hidden].
-        ids: [rows, k].
-        weights: [rows, k].
-
-    Yields:
-        The same of each message.
-    """
-    if count == 1:  # as in every step of decoding, where slicing takes longer than sending
-        yield rows, hidden, ids, weights
-        return
-    if rows is None:
-        rows = np.arange(hidden.shape[0])
-    for span in np.array_split(np.arange(hidden.shape[0]), count):
-        part = slice(span[0], span[-1] + 1)
-        yield rows[part], hidden[part], ids[part], weights[part]
