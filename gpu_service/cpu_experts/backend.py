@@ -1,5 +1,6 @@
 """The interface to what computes the experts that are not on the device: the CPU expert service, or this process."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -67,8 +68,8 @@ class PendingSum(PendingOutput, Protocol):
         """
         ...
 
-    def count(self) -> None:
-        """Counts the answer for the metrics, which `join` does and `join_sum` leaves for later."""
+    def counting(self) -> Callable[[], None]:
+        """What counts the answer for the metrics, which `join` does and `join_sum` does not. It holds no rows."""
         ...
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 import torch
@@ -60,7 +61,7 @@ class Call:
     def join(self) -> torch.Tensor:
         """See PendingOutput."""
         output = self.join_with(self)
-        self.count()
+        self.counting()()
         return output
 
     def join_sum(self, addend: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -68,11 +69,9 @@ class Call:
         self.addend = addend
         return self.join_with(self), self.is_sum
 
-    def count(self) -> None:
+    def counting(self) -> Callable[[], None]:
         """See PendingSum."""
-        metrics.EXPERT_CALL_SECONDS.observe(self.seconds)
-        _SENT_BYTES.inc(self.sent_bytes)
-        _RECEIVED_BYTES.inc(self.received_bytes)
+        return partial(_count, self.seconds, self.sent_bytes, self.received_bytes)
 
     def posted(self, slot: int) -> None:
         """Notes that native code has posted it; a negative slot: it has not, and it is sent now."""
@@ -153,6 +152,12 @@ class Call:
         tensors.encode(self.expert_ids, request.expert_ids)
         tensors.encode(self.routing_weights, request.routing_weights)
         return request
+
+
+def _count(seconds: float, sent_bytes: int, received_bytes: int) -> None:
+    metrics.EXPERT_CALL_SECONDS.observe(seconds)
+    _SENT_BYTES.inc(sent_bytes)
+    _RECEIVED_BYTES.inc(received_bytes)
 
 
 @dataclass(frozen=True, slots=True)

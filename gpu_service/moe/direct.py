@@ -6,10 +6,10 @@ read from memory anew. After the step, all layers are counted in a row.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -46,14 +46,10 @@ class DirectWork:
     """[rows, k] float32 on the CPU."""
     pending: PendingOutput | None
     """The answer to wait for; None if it could not be sent."""
-    is_prepared: bool = False
-    """Whether it is a PendingSum."""
     orchestration: Orchestration
     began_at: float
     """time.perf_counter()"""
     sent_at: float
-    joined_at: float | None = None
-    """When the answer came; None if it did not."""
     first_row: int = 0
     """Of the batch: above 0 if a layer's rows are computed in several parts."""
 
@@ -69,6 +65,20 @@ class DirectWork:
         if self.pending is not None:
             with suppress(ExpertServiceError):  # the client has reported it
                 self.pending.join()
+
+
+class _Answered(NamedTuple):
+    """What is counted of an answer."""
+
+    layer: int
+    ids: torch.Tensor
+    orchestration: Orchestration
+    began_at: float
+    sent_at: float
+    joined_at: float
+    compute_seconds: float | None
+    count_message: Callable[[], None] | None
+    """None: it is counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +108,9 @@ class DirectLayers:
         self._selections = selections
         self._costs = costs
         self._answers = answers
-        self._uncounted: list[DirectWork] = []
+        # without the rows: those of all layers of a step together may be many
+        self._chosen: list[tuple[int, torch.Tensor]] = []
+        self._answered: list[_Answered] = []
 
     def begin(
         self,
@@ -132,7 +144,8 @@ class DirectLayers:
                 layer=layer,
                 hidden=hidden,
                 rows=rows,
-                ids=ids,
+                # counted after the step, and what was copied from a device lies in memory that the next layer uses
+                ids=ids if hidden.device.type == "cpu" else ids.clone(),
                 weights=weights,
                 pending=pending,
                 orchestration=orchestration,
@@ -186,7 +199,6 @@ class DirectLayers:
                 ids=ids,
                 weights=weights,
                 pending=pending,
-                is_prepared=True,
                 orchestration=prepared.orchestration,
                 began_at=sent_at,
                 sent_at=sent_at,
@@ -202,7 +214,7 @@ class DirectLayers:
         if work.pending is not None:
             with suppress(ExpertServiceError):  # the client has reported it; even if it is back by now, no answer comes
                 output = work.pending.join()
-                work.joined_at = time.perf_counter()
+                self._note_answer(work, work.pending, None)
                 return self._answers.checked(output, work.message, work.first_row)
         return self._computed_here(work)
 
@@ -214,42 +226,57 @@ class DirectLayers:
         """
         if work.pending is not None:
             with suppress(ExpertServiceError):  # likewise
-                output, is_sum = cast("PendingSum", work.pending).join_sum(addend)
-                work.joined_at = time.perf_counter()
+                pending = cast("PendingSum", work.pending)
+                output, is_sum = pending.join_sum(addend)
+                self._note_answer(work, pending, pending.counting())
                 return output if is_sum else addend + self._answers.checked(output, work.message, work.first_row)
         return addend + self._computed_here(work)
 
     def count(self) -> None:
         """Counts the layers that were begun since the last time, and corrects the costs by their answers."""
-        begun, self._uncounted = self._uncounted, []
-        for work in begun:
-            ids = work.ids.numpy()
-            selections = np.bincount(ids.reshape(-1) + 1, minlength=self._num_experts[work.layer] + 1)[1:]
-            self._selections.add(work.layer, selections, ids.size)
-            if work.joined_at is not None and work.pending is not None:
-                self._selections.add_route(work.layer, "remote", int(selections.sum()))
-                self._count_answer(work, work.pending, work.joined_at)
+        chosen, self._chosen = self._chosen, []
+        answered, self._answered = self._answered, []
+        for layer, ids in chosen:
+            selections = np.bincount(ids.numpy().reshape(-1) + 1, minlength=self._num_experts[layer] + 1)[1:]
+            self._selections.add(layer, selections, ids.numel())
+        for answer in answered:
+            self._count_answer(answer)
 
     def _begun(self, work: DirectWork) -> DirectWork:
-        self._uncounted.append(work)
+        self._chosen.append((work.layer, work.ids))
         return work
+
+    def _note_answer(self, work: DirectWork, pending: PendingOutput, count_message: Callable[[], None] | None) -> None:
+        self._answered.append(
+            _Answered(
+                work.layer,
+                work.ids,
+                work.orchestration,
+                work.began_at,
+                work.sent_at,
+                time.perf_counter(),
+                pending.compute_seconds,
+                count_message,
+            )
+        )
 
     def _computed_here(self, work: DirectWork) -> torch.Tensor:
         computed = self._answers.computed_here(work.layer, work.message, work.orchestration).to(work.hidden.dtype)
         self._costs.add_layer(work.layer, time.perf_counter() - work.began_at)
         return computed
 
-    def _count_answer(self, work: DirectWork, pending: PendingOutput, joined_at: float) -> None:
-        if work.is_prepared:
-            cast("PendingSum", pending).count()
-        self._costs.add_layer(work.layer, joined_at - work.began_at)
-        seconds = pending.compute_seconds
-        predicted = work.orchestration.observe_remote(work.layer, work.ids.numpy(), pending)
+    def _count_answer(self, answer: _Answered) -> None:
+        if answer.count_message is not None:
+            answer.count_message()
+        layer, ids, seconds = answer.layer, answer.ids.numpy(), answer.compute_seconds
+        self._costs.add_layer(layer, answer.joined_at - answer.began_at)
+        self._selections.add_route(layer, "remote", int(np.count_nonzero(ids >= 0)))
+        predicted = answer.orchestration.observe_remote(layer, ids, seconds)
         if predicted is None or seconds is None:
             return
-        self._costs.add("cpu", work.layer, predicted_seconds=predicted.compute_seconds, actual_seconds=seconds)
-        hop_seconds = joined_at - work.sent_at - seconds
-        self._costs.add("hop", work.layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
+        self._costs.add("cpu", layer, predicted_seconds=predicted.compute_seconds, actual_seconds=seconds)
+        hop_seconds = answer.joined_at - answer.sent_at - seconds
+        self._costs.add("hop", layer, predicted_seconds=predicted.hop_seconds, actual_seconds=hop_seconds)
 
 
 def _timeout_seconds(orchestration: Orchestration, layer: int, assignments: int) -> float | None:

@@ -272,7 +272,7 @@ class Dispatcher:
     def _observe(self, work: LayerWork, message: ExpertMessage, pending: PendingOutput, *, joining_at: float) -> None:
         """Corrects the costs by an answer, and counts its seconds."""
         now, seconds = time.perf_counter(), pending.compute_seconds
-        predicted = self.orchestration.observe_remote(work.layer, message.ids.numpy(), pending)
+        predicted = self.orchestration.observe_remote(work.layer, message.ids.numpy(), seconds)
         if predicted is None or seconds is None or message.route != "remote":
             return
         self.costs.add("cpu", work.layer, predicted_seconds=predicted.compute_seconds, actual_seconds=seconds)

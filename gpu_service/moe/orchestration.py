@@ -13,7 +13,6 @@ import numpy.typing as npt
 import torch
 from typing_extensions import override
 
-from gpu_service.cpu_experts.backend import PendingOutput
 from gpu_service.gpu_experts.slots import Holding
 from gpu_service.gpu_experts.streaming import ExpertCopy
 from gpu_service.planning import planner
@@ -97,8 +96,10 @@ class Orchestration(Protocol):
         """Returns how long an answer may take; None: as long as the backend is configured for."""
         ...
 
-    def observe_remote(self, layer: int, ids: npt.NDArray[np.int32], pending: PendingOutput) -> PredictedMessage | None:
-        """Learns from what the CPU took for [rows, k] expert ids, -1 left out.
+    def observe_remote(
+        self, layer: int, ids: npt.NDArray[np.int32], compute_seconds: float | None
+    ) -> PredictedMessage | None:
+        """Learns from what the CPU took for [rows, k] expert ids, -1 left out; None if that is not known.
 
         Returns:
             What was predicted; None if nothing was, or if it is not known what the CPU took.
@@ -186,7 +187,9 @@ class EverythingRemote(Orchestration):
         return None
 
     @override
-    def observe_remote(self, layer: int, ids: npt.NDArray[np.int32], pending: PendingOutput) -> PredictedMessage | None:
+    def observe_remote(
+        self, layer: int, ids: npt.NDArray[np.int32], compute_seconds: float | None
+    ) -> PredictedMessage | None:
         return None
 
     @override
@@ -241,11 +244,12 @@ class MeasuredRemote(EverythingRemote):
         return timeout_seconds(predicted_seconds, self._timeout_cap_seconds)
 
     @override
-    def observe_remote(self, layer: int, ids: npt.NDArray[np.int32], pending: PendingOutput) -> PredictedMessage | None:
-        seconds = pending.compute_seconds
-        if seconds is None:
+    def observe_remote(
+        self, layer: int, ids: npt.NDArray[np.int32], compute_seconds: float | None
+    ) -> PredictedMessage | None:
+        if compute_seconds is None:
             return None
         costs = self._latency.costs(layer)
         predicted = sum(costs.cpu[count] for count in planner.rows_by_expert(ids).tolist())
-        self._latency.observe_cpu(predicted, seconds)
+        self._latency.observe_cpu(predicted, compute_seconds)
         return PredictedMessage(predicted, costs.round_trip + costs.row * len(ids))
