@@ -1,7 +1,6 @@
 """Starts the CPU expert service's parts in order, and stops them."""
 
 import signal
-import threading
 from collections.abc import Callable
 
 import structlog
@@ -24,6 +23,7 @@ from fiddler.errors import UserError
 from fiddler.kernels.cpus import read_topology
 from fiddler.metrics import serve, set_build_info
 from fiddler.running.progress import Progress
+from fiddler.running.stopping import Stop
 from fiddler.running.upkeep import Upkeep
 from fiddler.sizes import format_bytes
 
@@ -40,7 +40,7 @@ def run(settings: Settings) -> None:
     Raises:
         UserError: It cannot start with these settings or this checkpoint, or a file of it was changed meanwhile.
     """
-    stop = threading.Event()
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
@@ -74,7 +74,7 @@ def run(settings: Settings) -> None:
 def _serve(
     settings: Settings,
     checkpoint: Checkpoint,
-    stop: threading.Event,
+    stop: Stop,
     *,
     grace_seconds: Callable[[], float],
     certificates: Certificates | None,
@@ -112,7 +112,7 @@ def _serve(
         front.stop(grace_seconds())
 
 
-def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event) -> Runner:
+def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: Stop) -> Runner:
     """Repacks experts if their format demands it, and shows the progress.
 
     Raises:
@@ -132,7 +132,7 @@ def _build_runner(checkpoint: Checkpoint, kernel: Kernel, stop: threading.Event)
         return Runner(checkpoint, kernel, progress)
 
 
-def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: threading.Event) -> None:
+def _load(checkpoint: Checkpoint, runner: Runner, *, settings: Settings, stop: Stop) -> None:
     """Reads all experts into memory, and shows the progress.
 
     Raises:

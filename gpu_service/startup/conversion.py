@@ -1,7 +1,6 @@
 """--expert-format: which checkpoint is served, for a start and for the dry run."""
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from fiddler.checkpoint import Checkpoint
 from fiddler.convert import cache
 from fiddler.convert.conversion import Conversion, free_bytes
+from fiddler.running.stopping import Stop
 from fiddler.sizes import format_bytes
 from gpu_service.settings import Settings
 
@@ -39,7 +39,7 @@ def converted(settings: Settings) -> Settings:
     """
     if settings.expert_format == "auto":
         return settings
-    stop = threading.Event()
+    stop = Stop()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     return _with_model(settings, cache.served_model(settings.model, settings.expert_format, stop.is_set))
