@@ -6,8 +6,8 @@ import queue
 class Stop:
     """An event that a signal handler may set while the main thread waits for it.
 
-    threading.Event is none: its `set` takes a lock that its `wait` holds for moments, in the very thread that the handler
-    interrupts, and both then wait for ever. A SimpleQueue's `put` may interrupt its own `get`.
+    threading.Event is none: its `set` takes a lock that its `wait` holds for moments, in the very thread that the
+    handler interrupts, and both then wait for ever. A SimpleQueue's `put` may interrupt its own `get`.
     """
 
     def __init__(self) -> None:
