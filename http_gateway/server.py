@@ -1,5 +1,6 @@
 """The process: binds its address, serves, and lets streams finish at the end."""
 
+import asyncio
 import contextlib
 import logging
 import signal
@@ -62,7 +63,8 @@ class Server(uvicorn.Server):
         """Uvicorn would raise the signal again at the end."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.handle_exit)
-        signal.signal(signal.SIGHUP, lambda *_: self._gateway.tokens.reload())
+        # between two of the loop's callbacks, since a handler that logs may have interrupted what holds the log's lock
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._gateway.tokens.reload)
         yield
 
 
