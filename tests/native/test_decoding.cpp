@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "abi.h"
 #include "formats.h"
+#include "segment/abi.h"
 
 namespace {
 
@@ -173,6 +176,61 @@ void route_blocks(fiddler_pool* pool) {
   }
 }
 
+// A layer that posts its message, and the sums that are added to its rows.
+void post_blocks(fiddler_pool* pool) {
+  constexpr int64_t page = 4096;
+  const unsigned char nonce[16] = {1};
+  const int64_t bytes = fiddler_segment_size(1, page, page);
+  void* memory = std::aligned_alloc(page, static_cast<size_t>(bytes));
+  fiddler_segment* service = fiddler_segment_create(memory, 1, page, page, nonce, 1, 0);
+  fiddler_segment* caller = fiddler_segment_create(memory, 1, page, page, nonce, 0, 0);
+  Layer layer({2, 96, 6, 2, 32, 32, 70, true, false, false});
+  const int64_t rows = layer.s.rows, k = 3, count = rows * layer.s.hidden;
+  const Linear gate(9, layer.s.hidden, layer.numbers);
+  const fiddler_router router = {gate.product, k, FIDDLER_SOFTMAX, 0, 1, 1, 0.0f, 1.0f, nullptr, 1, 1};
+  std::vector<float> logits(static_cast<size_t>(rows * 9)), weights(static_cast<size_t>(rows * k));
+  std::vector<int32_t> ids(static_cast<size_t>(rows * k), -1);
+  layer.block.logits = logits.data();
+  layer.block.routing_weights = weights.data();
+  layer.block.expert_ids = ids.data();
+  fiddler_segment_request request = {};
+  request.sequence = 5;
+  request.rows = static_cast<uint32_t>(rows);
+  request.experts_per_row = k;
+  int32_t slot = -7;
+  const auto post = [&] { return fiddler_attend_and_post(pool, scalar_tier, &layer.block, caller, &request, &slot); };
+  expect(post() == FIDDLER_NULL_POINTER && slot == -7, "nothing is posted without a router");
+  layer.block.router = &router;
+  request.rows = 1;
+  expect(post() == FIDDLER_BAD_SIZE && slot == -7, "nothing is posted for other rows");
+  request.rows = static_cast<uint32_t>(rows);
+  expect(post() == FIDDLER_OK && slot == 0, "a message in the first slot", slot);
+  const auto* sent = static_cast<const unsigned char*>(fiddler_segment_payload(service, 0));
+  expect(std::memcmp(sent, layer.normed.data(), static_cast<size_t>(2 * count)) == 0, "the rows that were sent");
+  expect(std::memcmp(sent + 2 * count, ids.data(), ids.size() * 4) == 0, "the experts that were sent");
+  expect(post() == FIDDLER_OK && slot == -1, "no free slot", slot);
+
+  for (const bool is_spoiled : {false, true}) {
+    std::vector<Bf16> answer = layer.numbers.bf16(count), output(answer.size());
+    if (is_spoiled) fiddler::from_float(INFINITY, &answer.back());
+    fiddler_segment_response response = {};
+    response.sequence = request.sequence;
+    expect(fiddler_segment_answer(service, 0, &response, answer.data(), 2 * count) == FIDDLER_OK, "an answer");
+    int32_t is_finite = -1;
+    expect(fiddler_segment_join(caller, 0, request.sequence, 1.0, layer.residual.data(), output.data(), count, &response,
+                                &is_finite) == FIDDLER_SEGMENT_ANSWERED,
+           "an answer is joined");
+    expect(is_finite == !is_spoiled, "whether it is finite", is_spoiled);
+    const float sum = fiddler::to_float(&layer.residual[7]) + fiddler::to_float(&answer[7]);
+    const float due = is_spoiled ? fiddler::to_float(&answer[7]) : sum;
+    expect(std::abs(fiddler::to_float(&output[7]) - due) <= std::abs(due) / 128, "what is added", is_spoiled);
+    expect(post() == FIDDLER_OK && slot == 0, "the slot is free again", slot);
+  }
+  fiddler_segment_destroy(caller);
+  fiddler_segment_destroy(service);
+  std::free(memory);
+}
+
 void refuse_blocks(fiddler_pool* pool) {
   Layer good({2, 64, 4, 2, 16, 16, 9, true, false, false});
   const auto status = [&](auto change) {
@@ -243,6 +301,7 @@ int main() {
     expect(pool != nullptr, "a pool", threads);
     compute_blocks(pool);
     route_blocks(pool);
+    post_blocks(pool);
     refuse_blocks(pool);
     route(pool);
     fiddler_pool_destroy(pool);
