@@ -90,11 +90,11 @@ class RouterKernel:
             if corrections.shape != (gate.outputs,) or corrections.dtype is not torch.float32:
                 raise matrices.refusal("corrections", f"float32 [{gate.outputs}]", corrections)
             self._call.corrections = corrections.data_ptr()
-        self.kept = router, gate
+        self._kept = router, gate
         self._experts, self._inputs = int(gate.outputs), int(gate.inputs)
         self.k = router.k
         """Experts of a row."""
-        self.kernel = kernel
+        self._kernel = kernel
         self._tier = native.tiers().index(kernel.tier)
         self._route = native.load().fiddler_route
 
@@ -121,9 +121,9 @@ class RouterKernel:
             raise matrices.refusal("rows", f"bfloat16 [rows, {self._inputs}]", rows)
         number = len(rows)
         logits, weights, ids = self.room(number)
-        with self.kernel.lock:
+        with self._kernel.lock:
             status = self._route(
-                self.kernel.pool.handle,
+                self._kernel.pool.handle,
                 self._tier,
                 byref(self._call),
                 number,
